@@ -1,0 +1,175 @@
+"""All settings, in one place: environment variables ``FRUITS_*``, read once at the edge of each program."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from fruits.errors import FruitsError
+
+_SPLITS = "train|training|test|testing|val|valid|validation"
+DEFAULT_KEY_PATTERN = (
+    r"(?i)(?:.*?/)??(?:dt=(?P<date>\d{4}-\d{2}-\d{2})/(?:.*?/)??)?"
+    rf"(?:(?P<split>{_SPLITS})/)?(?P<label>(?!(?:{_SPLITS})/)[^/=]+)/(?P<file>[^/]+)"
+)
+
+
+class Settings(BaseSettings):
+    """Settings of the whole project; ``Settings.load()`` reads them and explains what is wrong with them."""
+
+    model_config = SettingsConfigDict(env_prefix="FRUITS_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    bucket: str = Field(default="fruits", min_length=3, description="S3 bucket that holds the photos.")
+    prefix: str = Field(default="", description="Only keys that start with this are photos of ours.")
+    key_pattern: str = Field(
+        default=DEFAULT_KEY_PATTERN,
+        description="Regular expression for a whole object key, with the named group `label` and, optionally, `split` "
+        "and `date` (YYYY-MM-DD).",
+    )
+    holdout_share: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Share of the photos held out for scoring where the key names no split; chosen by a hash of the key.",
+    )
+    labels: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="The labels that may occur, separated by commas. Empty: any label may.",
+    )
+
+    s3_endpoint: str | None = Field(default=None, description="URL of the S3 server; unset means AWS.")
+    s3_region: str = Field(default="us-east-1", description="Region of the S3 server.")
+
+    lake: str = Field(
+        description="Where tables, backbones, manifests and run documents live: `file:///folder` or `s3://bucket/prefix`."
+    )
+    catalog_uri: SecretStr = Field(
+        description="Database of the Iceberg catalog: `sqlite:////folder/catalog.db` or "
+        "`postgresql://user:password@host:5432/database`."
+    )
+    catalog_name: str = Field(
+        default="fruits",
+        description="Name of the catalog. It is part of every table's identity: another name shows an empty catalog.",
+    )
+    namespace: str = Field(default="fruits", pattern=r"^[a-z][a-z0-9_]*$", description="Iceberg namespace of the tables.")
+
+    backbone: str = Field(
+        default="efficientnet-lite0",
+        description="`efficientnet-lite0`, or the name of a `keras.applications` model such as `MobileNetV2`.",
+    )
+    weights: str = Field(
+        default="default",
+        description="`default` (the package's for efficientnet-lite0, `imagenet` for a Keras model), `imagenet`, `random`, "
+        "a path, or an `https://`, `s3://` or `file://` URI of a weights file.",
+    )
+
+    max_photo_bytes: int = Field(default=50_000_000, gt=0, description="Larger photos are quarantined, in bytes.")
+    max_photo_pixels: int = Field(default=100_000_000, gt=0, description="Photos with more pixels are quarantined.")
+    gets_in_flight: int = Field(default=16, ge=1, le=256, description="Concurrent GETs of each Spark core.")
+    photos_per_task: int = Field(default=64, ge=1, description="Photos that one Spark task featurizes.")
+
+    n_components: int | float = Field(
+        default=0.95,
+        description="Components of the PCA: a count (an integer), or the explained variance to reach (between 0 and 1).",
+    )
+    max_components: int = Field(
+        default=160, ge=1, description="Most components an explained variance target may choose."
+    )
+    refit_drift: float = Field(
+        default=0.05,
+        gt=0,
+        description="Refit when the share of variance that new photos leave unexplained exceeds the fit's by this much.",
+    )
+    refit_drift_rows: int = Field(default=50, ge=2, description="Fewest new photos that can show a drift.")
+    refit_growth: float = Field(
+        default=2.0, gt=1, description="Refit when the fit split has grown by this factor since the last fit."
+    )
+
+    min_explained_variance: float = Field(
+        default=0.6, ge=0, le=1, description="Gate: least explained variance of the PCA in use."
+    )
+    max_quarantined_share: float = Field(
+        default=0.2, ge=0, le=1, description="Gate: largest share of a run's photos that may be quarantined."
+    )
+    min_probe_ratio: float = Field(
+        default=0.9,
+        ge=0,
+        description="Gate: least accuracy of the linear probe on embeddings, as a share of its accuracy on features.",
+    )
+    probe_rows: int = Field(default=20_000, ge=100, description="Most photos the linear probe is fitted on.")
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the settings; ``overrides`` win over the environment.
+
+        Raises:
+            FruitsError: naming each variable that is missing or wrong, with what was expected.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            problems = "\n".join(f"  {_problem(detail)}" for detail in error.errors())
+            message = f"Settings are not usable; mend these environment variables (docs/configuration.md):\n{problems}"
+            raise FruitsError(message) from None
+
+    @field_validator("key_pattern")
+    @classmethod
+    def _names_a_label(cls, pattern: str) -> str:
+        try:
+            groups: Mapping[str, int] = re.compile(pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"expected a regular expression, but {error}") from None
+        if "label" not in groups:
+            raise ValueError("expected a named group for the label: (?P<label>...)")
+        return pattern
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        return tuple(label.strip() for label in value.split(",") if label.strip()) if isinstance(value, str) else value
+
+    @field_validator("lake")
+    @classmethod
+    def _lake_is_a_uri(cls, uri: str) -> str:
+        parts = urlsplit(uri)
+        if parts.scheme not in ("file", "s3") or (parts.scheme == "s3" and not parts.netloc):
+            raise ValueError("expected file:///folder or s3://bucket/prefix")
+        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+            raise ValueError("expected an absolute folder: file:///folder")
+        return uri.rstrip("/")
+
+    @field_validator("n_components")
+    @classmethod
+    def _count_or_share(cls, value: float) -> int | float:
+        if isinstance(value, float) and not 0 < value < 1:
+            if value == int(value) and value >= 1:
+                return int(value)
+            raise ValueError("expected a count (an integer of at least 1) or a share of variance between 0 and 1")
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected a count (an integer of at least 1) or a share of variance between 0 and 1")
+        return value
+
+    @property
+    def warehouse(self) -> str:
+        """URI of the folder that holds the tables' files."""
+        return f"{self.lake}/tables"
+
+    @property
+    def lake_kind(self) -> Literal["file", "s3"]:
+        """``file`` or ``s3``."""
+        return "s3" if self.lake.startswith("s3://") else "file"
+
+
+def _problem(detail: Mapping[str, Any]) -> str:
+    """One line for one invalid setting: the variable, what is wrong, what it is for."""
+    name = str(detail["loc"][0]) if detail["loc"] else "settings"
+    field = Settings.model_fields.get(name)
+    variable = f"FRUITS_{name.upper()}"
+    purpose = field.description if field else ""
+    if detail["type"] == "missing":
+        return f"{variable} is not set. {purpose}"
+    shown = "" if name == "catalog_uri" else f" is {detail.get('input')!r}:"
+    return f"{variable}{shown} {detail['msg'].removeprefix('Value error, ')}. {purpose}"
