@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -55,6 +56,12 @@ class Settings(BaseSettings):
         description="Name of the catalog. It is part of every table's identity: another name shows an empty catalog.",
     )
     namespace: str = Field(default="fruits", pattern=r"^[a-z][a-z0-9_]*$", description="Iceberg namespace of the tables.")
+
+    jobs_env: Path = Field(
+        default=Path(__file__).parents[1] / ".venvs" / "jobs",
+        description="Virtual environment of the Spark jobs: spark-submit and TensorFlow are run from there.",
+    )
+    spark_driver_memory: str = Field(default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver.")
 
     backbone: str = Field(
         default="efficientnet-lite0",

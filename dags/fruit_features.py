@@ -1,0 +1,215 @@
+"""### Fruit features: from photos in the bucket to published tables
+
+Featurizes what is new, changed or gone in the bucket, keeps the PCA current, checks the result and publishes it.
+Readers see all of a run or nothing of it.
+
+| task | what it does |
+|---|---|
+| `prepare` | resolves what the run covers; checks bucket, catalog and backbone (builds the backbone the first time, half a minute) |
+| `wait_for_images` | waits, deferred, until there is an object under the prefix |
+| `uploads_settled` | waits, deferred, until no upload came in for `settle_seconds` |
+| `plan` | compares the bucket with the published tables by key and ETag; nothing to do skips the rest |
+| `featurize` | Spark: photos to feature vectors; unreadable photos go to `quarantine` with a reason |
+| `pca` | Spark: running statistics, refit when needed, embeddings |
+| `validate` | Spark: the gates; a required gate that fails makes the run red and nothing is published |
+| `publish` | one atomic commit to `publications`, then `main` of every table follows |
+
+**When it runs.** Every hour it sweeps the whole prefix. A run started by hand does the same, with the params below. A
+backfill covers the photos of its data interval only (by the date in the key, `dt=2026-11-20/`, else by LastModified).
+
+**Rerun, retry, clear.** All harmless: a task starts its run's branch again from where the plan found the tables, and
+publishing twice changes nothing. Clear from `plan` to look at the bucket again.
+
+**When it is red.** The failed task's last log line says what to do. A bad photo never makes a run red: look in the table
+`quarantine`. A conflict in `publish` means that another run published meanwhile: clear from `plan`.
+
+Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by stage, versions, errors.
+"""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from fruits_operators import PhotosPresentSensor, SparkJobOperator, UploadsSettledSensor, mendable_errors
+
+from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param, get_current_context, task
+
+SPARK_JOBS = Path(__file__).parents[1] / "spark_jobs"
+EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
+
+PARAMS = {
+    "prefix": Param(
+        None,
+        type=["null", "string"],
+        title="Prefix",
+        description="Only keys that start with this, such as `Training/`. Empty: FRUITS_PREFIX.",
+    ),
+    "keys": Param(
+        [],
+        type="array",
+        items={"type": "string"},
+        title="Keys",
+        description="Only these object keys, one a line. Empty: all under the prefix.",
+    ),
+    "mode": Param(
+        "auto",
+        type="string",
+        enum=["auto", "reconcile", "interval", "rebuild"],
+        title="Mode",
+        description="`auto`: a backfill covers its interval, any other run reconciles everything. `rebuild` featurizes "
+        "every photo again.",
+    ),
+    "backbone": Param(
+        None,
+        type=["null", "string"],
+        title="Backbone",
+        description="`efficientnet-lite0` or a `keras.applications` model such as `MobileNetV2`. Empty: FRUITS_BACKBONE.",
+    ),
+    "weights": Param(
+        None,
+        type=["null", "string"],
+        title="Weights",
+        description="`default`, `imagenet`, a path or a URI. Empty: FRUITS_WEIGHTS.",
+    ),
+    "n_components": Param(
+        None,
+        type=["null", "number"],
+        exclusiveMinimum=0,
+        title="PCA components",
+        description="A count such as 128, or a share of variance such as 0.95. Empty: FRUITS_N_COMPONENTS.",
+    ),
+    "refit": Param(
+        "auto",
+        type="string",
+        enum=["auto", "always", "never"],
+        title="Refit the PCA",
+        description="`auto`: when there is none, new photos drift, or the photos have doubled since the last fit.",
+    ),
+    "limit": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        title="Limit",
+        description="At most this many photos in this run, the oldest first; the rest is reported as pending.",
+    ),
+    "retry_quarantined": Param(
+        False, type="boolean", title="Retry quarantined", description="Read photos in quarantine again."
+    ),
+    "dry_run": Param(False, type="boolean", title="Dry run", description="Plan, log what would be done, and stop."),
+    "settle_seconds": Param(
+        60,
+        type="integer",
+        minimum=0,
+        maximum=86_400,
+        title="Settle time (s)",
+        description="Photos are planned when no upload came in for this long.",
+    ),
+    "sensor_timeout": Param(
+        3_600,
+        type="integer",
+        minimum=1,
+        maximum=604_800,
+        title="Sensor time-out (s)",
+        description="How long to wait for photos to come, and to settle.",
+    ),
+}
+
+
+def settings_of(prepared: dict[str, Any]) -> Any:
+    """The settings with the backbone that this run was asked for."""
+    from fruits.settings import Settings
+
+    return Settings.load(backbone=prepared["request"]["backbone"], weights=prepared["request"]["weights"])
+
+
+@task
+def prepare() -> dict[str, Any]:
+    """Resolve what the run covers, and check that everything it needs is there."""
+    from fruits.chain import prepare as prepare_run
+    from fruits.planning import resolve_request
+    from fruits.settings import Settings
+
+    context = get_current_context()
+    run = context["dag_run"]
+    interval = (run.data_interval_start, run.data_interval_end)
+    with mendable_errors():
+        settings = Settings.load()
+        request = resolve_request(
+            context["params"],
+            settings,
+            run_type=str(run.run_type),
+            data_interval=interval if all(interval) else None,  # type: ignore[arg-type]
+        )
+        prepared = {"bucket": settings.bucket, "request": request.to_document()}
+        card = prepare_run(settings_of(prepared), request)
+    return {**prepared, "card": card.to_document()}
+
+
+@task.short_circuit
+def plan(prepared: dict[str, Any]) -> str:
+    """Write the manifest; returns the run's folder in the lake, or nothing when there is nothing to do."""
+    from fruits.backbones.card import Card
+    from fruits.chain import plan_run
+    from fruits.planning import RunRequest
+
+    context = get_current_context()
+    with mendable_errors():
+        request = RunRequest.from_document(prepared["request"])
+        planned = plan_run(settings_of(prepared), request, Card.from_document(prepared["card"]), context["run_id"])
+    context["ti"].xcom_push("counts", planned["counts"])
+    return planned["slug"] if planned["work"] and not request.dry_run else ""
+
+
+@task(outlets=[EMBEDDINGS])
+def publish(run: str) -> dict[str, Any]:
+    """Make the run the current publication."""
+    from fruits.chain import publish_run
+    from fruits.settings import Settings
+
+    with mendable_errors():
+        published = publish_run(Settings.load(), run)
+    return {"publication_id": published.publication_id, "counts": dict(published.counts or {})}
+
+
+with DAG(
+    dag_id="fruit_features",
+    description="Photos in S3 to published image features and embeddings",
+    doc_md=__doc__,
+    schedule=CronDataIntervalTimetable("0 * * * *", timezone="UTC"),
+    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's zone
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    tags=["fruits", "features"],
+    render_template_as_native_obj=False,
+    default_args={
+        "owner": "fruits",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": True,
+        "max_retry_delay": timedelta(minutes=10),
+        "execution_timeout": timedelta(hours=12),
+    },
+) as dag:
+    PREFIX = "{{ ti.xcom_pull(task_ids='prepare')['request']['prefix'] }}"
+    BUCKET = "{{ ti.xcom_pull(task_ids='prepare')['bucket'] }}"
+
+    prepared = prepare()
+    wait_for_images = PhotosPresentSensor(
+        task_id="wait_for_images",
+        bucket_name=BUCKET,
+        bucket_key=f"{PREFIX}*",
+        wildcard_match=True,
+        deferrable=True,
+        poke_interval=15,
+    )
+    uploads_settled = UploadsSettledSensor(
+        task_id="uploads_settled", bucket_name=BUCKET, prefix=PREFIX, deferrable=True
+    )
+    planned = plan(prepared)
+    featurize, pca, validate = (
+        SparkJobOperator(task_id=job, job=job, application=str(SPARK_JOBS / f"{job}.py"), run=str(planned))
+        for job in ("featurize", "pca", "validate")
+    )
+    prepared >> wait_for_images >> uploads_settled >> planned
+    planned >> featurize >> pca >> validate >> publish(planned)

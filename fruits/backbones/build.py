@@ -1,0 +1,224 @@
+"""Build a backbone with TensorFlow: a Keras network with its weights becomes a flatbuffer and a card.
+
+Only this side needs TensorFlow, once for each backbone; executors run the flatbuffer (:mod:`fruits.backbones.runtime`).
+"""
+
+import difflib
+import inspect
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from fruits.backbones import efficientnet_lite
+from fruits.backbones.card import Card, Preprocessing, model_id, sha256
+from fruits.backbones.weights import IMAGENET, RANDOM, WeightsFile, named
+from fruits.errors import FruitsError
+
+_SEED = 20151208
+_DOWNLOAD_TIMEOUT_SECONDS = 60
+_FILE_LICENCE = "that of the weights file"
+_RANDOM_LICENCE = "none: seeded random numbers"
+_KERAS_LICENCE = "that of the model's authors: https://keras.io/api/applications/"
+_KERAS_SUFFIXES = (".weights.h5", ".h5", ".keras")
+# keras.applications tells the size a network was trained at only to networks with a classifier on top.
+_DEFAULT_SIZE = 224
+_INPUT_SIZES = {
+    "EfficientNetB1": 240,
+    "EfficientNetB2": 260,
+    "EfficientNetB3": 300,
+    "EfficientNetB4": 380,
+    "EfficientNetB5": 456,
+    "EfficientNetB6": 528,
+    "EfficientNetB7": 600,
+    "EfficientNetV2B1": 240,
+    "EfficientNetV2B2": 260,
+    "EfficientNetV2B3": 300,
+    "EfficientNetV2S": 384,
+    "EfficientNetV2M": 480,
+    "EfficientNetV2L": 480,
+    "InceptionResNetV2": 299,
+    "InceptionV3": 299,
+    "NASNetLarge": 331,
+    "Xception": 299,
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A Keras network before its conversion.
+
+    Attributes:
+        backbone: Name of the architecture, spelled as its authors do.
+        model: Keras model from scaled pixels ``(n, height, width, 3)`` to pooled features ``(n, d)``.
+        scale: Maps float32 RGB 0..255 to what ``model`` takes, as tensors.
+        preprocessing: How a photo becomes the input.
+        weights: Where the weights came from.
+        weights_sha256: Hash of the weights file; None where there is none, or where Keras downloaded and checked it.
+        licence: Licence of the weights.
+    """
+
+    backbone: str
+    model: Any
+    scale: Callable[[Any], Any]
+    preprocessing: Preprocessing
+    weights: str
+    weights_sha256: str | None
+    licence: str
+
+    def features(self, pixels: Any) -> Any:
+        """Features ``(n, d)`` float32 of RGB pixels 0..255 ``(n, height, width, 3)``, by TensorFlow."""
+        import tensorflow as tf
+
+        return self.model(self.scale(tf.cast(pixels, tf.float32)), training=False)
+
+
+def build(name: str, weights: str | WeightsFile) -> tuple[Card, bytes]:
+    """The card and the flatbuffer of a backbone; the same weights give the same bytes.
+
+    Args:
+        name: ``efficientnet-lite0`` or a model of ``keras.applications``, in any case.
+        weights: ``imagenet`` or ``default`` (the same), ``random`` (seeded), or a weights file.
+
+    Raises:
+        FruitsError: when there is no such backbone, or the weights are not to be had or do not fit.
+        ValueError: when ``weights`` is another name.
+    """
+    network = load_network(name, weights)
+    flatbuffer = convert(network)
+    card = Card(
+        model_id=model_id(network.backbone, flatbuffer, network.preprocessing),
+        backbone=network.backbone,
+        weights=network.weights,
+        weights_sha256=network.weights_sha256,
+        preprocessing=network.preprocessing,
+        feature_width=int(network.model.output_shape[-1]),
+        flatbuffer_sha256=sha256(flatbuffer),
+        flatbuffer_bytes=len(flatbuffer),
+        licence=network.licence,
+        built_with={"keras": version("keras"), "tensorflow": _tensorflow_version()},
+    )
+    return card, flatbuffer
+
+
+def load_network(name: str, weights: str | WeightsFile) -> Network:
+    """The Keras network of :func:`build`, before its conversion; same arguments, same errors."""
+    import keras
+
+    known = weights if isinstance(weights, WeightsFile) else named(weights)
+    if known is None:
+        raise ValueError(f"expected default, imagenet, random or a WeightsFile, got {weights!r}")
+    # Layers and variables are named by a global counter, and the flatbuffer keeps some of those names.
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(_SEED)
+    if name.lower() == efficientnet_lite.NAME:
+        return _efficientnet_lite(known)
+    return _keras_application(name, known)
+
+
+def convert(network: Network) -> bytes:
+    """The fp32 flatbuffer: RGB 0..255, uint8 ``(1, height, width, 3)``, to features, float32 ``(1, d)``."""
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    size = network.preprocessing
+    pixels = tf.TensorSpec((1, size.height, size.width, 3), tf.uint8, name="pixels")
+    function = tf.function(network.features, input_signature=[pixels]).get_concrete_function()
+    frozen = convert_variables_to_constants_v2(function)
+    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert())
+
+
+def _efficientnet_lite(weights: str | WeightsFile) -> Network:
+    model = efficientnet_lite.keras_model()
+    source, digest, licence = RANDOM, None, _RANDOM_LICENCE
+    if isinstance(weights, WeightsFile):
+        efficientnet_lite.load_checkpoint(model, weights.path)
+        source, digest, licence = weights.source, weights.sha256, _FILE_LICENCE
+    elif weights == IMAGENET:
+        path = efficientnet_lite.checkpoint_path()
+        efficientnet_lite.load_checkpoint(model, path)
+        source, digest, licence = path.name, sha256(path.read_bytes()), efficientnet_lite.LICENCE
+    preprocessing = efficientnet_lite.PREPROCESSING
+    return Network(efficientnet_lite.NAME, model, efficientnet_lite.scale, preprocessing, source, digest, licence)
+
+
+def _keras_application(name: str, weights: str | WeightsFile) -> Network:
+    constructor = _constructor(name)
+    backbone = constructor.__name__
+    size = _INPUT_SIZES.get(backbone, _DEFAULT_SIZE)
+    options = {"include_top": False, "pooling": "avg", "input_shape": (size, size, 3)}
+    source, digest, licence = RANDOM, None, _RANDOM_LICENCE
+    if isinstance(weights, WeightsFile):
+        model = constructor(weights=None, **options)
+        _load_keras_weights(model, backbone, weights)
+        source, digest, licence = weights.source, weights.sha256, _FILE_LICENCE
+    elif weights == IMAGENET:
+        with _explained_download(backbone):
+            model = constructor(weights="imagenet", **options)
+        source, licence = IMAGENET, _KERAS_LICENCE
+    else:
+        model = constructor(weights=None, **options)
+    preprocessing = Preprocessing(height=size, width=size, resample="bilinear", crop_share=None)
+    return Network(backbone, model, _scale(constructor), preprocessing, source, digest, licence)
+
+
+def _constructor(name: str) -> Callable[..., Any]:
+    """The function of ``keras.applications`` called ``name``, in any case."""
+    import keras
+
+    constructors = {key: value for key, value in vars(keras.applications).items() if inspect.isfunction(value)}
+    by_lower_case = {key.lower(): value for key, value in constructors.items()}
+    if name.lower() in by_lower_case:
+        return by_lower_case[name.lower()]
+    known = {key.lower(): key for key in (efficientnet_lite.NAME, *sorted(constructors))}
+    close = [known[match] for match in difflib.get_close_matches(name.lower(), known, n=3)]
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise FruitsError(f"FRUITS_BACKBONE {name}: no such backbone; {hint}Expected one of: {', '.join(known.values())}.")
+
+
+def _scale(constructor: Callable[..., Any]) -> Callable[[Any], Any]:
+    """The function that scales pixels for the networks of the constructor's module."""
+    scale: Callable[[Any], Any] = vars(inspect.getmodule(constructor))["preprocess_input"]
+    return scale
+
+
+def _load_keras_weights(model: Any, backbone: str, weights: WeightsFile) -> None:
+    if not weights.path.name.endswith(_KERAS_SUFFIXES):
+        raise FruitsError(
+            f"FRUITS_WEIGHTS {weights.source}: expected the weights of {backbone} in a file that ends with "
+            f"{', '.join(_KERAS_SUFFIXES)}."
+        )
+    try:
+        model.load_weights(weights.path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise FruitsError(
+            f"FRUITS_WEIGHTS {weights.source}: does not hold the weights of {backbone} without its classifier "
+            f"(include_top=False, alpha 1, saved by Keras): {detail}. Give a file that was saved from this model, "
+            "or set FRUITS_BACKBONE to the model that the file was saved from."
+        ) from error
+
+
+@contextmanager
+def _explained_download(backbone: str) -> Iterator[None]:
+    """Keras downloads without a time limit and raises a bare ``Exception``."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        yield
+    except Exception as error:
+        raise FruitsError(
+            f"FRUITS_WEIGHTS imagenet: Keras could not download the weights of {backbone} "
+            f"({' '.join(str(error).split())[:300]}). Without a network, set FRUITS_WEIGHTS to the path of a "
+            f"no-top weights file, or FRUITS_BACKBONE to {efficientnet_lite.NAME}, whose weights are installed."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _tensorflow_version() -> str:
+    import tensorflow as tf
+
+    return str(tf.__version__)

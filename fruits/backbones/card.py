@@ -1,0 +1,109 @@
+"""What identifies a backbone: its preprocessing, its flatbuffer, and the card that travels with them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, get_args
+
+from fruits.errors import FruitsError
+
+Resample = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a decoded RGB photo becomes the network's input, uint8 of shape ``(height, width, 3)``.
+
+    Scaling the pixels is not part of it: the flatbuffer takes 0..255.
+
+    Attributes:
+        height: Rows of the input.
+        width: Columns of the input.
+        resample: Filter of the resize.
+        crop_share: Side of the centred square that is cut out before the resize, as a share of the photo's shorter
+            side, in (0, 1]. None squashes the whole photo to the size, whatever its aspect ratio.
+    """
+
+    height: int
+    width: int
+    resample: Resample = "bilinear"
+    crop_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"expected a positive input size, got {self.height} x {self.width}")
+        if self.resample not in get_args(Resample):
+            raise ValueError(f"expected a resample of {get_args(Resample)}, got {self.resample!r}")
+        if self.crop_share is not None and not 0 < self.crop_share <= 1:
+            raise ValueError(f"expected a crop_share in (0, 1] or None, got {self.crop_share}")
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything there is to know about one feature function.
+
+    Attributes:
+        model_id: Identity of the feature function: the backbone's slug and a hash of flatbuffer and preprocessing.
+        backbone: Name of the architecture, such as ``efficientnet-lite0`` or ``MobileNetV2``.
+        weights: Where the weights came from, in words a person can follow.
+        weights_sha256: Hash of the weights file; None for seeded random weights, which have no file.
+        preprocessing: How a photo becomes the input.
+        feature_width: Length ``d`` of a feature vector.
+        flatbuffer_sha256: Hash of the flatbuffer.
+        flatbuffer_bytes: Size of the flatbuffer.
+        licence: Licence of the weights, or what is known of it.
+        built_with: Versions of the software that built the flatbuffer.
+    """
+
+    model_id: str
+    backbone: str
+    weights: str
+    weights_sha256: str | None
+    preprocessing: Preprocessing
+    feature_width: int
+    flatbuffer_sha256: str
+    flatbuffer_bytes: int
+    licence: str
+    built_with: Mapping[str, str]
+
+    def to_document(self) -> dict[str, Any]:
+        """The card as a JSON-serialisable dictionary."""
+        return asdict(self) | {"built_with": dict(self.built_with)}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """The card that :meth:`to_document` wrote.
+
+        Raises:
+            FruitsError: when a field is missing, unknown or out of range.
+        """
+        try:
+            return cls(**{**document, "preprocessing": Preprocessing(**document["preprocessing"])})
+        except (KeyError, TypeError, ValueError) as error:
+            name = document.get("model_id", "without model_id")
+            raise FruitsError(
+                f"Backbone card {name}: not a card this version understands ({error}); "
+                "delete the backbone's folder and its registry entry from the lake and stage it again."
+            ) from error
+
+
+def slug(name: str) -> str:
+    """``name`` in lower case, with runs of anything but letters, digits and hyphens replaced by one hyphen."""
+    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+
+
+def sha256(data: bytes) -> str:
+    """Hash of ``data``, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def model_id(backbone: str, flatbuffer: bytes, preprocessing: Preprocessing) -> str:
+    """Identity of the feature function that ``flatbuffer`` computes after ``preprocessing``.
+
+    Two builds have the same identity exactly when they have the same bytes and the same preprocessing.
+    """
+    canonical = json.dumps(asdict(preprocessing), sort_keys=True, separators=(",", ":")).encode()
+    digest = hashlib.sha256(hashlib.sha256(flatbuffer).digest() + canonical).hexdigest()
+    return f"{slug(backbone)}-{digest[:12]}"

@@ -1,0 +1,156 @@
+"""Stage the backbone of the settings into the lake, where executors find it: ``python -m fruits.backbones.stage``.
+
+A backbone is two immutable files, ``models/<model_id>/model.tflite`` and ``card.json``; a registry entry,
+``models/registry/<backbone>-<hash of its weights' identity>.json``, names the ``model_id`` that was built for these
+settings. The entry is written last: what a reader finds is complete. Deleting an entry makes the next run build again.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from urllib.parse import urlsplit
+
+from obstore.exceptions import BaseError
+
+from fruits.backbones.card import Card, sha256, slug
+from fruits.backbones.runtime import Backbone
+from fruits.backbones.weights import identity, opened
+from fruits.errors import ExitCode, FruitsError
+from fruits.settings import Settings
+from fruits.stores import exists, explain, lake_store, read_bytes, read_json, write_bytes, write_json
+
+
+def staged_card(settings: Settings) -> Card | None:
+    """The card of the backbone of the settings, None when it is not in the lake yet. Needs no TensorFlow.
+
+    Raises:
+        FruitsError: when the settings name a weights file that does not exist.
+    """
+    store = lake_store(settings, "models")
+    try:
+        entry = read_json(store, _registry_path(settings))
+        return Card.from_document(read_json(store, f"{entry['model_id']}/card.json"))
+    except FileNotFoundError:
+        return None
+
+
+def stage(settings: Settings) -> Card:
+    """The card of the backbone of the settings, built and written to the lake when it is not there yet.
+
+    Raises:
+        FruitsError: when there is no such backbone, or its weights are not to be had or do not fit.
+    """
+    if (card := staged_card(settings)) is not None:
+        return card
+    from fruits.backbones.build import build
+
+    registry_path = _registry_path(settings)
+    with opened(settings) as weights:
+        card, flatbuffer = build(settings.backbone, weights)
+    store = lake_store(settings, "models")
+    card_path = f"{card.model_id}/card.json"
+    if exists(store, card_path):  # the same weights from another place
+        card = Card.from_document(read_json(store, card_path))
+    else:
+        write_bytes(store, f"{card.model_id}/model.tflite", flatbuffer)
+        write_json(store, card_path, card.to_document())
+    write_json(store, registry_path, {"model_id": card.model_id, "backbone": card.backbone, "weights": card.weights})
+    return card
+
+
+def load_backbone(settings: Settings, model_id: str) -> Backbone:
+    """The staged backbone ``model_id``, verified against its card and ready to run.
+
+    Raises:
+        FruitsError: when it is not in the lake, or is not what its card says.
+    """
+    store = lake_store(settings, "models")
+    try:
+        card = Card.from_document(read_json(store, f"{model_id}/card.json"))
+        flatbuffer = read_bytes(store, f"{model_id}/model.tflite")
+    except FileNotFoundError:
+        raise FruitsError(
+            f"Backbone {model_id}: not in {settings.lake}/models; expected model.tflite and card.json there. "
+            "Stage it: python -m fruits.backbones.stage"
+        ) from None
+    if card.model_id != model_id:
+        raise FruitsError(f"Backbone {model_id}: its card in {settings.lake}/models is that of {card.model_id}.")
+    return Backbone(card, flatbuffer)
+
+
+@cache
+def load_backbone_once(settings: Settings, model_id: str) -> Backbone:
+    """The same, kept for the life of the process: an executor's Python worker runs many tasks."""
+    return load_backbone(settings, model_id)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Stage the backbone of the settings and print its card as one line of JSON."""
+    argparse.ArgumentParser(
+        prog="python -m fruits.backbones.stage",
+        description="Build the backbone of FRUITS_BACKBONE and FRUITS_WEIGHTS into the lake unless it is there, and "
+        "print its card as one line of JSON.",
+    ).parse_args(argv)
+    try:
+        settings = Settings.load()
+        with _quiet(), _explained(settings):
+            card = stage(settings)
+    except FruitsError as error:
+        print(error, file=sys.stderr)  # noqa: T201 the command's output
+        return error.exit_code
+    print(json.dumps(card.to_document(), ensure_ascii=False))  # noqa: T201 the command's output
+    return ExitCode.OK
+
+
+def _registry_path(settings: Settings) -> str:
+    return f"registry/{slug(settings.backbone)}-{sha256(identity(settings).encode())[:16]}.json"
+
+
+@contextmanager
+def _explained(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        if settings.lake_kind == "file":
+            raise FruitsError(f"FRUITS_LAKE {settings.lake}: {error}") from error
+        raise explain(error, settings, urlsplit(settings.lake).netloc) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TensorFlow's notes and Keras' progress bars off the terminal; a defect's log is shown after all.
+
+    They come from C++ as well, hence the file descriptors.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as log:
+        saved = os.dup(1), os.dup(2)
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+        failed = True
+        try:
+            yield
+            failed = False
+        except FruitsError:
+            failed = False
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, descriptor)
+                os.close(original)
+            if failed:
+                log.seek(0)
+                sys.stderr.write(log.read().decode(errors="replace"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

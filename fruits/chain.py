@@ -1,0 +1,161 @@
+"""The tasks of the chain that need no JVM: prepare, plan, publish. The DAG only wires them."""
+
+import logging
+import os
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+from fruits.backbones.card import Card
+from fruits.backbones.stage import staged_card
+from fruits.errors import FruitsError
+from fruits.gates import Gate, failed
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, current_base, publication_id, publish, run_head
+from fruits.lake.schemas import DATA_TABLES
+from fruits.listing import list_objects
+from fruits.manifest import write_manifest
+from fruits.planning import Action, KeyRules, KnownObject, Plan, RunRequest, make_plan, run_slug
+from fruits.runs import read_documents, run_document, run_store
+from fruits.settings import Settings
+from fruits.stores import read_json
+
+log = logging.getLogger("fruits")
+
+_MOST_LISTED = 20
+
+
+def prepare(settings: Settings, request: RunRequest) -> Card:
+    """Check that bucket, catalog and backbone are there; build the backbone when it is not staged yet.
+
+    The build runs in the jobs environment, because TensorFlow lives there.
+
+    Raises:
+        FruitsError: saying what is missing and what to do.
+    """
+    next(islice(list_objects(settings, request.prefix), 1), None)
+    Lake.open(settings)
+    card = staged_card(settings)
+    if card is None:
+        log.info("backbone %s with weights %s is not staged yet; building it, about half a minute", settings.backbone, settings.weights)
+        _stage(settings)
+        card = staged_card(settings)
+    if card is None:
+        raise FruitsError(f"backbone {settings.backbone}: staged, but not found in {settings.lake}/models afterwards")
+    log.info("backbone %s: %d features, %s", card.model_id, card.feature_width, card.weights)
+    return card
+
+
+def _stage(settings: Settings) -> None:
+    jobs_python = settings.jobs_env / "bin" / "python"
+    if not jobs_python.is_file():
+        raise FruitsError(f"jobs environment: no Python at {jobs_python}; run `make setup`, or set FRUITS_JOBS_ENV")
+    chosen = {"FRUITS_BACKBONE": settings.backbone, "FRUITS_WEIGHTS": settings.weights}
+    command = [str(jobs_python), "-m", "fruits.backbones.stage"]
+    done = subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise FruitsError(done.stderr.strip() or f"{' '.join(command)} failed with exit code {done.returncode}")
+
+
+def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -> dict[str, Any]:
+    """Reconcile bucket and tables and write the run's manifest and plan document; returns the document.
+
+    Raises:
+        FruitsError: when there is nothing at all under the prefix, or the bucket cannot be listed.
+    """
+    slug = run_slug(run_id)
+    with run_document(settings, "plan", run_id, slug) as document:
+        lake = Lake.open(settings)
+        base = current_base(lake)
+        with document.stage("known"):
+            known = known_objects(lake, base.publication.snapshots, card.model_id)
+        with document.stage("list"):
+            listed = list(list_objects(settings, request.prefix))
+        if not listed and not known:
+            raise FruitsError(
+                f"s3://{settings.bucket}/{request.prefix}: no objects there; upload photos as "
+                "[Training|Test]/<label>/<file>, or correct the prefix"
+            )
+        with document.stage("plan"):
+            plan = make_plan(listed, known, KeyRules.of(settings), request)
+            write_manifest(run_store(settings, slug), plan.entries)
+        document.record(
+            slug=slug,
+            request=request.to_document(),
+            model_id=card.model_id,
+            card=card.to_document(),
+            base=base.to_document(),
+            known_rows=len(known),
+            counts=_counts(plan),
+            work=bool(plan.entries),
+        )
+    _log_plan(plan, request)
+    return document.content
+
+
+def known_objects(lake: Lake, snapshots: Mapping[Any, int], model_id: str) -> dict[str, KnownObject]:
+    """What the published tables hold under a backbone, by key."""
+    columns = ("key", "etag", "last_modified")
+    features = lake.read("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
+    quarantine = lake.read("quarantine", snapshots["quarantine"], (*columns, "reason"), model_id=model_id)
+    return {
+        row.pop("key"): KnownObject(**row)
+        for table in (features, quarantine)
+        for batch in table.to_batches()
+        for row in batch.to_pylist()
+    }
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    return {**{action.value: plan.counts[action] for action in Action}, "pending": len(plan.pending)}
+
+
+def _log_plan(plan: Plan, request: RunRequest) -> None:
+    log.info("plan: %s", ", ".join(f"{count} {name}" for name, count in _counts(plan).items()))
+    if request.dry_run:
+        for entry in plan.entries[:_MOST_LISTED]:
+            log.info("would %s %s%s", entry.action, entry.key, f" (quarantine: {entry.rejection})" if entry.rejection else "")
+        if len(plan.entries) > _MOST_LISTED:
+            log.info("... and %d more", len(plan.entries) - _MOST_LISTED)
+
+
+def publish_run(settings: Settings, slug: str) -> Publication:
+    """Publish what the run left on its branches; publishing it again changes nothing.
+
+    Raises:
+        ConflictError: when another run published since this one was planned.
+    """
+    plan = read_json(run_store(settings, slug), "plan.json")
+    documents = read_documents(settings, slug)
+    with run_document(settings, "publish", plan["run_id"], slug) as document:
+        lake = Lake.open(settings)
+        snapshots = {name: run_head(lake, name, slug, plan["base"]) for name in DATA_TABLES}
+        sequence = int(plan["base"]["sequence"]) + 1
+        validated = documents["validate"]
+        quarantined = sum(validated["quarantine"].values())
+        wanted = Publication(
+            sequence=sequence,
+            snapshots=snapshots,
+            publication_id=publication_id(sequence, snapshots),
+            run_id=plan["run_id"],
+            published_at=datetime.now(UTC),
+            model_id=plan["model_id"],
+            pca_id=documents["pca"]["pca_id"],
+            counts={**plan["counts"], "features": validated["features"], "quarantine": quarantined},
+            probe_raw=validated["probe"]["raw"],
+            probe_embedded=validated["probe"]["embedded"],
+            gates=_gates(validated),
+        )
+        published = publish(lake, plan["base"], slug, wanted)
+        document.record(publication_id=published.publication_id, sequence=published.sequence, snapshots=dict(published.snapshots))
+    log.info("published %s: %s", published.publication_id, dict(published.counts or {}))
+    return published
+
+
+def _gates(validated: Mapping[str, Any]) -> tuple[Gate, ...]:
+    gates = tuple(Gate(**gate) for gate in validated["gates"])
+    if broken := failed(gates):
+        raise FruitsError(f"gates {', '.join(gate.name for gate in broken)} failed: this run may not be published")
+    return gates

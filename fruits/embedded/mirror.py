@@ -1,0 +1,66 @@
+"""Mirror a folder of photos into the bucket: what is new, changed or gone in the folder is so in the bucket."""
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+
+from fruits.errors import FruitsError
+from fruits.listing import list_objects
+from fruits.settings import Settings
+from fruits.stores import photo_store
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"})
+_THREADS = 16
+_ONE_PART = 1024 * 1024 * 1024  # one PUT each, so that the ETag is the content's MD5
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """How many objects were uploaded (new or changed), removed and left as they were, and which files are no photos."""
+
+    uploaded: int
+    removed: int
+    unchanged: int
+    skipped: tuple[str, ...]
+
+
+def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None]) -> Mirrored:
+    """Make the bucket's prefix hold exactly the photos of ``folder``; ``report`` is told (done, total) uploads.
+
+    Raises:
+        FruitsError: when the folder does not exist or holds no photo at all: an empty folder would empty the bucket.
+    """
+    if not folder.is_dir():
+        raise FruitsError(f"{folder}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    photos = {f"{settings.prefix}{name}": path for name, path in files.items() if path.suffix.lower() in SUFFIXES}
+    skipped = tuple(name for name, path in files.items() if path.suffix.lower() not in SUFFIXES)
+    if not photos:
+        raise FruitsError(
+            f"{folder}: no photos in it ({len(files)} other files); expected files such as <label>/<file>.jpg, "
+            f"of {', '.join(sorted(SUFFIXES))}"
+        )
+    there = {item.key: item for item in list_objects(settings, settings.prefix)}
+    store = photo_store(settings)
+
+    def upload(key: str) -> bool:
+        data = photos[key].read_bytes()
+        known = there.get(key)
+        if known and known.size == len(data) and known.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            return False
+        obstore.put(store, key, data, use_multipart=False, max_concurrency=1, chunk_size=_ONE_PART)
+        return True
+
+    uploaded = 0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for done, was_uploaded in enumerate(pool.map(upload, photos), start=1):
+            uploaded += was_uploaded
+            report(done, len(photos))
+    gone = [key for key in there if key not in photos]
+    if gone:
+        obstore.delete(store, gone)
+    return Mirrored(uploaded, len(gone), len(photos) - uploaded, skipped)

@@ -1,0 +1,224 @@
+"""SeaweedFS as S3, SQLite as catalog and the settings that point at them, all under one data folder."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fruits.errors import FruitsError
+
+BUCKET = "fruits"
+REGION = "us-east-1"
+
+_PORTS = {
+    "s3": "-s3.port", "s3_grpc": "-s3.port.grpc",
+    "master": "-master.port", "master_grpc": "-master.port.grpc",
+    "volume": "-volume.port", "volume_grpc": "-volume.port.grpc",
+    "filer": "-filer.port", "filer_grpc": "-filer.port.grpc",
+    "admin": "-admin.port", "admin_grpc": "-admin.port.grpc",
+}  # fmt: skip
+_START_SECONDS = 60
+_STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running embedded stack; ``environment`` points every program of ours at it."""
+
+    data: Path
+    endpoint: str
+    access_key: str
+    secret_key: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Settings of the stack as environment variables; what the person has set wins."""
+        defaults = {
+            "FRUITS_BUCKET": BUCKET,
+            "FRUITS_LAKE": f"file://{self.data / 'lake'}",
+            "FRUITS_CATALOG_URI": f"sqlite:///{self.data / 'catalog.db'}",
+            "FRUITS_JOBS_ENV": str(jobs_environment()),
+        }
+        chosen = {name: os.environ.get(name) or value for name, value in defaults.items()}
+        return {
+            **os.environ,
+            **chosen,
+            "FRUITS_S3_ENDPOINT": self.endpoint,
+            "FRUITS_S3_REGION": REGION,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def client(self):  # type: ignore[no-untyped-def]
+        """A boto3 client of the S3 server."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(retries={"max_attempts": 5}, max_pool_connections=32, s3={"addressing_style": "path"}),
+        )
+
+
+def jobs_environment() -> Path:
+    """The virtual environment of the Spark jobs, beside the one we run in."""
+    return Path(sys.prefix).parent / "jobs"
+
+
+@contextmanager
+def running_stack(data: Path, bucket: str = BUCKET) -> Iterator[Stack]:
+    """Start the S3 server with its data in ``data``, make ``bucket``, and stop the server again."""
+    data = data.resolve()
+    server = start_s3(data)
+    try:
+        stack = server.stack
+        _make_bucket(stack, bucket)
+        yield stack
+    finally:
+        server.stop()
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A SeaweedFS process and how to reach it."""
+
+    stack: Stack
+    process: "subprocess.Popen[bytes]"
+
+    def stop(self) -> None:
+        """End the server; it writes its state first."""
+        stop_process(self.process)
+
+
+def start_s3(data: Path) -> S3Server:
+    """Start SeaweedFS on 127.0.0.1 with its data in ``data``, on the ports of last time where they are free.
+
+    Raises:
+        FruitsError: when the server can't be started; names its log.
+    """
+    folder, log_path = data / "s3", data / "s3.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    access_key, secret_key = _credentials(data / "s3.credentials.json")
+    ports = _ports(data / "s3.ports.json")
+    stack = Stack(data, f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
+    command = [
+        _weed(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+        *(f"{option}={ports[name]}" for name, option in _PORTS.items()),
+    ]  # fmt: skip
+    credentials = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 -- our own binary
+            command, env={**os.environ, **credentials}, cwd=data, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait_until_ready(stack, process, log_path)
+    except BaseException:
+        stop_process(process)
+        raise
+    return S3Server(stack, process)
+
+
+def stop_process(process: "subprocess.Popen[bytes]") -> None:
+    """End a process we started: politely, then not."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct TCP ports of 127.0.0.1 that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _ports(path: Path) -> dict[str, int]:
+    """The ports of last time if all of them are still free, else new ones."""
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    if known.keys() == _PORTS.keys() and _all_free(list(known.values())):
+        return {name: int(port) for name, port in known.items()}
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+    path.write_text(json.dumps(ports))
+    return ports
+
+
+def _all_free(ports: Sequence[int]) -> bool:
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+    return True
+
+
+def _credentials(path: Path) -> tuple[str, str]:
+    """The keys of this data folder's S3 server, made on first use and readable by their owner only."""
+    if not path.is_file():
+        keys = {"access_key": f"fruits{secrets.token_hex(7)}", "secret_key": secrets.token_urlsafe(30)}
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(keys, file)
+    keys = json.loads(path.read_text())
+    return keys["access_key"], keys["secret_key"]
+
+
+def _weed() -> str:
+    beside = Path(sys.prefix) / "bin" / "weed"
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    if not found:
+        raise FruitsError("SeaweedFS: no `weed` program in the airflow environment; run `make setup`")
+    return found
+
+
+def _wait_until_ready(stack: Stack, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
+    client = stack.client()
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            client.list_buckets()
+        except (BotoCoreError, ClientError):
+            time.sleep(0.1)
+        else:
+            return
+    raise FruitsError(f"SeaweedFS did not start within {_START_SECONDS} s; its log is {log_path}")
+
+
+def _make_bucket(stack: Stack, bucket: str) -> None:
+    client = stack.client()
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            if bucket not in {found["Name"] for found in client.list_buckets()["Buckets"]}:
+                client.create_bucket(Bucket=bucket)
+            return
+        except (BotoCoreError, ClientError) as error:
+            if time.monotonic() > deadline:
+                raise FruitsError(f"SeaweedFS: bucket {bucket} can't be made: {error}") from error
+            time.sleep(0.2)

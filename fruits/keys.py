@@ -1,0 +1,78 @@
+"""What an object key says about its photo: label, split and date, by one configurable pattern."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import date
+
+from fruits.errors import FruitsError
+from fruits.settings import Settings
+
+FIT_SPLIT = "train"
+"""The split that PCA and probe are fitted on; every other split is held out."""
+
+HELD_OUT_SPLIT = "test"
+
+_SPLIT_NAMES = {
+    "train": FIT_SPLIT,
+    "training": FIT_SPLIT,
+    "test": HELD_OUT_SPLIT,
+    "testing": HELD_OUT_SPLIT,
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoKey:
+    """The parts of an object key. ``date`` is None where the layout has none."""
+
+    label: str
+    split: str
+    date: date | None
+
+
+@dataclass(frozen=True)
+class KeyPattern:
+    """Reads label, split and date from object keys.
+
+    A key whose layout names no split gets one by a hash of the key: ``holdout_share`` of them are held out, always the
+    same ones.
+    """
+
+    regex: re.Pattern[str]
+    holdout_share: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> "KeyPattern":
+        """The pattern of the settings."""
+        return cls(re.compile(settings.key_pattern), settings.holdout_share)
+
+    def parse(self, key: str) -> PhotoKey | None:
+        """The parts of ``key``, or None when the pattern does not take it."""
+        match = self.regex.fullmatch(key)
+        if match is None:
+            return None
+        groups = match.groupdict()
+        label = groups["label"]
+        if not label:
+            return None
+        try:
+            day = date.fromisoformat(groups["date"]) if groups.get("date") else None
+        except ValueError:
+            return None
+        return PhotoKey(label, self._split(groups.get("split"), key), day)
+
+    def _split(self, name: str | None, key: str) -> str:
+        if name:
+            return _SPLIT_NAMES.get(name.lower(), name.lower())
+        share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) / 2**32
+        return HELD_OUT_SPLIT if share < self.holdout_share else FIT_SPLIT
+
+
+def check_prefix(prefix: str) -> str:
+    """``prefix`` as S3 wants it. Raises ``FruitsError`` for a URI or a leading slash, which would match nothing."""
+    if prefix.startswith("/") or "://" in prefix:
+        raise FruitsError(f"prefix {prefix!r}: expected the start of an object key, such as `Training/`, without a leading slash")
+    return prefix

@@ -1,0 +1,1 @@
+"""The lake: Iceberg tables, their catalog, run branches and publications."""

@@ -1,0 +1,67 @@
+"""Run branches: what a run writes stays on its own branch of each table until it is published."""
+
+import time
+from typing import TYPE_CHECKING
+
+from fruits.errors import ConflictError
+from fruits.lake.catalog import Lake
+from fruits.lake.schemas import TableName
+
+if TYPE_CHECKING:
+    from pyiceberg.table import Table
+
+_COMMIT_TRIES = 20
+_MAIN = "main"
+
+
+def branch_name(slug: str) -> str:
+    """The branch of a run; ``slug`` is from ``planning.run_slug``."""
+    return f"run_{slug}"
+
+
+def start_branch(lake: Lake, name: TableName, branch: str, base: int) -> None:
+    """Point ``branch`` at ``base``, whatever was on it: a retried task starts again from where the plan began."""
+    _set_ref(lake, name, branch, base, expected=None)
+
+
+def advance_main(lake: Lake, name: TableName, *, expected: int, target: int) -> None:
+    """Compare-and-swap: move ``main`` from snapshot ``expected`` to ``target``.
+
+    Raises:
+        ConflictError: when ``main`` is not at ``expected`` (any more).
+    """
+    _set_ref(lake, name, _MAIN, target, expected=expected)
+
+
+def drop_branch(lake: Lake, name: TableName, branch: str) -> None:
+    """Remove ``branch`` if it exists; its snapshots stay until they expire."""
+    from pyiceberg.table.update import RemoveSnapshotRefUpdate
+
+    table = lake.table(name)
+    if branch in table.metadata.refs:
+        _commit(lake, table, (), (RemoveSnapshotRefUpdate(ref_name=branch),))
+
+
+def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int | None) -> None:
+    from pyiceberg.table.update import AssertRefSnapshotId, SetSnapshotRefUpdate
+
+    table = lake.table(name)
+    update = SetSnapshotRefUpdate(ref_name=ref, type="branch", snapshot_id=target)
+    requirements = () if expected is None else (AssertRefSnapshotId(ref=ref, snapshot_id=expected),)
+    _commit(lake, table, requirements, (update,))
+
+
+def _commit(lake: Lake, table: "Table", requirements: tuple, updates: tuple) -> None:  # type: ignore[type-arg]
+    """Commit, again when only another branch of the table moved meanwhile."""
+    from pyiceberg.exceptions import CommitFailedException
+
+    for attempt in range(_COMMIT_TRIES):
+        try:
+            lake.catalog.commit_table(table, requirements, updates)
+        except CommitFailedException as error:
+            if "Requirement failed" in str(error):
+                raise ConflictError(f"table {'.'.join(table.name())}: {error}") from error
+            time.sleep(0.05 * (attempt + 1))
+        else:
+            return
+    raise ConflictError(f"table {'.'.join(table.name())}: {_COMMIT_TRIES} commits met another one; try again later")

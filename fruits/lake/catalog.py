@@ -1,0 +1,144 @@
+"""The Iceberg catalog, as PyIceberg and as Spark open it, and the tables in it."""
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+from fruits.errors import FruitsError
+from fruits.lake.schemas import TABLES, TableDefinition, TableName
+from fruits.settings import Settings
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
+
+_TABLE_PROPERTIES = {
+    "format-version": "2",
+    "write.delete.mode": "merge-on-read",  # a few rows leave at a time: rewriting their files would cost the table
+    "write.update.mode": "merge-on-read",
+    "write.merge.mode": "merge-on-read",
+    "write.parquet.compression-codec": "zstd",
+    "write.distribution-mode": "none",  # the jobs bring rows in the order they are to be written
+    "write.spark.fanout.enabled": "true",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "100",
+    "commit.retry.num-retries": "20",  # several runs may commit to branches of one table at once
+}
+
+
+def catalog_properties(settings: Settings) -> dict[str, str]:
+    """The catalog as PyIceberg's ``load_catalog`` takes it."""
+    return {
+        "type": "sql",
+        "uri": _database_uri(settings),
+        "warehouse": settings.warehouse,
+        **({"s3.endpoint": settings.s3_endpoint} if settings.s3_endpoint else {}),
+        "s3.region": settings.s3_region,
+    }
+
+
+def spark_catalog_properties(settings: Settings) -> dict[str, str]:
+    """The same catalog as Spark's configuration, without the ``spark.sql.catalog.<name>.`` in front."""
+    parts = urlsplit(settings.catalog_uri.get_secret_value())
+    properties = {
+        "type": "jdbc",
+        "jdbc.schema-version": "V1",
+        "warehouse": settings.warehouse,
+        "cache-enabled": "false",  # branches move under us: always read the current metadata
+    }
+    if parts.scheme == "sqlite":
+        properties["uri"] = f"jdbc:sqlite:{unquote(parts.path)[1:]}?busy_timeout=30000"
+    else:
+        properties["uri"] = f"jdbc:postgresql://{parts.hostname}:{parts.port or 5432}{parts.path}"
+        properties["jdbc.user"] = unquote(parts.username or "")
+        properties["jdbc.password"] = unquote(parts.password or "")
+    if settings.lake_kind == "s3":
+        properties["io-impl"] = "org.apache.iceberg.aws.s3.S3FileIO"
+        properties["client.region"] = settings.s3_region
+        if settings.s3_endpoint:
+            properties["s3.endpoint"] = settings.s3_endpoint
+            properties["s3.path-style-access"] = "true"
+    return properties
+
+
+def _database_uri(settings: Settings) -> str:
+    uri = settings.catalog_uri.get_secret_value()
+    scheme = urlsplit(uri).scheme
+    if scheme == "sqlite":
+        return uri
+    if scheme == "postgresql":
+        return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
+    raise FruitsError("FRUITS_CATALOG_URI: expected sqlite:////folder/catalog.db or postgresql://user:password@host/database")
+
+
+class Lake:
+    """The tables of one lake, through PyIceberg. Cheap to open; reads the catalog at each call."""
+
+    def __init__(self, settings: Settings) -> None:
+        from pyiceberg.catalog import load_catalog
+
+        self.settings = settings
+        self.catalog: Catalog = load_catalog(settings.catalog_name, **catalog_properties(settings))
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Lake":
+        """Open the lake; its tables are made where they are missing, each with an empty first snapshot."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            lake = cls(settings)
+            lake._create_missing_tables()
+        except SQLAlchemyError as error:
+            shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
+            reason = str(error).splitlines()[0]
+            raise FruitsError(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
+        return lake
+
+    def table(self, name: TableName) -> "Table":
+        """The table, with its metadata as of now."""
+        return self.catalog.load_table((self.settings.namespace, name))
+
+    def head(self, name: TableName, ref: str = "main") -> int | None:
+        """Snapshot id that ``ref`` points to; None when there is no such branch or tag."""
+        snapshot = self.table(name).snapshot_by_name(ref)
+        return snapshot.snapshot_id if snapshot else None
+
+    def read(
+        self,
+        name: TableName,
+        snapshot_id: int | None,
+        columns: tuple[str, ...] = ("*",),
+        **equal: str,
+    ) -> pa.Table:
+        """Rows of a table at a snapshot (None: now) where each column in ``equal`` has that value."""
+        from pyiceberg.expressions import AlwaysTrue, And, EqualTo
+
+        condition: Any = AlwaysTrue()
+        for column, value in equal.items():
+            condition = And(condition, EqualTo(column, value))
+        scan = self.table(name).scan(row_filter=condition, selected_fields=columns, snapshot_id=snapshot_id)
+        return scan.to_arrow()
+
+    def _create_missing_tables(self) -> None:
+        self.catalog.create_namespace_if_not_exists(self.settings.namespace)
+        existing = {name for _, name in self.catalog.list_tables(self.settings.namespace)}
+        for definition in TABLES:
+            if definition.name not in existing:
+                self._create(definition)
+
+    def _create(self, definition: TableDefinition) -> None:
+        from pyiceberg.exceptions import TableAlreadyExistsError
+
+        try:
+            with self.catalog.create_table_transaction(
+                (self.settings.namespace, definition.name), definition.schema, properties=_TABLE_PROPERTIES
+            ) as transaction:
+                if definition.partition_by:
+                    with transaction.update_spec() as spec:
+                        spec.add_identity(definition.partition_by)
+                # Branches start from a snapshot: an empty one spares everybody the case of a table that has none.
+                with transaction.update_snapshot().fast_append():
+                    pass
+        except TableAlreadyExistsError:
+            pass  # another process was quicker

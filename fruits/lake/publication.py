@@ -1,0 +1,159 @@
+"""Publication: the one moment at which readers see a run.
+
+The commit of a row to ``publications`` is the publication: a compare-and-swap on that one table, so either all of a run
+is published or nothing. Moving ``main`` of the other tables to the row's snapshots follows from it; whoever comes next
+(the publisher, the next plan) completes it if a crash came between.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from fruits.errors import ConflictError, FruitsError
+from fruits.gates import Gate
+from fruits.lake.branches import advance_main, branch_name, drop_branch, start_branch
+from fruits.lake.catalog import Lake
+from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A row of ``publications``; sequence 0 with the tables' first snapshots when nothing was ever published."""
+
+    sequence: int
+    snapshots: Mapping[TableName, int]
+    publication_id: str | None = None
+    run_id: str | None = None
+    published_at: datetime | None = None
+    model_id: str | None = None
+    pca_id: str | None = None
+    counts: Mapping[str, int] | None = None
+    probe_raw: float | None = None
+    probe_embedded: float | None = None
+    gates: Sequence[Gate] = ()
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a run starts from: the current publication, and the snapshot of ``publications`` that says so."""
+
+    publication: Publication
+    publications_snapshot: int
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "sequence": self.publication.sequence,
+            "publication_id": self.publication.publication_id,
+            "pca_id": self.publication.pca_id,
+            "model_id": self.publication.model_id,
+            "probe": {"raw": self.publication.probe_raw, "embedded": self.publication.probe_embedded},
+            "snapshots": {"publications": self.publications_snapshot, **self.publication.snapshots},
+        }
+
+
+def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication]:
+    """All publications, the oldest first."""
+    rows = lake.read("publications", snapshot_id).to_pylist()
+    return sorted((_from_row(row) for row in rows), key=lambda publication: publication.sequence)
+
+
+def current_base(lake: Lake) -> Base:
+    """The current publication; completes one that was interrupted after its commit."""
+    mains = {name: _main(lake, name) for name in DATA_TABLES}  # read before the publications: see _settle
+    head = _main(lake, "publications")
+    published = publications(lake, head)
+    if not published:
+        return Base(Publication(0, mains), head)
+    _settle(lake, mains, published[-1])
+    return Base(published[-1], head)
+
+
+def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publication) -> Publication:
+    """Publish what a run left on its branches, if the base it started from is still current.
+
+    ``base`` is what ``Base.to_document`` gave the plan. Publishing the same run again changes nothing.
+
+    Raises:
+        ConflictError: when another run published since the plan; readers then stay where that one put them.
+    """
+    mains = {name: _main(lake, name) for name in DATA_TABLES}
+    done = next((row for row in publications(lake) if row.run_id == publication.run_id), None)
+    if done is None:
+        expected = base["snapshots"]["publications"]
+        branch = branch_name(slug)
+        start_branch(lake, "publications", branch, expected)
+        lake.table("publications").append(_to_rows(publication), branch=branch)
+        target = lake.head("publications", branch)
+        if target is None:
+            raise FruitsError(f"table publications: branch {branch} vanished while publishing; run the task again")
+        try:
+            advance_main(lake, "publications", expected=expected, target=target)
+        except ConflictError as error:
+            raise ConflictError(
+                f"another run published after run {publication.run_id} was planned, so its result would overwrite newer "
+                "work; nothing was published. Run it again from its plan: clear the run, or wait for the next one."
+            ) from error
+        done = publication
+    if done.sequence == publications(lake)[-1].sequence:
+        _settle(lake, mains, done)
+    for name in (*DATA_TABLES, PUBLICATIONS.name):
+        drop_branch(lake, name, branch_name(slug))
+    return done
+
+
+def run_head(lake: Lake, name: TableName, slug: str, base: Mapping[str, Any]) -> int:
+    """Snapshot of a table as a run sees it: its branch where it wrote, else the base."""
+    head = lake.head(name, branch_name(slug))
+    return head if head is not None else int(base["snapshots"][name])
+
+
+def publication_id(sequence: int, snapshots: Mapping[TableName, int]) -> str:
+    """Readable and unique: sequence, and a part of the features' snapshot id."""
+    return f"pub-{sequence:06d}-{snapshots['features'] % 16**6:06x}"
+
+
+def _settle(lake: Lake, mains: Mapping[TableName, int], publication: Publication) -> None:
+    """Move ``main`` of each table to where the publication has it.
+
+    ``mains`` were read before the publication was: a ``main`` that moved since belongs to a newer publication, and the
+    compare-and-swap leaves it alone.
+    """
+    for name, target in publication.snapshots.items():
+        if mains[name] != target:
+            try:
+                advance_main(lake, name, expected=mains[name], target=target)
+            except ConflictError:
+                continue
+
+
+def _main(lake: Lake, name: TableName) -> int:
+    head = lake.head(name)
+    if head is None:
+        raise FruitsError(f"table {name} has no main branch; it was not made by this software")
+    return head
+
+
+def _to_rows(publication: Publication) -> pa.Table:
+    row = {
+        "publication_id": publication.publication_id,
+        "sequence": publication.sequence,
+        "run_id": publication.run_id,
+        "published_at": publication.published_at or datetime.now(UTC),
+        "model_id": publication.model_id,
+        "pca_id": publication.pca_id,
+        "snapshots": list(publication.snapshots.items()),
+        "counts": list((publication.counts or {}).items()),
+        "probe_raw": publication.probe_raw,
+        "probe_embedded": publication.probe_embedded,
+        "gates": [gate.to_document() for gate in publication.gates],
+    }
+    return pa.Table.from_pylist([row], schema=PUBLICATIONS.schema)
+
+
+def _from_row(row: Mapping[str, Any]) -> Publication:
+    mappings = {"snapshots": dict(row["snapshots"]), "counts": dict(row["counts"])}
+    return Publication(**{**row, **mappings, "gates": tuple(Gate(**gate) for gate in row["gates"])})

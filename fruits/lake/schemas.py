@@ -1,0 +1,164 @@
+"""The tables of the lake: the only place that knows their columns and types."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+
+TableName = Literal["features", "quarantine", "pca_models", "pca_statistics", "embeddings", "publications"]
+
+
+@dataclass(frozen=True)
+class TableDefinition:
+    """A table: its name, what a row is, its columns, and the column it is partitioned by (None: not partitioned)."""
+
+    name: TableName
+    row: str
+    schema: pa.Schema
+    partition_by: str | None = None
+
+
+def _column(name: str, kind: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"doc": doc})
+
+
+def _list(item: pa.DataType) -> pa.ListType:
+    return pa.list_(pa.field("element", item, nullable=False))
+
+
+def _map(value: pa.DataType) -> pa.MapType:
+    return pa.map_(pa.string(), pa.field("value", value, nullable=False))
+
+
+_KEY = _column("key", pa.string(), "Object key in the bucket.")
+_ETAG = _column("etag", pa.string(), "ETag of the object that was read.")
+_SIZE = _column("size", pa.int64(), "Size of the object, in bytes.")
+_LAST_MODIFIED = _column("last_modified", TIMESTAMP, "When the object was last written, in UTC.")
+_LABEL = _column("label", pa.string(), "Kind of fruit, from the object key.")
+_SPLIT = _column("split", pa.string(), "`train` (the fit split), `test` or `validation` (held out).")
+_MODEL_ID = _column("model_id", pa.string(), "Identity of the backbone: name and hash of network and preprocessing.")
+_PCA_ID = _column("pca_id", pa.string(), "Identity of the PCA version.")
+_RUN_ID = _column("run_id", pa.string(), "Run that wrote the row.")
+
+GATE = pa.struct(
+    [
+        _column("name", pa.string(), "Name of the gate."),
+        _column("severity", pa.string(), "`required` or `warn`."),
+        _column("passed", pa.bool_(), "Whether it passed."),
+        _column("value", pa.float64(), "What was measured; null where it does not apply.", nullable=True),
+        _column("threshold", pa.float64(), "What it is compared with; null where there is none.", nullable=True),
+        _column("detail", pa.string(), "The finding in words."),
+    ]
+)
+
+FEATURES = TableDefinition(
+    "features",
+    "a live object under a backbone",
+    pa.schema(
+        [
+            _KEY, _ETAG, _SIZE, _LAST_MODIFIED, _LABEL, _SPLIT,
+            _column("sha256", pa.string(), "SHA-256 of the object's bytes, hexadecimal."),
+            _column("phash", pa.int64(), "Perceptual hash: near duplicates differ in few bits."),
+            _column("width", pa.int32(), "Width of the upright photo, in pixels."),
+            _column("height", pa.int32(), "Height of the upright photo, in pixels."),
+            _column("format", pa.string(), "Image format, such as JPEG."),
+            _MODEL_ID,
+            _column("vector", _list(pa.float32()), "Feature vector of the backbone."),
+            _RUN_ID,
+        ]
+    ),
+    partition_by="model_id",
+)  # fmt: skip
+
+QUARANTINE = TableDefinition(
+    "quarantine",
+    "an object that could not be featurized",
+    pa.schema(
+        [
+            _KEY, _ETAG, _SIZE, _LAST_MODIFIED, _MODEL_ID,
+            _column("reason", pa.string(), "Reason code."),
+            _column("detail", pa.string(), "What was found and what was expected."),
+            _RUN_ID,
+        ]
+    ),
+)  # fmt: skip
+
+PCA_MODELS = TableDefinition(
+    "pca_models",
+    "a fitted PCA version",
+    pa.schema(
+        [
+            _PCA_ID, _MODEL_ID,
+            _column("n", pa.int64(), "Photos in the fit."),
+            _column("k", pa.int32(), "Components."),
+            _column("n_components", pa.string(), "What was asked: a count, or a share of variance."),
+            _column("mean", _list(pa.float64()), "Mean feature vector, length d."),
+            _column("components", _list(_list(pa.float64())), "Principal axes, k rows of length d, orthonormal."),
+            _column("explained_variance", _list(pa.float64()), "Variance along each component."),
+            _column("explained_variance_ratio", _list(pa.float64()), "Its share of the total variance."),
+            _column("total_variance", pa.float64(), "Trace of the covariance matrix."),
+            _column("fit_split", pa.string(), "Split that it was fitted on."),
+            _column("features_snapshot_id", pa.int64(), "Snapshot of `features` that it was fitted on."),
+            _column("reason", pa.string(), "Why it was fitted."),
+            _column("fitted_at", TIMESTAMP, "When it was fitted."),
+            _RUN_ID,
+        ]
+    ),
+)  # fmt: skip
+
+PCA_STATISTICS = TableDefinition(
+    "pca_statistics",
+    "the running moments of one backbone's fit split",
+    pa.schema(
+        [
+            _MODEL_ID,
+            _column("n", pa.int64(), "Photos in the fit split."),
+            _column("mean", _list(pa.float64()), "Mean feature vector, length d."),
+            _column("scatter", _list(pa.float64()), "Upper triangle of the centred scatter matrix, row by row."),
+            _column("mean_error", pa.float64(), "Bound on the rounding error of `mean`."),
+            _column("scatter_error", pa.float64(), "Bound on the rounding error of `scatter`."),
+            _RUN_ID,
+        ]
+    ),
+)  # fmt: skip
+
+EMBEDDINGS = TableDefinition(
+    "embeddings",
+    "an object under a PCA version",
+    pa.schema(
+        [
+            _KEY, _ETAG, _LABEL, _SPLIT, _MODEL_ID, _PCA_ID,
+            _column("embedding", _list(pa.float32()), "Projection on the components, length k."),
+            _column("residual", pa.float32(), "Length of the part of the centred feature the components do not explain."),
+            _RUN_ID,
+        ]
+    ),
+    partition_by="pca_id",
+)  # fmt: skip
+
+PUBLICATIONS = TableDefinition(
+    "publications",
+    "one atomic publication; the highest sequence is current",
+    pa.schema(
+        [
+            _column("publication_id", pa.string(), "Identity of the publication."),
+            _column("sequence", pa.int64(), "1, 2, 3 ... without gaps."),
+            _RUN_ID,
+            _column("published_at", TIMESTAMP, "When it was published."),
+            _MODEL_ID,
+            _column("pca_id", pa.string(), "PCA version that readers use.", nullable=True),
+            _column("snapshots", _map(pa.int64()), "Snapshot id of each table."),
+            _column("counts", _map(pa.int64()), "Objects by action, features and quarantined objects."),
+            _column("probe_raw", pa.float64(), "Held-out accuracy of the linear probe on features.", nullable=True),
+            _column("probe_embedded", pa.float64(), "The same on embeddings.", nullable=True),
+            _column("gates", _list(GATE), "What the gates found."),
+        ]
+    ),
+)  # fmt: skip
+
+TABLES: tuple[TableDefinition, ...] = (FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, EMBEDDINGS, PUBLICATIONS)
+
+DATA_TABLES: tuple[TableName, ...] = ("features", "quarantine", "pca_models", "pca_statistics", "embeddings")
+"""The tables whose ``main`` a publication moves; ``publications`` itself is the record of it."""

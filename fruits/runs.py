@@ -1,0 +1,100 @@
+"""Run documents: each task of a run leaves one JSON document, ``runs/<run>/<task>.json``, whatever its outcome."""
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from obstore.store import ObjectStore
+
+import fruits
+from fruits.errors import FruitsError
+from fruits.settings import Settings
+from fruits.stores import lake_store, read_json, write_json
+
+TaskName = Literal["plan", "featurize", "pca", "validate", "publish"]
+
+TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish")
+
+
+def run_store(settings: Settings, slug: str) -> ObjectStore:
+    """The folder of a run's documents and manifest."""
+    return lake_store(settings, f"runs/{slug}")
+
+
+def read_documents(settings: Settings, slug: str) -> dict[TaskName, dict[str, Any]]:
+    """The documents of a run's tasks, those that exist."""
+    store = run_store(settings, slug)
+    documents: dict[TaskName, dict[str, Any]] = {}
+    for task in TASKS:
+        try:
+            documents[task] = read_json(store, f"{task}.json")
+        except FileNotFoundError:
+            continue
+    return documents
+
+
+class RunDocument:
+    """What a task records while it works; values are JSON types."""
+
+    def __init__(self, task: TaskName, run_id: str, attempt: int) -> None:
+        self.content: dict[str, Any] = {
+            "task": task,
+            "run_id": run_id,
+            "attempt": attempt,
+            "state": "running",
+            "started_at": _now(),
+            "versions": {"fruits": fruits.__version__, "python": platform.python_version()},
+            "seconds": {},
+        }
+        self._started = time.perf_counter()
+
+    def record(self, **values: Any) -> None:
+        """Set top-level fields."""
+        self.content.update(values)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage; its wall seconds appear under ``seconds``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.content["seconds"].get(name, 0.0) + time.perf_counter() - start
+            self.content["seconds"][name] = round(spent, 3)
+
+    def finish(self, error: BaseException | None) -> None:
+        """Set the final state."""
+        self.content["state"] = "failed" if error else "succeeded"
+        if error:
+            mendable = isinstance(error, FruitsError)
+            self.record(error=str(error) if mendable else repr(error), mendable=mendable)
+        self.content["finished_at"] = _now()
+        self.content["wall_seconds"] = round(time.perf_counter() - self._started, 3)
+
+
+@contextmanager
+def run_document(settings: Settings, task: TaskName, run_id: str, slug: str) -> Iterator[RunDocument]:
+    """Write the document of a task when it starts and when it ends, also when it fails. A retry counts its attempt."""
+    store = run_store(settings, slug)
+    path = f"{task}.json"
+    try:
+        attempt = int(read_json(store, path)["attempt"]) + 1
+    except FileNotFoundError:
+        attempt = 1
+    document = RunDocument(task, run_id, attempt)
+    write_json(store, path, document.content)
+    try:
+        yield document
+    except BaseException as error:
+        document.finish(error)
+        write_json(store, path, document.content)
+        raise
+    document.finish(None)
+    write_json(store, path, document.content)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,228 @@
+"""What the Spark jobs share: session, arguments, progress, exit code."""
+
+import argparse
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from fruits.errors import ExitCode, FruitsError
+from fruits.lake.branches import branch_name
+from fruits.lake.catalog import Lake, spark_catalog_properties
+from fruits.lake.publication import run_head
+from fruits.lake.schemas import TableName
+from fruits.planning import RunRequest
+from fruits.runs import RunDocument, TaskName, run_document, run_store
+from fruits.settings import Settings
+from fruits.stores import read_json
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger("fruits")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's view of its run: the plan, and the tables at the run's branch or at the base it started from."""
+
+    settings: Settings
+    spark: "SparkSession"
+    lake: Lake
+    plan: dict[str, Any]
+    document: RunDocument
+
+    @property
+    def run_id(self) -> str:
+        """Run id as Airflow has it."""
+        return str(self.plan["run_id"])
+
+    @property
+    def slug(self) -> str:
+        """Run id as branches and paths have it."""
+        return str(self.plan["slug"])
+
+    @property
+    def model_id(self) -> str:
+        """Backbone of the run."""
+        return str(self.plan["model_id"])
+
+    @property
+    def feature_width(self) -> int:
+        """Length of the backbone's feature vectors."""
+        return int(self.plan["card"]["feature_width"])
+
+    @property
+    def branch(self) -> str:
+        """The run's branch."""
+        return branch_name(self.slug)
+
+    @property
+    def request(self) -> RunRequest:
+        """What the run was asked to do."""
+        return RunRequest.from_document(self.plan["request"])
+
+    @property
+    def store(self) -> "ObjectStore":
+        """The run's folder in the lake."""
+        return run_store(self.settings, self.slug)
+
+    def base(self, name: TableName) -> int:
+        """Snapshot of a table that the plan started from."""
+        return int(self.plan["base"]["snapshots"][name])
+
+    def head(self, name: TableName) -> int:
+        """Snapshot of a table with what the run has written so far."""
+        return run_head(self.lake, name, self.slug, self.plan["base"])
+
+    def read(self, name: TableName, snapshot_id: int) -> "DataFrame":
+        """Rows of a table at a snapshot."""
+        return self.spark.read.option("versionAsOf", snapshot_id).table(self._identifier(name))
+
+    def branch_identifier(self, name: TableName) -> str:
+        """The run's branch of a table, as SQL and ``writeTo`` take it."""
+        return f"{self._identifier(name)}.branch_{self.branch}"
+
+    def _identifier(self, name: TableName) -> str:
+        return f"{self.settings.catalog_name}.{self.settings.namespace}.{name}"
+
+
+def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv: list[str] | None) -> int:
+    """Run one Spark job of a run: parse arguments, open session and document, work, and say how it ended.
+
+    Returns an ``ExitCode``. Errors that a person can mend are one line in the log; only defects show a stack trace.
+    """
+    arguments = _parser(task, description).parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stdout)
+    try:
+        settings = Settings.load()
+        plan = read_json(run_store(settings, arguments.run), "plan.json")
+        with (
+            run_document(settings, task, plan["run_id"], arguments.run) as document,
+            _session(f"fruits {task}", settings, document) as spark,
+        ):
+            work(Job(settings, spark, Lake.open(settings), plan, document))
+    except FileNotFoundError as error:
+        log.error("run %s: no plan at %s; run the plan task first, and check --run and FRUITS_LAKE", arguments.run, error)
+        return ExitCode.BAD_INPUT
+    except FruitsError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except Exception as error:
+        mendable = _executor_message(error)
+        if mendable is None:
+            log.exception("%s failed", task)
+            return ExitCode.UNEXPECTED
+        log.error("%s", mendable)
+        return ExitCode.BAD_INPUT
+    return ExitCode.OK
+
+
+def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{task}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, 2 bad input, "
+        "3 a required gate failed.",
+    )
+    parser.add_argument("--run", required=True, metavar="SLUG", help="folder of the run in the lake, as the plan task names it")
+    return parser
+
+
+@contextmanager
+def _session(name: str, settings: Settings, document: RunDocument) -> Iterator["SparkSession"]:
+    from pyspark.sql import SparkSession
+
+    with document.stage("session"):
+        builder = SparkSession.builder.appName(name)  # type: ignore[attr-defined]
+        for key, value in _configuration(settings).items():
+            builder = builder.config(key, value)
+        spark = builder.getOrCreate()
+        spark.conf.set("spark.sql.shuffle.partitions", str(4 * spark.sparkContext.defaultParallelism))
+        document.content["versions"]["spark"] = spark.version
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+def _configuration(settings: Settings) -> dict[str, str]:
+    catalog = f"spark.sql.catalog.{settings.catalog_name}"
+    return {
+        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
+        catalog: "org.apache.iceberg.spark.SparkCatalog",
+        **{f"{catalog}.{key}": value for key, value in spark_catalog_properties(settings).items()},
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+        "spark.python.worker.reuse": "true",  # a worker keeps its backbone from task to task
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "WARN",
+    }
+
+
+def _executor_message(error: Exception) -> str | None:
+    """The message of a ``FruitsError`` that was raised on an executor, out of Spark's account of the failed stage."""
+    marker = "fruits.errors.FruitsError: "
+    text = str(error)
+    if marker not in text:
+        return None
+    return text.split(marker, 1)[1].splitlines()[0]
+
+
+@contextmanager
+def progress(spark: "SparkSession", what: str, total: int, every: float = 3.0) -> Iterator[None]:
+    """Log done/total, rate and time left of the Spark tasks that run inside, every few seconds.
+
+    ``total`` is in items; an item counts as done when its task is.
+    """
+    group = f"progress-{threading.get_ident()}-{time.monotonic_ns()}"
+    spark.sparkContext.setJobGroup(group, what)
+    stop = threading.Event()
+    start = time.perf_counter()
+
+    def report() -> None:
+        while not stop.wait(every):
+            done = round(total * _share_done(spark, group))
+            spent = time.perf_counter() - start
+            rate = done / spent
+            left = f"{(total - done) / rate:.0f} s left" if rate else "starting"
+            log.info("progress %s %d/%d %.0f/s %s", what, done, total, rate, left)
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        spark.sparkContext._jsc.clearJobGroup()  # noqa: SLF001 -- PySpark has no public way to leave a group
+    spent = time.perf_counter() - start
+    log.info("progress %s %d/%d %.0f/s done in %.1f s", what, total, total, total / spent if spent else 0, spent)
+
+
+def _share_done(spark: "SparkSession", group: str) -> float:
+    """Share of the largest stage's tasks that are done, 0 to 1, over the jobs of a group."""
+    tracker = spark.sparkContext.statusTracker()
+    stages = [
+        stage
+        for job_id in tracker.getJobIdsForGroup(group)
+        if (job := tracker.getJobInfo(job_id))
+        for stage_id in job.stageIds
+        if (stage := tracker.getStageInfo(stage_id))
+    ]
+    largest = max(stages, key=lambda stage: stage.numTasks, default=None)
+    return largest.numCompletedTasks / largest.numTasks if largest and largest.numTasks else 0.0
+
+
+def matrix(vectors: pa.ListArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A list column as a matrix, shape ``(rows, d)``."""
+    return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)

@@ -1,0 +1,239 @@
+"""Bring PCA statistics, model and embeddings of a run up to date.
+
+Merges the new rows into the backbone's running moments and takes the removed ones out, fits a new PCA version when the
+policy says so (then projects every row), and otherwise projects the changed rows only. Reads the run's branch of
+`features`; writes `pca_statistics`, `pca_models` and `embeddings` on the run's branch, and runs/<run>/pca.json.
+"""
+
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fruits.errors import FruitsError
+from fruits.keys import FIT_SPLIT
+from fruits.lake.branches import start_branch
+from fruits.lake.pca_tables import PCAVersion, append_version, load_statistics, load_versions, save_statistics
+from fruits.lake.schemas import EMBEDDINGS, TableName
+from fruits.manifest import read_manifest
+from fruits.moments import Moments, from_bytes, merge, merge_all, moments_of, should_recompute, subtract, to_bytes
+from fruits.pca import PCA, FittedSummary, components_asked, fit, pca_identity, refit_reason, transform, unexplained_share
+from fruits.planning import Action
+from fruits.spark import Job, log, matrix, progress, run_job
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+WRITTEN: tuple[TableName, ...] = ("pca_statistics", "pca_models", "embeddings")
+ROWS_PER_FILE = 200_000  # about 128 MB of embeddings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the job; returns an exit code."""
+    return run_job("pca", __doc__ or "", update_pca, argv)
+
+
+def update_pca(job: Job) -> None:
+    """Statistics, then the decision to refit, then the embeddings."""
+    for name in WRITTEN:
+        start_branch(job.lake, name, job.branch, job.base(name))
+    replaced = replaced_keys(job)
+    with job.document.stage("moments"):
+        moments = update_statistics(job, replaced)
+    current = current_version(job)
+    drift, measured = measure_drift(job, current) if current else (None, 0)
+    reason = decide(job, current, moments.n, measured, drift)
+    if reason is None and current is None:
+        raise FruitsError("PCA: there is no version to project on")
+    with job.document.stage("remove"):
+        remove_replaced(job, replaced)
+    if reason is None and current is not None:
+        version, action, rows = current, "project", new_features(job)
+    else:
+        with job.document.stage("fit"):
+            version, action, rows = fit_version(job, moments, reason or ""), "fit", live_features(job)
+    with job.document.stage("project"):
+        projected = project(job, version, rows, everything=action == "fit")
+    pca = version.pca
+    job.document.record(
+        action=action,
+        reason=reason,
+        pca_id=version.pca_id,
+        n=pca.n,
+        k=pca.n_components,
+        n_statistics=moments.n,
+        explained_variance=float(pca.explained_variance_ratio.sum()),
+        explained_variance_ratio=[float(ratio) for ratio in pca.explained_variance_ratio],
+        drift=drift,
+        projected=projected,
+    )
+    log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, pca.n_components, pca.n, projected, reason)
+
+
+def replaced_keys(job: Job) -> pa.Table:
+    """Keys of updated and deleted objects; one column, ``key``."""
+    manifest = read_manifest(job.store)
+    return manifest.filter(pc.not_equal(manifest["action"], Action.CREATE.value)).select(["key"])
+
+
+def live_features(job: Job) -> "DataFrame":
+    """All rows of the backbone at the run's branch."""
+    return job.read("features", job.head("features")).where(f"model_id = '{job.model_id}'")
+
+
+def new_features(job: Job) -> "DataFrame":
+    """The rows that this run wrote."""
+    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+
+    return live_features(job).where(F.col("run_id") == job.run_id)
+
+
+def update_statistics(job: Job, replaced: pa.Table) -> Moments:
+    """Merge what came, subtract what went; start again from the rows where that would lose digits."""
+    width = job.feature_width
+    moments = load_statistics(job.lake, job.base("pca_statistics"), job.model_id, width)
+    if replaced.num_rows and moments.n:
+        before = job.read("features", job.base("features")).where(f"model_id = '{job.model_id}'")
+        gone = before.join(job.spark.createDataFrame(replaced).hint("broadcast"), "key", "left_semi")
+        moments = subtract(moments, moments_of_rows(gone, width))
+    moments = merge(moments, moments_of_rows(new_features(job), width))
+    recomputed = should_recompute(moments)
+    if recomputed:
+        log.info("moments: too many digits were cancelled; taking them from the rows again")
+        moments = moments_of_rows(live_features(job), width)
+    save_statistics(job.lake, job.branch, job.model_id, moments, job.run_id)
+    job.document.record(recomputed=recomputed)
+    return moments
+
+
+def moments_of_rows(features: "DataFrame", width: int) -> Moments:
+    """Moments of the fit split's vectors: one partial result per core, merged on the driver."""
+    fit_rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "vector")
+
+    def partial(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        moments = merge_all([Moments.empty(width), *(_moments_of_batch(batch) for batch in filter(len, batches))])
+        yield pa.RecordBatch.from_pylist([{"moments": to_bytes(moments)}])
+
+    cores = features.sparkSession.sparkContext.defaultParallelism
+    parts = fit_rows.coalesce(cores).mapInArrow(partial, "moments binary").collect()
+    return merge_all([Moments.empty(width), *(from_bytes(part.moments) for part in parts)])
+
+
+def _moments_of_batch(batch: pa.RecordBatch) -> Moments:
+    vectors = matrix(batch["vector"])
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        key = batch["key"][int(np.argmin(finite))].as_py()
+        raise FruitsError(f"features: the vector of {key} has NaN or infinity; check the backbone's weights. Nothing is published.")
+    return moments_of(vectors)
+
+
+def current_version(job: Job) -> PCAVersion | None:
+    """The PCA in use for the run's backbone: the published one, else its newest."""
+    versions = load_versions(job.lake, job.base("pca_models"), job.model_id)
+    published = [version for version in versions if version.pca_id == job.plan["base"]["pca_id"]]
+    return (published or versions or [None])[-1]
+
+
+def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
+    """Variance that this run's new photos leave unexplained over what the fit left, and how many rows it is taken from."""
+    pca = current.pca
+    rows = new_features(job).where(f"split = '{FIT_SPLIT}'").select("vector")
+
+    def squares(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in filter(len, batches):
+            embedding, residual = transform(pca, matrix(batch["vector"]))
+            yield pa.RecordBatch.from_pydict({"explained": np.square(embedding).sum(1, dtype=float), "residual": residual.astype(float)})
+
+    table = rows.mapInArrow(squares, "explained double, residual double").toArrow()
+    if not table.num_rows:
+        return None, 0
+    share = unexplained_share(np.sqrt(table["explained"].to_numpy()), table["residual"].to_numpy())
+    return share - pca.unexplained_share, table.num_rows
+
+
+def decide(job: Job, current: PCAVersion | None, n_now: int, n_new: int, drift: float | None) -> str | None:
+    """Why to fit again, or None."""
+    settings, request = job.settings, job.request
+    return refit_reason(
+        request.refit,
+        FittedSummary(current.pca.n, current.n_components) if current else None,
+        asked=components_asked(request.n_components, settings.max_components),
+        n_now=n_now,
+        n_new=n_new,
+        drift=drift,
+        max_drift=settings.refit_drift,
+        min_drift_rows=settings.refit_drift_rows,
+        growth=settings.refit_growth,
+    )
+
+
+def fit_version(job: Job, moments: Moments, reason: str) -> PCAVersion:
+    """Fit on the moments, and record the version on the branch."""
+    settings, request = job.settings, job.request
+    pca = fit(moments, request.n_components, settings.max_components)
+    version = PCAVersion(
+        pca_id=pca_identity(job.model_id, pca),
+        model_id=job.model_id,
+        pca=pca,
+        n_components=components_asked(request.n_components, settings.max_components),
+        features_snapshot_id=job.head("features"),
+        reason=reason,
+        run_id=job.run_id,
+        fitted_at=datetime.now(UTC),
+    )
+    known = load_versions(job.lake, job.base("pca_models"), job.model_id)
+    if version.pca_id not in {other.pca_id for other in known}:
+        append_version(job.lake, job.branch, version)
+    return version
+
+
+def remove_replaced(job: Job, replaced: pa.Table) -> None:
+    """Delete the embeddings of updated and deleted objects, under every PCA version of the backbone."""
+    if replaced.num_rows:
+        job.spark.createDataFrame(replaced).createOrReplaceTempView("replaced")
+        job.spark.sql(
+            f"DELETE FROM {job.branch_identifier('embeddings')} WHERE model_id = '{job.model_id}' "  # noqa: S608 -- our own hash
+            "AND key IN (SELECT key FROM replaced)"
+        )
+
+
+def project(job: Job, version: PCAVersion, features: "DataFrame", *, everything: bool) -> int:
+    """Append the embeddings of ``features`` under ``version``; returns how many."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    pca, pca_id, run_id, model_id = version.pca, version.pca_id, job.run_id, job.model_id
+
+    def project_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in filter(len, batches):
+            yield _embeddings(batch, pca, {"model_id": model_id, "pca_id": pca_id, "run_id": run_id})
+
+    if everything:  # a fit that gives a version that was there before must not double its rows
+        job.spark.sql(f"DELETE FROM {job.branch_identifier('embeddings')} WHERE pca_id = '{pca_id}'")  # noqa: S608
+    count = features.count()
+    if count:
+        rows = features.select("key", "etag", "label", "split", "vector")
+        with progress(job.spark, "project", count):
+            files = -(-count // ROWS_PER_FILE)
+            embeddings = rows.mapInArrow(project_batches, from_arrow_schema(EMBEDDINGS.schema))
+            ordered = embeddings.repartitionByRange(files, "key").sortWithinPartitions("key")
+            ordered.writeTo(job.branch_identifier("embeddings")).append()
+    return int(count)
+
+
+def _embeddings(batch: pa.RecordBatch, pca: PCA, constants: dict[str, str]) -> pa.RecordBatch:
+    embedding, residual = transform(pca, matrix(batch["vector"]))
+    values = {name: batch[name] for name in ("key", "etag", "label", "split")}
+    values |= {name: pa.repeat(value, batch.num_rows) for name, value in constants.items()}
+    offsets = pa.array(range(0, embedding.size + 1, pca.n_components), pa.int32())
+    values |= {"embedding": pa.ListArray.from_arrays(offsets, embedding.ravel()), "residual": residual}
+    schema = EMBEDDINGS.schema
+    return pa.RecordBatch.from_arrays([pa.array(values[name]).cast(schema.field(name).type) for name in schema.names], schema=schema)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fruits.backbones.build import _DEFAULT_SIZE, _INPUT_SIZES, _scale, build, load_network
+from fruits.backbones.card import Preprocessing
+from fruits.backbones.efficientnet_lite import checkpoint_path
+from fruits.backbones.runtime import Backbone
+from fruits.backbones.weights import WeightsFile
+from fruits.errors import FruitsError
+from fruits.probe import probe_accuracy
+
+pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+
+Read = Callable[[Path, Preprocessing], NDArray[np.uint8]]
+CHANCE = 1 / 19
+
+
+def _varied_inputs(size: Preprocessing) -> Iterator[NDArray[np.uint8]]:
+    """Noise, black, white, each primary colour, a ramp and coarse blocks."""
+    shape = (size.height, size.width, 3)
+    generator = np.random.default_rng(0)
+    yield generator.integers(0, 256, shape, dtype=np.uint8)
+    yield np.zeros(shape, np.uint8)
+    yield np.full(shape, 255, np.uint8)
+    for channel in range(3):
+        yield np.eye(3, dtype=np.uint8)[channel] * np.full(shape, 255, np.uint8)
+    yield np.broadcast_to(np.linspace(0, 255, size.width).astype(np.uint8)[:, None], shape).copy()
+    blocks = generator.integers(0, 256, (7, 7, 3), dtype=np.uint8)
+    yield np.repeat(np.repeat(blocks, size.height // 7, axis=0), size.width // 7, axis=1)
+
+
+def _least_cosine(backbone: Backbone, name: str, weights: str | WeightsFile) -> float:
+    inputs = np.stack(list(_varied_inputs(backbone.card.preprocessing)))
+    expected = np.asarray(load_network(name, weights).features(inputs), np.float64)
+    found = np.stack([backbone.features(pixels) for pixels in inputs]).astype(np.float64)
+    assert np.allclose(np.linalg.norm(found, axis=1), np.linalg.norm(expected, axis=1), rtol=1e-3)
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert norms.all()
+    return float(((found * expected).sum(axis=1) / norms).min())
+
+
+def test_the_flatbuffer_equals_the_keras_network_efficientnet_lite0(lite0: Backbone) -> None:
+    assert _least_cosine(lite0, "efficientnet-lite0", "imagenet") > 0.99999
+
+
+def test_the_flatbuffer_equals_the_keras_network_mobilenet(mobilenet: Backbone, mobilenet_weights: Path) -> None:
+    assert _least_cosine(mobilenet, "MobileNetV2", WeightsFile.at(mobilenet_weights)) > 0.99999
+
+
+def test_a_network_that_scales_pixels_itself_is_converted_too() -> None:
+    assert _least_cosine(Backbone(*build("MobileNetV3Small", "random")), "MobileNetV3Small", "random") > 0.99999
+
+
+def test_scaling_is_that_of_the_networks_own_module(mobilenet_weights: Path) -> None:
+    import keras
+
+    network = load_network("mobilenetv2", WeightsFile.at(mobilenet_weights))
+    theirs = keras.applications.MobileNetV2(
+        weights=str(mobilenet_weights), include_top=False, pooling="avg", input_shape=(224, 224, 3)
+    )
+    pixels = np.stack(list(_varied_inputs(network.preprocessing))).astype(np.float32)
+    expected = theirs(keras.applications.mobilenet_v2.preprocess_input(pixels.copy()), training=False)
+    assert np.allclose(network.features(pixels), expected, rtol=1e-4, atol=1e-4)
+    for name in ("resnet", "resnet_v2", "vgg16", "densenet", "mobilenet_v3"):
+        module = getattr(keras.applications, name)
+        for constructor in vars(module).values():
+            if inspect.isfunction(constructor) and constructor.__name__[0].isupper():
+                assert _scale(constructor) is module.preprocess_input
+
+
+def test_the_card_says_what_was_built(lite0: Backbone, mobilenet: Backbone, untrained: Backbone) -> None:
+    assert lite0.card.preprocessing == Preprocessing(224, 224, "bicubic", 0.875)
+    assert lite0.card.weights_sha256 is not None
+    assert lite0.card.weights_sha256.startswith(checkpoint_path().stem.rpartition("-")[2])
+    assert (mobilenet.card.backbone, mobilenet.card.preprocessing) == ("MobileNetV2", Preprocessing(224, 224))
+    assert len({card.model_id for card in (lite0.card, mobilenet.card, untrained.card)}) == 3
+
+
+def test_the_same_weights_give_the_same_bytes_whatever_was_built_before(
+    lite0_flatbuffer: bytes, untrained: Backbone
+) -> None:
+    again = build("EfficientNet-Lite0", WeightsFile.at(checkpoint_path()))[1]
+    assert again == lite0_flatbuffer
+    assert build("mobilenetv2", "random")[0] == untrained.card
+
+
+def test_input_sizes_are_those_of_keras_applications(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+    from keras.src.applications import imagenet_utils
+
+    @dataclass
+    class AskedError(Exception):
+        size: int
+
+    def ask(*_: object, default_size: int, **__: object) -> None:
+        raise AskedError(default_size)
+
+    monkeypatch.setattr(imagenet_utils, "obtain_input_shape", ask)
+    sizes = {}
+    for name, constructor in vars(keras.applications).items():
+        # MobileNetV3 asks for no size: it builds 224 x 224.
+        if inspect.isfunction(constructor) and not name.startswith("MobileNetV3"):
+            with pytest.raises(AskedError) as asked:
+                constructor(weights=None)
+            sizes[name] = asked.value.size
+    assert len(sizes) > 30
+    assert {name: size for name, size in sizes.items() if size != _DEFAULT_SIZE} == _INPUT_SIZES
+
+
+@pytest.mark.parametrize(
+    ("name", "close"), [("MobilNetV2", "MobileNetV2"), ("efficientnet_lite0", "efficientnet-lite0")]
+)
+def test_an_unknown_backbone_is_answered_with_close_names_and_all_names(name: str, close: str) -> None:
+    with pytest.raises(FruitsError, match=rf"FRUITS_BACKBONE {name}: .*did you mean .*{close}.*Expected one of.*VGG16"):
+        build(name, "random")
+
+
+def test_weights_of_another_network_are_named(mobilenet_weights: Path) -> None:
+    with pytest.raises(
+        FruitsError, match=r"mobilenet_v2.*h5: does not hold the weights of MobileNet .*FRUITS_BACKBONE"
+    ):
+        build("MobileNet", WeightsFile.at(mobilenet_weights))
+    with pytest.raises(FruitsError, match=r"mobilenet_v2.*h5: not a legacy-format PyTorch checkpoint"):
+        build("efficientnet-lite0", WeightsFile.at(mobilenet_weights))
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
+def test_a_damaged_weights_file_is_named(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(b"these are no weights" * 100)
+    with pytest.raises(FruitsError, match=rf"damaged{suffix}: does not hold the weights of MobileNetV2"):
+        build("MobileNetV2", WeightsFile.at(path))
+
+
+def test_weights_in_an_unknown_format_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(b"onnx")
+    with pytest.raises(FruitsError, match=r"net.onnx: expected the weights of MobileNetV2 in a file that ends with"):
+        build("MobileNetV2", WeightsFile.at(path))
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
+def test_every_format_of_keras_loads(suffix: str, tmp_path: Path) -> None:
+    model = load_network("MobileNetV2", "random").model
+    saved = [weight + 0.25 for weight in model.get_weights()]  # what no initialisation gives
+    model.set_weights(saved)
+    path = tmp_path / f"saved{suffix}"
+    if suffix == ".weights.h5":
+        model.save_weights(path)
+    else:
+        model.save(path)
+    network = load_network("MobileNetV2", WeightsFile.at(path))
+    assert all(map(np.array_equal, network.model.get_weights(), saved))
+    assert network.weights == str(path)
+
+
+def test_imagenet_without_a_network_proposes_what_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from keras.src.utils import file_utils
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(file_utils, "get_file", unreachable)
+    with pytest.raises(
+        FruitsError, match=r"weights of MobileNetV2 \(Name.*FRUITS_WEIGHTS to the path.*efficientnet-lite0"
+    ):
+        build("MobileNetV2", "default")
+
+
+def test_a_path_is_no_name_of_weights() -> None:
+    with pytest.raises(ValueError, match="WeightsFile"):
+        build("MobileNetV2", "/some/file.weights.h5")
+
+
+def test_features_tell_real_fruits_apart_and_random_weights_do_not(
+    lite0: Backbone, mobilenet: Backbone, untrained: Backbone, shop_photos: Path, read: Read
+) -> None:
+    accuracy = [_one_of_each_kind_out(backbone, shop_photos, read) for backbone in (lite0, mobilenet, untrained)]
+    assert accuracy[0] > 0.6
+    assert accuracy[1] > 0.6
+    assert accuracy[2] < 0.4
+    assert min(accuracy) > CHANCE
+
+
+def test_features_carry_from_training_to_test(lite0: Backbone, fruits_360: Path, read: Read) -> None:
+    fit_rows, fit_labels = _features(lite0, fruits_360 / "Training", 8, read)
+    test_rows, test_labels = _features(lite0, fruits_360 / "Test", 4, read)
+    accuracy = probe_accuracy(fit_rows, fit_labels, test_rows, test_labels)
+    assert accuracy is not None
+    assert accuracy > 0.85
+
+
+def _one_of_each_kind_out(backbone: Backbone, folder: Path, read: Read) -> float:
+    """Accuracy of the linear probe on the i-th photo of every kind, fitted on the others, averaged over i."""
+    rows, labels = _features(backbone, folder, 6, read)
+    turn = np.tile(np.arange(6), len(labels) // 6)
+    accuracies = []
+    for i in range(6):
+        fit, test = [[labels[j] for j in np.flatnonzero(turn != i)], [labels[j] for j in np.flatnonzero(turn == i)]]
+        accuracies.append(probe_accuracy(rows[turn != i], fit, rows[turn == i], test) or 0.0)
+    return float(np.mean(accuracies))
+
+
+def _features(backbone: Backbone, folder: Path, each: int, read: Read) -> tuple[NDArray[np.float32], list[str]]:
+    paths = [path for label in sorted(folder.iterdir()) for path in sorted(label.glob("*.jpg"))[:each]]
+    rows = [backbone.features(read(path, backbone.card.preprocessing)) for path in paths]
+    return np.stack(rows), [path.parent.name for path in paths]

@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+
+from fruits.probe import probe_accuracy, sample_keys
+
+CENTRES = np.random.default_rng(99).normal(size=(5, 20)) * 3
+
+
+def clusters(rng, n, labels=5):
+    """Rows around one centre per label."""
+    picked = rng.integers(labels, size=n)
+    rows = CENTRES[picked] + rng.normal(size=(n, 20))
+    return rows.astype(np.float32), [f"fruit {i}" for i in picked]
+
+
+@pytest.mark.jobs
+class TestProbeAccuracy:
+    def test_labels_that_planes_separate_are_told_apart(self):
+        rng = np.random.default_rng(0)
+        assert probe_accuracy(*clusters(rng, 300), *clusters(rng, 200)) > 0.99
+
+    def test_shuffled_labels_score_about_chance(self):
+        rng = np.random.default_rng(0)
+        rows, labels = clusters(rng, 300)
+        assert probe_accuracy(rows, rng.permutation(labels), *clusters(rng, 1000)) < 0.4
+
+    def test_it_is_the_share_of_right_answers(self):
+        rng = np.random.default_rng(0)
+        held_out, truth = clusters(rng, 200)
+        wrong = ["fruit 1" if label == "fruit 0" else "fruit 0" for label in truth]
+        mixed = truth[:150] + wrong[150:]
+        assert probe_accuracy(*clusters(rng, 300), held_out, mixed) == pytest.approx(0.75, abs=0.01)
+
+    def test_labels_that_the_fit_has_not_seen_are_not_scored(self):
+        rng = np.random.default_rng(0)
+        fit = clusters(rng, 300)
+        held_out, truth = clusters(rng, 100)
+        strange = np.full((900, 20), 50.0, dtype=np.float32)
+        with_strange = probe_accuracy(*fit, np.concatenate([held_out, strange]), truth + ["durian"] * 900)
+        assert with_strange == probe_accuracy(*fit, held_out, truth) > 0.9
+
+    def test_a_rotation_and_a_change_of_units_change_nothing(self):
+        """So an embedding that keeps everything scores what its features score."""
+        rng = np.random.default_rng(0)
+        fit_rows, fit_labels = clusters(rng, 200)
+        held_out, truth = (rng.normal(size=(400, 20)) * 3, [f"fruit {i}" for i in rng.integers(5, size=400)])
+        rotation = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+        turned = probe_accuracy(fit_rows @ rotation * 1e3 + 7, fit_labels, held_out @ rotation * 1e3 + 7, truth)
+        assert turned == pytest.approx(probe_accuracy(fit_rows, fit_labels, held_out, truth), abs=0.01)
+
+    def test_held_out_rows_do_not_shape_the_scaling(self):
+        """Scored alone or beside far outliers, the same rows get the same answers."""
+        rng = np.random.default_rng(0)
+        fit = clusters(rng, 300)
+        held_out, truth = clusters(rng, 100)
+        outliers = np.full((100, 20), 1e4, dtype=np.float32)
+        both = probe_accuracy(*fit, np.concatenate([held_out, outliers]), truth + ["fruit 0"] * 100)
+        alone = probe_accuracy(*fit, held_out, truth)
+        assert both in (pytest.approx(alone / 2), pytest.approx((alone + 1) / 2))
+
+    def test_it_is_deterministic(self):
+        def accuracy():
+            rng = np.random.default_rng(0)
+            return probe_accuracy(*clusters(rng, 60), rng.normal(size=(500, 20)) * 3, ["fruit 1"] * 500)
+
+        assert accuracy() == accuracy()
+
+    def test_labels_may_be_of_unequal_length(self):
+        rows = np.array([[0.0], [0.1], [9.0], [9.1]])
+        held_out = np.array([[0.05], [9.05]])
+        assert (
+            probe_accuracy(rows, ["fig", "fig", "dragon fruit", "dragon fruit"], held_out, ["fig", "dragon fruit"]) == 1
+        )
+
+    @pytest.mark.parametrize(
+        ("fit_labels", "test_labels", "rows"),
+        [
+            (["fig", "fig", "fig"], ["fig"], [[0.0], [1], [2]]),
+            (["fig", "kiwi", "kiwi"], ["durian"], [[0.0], [1], [2]]),
+            (["fig", "kiwi", "kiwi"], ["fig"], [[1.0], [1], [1]]),
+            ([], ["fig"], np.empty((0, 1))),
+            (["fig", "kiwi", "kiwi"], [], [[0.0], [1], [2]]),
+        ],
+        ids=["one label", "only strange labels", "constant rows", "no fit rows", "no held-out rows"],
+    )
+    def test_nothing_to_tell_gives_none(self, fit_labels, test_labels, rows):
+        held_out = np.zeros((len(test_labels), 1))
+        assert probe_accuracy(np.asarray(rows), fit_labels, held_out, test_labels) is None
+
+
+KEYS = [f"Training/Kiwi/{i}_100.jpg" for i in range(1000)]
+
+
+def test_the_sample_does_not_depend_on_order_or_repetition():
+    shuffled = list(np.random.default_rng(0).permutation(KEYS + KEYS[:100]))
+    sample = sample_keys(KEYS, 100)
+    assert sample == sample_keys(shuffled, 100) == sorted(set(sample))
+    assert len(sample) == 100
+
+
+def test_the_sample_is_not_the_head_of_the_list():
+    positions = sorted(KEYS.index(key) for key in sample_keys(KEYS, 100))
+    assert 350 < np.mean(positions) < 650
+    assert positions != list(range(100))
+
+
+def test_one_more_key_changes_the_sample_by_at_most_one():
+    before = set(sample_keys(KEYS, 100))
+    for i in range(50):
+        assert len(before - set(sample_keys([*KEYS, f"Training/Fig/{i}.jpg"], 100))) <= 1
+
+
+def test_fewer_keys_than_the_limit_are_all_taken():
+    assert sample_keys(KEYS[:3], 100) == sorted(KEYS[:3])
+    assert sample_keys([], 100) == []
