@@ -2,7 +2,7 @@
 
 For EfficientNet-Lite0, MobileNetV2 with a weights file, and both with random weights it prints: the least cosine
 between the flatbuffer's features and Keras' own; images per second of one LiteRT thread (CPU time); the accuracy of a
-linear probe that leaves one photo out at a time; and, fitted on `Training` and scored on `Test`, the probe's accuracy
+linear probe that leaves one photo of each label out; and, fitted on `Training` and scored on `Test`, the probe's accuracy
 on features and on their first k principal components, with the explained variance ratio of those. Needs the jobs
 environment.
 """
@@ -12,8 +12,10 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cosine = agreement(backbone, pixels[:: max(1, len(pixels) // COMPARED)], name, weights)
         print(f"  flatbuffer against Keras, least cosine  {cosine:.7f}")
         print(f"  images per second of one thread         {images_per_second(backbone, pixels[0], args.seconds):.0f}")
-        one_out = leave_one_out(features(backbone, args.photos, args.limit))
-        print(f"  probe, {args.photos.name}, leave one out          {one_out:.3f}")
+        one_out = leave_one_of_each_out(features(backbone, args.photos, args.limit))
+        print(f"  probe, {args.photos.name}, one of each label out  {one_out:.3f}")
         fit, test = (features(backbone, args.fruits / split, args.limit) for split in ("Training", "Test"))
         for line in projections(fit, test):
             print(f"  {line}")
@@ -124,12 +126,18 @@ def images_per_second(backbone: Backbone, pixels: NDArray[np.uint8], seconds: fl
     return statistics.median(rounds)
 
 
-def leave_one_out(data: Labelled) -> float:
-    """Accuracy of the linear probe on each photo when it is fitted on all others."""
+def leave_one_of_each_out(data: Labelled) -> float:
+    """Accuracy of the linear probe on the i-th photo of every label when it is fitted on all others, over all i."""
+    counts = Counter[str]()
+    turns = []
+    for label in data.labels:
+        turns.append(counts[label])
+        counts[label] += 1
     hits = 0.0
-    for i, label in enumerate(data.labels):
-        others = data.labels[:i] + data.labels[i + 1 :]
-        hits += probe_accuracy(np.delete(data.rows, i, axis=0), others, data.rows[i : i + 1], [label]) or 0.0
+    for turn in range(max(counts.values())):
+        held_out = np.array(turns) == turn
+        fit, test = (list(compress(data.labels, chosen)) for chosen in (~held_out, held_out))
+        hits += (probe_accuracy(data.rows[~held_out], fit, data.rows[held_out], test) or 0.0) * len(test)
     return hits / len(data.labels)
 
 

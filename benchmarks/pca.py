@@ -36,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(rows: NDArray[np.float32], components: int, seed: int) -> tuple[float, float]:
     """Print and return the largest subspace angle, in radians, and the largest difference of a variance ratio."""
-    from sklearn.decomposition import PCA as ScikitLearnPCA
+    from sklearn import decomposition
 
-    theirs = timed("scikit-learn, full SVD", lambda: ScikitLearnPCA(components, svd_solver="full").fit(as_double(rows)))
+    theirs = timed(
+        "scikit-learn, full SVD", lambda: decomposition.PCA(components, svd_solver="full").fit(as_double(rows))
+    )
     fits = {"full": fit(moments_of(rows), components), "incremental": fit(incremental(rows, seed), components)}
     angles = {name: subspace_angle(pca.components, theirs.components_) for name, pca in fits.items()}
     ratios = {name: ratio_difference(pca, theirs.explained_variance_ratio_) for name, pca in fits.items()}

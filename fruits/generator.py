@@ -163,16 +163,20 @@ class Round:
 
     def locate(self, x: Array, y: Array) -> Surface:
         """See ``Shape``."""
-        angle = np.linspace(0, np.pi, 128)
-        order = np.arange(len(self.radii))
-        cosines = np.cos(np.outer(np.linspace(0, np.pi, len(self.radii)), order))
-        profile = np.cos(np.outer(angle, order)) @ np.linalg.solve(cosines, np.array(self.radii))
-        radius = np.interp(np.arctan2(np.abs(x), y), angle, profile).astype(np.float32)
+        radius = np.interp(np.arctan2(np.abs(x), y), *self._profile).astype(np.float32)
         u, v = x / radius, y / radius
         level = np.hypot(u, v)
         steep = np.minimum(level, 1) ** (self.flat - 2)
         z = np.sqrt(np.maximum(1 - np.minimum(level, 1) ** self.flat, 0))
         return Surface(u, v, z, level, _unit(u * steep, v * steep, z))
+
+    @cached_property
+    def _profile(self) -> tuple[Array, Array]:
+        """Angles from the top and the radii there: the cosine series through ``radii``."""
+        order = np.arange(len(self.radii))
+        knots, angles = np.linspace(0, np.pi, len(self.radii)), np.linspace(0, np.pi, 128)
+        series = np.linalg.solve(np.cos(np.outer(knots, order)), np.array(self.radii))
+        return angles, np.cos(np.outer(angles, order)) @ series
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,9 @@ def perceptual_hash(image: Image.Image) -> int:
     """A signed 64-bit hash that changes little when the photo is re-encoded or resized.
 
     The photo is reduced to 32 x 32 grey pixels; each bit says whether one of the 8 x 8 lowest frequencies of their
-    discrete cosine transform (DCT), the constant ones left out, exceeds the median. Compare two hashes by the number of bits
-    in which they differ. Zauner (2010), "Implementation and benchmarking of perceptual image hash functions" (DCT based hash).
+    discrete cosine transform (DCT), the constant ones left out, exceeds the median. Compare two hashes by the number of
+    bits in which they differ. Zauner (2010), "Implementation and benchmarking of perceptual image hash functions",
+    DCT based hash.
     """
     grey = image.resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("L")
     frequencies = _COSINES @ np.asarray(grey, dtype=np.float64) @ _COSINES.T

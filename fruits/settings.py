@@ -18,10 +18,20 @@ DEFAULT_KEY_PATTERN = (
 )
 
 
-class Settings(BaseSettings):
-    """Settings of the whole project; ``Settings.load()`` reads them and explains what is wrong with them."""
+class SubmitSettings(BaseSettings):
+    """How Spark jobs are submitted: all that a DAG file needs to know when it is parsed."""
 
     model_config = SettingsConfigDict(env_prefix="FRUITS_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    jobs_env: Path = Field(
+        default=Path(__file__).parents[1] / ".venvs" / "jobs",
+        description="Virtual environment of the Spark jobs: spark-submit and TensorFlow are run from there.",
+    )
+    spark_driver_memory: str = Field(default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver.")
+
+
+class Settings(SubmitSettings):
+    """Settings of the whole project; ``Settings.load()`` reads them and explains what is wrong with them."""
 
     bucket: str = Field(default="fruits", min_length=3, description="S3 bucket that holds the photos.")
     prefix: str = Field(default="", description="Only keys that start with this are photos of ours.")
@@ -56,12 +66,6 @@ class Settings(BaseSettings):
         description="Name of the catalog. It is part of every table's identity: another name shows an empty catalog.",
     )
     namespace: str = Field(default="fruits", pattern=r"^[a-z][a-z0-9_]*$", description="Iceberg namespace of the tables.")
-
-    jobs_env: Path = Field(
-        default=Path(__file__).parents[1] / ".venvs" / "jobs",
-        description="Virtual environment of the Spark jobs: spark-submit and TensorFlow are run from there.",
-    )
-    spark_driver_memory: str = Field(default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver.")
 
     backbone: str = Field(
         default="efficientnet-lite0",

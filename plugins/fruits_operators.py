@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
 
 from fruits.errors import FruitsError
 from fruits.runs import TaskName, read_documents
-from fruits.settings import Settings
+from fruits.settings import Settings, SubmitSettings
 
 
 @contextmanager
@@ -113,27 +113,26 @@ class SparkJobOperator(SparkSubmitOperator):
     """Submits one of our Spark jobs from the jobs environment, and reports the job's own words when it fails."""
 
     def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
+        settings = SubmitSettings()
+        python = str(settings.jobs_env / "bin" / "python")
         super().__init__(
             application_args=["--run", run],
             name=f"fruits-{job}",
-            conf={"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"},
+            spark_binary=str(settings.jobs_env / "bin" / "spark-submit"),
+            env_vars={"PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": python},
+            driver_memory=settings.spark_driver_memory,
+            conf={"spark.ui.enabled": "false"},
             **kwargs,
         )
         self.job = job
 
     def execute(self, context: Context) -> None:
         """Submit and wait; a failure that a person has to mend is not tried again."""
-        with mendable_errors():
-            settings = Settings.load()
-        environment = settings.jobs_env
-        self.spark_binary = str(environment / "bin" / "spark-submit")
-        self._env_vars = {name: str(environment / "bin" / "python") for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON")}
-        self._driver_memory = settings.spark_driver_memory
         try:
             super().execute(context)
         except Exception as error:
-            slug = self.application_args[1]
-            document = read_documents(settings, slug).get(self.job, {})
+            with mendable_errors():
+                document = read_documents(Settings.load(), self.application_args[1]).get(self.job, {})
             if document.get("state") == "failed" and document.get("mendable"):
                 raise AirflowFailException(document["error"]) from error
             raise

@@ -6,6 +6,7 @@ Only this side needs TensorFlow, once for each backbone; executors run the flatb
 import difflib
 import inspect
 import socket
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +193,7 @@ def _load_keras_weights(model: Any, backbone: str, weights: WeightsFile) -> None
         )
     try:
         model.load_weights(weights.path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         detail = " ".join(str(error).split())[:300]
         raise FruitsError(
             f"FRUITS_WEIGHTS {weights.source}: does not hold the weights of {backbone} without its classifier "

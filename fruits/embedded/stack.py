@@ -82,16 +82,35 @@ def jobs_environment() -> Path:
 
 
 @contextmanager
-def running_stack(data: Path, bucket: str = BUCKET) -> Iterator[Stack]:
-    """Start the S3 server with its data in ``data``, make ``bucket``, and stop the server again."""
+def running_stack(data: Path) -> Iterator[Stack]:
+    """The stack with its data in ``data``: the one that ``make ui`` started, else one for as long as this lasts."""
     data = data.resolve()
+    running = running_server(data)
+    if running is not None:
+        yield running
+        return
     server = start_s3(data)
     try:
-        stack = server.stack
-        _make_bucket(stack, bucket)
-        yield stack
+        make_bucket(server.stack)
+        yield server.stack
     finally:
         server.stop()
+
+
+def running_server(data: Path) -> Stack | None:
+    """The stack whose S3 server already runs on ``data``, if any: it answers to this folder's keys."""
+    ports_path, keys_path = data / "s3.ports.json", data / "s3.credentials.json"
+    if not (ports_path.is_file() and keys_path.is_file()):
+        return None
+    port = json.loads(ports_path.read_text()).get("s3")
+    stack = Stack(data, f"http://127.0.0.1:{port}", *_credentials(keys_path))
+    if _all_free([port]):
+        return None
+    try:
+        stack.client().list_buckets()
+    except (BotoCoreError, ClientError):
+        return None
+    return stack
 
 
 @dataclass(frozen=True)
@@ -210,7 +229,8 @@ def _wait_until_ready(stack: Stack, process: "subprocess.Popen[bytes]", log_path
     raise FruitsError(f"SeaweedFS did not start within {_START_SECONDS} s; its log is {log_path}")
 
 
-def _make_bucket(stack: Stack, bucket: str) -> None:
+def make_bucket(stack: Stack, bucket: str = BUCKET) -> None:
+    """Make the bucket of photos unless it is there."""
     client = stack.client()
     deadline = time.monotonic() + _START_SECONDS
     while True:

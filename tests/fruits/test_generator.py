@@ -16,7 +16,7 @@ from fruits.quarantine import Reason
 from fruits.settings import DEFAULT_KEY_PATTERN
 
 SMALL = (64, 112)
-TRAIN, TEST = 5, 3
+TRAIN, TEST = 3, 1
 
 
 @pytest.fixture(scope="module")
@@ -189,19 +189,18 @@ def test_the_longer_side_stays_within_the_size_asked_for_and_both_orientations_o
     assert {width > height for width, height in sizes if width != height} == {True, False}
 
 
-def test_mean_colour_says_something_about_the_kind_but_far_from_everything(tmp_path):
-    def mean_colours(split: str, count: int) -> np.ndarray:
-        return np.array([[mean_colour(label, split, n) for n in range(count)] for label in LABELS])
-
+def test_mean_colour_says_something_about_the_kind_but_far_from_everything():
     def mean_colour(label: str, split: str, number: int) -> np.ndarray:
         photo = Image.open(io.BytesIO(draw(label, split, number, size=SMALL)))
-        return np.asarray(ImageOps.exif_transpose(photo).convert("RGB"), np.float64).mean(axis=(0, 1))
+        upright = ImageOps.fit(ImageOps.exif_transpose(photo).convert("RGB"), (32, 32))
+        return np.asarray(upright, np.float64)[8:24, 8:24].mean(axis=(0, 1))
 
-    centroids = mean_colours("Training", 16).mean(axis=1)
-    held_out = mean_colours("Test", 10)
-    distances = np.linalg.norm(held_out[:, :, None] - centroids, axis=-1)
+    train = np.array([[mean_colour(label, "Training", n) for n in range(8)] for label in LABELS])
+    held_out = np.array([[mean_colour(label, "Test", n) for n in range(6)] for label in LABELS])
+    distances = np.linalg.norm(held_out[:, :, None] - train.mean(axis=1), axis=-1)
     accuracy = (distances.argmin(axis=-1) == np.arange(len(LABELS))[:, None]).mean()
-    assert 1.5 / len(LABELS) < accuracy < 0.6
+    chance = 1 / len(LABELS)
+    assert 2 * chance < accuracy < 0.6
 
 
 def test_a_contact_sheet_has_a_row_for_each_kind_and_shows_no_broken_file(folder):

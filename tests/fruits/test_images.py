@@ -141,7 +141,12 @@ class TestDecode:
 
     @pytest.mark.parametrize(
         "exif",
-        [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1\x12" * 40],
+        [
+            b"Exif\0\0garbage",
+            b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",  # an orientation of "abc"
+            b"Exif\0\0II*\0\xff\xff\xff\xff",
+            b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\1\x12" * 40,
+        ],
     )
     def test_damaged_metadata_does_not_cost_the_photo(self, exif: bytes) -> None:
         assert np.array_equal(
@@ -298,6 +303,14 @@ class TestRefusals:
     def test_an_upload_that_lost_its_second_half_is_refused(self, name: str) -> None:
         data = FILES[name]
         assert refusal(data[: len(data) // 2]).reason is Reason.TRUNCATED
+
+    def test_a_jpeg_that_ends_with_its_header_is_truncated(self) -> None:
+        data = FILES["JPEG"]
+        assert refusal(data[: data.index(b"\xff\xda")]).reason is Reason.TRUNCATED
+
+    def test_a_webp_of_full_length_is_corrupt_not_truncated(self) -> None:
+        data = FILES["WEBP"]
+        assert refusal(data[:40] + b"\xff" * (len(data) - 40)).reason is Reason.CORRUPT
 
     def test_damaged_data_are_corrupt_and_the_detail_says_of_what(self) -> None:
         damaged = bytearray(FILES["PNG"])
@@ -485,10 +498,16 @@ def collect_photos() -> list[Image.Image]:
     return [read(path.read_bytes()).image for path in found]
 
 
+def grainy(image: Image.Image) -> Image.Image:
+    noise = np.random.default_rng(0).normal(0, 40, (image.height, image.width, 3))
+    return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+
+
 NEAR_DUPLICATES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "re-encoded": lambda image: read(encoded(image, "JPEG", quality=60)).image,
     "halved": lambda image: image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS),
     "enlarged": lambda image: image.resize((image.width * 3, image.height * 3), Image.Resampling.BICUBIC),
+    "grainy": grainy,
     "brightened": lambda image: image.point(lambda value: min(255, value + 10)),
 }
 

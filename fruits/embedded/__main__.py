@@ -1,0 +1,42 @@
+"""``python -m fruits.embedded run|ui|stop``: what ``make run``, ``make ui`` and ``make stop`` call."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fruits.embedded.airflow import ROOT
+from fruits.errors import FruitsError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fruits.embedded", description=__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder of everything the stack keeps")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="photos into the bucket, one run of the DAG, a summary")
+    run.add_argument("--images", type=Path, help="folder of your photos; without it, generated ones")
+    commands.add_parser("ui", help="the stack under `airflow standalone`, in the background")
+    commands.add_parser("stop", help="end what `ui` started")
+    arguments = parser.parse_args(argv)
+    try:
+        return _command(arguments)
+    except FruitsError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nInterrupted; run it again to go on.", file=sys.stderr)
+        return 130
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    if arguments.command == "run":
+        from fruits.embedded.run import run
+
+        return run(arguments.images, arguments.data)
+    from fruits.embedded import ui
+
+    return ui.start(arguments.data) if arguments.command == "ui" else ui.stop(arguments.data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""``make run``: photos into the bucket, one run of the DAG, a summary."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fruits.embedded.airflow import ROOT, migrate, run_dag
+from fruits.embedded.mirror import mirror
+from fruits.embedded.stack import Stack, running_stack
+from fruits.errors import ExitCode
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, publications
+from fruits.planning import run_slug
+from fruits.runs import read_documents
+from fruits.settings import Settings
+from fruits.summary import as_text, summarise
+
+BUILD = ROOT / "build"
+
+
+def run(images: Path | None, data: Path) -> int:
+    """Bring the tables up to date with a folder of photos; returns an exit code."""
+    start = time.perf_counter()
+    photos = images or _generated(data / "photos")
+    with running_stack(data) as stack, _environment(stack):
+        settings = Settings.load()
+        _say(f"S3 server on {stack.endpoint}, data in {stack.data}")
+        _upload(photos, settings)
+        migrate(stack)
+        log = stack.data / "logs" / f"run-{time.strftime('%Y%m%dT%H%M%S')}.log"
+        log.parent.mkdir(exist_ok=True)
+        _say(f"running the DAG fruit_features through Airflow; full log in {log}")
+        ended = run_dag(stack, "fruit_features", {"settle_seconds": 0}, log, _say)
+        if not ended.succeeded or ended.run_id is None:
+            for error in ended.errors or (f"the run failed; see {log}",):
+                print(f"\n{error}", file=sys.stderr)
+            return ExitCode.BAD_INPUT if ended.errors else ExitCode.UNEXPECTED
+        summary = _summary(settings, run_slug(ended.run_id), time.perf_counter() - start)
+    BUILD.mkdir(exist_ok=True)
+    path = BUILD / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"\n{as_text(summary)}")
+    print(f"  summary     {path}")
+    print("\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI, docs/data.md to query the tables.")
+    return ExitCode.OK
+
+
+def _generated(folder: Path) -> Path:
+    from fruits.generator import generate
+
+    drawn = folder.with_name("photos-drawn")
+    if not drawn.exists():  # once only: what a person adds, replaces or deletes there stays so
+        _say(f"drawing photos into {folder} (IMAGES=/some/folder takes your own)")
+        generate(folder, progress=_every_second("photos drawn"))
+        drawn.touch()
+    return folder
+
+
+def _upload(photos: Path, settings: Settings) -> None:
+    done = mirror(photos, settings, _every_second("photos compared with the bucket"))
+    skipped = f", {len(done.skipped)} files that are no photos left out" if done.skipped else ""
+    _say(
+        f"{photos} -> s3://{settings.bucket}/{settings.prefix}: {done.uploaded:,} uploaded, {done.removed:,} removed, "
+        f"{done.unchanged:,} as they were{skipped}"
+    )
+
+
+def _summary(settings: Settings, slug: str, seconds: float) -> dict[str, Any]:
+    lake = Lake.open(settings)
+    documents = read_documents(settings, slug)
+    published = publications(lake)
+    publication = published[-1] if published else None
+    model_id = documents["plan"]["model_id"]
+    quarantine, pca = _published_state(lake, publication, model_id) if publication else ({}, {})
+    return summarise(documents, publication, quarantine, pca, settings, seconds)
+
+
+def _published_state(lake: Lake, publication: Publication, model_id: str) -> tuple[dict[str, int], dict[str, Any]]:
+    rows = lake.read("quarantine", publication.snapshots["quarantine"], ("reason",), model_id=model_id)
+    reasons = {pair["values"]: pair["counts"] for pair in rows["reason"].value_counts().to_pylist()}
+    columns = ("pca_id", "k", "n", "explained_variance_ratio")
+    cards = lake.read("pca_models", publication.snapshots["pca_models"], columns, pca_id=publication.pca_id or "")
+    card = next(iter(cards.to_pylist()), None)
+    if card is None:
+        return reasons, {}
+    return reasons, {**card, "explained_variance": sum(card.pop("explained_variance_ratio"))}
+
+
+@contextmanager
+def _environment(stack: Stack) -> Iterator[None]:
+    """The stack's settings, for this process too."""
+    before = dict(os.environ)
+    os.environ.update(stack.environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _every_second(what: str) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            _say(f"  {done:,}/{total:,} {what}")
+
+    return report
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+

@@ -1,0 +1,167 @@
+"""``make ui`` and ``make stop``: the stack under ``airflow standalone``, in the background."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+from fruits.embedded.airflow import airflow, airflow_environment, migrate, new_secret
+from fruits.embedded.stack import S3Server, Stack, free_ports, make_bucket, running_server, start_s3
+from fruits.errors import ExitCode, FruitsError
+
+_READY_SECONDS = 240
+_STOP_SECONDS = 30
+
+
+def start(data: Path) -> int:
+    """Start S3 server and Airflow unless they run already, wait until the UI answers, and say how to log in."""
+    data = data.resolve()
+    running = _read(data)
+    if running is None:
+        running = _start(data)
+    else:
+        print("It is running already.")
+    print(f"\n  Airflow UI  {running['url']}\n  user        {running['user']}\n  password    {_password(data, running['user'])}")
+    print(f"  photos      s3://fruits on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
+    print(f"  log         {data / 'logs' / 'standalone.log'}\n\n`make stop` ends it. The DAG fruit_features is paused until you switch it on.")
+    return ExitCode.OK
+
+
+def stop(data: Path) -> int:
+    """End what ``start`` started; other processes are left alone."""
+    data = data.resolve()
+    running = _read(data)
+    if running is None:
+        print("Nothing is running.")
+        return ExitCode.OK
+    for name in ("airflow", "s3"):
+        _end(running["processes"][name])
+    _state_path(data).unlink()
+    print("Stopped.")
+    return ExitCode.OK
+
+
+def _start(data: Path) -> dict[str, object]:
+    server = running_server(data)
+    if server is not None:
+        raise FruitsError(f"an S3 server is already running on {data} (a `make run`?); wait for it to end")
+    server = start_s3(data)
+    print(f"S3 server on {server.stack.endpoint}")
+    try:
+        make_bucket(server.stack)
+        migrate(server.stack)
+        return _start_airflow(server)
+    except BaseException:
+        server.stop()
+        raise
+
+
+def _start_airflow(server: S3Server) -> dict[str, object]:
+    stack = server.stack
+    print("starting Airflow, about 40 s")
+    api, worker_logs, trigger_logs = free_ports(3)
+    url = f"http://127.0.0.1:{api}"
+    log = stack.data / "logs" / "standalone.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("ab") as file:
+        process = subprocess.Popen(  # noqa: S603 -- our own environment's airflow
+            [airflow(), "standalone"],
+            env=_standalone_environment(stack, api, worker_logs, trigger_logs),
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=stack.data,
+        )
+    running = {
+        "url": url,
+        "user": "admin",
+        "endpoint": stack.endpoint,
+        "processes": {"airflow": _identity(process.pid), "s3": _identity(server.process.pid)},
+    }
+    _state_path(stack.data).write_text(json.dumps(running))
+    if not _answers(f"{url}/api/v2/monitor/health", process):
+        stop(stack.data)
+        raise FruitsError(f"Airflow did not start within {_READY_SECONDS} s; its log is {log}")
+    return running
+
+
+def _standalone_environment(stack: Stack, api: int, worker_logs: int, trigger_logs: int) -> dict[str, str]:
+    return {
+        **airflow_environment(stack),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(api),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{api}",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{api}/execution/",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
+        "AIRFLOW__API_AUTH__JWT_SECRET": new_secret(),
+        "AIRFLOW__API__SECRET_KEY": new_secret(),
+        "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ["PATH"]]),
+    }
+
+
+def _answers(url: str, process: "subprocess.Popen[bytes]") -> bool:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own http URL
+                health = json.load(answer)
+            if all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler")):
+                return True
+        except (urllib.error.URLError, OSError, ValueError):
+            pass
+        time.sleep(1)
+    return False
+
+
+def _password(data: Path, user: str) -> str:
+    path = data / "airflow" / "simple_auth_manager_passwords.json.generated"
+    return str(json.loads(path.read_text()).get(user, "?")) if path.is_file() else "see the log"
+
+
+def _state_path(data: Path) -> Path:
+    return data / "ui.json"
+
+
+def _read(data: Path) -> dict[str, object] | None:
+    """What runs, or None; the note of processes that are gone is removed."""
+    path = _state_path(data)
+    if not path.is_file():
+        return None
+    running = json.loads(path.read_text())
+    if any(_process(identity) for identity in running["processes"].values()):
+        return dict(running)
+    path.unlink()
+    return None
+
+
+def _identity(pid: int) -> dict[str, float]:
+    """A process by id and start time: an id alone may be another process's by tomorrow."""
+    return {"pid": pid, "started": psutil.Process(pid).create_time()}
+
+
+def _process(identity: dict[str, float]) -> psutil.Process | None:
+    try:
+        process = psutil.Process(int(identity["pid"]))
+        same = abs(process.create_time() - identity["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return process if same else None
+
+
+def _end(identity: dict[str, float]) -> None:
+    process = _process(identity)
+    if process is None:
+        return
+    family = [process, *process.children(recursive=True)]
+    for member in family:
+        member.terminate()
+    for member in psutil.wait_procs(family, timeout=_STOP_SECONDS)[1]:
+        member.kill()
