@@ -2,7 +2,7 @@
 
 For EfficientNet-Lite0, MobileNetV2 with a weights file, and both with random weights it prints: the least cosine
 between the flatbuffer's features and Keras' own; images per second of one LiteRT thread (CPU time); the accuracy of a
-linear probe that leaves one photo of each label out; and, fitted on `Training` and scored on `Test`, the probe's accuracy
+linear probe that leaves one photo of each label out; and, fitted on `Training` and scored on `Test`, its accuracy
 on features and on their first k principal components, with the explained variance ratio of those. Needs the jobs
 environment.
 """

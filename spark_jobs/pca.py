@@ -5,6 +5,7 @@ policy says so (then projects every row), and otherwise projects the changed row
 `features`; writes `pca_statistics`, `pca_models` and `embeddings` on the run's branch, and runs/<run>/pca.json.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from fruits.errors import FruitsError
 from fruits.keys import FIT_SPLIT
 from fruits.lake.branches import start_branch
-from fruits.lake.pca_tables import PCAVersion, append_version, load_statistics, load_versions, save_statistics
+from fruits.lake.pca_tables import PCAVersion, save_version, load_statistics, load_versions, save_statistics
 from fruits.lake.schemas import EMBEDDINGS, TableName
 from fruits.manifest import read_manifest
 from fruits.moments import Moments, from_bytes, merge, merge_all, moments_of, should_recompute, subtract, to_bytes
@@ -52,13 +53,13 @@ def update_pca(job: Job) -> None:
     with job.document.stage("remove"):
         remove_replaced(job, replaced)
     if reason is None and current is not None:
-        version, action, rows = current, "project", new_features(job)
+        version = current
+        with job.document.stage("project"):
+            projected = project(job, version.pca_id, version.pca, new_features(job))
     else:
-        with job.document.stage("fit"):
-            version, action, rows = fit_version(job, moments, reason or ""), "fit", live_features(job)
-    with job.document.stage("project"):
-        projected = project(job, version, rows, everything=action == "fit")
+        version, projected = fit_version(job, moments, reason or "")
     pca = version.pca
+    action = "project" if version is current else "fit"
     job.document.record(
         action=action,
         reason=reason,
@@ -140,7 +141,7 @@ def current_version(job: Job) -> PCAVersion | None:
 
 
 def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
-    """Variance that this run's new photos leave unexplained over what the fit left, and how many rows it is taken from."""
+    """Share of variance that the new photos leave unexplained beyond what is expected, and from how many rows."""
     pca = current.pca
     rows = new_features(job).where(f"split = '{FIT_SPLIT}'").select("vector")
 
@@ -153,7 +154,7 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     if not table.num_rows:
         return None, 0
     share = unexplained_share(np.sqrt(table["explained"].to_numpy()), table["residual"].to_numpy())
-    return share - pca.unexplained_share, table.num_rows
+    return share - current.expected_unexplained, table.num_rows
 
 
 def decide(job: Job, current: PCAVersion | None, n_now: int, n_new: int, drift: float | None) -> str | None:
@@ -172,24 +173,40 @@ def decide(job: Job, current: PCAVersion | None, n_now: int, n_new: int, drift: 
     )
 
 
-def fit_version(job: Job, moments: Moments, reason: str) -> PCAVersion:
-    """Fit on the moments, and record the version on the branch."""
+def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, int]:
+    """Fit on the moments, project every row, and record the version; also how many rows were projected."""
     settings, request = job.settings, job.request
-    pca = fit(moments, request.n_components, settings.max_components)
+    with job.document.stage("fit"):
+        pca = fit(moments, request.n_components, settings.max_components)
+        pca_id = pca_identity(job.model_id, pca)
+    known = {version.pca_id for version in load_versions(job.lake, job.base("pca_models"), job.model_id)}
+    if pca_id in known:  # the same fit again: its rows and its card are replaced, not doubled
+        job.spark.sql(f"DELETE FROM {job.branch_identifier('embeddings')} WHERE pca_id = '{pca_id}'")  # noqa: S608
+    with job.document.stage("project"):
+        projected = project(job, pca_id, pca, live_features(job))
     version = PCAVersion(
-        pca_id=pca_identity(job.model_id, pca),
+        pca_id=pca_id,
         model_id=job.model_id,
         pca=pca,
         n_components=components_asked(request.n_components, settings.max_components),
+        held_out_unexplained=held_out_unexplained(job, pca_id),
         features_snapshot_id=job.head("features"),
         reason=reason,
         run_id=job.run_id,
         fitted_at=datetime.now(UTC),
     )
-    known = load_versions(job.lake, job.base("pca_models"), job.model_id)
-    if version.pca_id not in {other.pca_id for other in known}:
-        append_version(job.lake, job.branch, version)
-    return version
+    save_version(job.lake, job.branch, version)
+    return version, projected
+
+
+def held_out_unexplained(job: Job, pca_id: str) -> float | None:
+    """Share of the held-out rows' variance that a version leaves unexplained; None without such rows."""
+    square = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
+    rows = job.read("embeddings", job.head("embeddings")).where(f"pca_id = '{pca_id}' AND split != '{FIT_SPLIT}'")
+    totals = rows.selectExpr(f"sum({square}) AS explained", "sum(double(residual) * residual) AS unexplained").first()
+    if totals.explained is None:
+        return None
+    return unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))
 
 
 def remove_replaced(job: Job, replaced: pa.Table) -> None:
@@ -202,27 +219,24 @@ def remove_replaced(job: Job, replaced: pa.Table) -> None:
         )
 
 
-def project(job: Job, version: PCAVersion, features: "DataFrame", *, everything: bool) -> int:
-    """Append the embeddings of ``features`` under ``version``; returns how many."""
+def project(job: Job, pca_id: str, pca: PCA, features: "DataFrame") -> int:
+    """Append the embeddings of ``features`` under a PCA version; returns how many."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    pca, pca_id, run_id, model_id = version.pca, version.pca_id, job.run_id, job.model_id
+    constants = {"model_id": job.model_id, "pca_id": pca_id, "run_id": job.run_id}
 
     def project_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in filter(len, batches):
-            yield _embeddings(batch, pca, {"model_id": model_id, "pca_id": pca_id, "run_id": run_id})
+            yield _embeddings(batch, pca, constants)
 
-    if everything:  # a fit that gives a version that was there before must not double its rows
-        job.spark.sql(f"DELETE FROM {job.branch_identifier('embeddings')} WHERE pca_id = '{pca_id}'")  # noqa: S608
-    count = features.count()
+    count = int(features.count())
     if count:
         rows = features.select("key", "etag", "label", "split", "vector")
         with progress(job.spark, "project", count):
-            files = -(-count // ROWS_PER_FILE)
             embeddings = rows.mapInArrow(project_batches, from_arrow_schema(EMBEDDINGS.schema))
-            ordered = embeddings.repartitionByRange(files, "key").sortWithinPartitions("key")
+            ordered = embeddings.repartitionByRange(math.ceil(count / ROWS_PER_FILE), "key").sortWithinPartitions("key")
             ordered.writeTo(job.branch_identifier("embeddings")).append()
-    return int(count)
+    return count
 
 
 def _embeddings(batch: pa.RecordBatch, pca: PCA, constants: dict[str, str]) -> pa.RecordBatch:

@@ -207,8 +207,10 @@ def _credentials(path: Path) -> tuple[str, str]:
 
 
 def _weed() -> str:
-    beside = Path(sys.prefix) / "bin" / "weed"
-    found = str(beside) if beside.is_file() else shutil.which("weed")
+    """The SeaweedFS program of the airflow environment, also when asked from the jobs environment beside it."""
+    environments = Path(sys.prefix), Path(sys.prefix).parent / "airflow"
+    beside = next((str(path) for one in environments if (path := one / "bin" / "weed").is_file()), None)
+    found = beside or shutil.which("weed")
     if not found:
         raise FruitsError("SeaweedFS: no `weed` program in the airflow environment; run `make setup`")
     return found

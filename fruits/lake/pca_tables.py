@@ -1,7 +1,7 @@
 """Rows of `pca_models` and `pca_statistics` as values, and back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,23 +10,33 @@ import pyarrow as pa
 
 from fruits.keys import FIT_SPLIT
 from fruits.lake.catalog import Lake
-from fruits.lake.schemas import PCA_MODELS, PCA_STATISTICS
+from fruits.lake.schemas import PCA_MODELS, PCA_STATISTICS, TableDefinition
 from fruits.moments import Moments, packed_scatter, unpacked_scatter
 from fruits.pca import PCA
 
 
 @dataclass(frozen=True)
 class PCAVersion:
-    """A fitted PCA with its card: identity, backbone, what was asked, why and on what it was fitted."""
+    """A fitted PCA with its card: identity, backbone, what was asked, why and on what it was fitted.
+
+    ``held_out_unexplained`` is the share of variance that it left unexplained on the held-out split when it was fitted,
+    None without held-out photos: unseen photos always fare worse than fitted ones, so this is what drift is held against.
+    """
 
     pca_id: str
     model_id: str
     pca: PCA
     n_components: str
+    held_out_unexplained: float | None
     features_snapshot_id: int
     reason: str
     run_id: str
     fitted_at: datetime
+
+    @property
+    def expected_unexplained(self) -> float:
+        """Share of variance that photos like those of the fit are expected to leave unexplained."""
+        return self.pca.unexplained_share if self.held_out_unexplained is None else self.held_out_unexplained
 
 
 def load_versions(lake: Lake, snapshot_id: int, model_id: str) -> list[PCAVersion]:
@@ -35,9 +45,8 @@ def load_versions(lake: Lake, snapshot_id: int, model_id: str) -> list[PCAVersio
     return sorted((_version(row) for row in rows), key=lambda version: version.fitted_at)
 
 
-def append_version(lake: Lake, branch: str, version: PCAVersion) -> None:
-    """Add a PCA version on a branch."""
-    pca = version.pca
+def save_version(lake: Lake, branch: str, version: PCAVersion) -> None:
+    """Write a PCA version on a branch; one of the same identity is replaced."""
     row = {
         "pca_id": version.pca_id,
         "model_id": version.model_id,
@@ -49,13 +58,14 @@ def append_version(lake: Lake, branch: str, version: PCAVersion) -> None:
         "explained_variance": pca.explained_variance,
         "explained_variance_ratio": pca.explained_variance_ratio,
         "total_variance": pca.total_variance,
+        "held_out_unexplained": version.held_out_unexplained,
         "fit_split": FIT_SPLIT,
         "features_snapshot_id": version.features_snapshot_id,
         "reason": version.reason,
         "fitted_at": version.fitted_at.astimezone(UTC),
         "run_id": version.run_id,
     }
-    lake.table("pca_models").append(pa.Table.from_pylist([row], schema=PCA_MODELS.schema), branch=branch)
+    _replace(lake, branch, PCA_MODELS, row, "pca_id")
 
 
 def load_statistics(lake: Lake, snapshot_id: int, model_id: str, width: int) -> Moments:
@@ -74,8 +84,6 @@ def load_statistics(lake: Lake, snapshot_id: int, model_id: str, width: int) -> 
 
 def save_statistics(lake: Lake, branch: str, model_id: str, moments: Moments, run_id: str) -> None:
     """Replace the running moments of a backbone on a branch."""
-    from pyiceberg.expressions import EqualTo
-
     row = {
         "model_id": model_id,
         "n": moments.n,
@@ -85,16 +93,20 @@ def save_statistics(lake: Lake, branch: str, model_id: str, moments: Moments, ru
         "scatter_error": moments.scatter_error,
         "run_id": run_id,
     }
-    rows = pa.Table.from_pylist([row], schema=PCA_STATISTICS.schema)
-    table = lake.table("pca_statistics")
+    _replace(lake, branch, PCA_STATISTICS, row, "model_id")
+
+
+def _replace(lake: Lake, branch: str, definition: TableDefinition, row: dict[str, Any], identity: str) -> None:
+    """Write one row on a branch in place of the one that has the same identity, in one commit."""
+    from pyiceberg.expressions import EqualTo
+
+    table = lake.table(definition.name)
+    same = {identity: row[identity]}
+    known = lake.read(definition.name, lake.head(definition.name, branch), (identity,), **same).num_rows
     with table.transaction() as transaction:
-        if lake.read("pca_statistics", _branch_snapshot(lake, branch), ("model_id",), model_id=model_id).num_rows:
-            transaction.delete(EqualTo("model_id", model_id), branch=branch)
-        transaction.append(rows, branch=branch)
-
-
-def _branch_snapshot(lake: Lake, branch: str) -> int | None:
-    return lake.head("pca_statistics", branch)
+        if known:
+            transaction.delete(EqualTo(identity, row[identity]), branch=branch)
+        transaction.append(pa.Table.from_pylist([row], schema=definition.schema), branch=branch)
 
 
 def _version(row: Mapping[str, Any]) -> PCAVersion:
@@ -106,8 +118,8 @@ def _version(row: Mapping[str, Any]) -> PCAVersion:
         explained_variance_ratio=np.array(row["explained_variance_ratio"]),
         total_variance=row["total_variance"],
     )
-    names = ("pca_id", "model_id", "n_components", "features_snapshot_id", "reason", "run_id", "fitted_at")
-    return PCAVersion(pca=pca, **{name: row[name] for name in names})
+    card = {field.name: row[field.name] for field in fields(PCAVersion) if field.name != "pca"}
+    return PCAVersion(pca=pca, **card)
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float64]]:

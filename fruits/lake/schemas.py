@@ -99,6 +99,12 @@ PCA_MODELS = TableDefinition(
             _column("explained_variance", _list(pa.float64()), "Variance along each component."),
             _column("explained_variance_ratio", _list(pa.float64()), "Its share of the total variance."),
             _column("total_variance", pa.float64(), "Trace of the covariance matrix."),
+            _column(
+                "held_out_unexplained",
+                pa.float64(),
+                "Share of variance left unexplained on the held-out split; null where there was none.",
+                nullable=True,
+            ),
             _column("fit_split", pa.string(), "Split that it was fitted on."),
             _column("features_snapshot_id", pa.int64(), "Snapshot of `features` that it was fitted on."),
             _column("reason", pa.string(), "Why it was fitted."),
