@@ -30,9 +30,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from fruits_operators import PhotosPresentSensor, SparkJobOperator, UploadsSettledSensor, mendable_errors
-
 from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param, get_current_context, task
+from fruits_operators import PhotosPresentSensor, SparkJobOperator, UploadsSettledSensor, mendable_errors
 
 SPARK_JOBS = Path(__file__).parents[1] / "spark_jobs"
 EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")

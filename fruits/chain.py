@@ -39,7 +39,11 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
     Lake.open(settings)
     card = staged_card(settings)
     if card is None:
-        log.info("backbone %s with weights %s is not staged yet; building it, about half a minute", settings.backbone, settings.weights)
+        log.info(
+            "backbone %s with weights %s is not staged yet; building it, about half a minute",
+            settings.backbone,
+            settings.weights,
+        )
         _stage(settings)
         card = staged_card(settings)
     if card is None:
@@ -116,7 +120,9 @@ def _log_plan(plan: Plan, request: RunRequest) -> None:
     log.info("plan: %s", ", ".join(f"{count} {name}" for name, count in _counts(plan).items()))
     if request.dry_run:
         for entry in plan.entries[:_MOST_LISTED]:
-            log.info("would %s %s%s", entry.action, entry.key, f" (quarantine: {entry.rejection})" if entry.rejection else "")
+            log.info(
+                "would %s %s%s", entry.action, entry.key, f" (quarantine: {entry.rejection})" if entry.rejection else ""
+            )
         if len(plan.entries) > _MOST_LISTED:
             log.info("... and %d more", len(plan.entries) - _MOST_LISTED)
 
@@ -149,7 +155,9 @@ def publish_run(settings: Settings, slug: str) -> Publication:
             gates=_gates(validated),
         )
         published = publish(lake, plan["base"], slug, wanted)
-        document.record(publication_id=published.publication_id, sequence=published.sequence, snapshots=dict(published.snapshots))
+        document.record(
+            publication_id=published.publication_id, sequence=published.sequence, snapshots=dict(published.snapshots)
+        )
     log.info("published %s: %s", published.publication_id, dict(published.counts or {}))
     return published
 

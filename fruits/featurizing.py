@@ -112,9 +112,7 @@ def _fetch(key: str, store: ObjectStore, settings: Settings) -> Fetched | None:
     return Fetched(data, (meta["e_tag"] or "").strip('"'), meta["size"], meta["last_modified"])
 
 
-def _outcome(
-    entry: Entry, fetching: Future[Fetched | None] | None, backbone: Backbone, limits: Limits
-) -> Outcome:
+def _outcome(entry: Entry, fetching: Future[Fetched | None] | None, backbone: Backbone, limits: Limits) -> Outcome:
     if entry.rejection:
         return _quarantined(entry, entry.rejection, entry.rejection.description)
     assert fetching is not None  # noqa: S101 -- entries without rejection are always fetched

@@ -74,5 +74,7 @@ class KeyPattern:
 def check_prefix(prefix: str) -> str:
     """``prefix`` as S3 wants it. Raises ``FruitsError`` for a URI or a leading slash, which would match nothing."""
     if prefix.startswith("/") or "://" in prefix:
-        raise FruitsError(f"prefix {prefix!r}: expected the start of an object key, such as `Training/`, without a leading slash")
+        raise FruitsError(
+            f"prefix {prefix!r}: expected the start of an object key, such as `Training/`, without a leading slash"
+        )
     return prefix

@@ -82,12 +82,16 @@ def resolve_request(
     """
     mode = _mode(params.get("mode") or "auto", run_type)
     if mode == "interval" and data_interval is None:
-        raise FruitsError("mode 'interval' needs a data interval; start the run as a backfill, or choose mode 'reconcile'")
+        raise FruitsError(
+            "mode 'interval' needs a data interval; start the run as a backfill, or choose mode 'reconcile'"
+        )
     prefix = check_prefix(str(params["prefix"] if params.get("prefix") is not None else settings.prefix))
     keys = tuple(sorted({key.strip() for key in params.get("keys") or () if key.strip()}))
     outside = [key for key in keys if not key.startswith(prefix)]
     if outside:
-        raise FruitsError(f"keys: {outside[0]!r} does not start with the prefix {prefix!r}; correct the key or the prefix")
+        raise FruitsError(
+            f"keys: {outside[0]!r} does not start with the prefix {prefix!r}; correct the key or the prefix"
+        )
     backbone = params.get("backbone") or settings.backbone
     return RunRequest(
         prefix=prefix,

@@ -27,7 +27,9 @@ class SubmitSettings(BaseSettings):
         default=Path(__file__).parents[1] / ".venvs" / "jobs",
         description="Virtual environment of the Spark jobs: spark-submit and TensorFlow are run from there.",
     )
-    spark_driver_memory: str = Field(default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver.")
+    spark_driver_memory: str = Field(
+        default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver."
+    )
 
 
 class Settings(SubmitSettings):
@@ -65,7 +67,9 @@ class Settings(SubmitSettings):
         default="fruits",
         description="Name of the catalog. It is part of every table's identity: another name shows an empty catalog.",
     )
-    namespace: str = Field(default="fruits", pattern=r"^[a-z][a-z0-9_]*$", description="Iceberg namespace of the tables.")
+    namespace: str = Field(
+        default="fruits", pattern=r"^[a-z][a-z0-9_]*$", description="Iceberg namespace of the tables."
+    )
 
     backbone: str = Field(
         default="efficientnet-lite0",

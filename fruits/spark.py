@@ -111,7 +111,9 @@ def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv:
         ):
             work(Job(settings, spark, Lake.open(settings), plan, document))
     except FileNotFoundError as error:
-        log.error("run %s: no plan at %s; run the plan task first, and check --run and FRUITS_LAKE", arguments.run, error)
+        log.error(
+            "run %s: no plan at %s; run the plan task first, and check --run and FRUITS_LAKE", arguments.run, error
+        )
         return ExitCode.BAD_INPUT
     except FruitsError as error:
         log.error("%s", error)
@@ -134,7 +136,9 @@ def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:
         epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, 2 bad input, "
         "3 a required gate failed.",
     )
-    parser.add_argument("--run", required=True, metavar="SLUG", help="folder of the run in the lake, as the plan task names it")
+    parser.add_argument(
+        "--run", required=True, metavar="SLUG", help="folder of the run in the lake, as the plan task names it"
+    )
     return parser
 
 

@@ -44,14 +44,18 @@ def summarise(
             "images_per_second": featurize.get("images_per_second", 0.0),
             "seconds": dict(featurize.get("stages", {})),
         },
-        "seconds": {task: document["wall_seconds"] for task, document in documents.items() if "wall_seconds" in document},
+        "seconds": {
+            task: document["wall_seconds"] for task, document in documents.items() if "wall_seconds" in document
+        },
         "model_id": plan["model_id"],
         "pca": {**pca, "action": documents.get("pca", {}).get("action", "none")},
         "probe": {
             "raw": publication.probe_raw if publication else None,
             "embedded": publication.probe_embedded if publication else None,
         },
-        "gates": [{name: gate[name] for name in ("name", "severity", "passed", "value", "threshold")} for gate in gates or ()],
+        "gates": [
+            {name: gate[name] for name in ("name", "severity", "passed", "value", "threshold")} for gate in gates or ()
+        ],
         "publication_id": publication.publication_id if publication else None,
         "catalog": describe_catalog(settings),
     }
@@ -98,7 +102,12 @@ def _featurize_rows(featurize: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     if not featurize["images"]:
         return ()
     stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in featurize["seconds"].items())
-    return [("featurize", f"{featurize['images']:,} photos at {featurize['images_per_second']:.0f} img/s (core seconds: {stages})")]
+    return [
+        (
+            "featurize",
+            f"{featurize['images']:,} photos at {featurize['images_per_second']:.0f} img/s (core seconds: {stages})",
+        )
+    ]
 
 
 def _pca_rows(pca: Mapping[str, Any], probe: Mapping[str, float | None]) -> Sequence[tuple[str, str]]:
@@ -107,7 +116,9 @@ def _pca_rows(pca: Mapping[str, Any], probe: Mapping[str, float | None]) -> Sequ
     explained = f"{pca['explained_variance']:.1%} of the variance explained"
     rows = [("pca", f"{pca['pca_id']} ({pca['action']}): k = {pca['k']} of n = {pca['n']:,} photos, {explained}")]
     if probe["raw"] is not None:
-        rows.append(("probe", f"held-out accuracy {probe['raw']:.3f} on features, {probe['embedded']:.3f} on embeddings"))
+        rows.append(
+            ("probe", f"held-out accuracy {probe['raw']:.3f} on features, {probe['embedded']:.3f} on embeddings")
+        )
     return rows
 
 

@@ -1,5 +1,6 @@
 """The amazon and apache-spark providers' operators, as the chain needs them: settings resolved when the task runs, waits
-that end early, and errors that say what to do."""
+that end early, and errors that say what to do.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,9 @@ class UploadsSettledSensor(S3KeysUnchangedSensor):
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 -- the provider's signature
         """Whether the newest object is old enough."""
-        objects = {item["Key"]: item["LastModified"] for item in self.hook.iter_file_metadata(self.prefix, self.bucket_name)}
+        objects = {
+            item["Key"]: item["LastModified"] for item in self.hook.iter_file_metadata(self.prefix, self.bucket_name)
+        }
         newest = max(objects.values(), default=datetime.now(UTC))
         self.previous_objects = set(objects)
         # The provider reckons with naive local times.

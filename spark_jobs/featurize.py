@@ -65,7 +65,11 @@ def featurize(job: Job) -> None:
     rate = round(counts["images"] / seconds, 1) if seconds else 0.0
     job.document.record(**counts, images_per_second=rate, removed=manifest.num_rows - photos.num_rows)
     log.info(
-        "%d photos: %d features, quarantined %s, %.1f img/s", counts["images"], counts["features"], counts["quarantine"], rate
+        "%d photos: %d features, quarantined %s, %.1f img/s",
+        counts["images"],
+        counts["features"],
+        counts["quarantine"],
+        rate,
     )
 
 
@@ -91,7 +95,9 @@ def outcomes_of(job: Job, photos: pa.Table) -> "DataFrame":
     def featurize_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         entries = (_entry(row) for batch in batches for row in batch.to_pylist())
         rows: list[dict[str, Any]] = []
-        for outcome in featurize_entries(entries, photo_store(settings), load_backbone_once(settings, model_id), settings):
+        for outcome in featurize_entries(
+            entries, photo_store(settings), load_backbone_once(settings, model_id), settings
+        ):
             rows.append(_row(outcome, model_id, run_id))
             if len(rows) == BATCH:
                 yield pa.RecordBatch.from_pylist(rows, OUTCOME_SCHEMA)

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,20 @@ import pyarrow.compute as pc
 from fruits.errors import FruitsError
 from fruits.keys import FIT_SPLIT
 from fruits.lake.branches import start_branch
-from fruits.lake.pca_tables import PCAVersion, save_version, load_statistics, load_versions, save_statistics
+from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
 from fruits.lake.schemas import EMBEDDINGS, TableName
 from fruits.manifest import read_manifest
 from fruits.moments import Moments, from_bytes, merge, merge_all, moments_of, should_recompute, subtract, to_bytes
-from fruits.pca import PCA, FittedSummary, components_asked, fit, pca_identity, refit_reason, transform, unexplained_share
+from fruits.pca import (
+    PCA,
+    FittedSummary,
+    components_asked,
+    fit,
+    pca_identity,
+    refit_reason,
+    transform,
+    unexplained_share,
+)
 from fruits.planning import Action
 from fruits.spark import Job, log, matrix, progress, run_job
 
@@ -72,7 +81,15 @@ def update_pca(job: Job) -> None:
         drift=drift,
         projected=projected,
     )
-    log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, pca.n_components, pca.n, projected, reason)
+    log.info(
+        "%s %s: k=%d of n=%d, %d rows projected (%s)",
+        action,
+        version.pca_id,
+        pca.n_components,
+        pca.n,
+        projected,
+        reason,
+    )
 
 
 def replaced_keys(job: Job) -> pa.Table:
@@ -129,7 +146,9 @@ def _moments_of_batch(batch: pa.RecordBatch) -> Moments:
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
         key = batch["key"][int(np.argmin(finite))].as_py()
-        raise FruitsError(f"features: the vector of {key} has NaN or infinity; check the backbone's weights. Nothing is published.")
+        raise FruitsError(
+            f"features: the vector of {key} has NaN or infinity; check the backbone's weights. Nothing is published."
+        )
     return moments_of(vectors)
 
 
@@ -148,7 +167,9 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     def squares(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in filter(len, batches):
             embedding, residual = transform(pca, matrix(batch["vector"]))
-            yield pa.RecordBatch.from_pydict({"explained": np.square(embedding).sum(1, dtype=float), "residual": residual.astype(float)})
+            yield pa.RecordBatch.from_pydict(
+                {"explained": np.square(embedding).sum(1, dtype=float), "residual": residual.astype(float)}
+            )
 
     table = rows.mapInArrow(squares, "explained double, residual double").toArrow()
     if not table.num_rows:
@@ -246,7 +267,9 @@ def _embeddings(batch: pa.RecordBatch, pca: PCA, constants: dict[str, str]) -> p
     offsets = pa.array(range(0, embedding.size + 1, pca.n_components), pa.int32())
     values |= {"embedding": pa.ListArray.from_arrays(offsets, embedding.ravel()), "residual": residual}
     schema = EMBEDDINGS.schema
-    return pa.RecordBatch.from_arrays([pa.array(values[name]).cast(schema.field(name).type) for name in schema.names], schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(values[name]).cast(schema.field(name).type) for name in schema.names], schema=schema
+    )
 
 
 if __name__ == "__main__":

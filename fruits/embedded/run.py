@@ -4,9 +4,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,9 @@ def run(images: Path | None, data: Path) -> int:
     path.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"\n{as_text(summary)}")
     print(f"  summary     {path}")
-    print("\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI, docs/data.md to query the tables.")
+    print(
+        "\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI, docs/data.md to query the tables."
+    )
     return ExitCode.OK
 
 
@@ -118,5 +119,3 @@ def _every_second(what: str) -> Callable[[int, int], None]:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-

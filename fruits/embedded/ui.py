@@ -27,9 +27,13 @@ def start(data: Path) -> int:
         running = _start(data)
     else:
         print("It is running already.")
-    print(f"\n  Airflow UI  {running['url']}\n  user        {running['user']}\n  password    {_password(data, running['user'])}")
+    print(
+        f"\n  Airflow UI  {running['url']}\n  user        {running['user']}\n  password    {_password(data, running['user'])}"
+    )
     print(f"  photos      s3://fruits on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
-    print(f"  log         {data / 'logs' / 'standalone.log'}\n\n`make stop` ends it. The DAG fruit_features is paused until you switch it on.")
+    print(
+        f"  log         {data / 'logs' / 'standalone.log'}\n\n`make stop` ends it. The DAG fruit_features is paused until you switch it on."
+    )
     return ExitCode.OK
 
 

@@ -69,7 +69,9 @@ def _database_uri(settings: Settings) -> str:
         return uri
     if scheme == "postgresql":
         return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
-    raise FruitsError("FRUITS_CATALOG_URI: expected sqlite:////folder/catalog.db or postgresql://user:password@host/database")
+    raise FruitsError(
+        "FRUITS_CATALOG_URI: expected sqlite:////folder/catalog.db or postgresql://user:password@host/database"
+    )
 
 
 class Lake:

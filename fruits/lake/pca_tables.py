@@ -47,6 +47,7 @@ def load_versions(lake: Lake, snapshot_id: int, model_id: str) -> list[PCAVersio
 
 def save_version(lake: Lake, branch: str, version: PCAVersion) -> None:
     """Write a PCA version on a branch; one of the same identity is replaced."""
+    pca = version.pca
     row = {
         "pca_id": version.pca_id,
         "model_id": version.model_id,
