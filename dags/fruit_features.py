@@ -5,7 +5,7 @@ Readers see all of a run or nothing of it.
 
 | task | what it does |
 |---|---|
-| `prepare` | resolves what the run covers; checks bucket, catalog and backbone (builds the backbone the first time, half a minute) |
+| `prepare` | resolves what the run covers; checks bucket, catalog and backbone (built the first time, half a minute) |
 | `wait_for_images` | waits, deferred, until there is an object under the prefix |
 | `uploads_settled` | waits, deferred, until no upload came in for `settle_seconds` |
 | `plan` | compares the bucket with the published tables by key and ETag; nothing to do skips the rest |
@@ -20,8 +20,8 @@ backfill covers the photos of its data interval only (by the date in the key, `d
 **Rerun, retry, clear.** All harmless: a task starts its run's branch again from where the plan found the tables, and
 publishing twice changes nothing. Clear from `plan` to look at the bucket again.
 
-**When it is red.** The failed task's last log line says what to do. A bad photo never makes a run red: look in the table
-`quarantine`. A conflict in `publish` means that another run published meanwhile: clear from `plan`.
+**When it is red.** The failed task's last log line says what to do. A bad photo never makes a run red: look in the
+table `quarantine`. A conflict in `publish` means that another run published meanwhile: clear from `plan`.
 
 Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by stage, versions, errors.
 """
@@ -62,7 +62,7 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="Backbone",
-        description="`efficientnet-lite0` or a `keras.applications` model such as `MobileNetV2`. Empty: FRUITS_BACKBONE.",
+        description="`efficientnet-lite0` or a `keras.applications` model (`MobileNetV2`). Empty: FRUITS_BACKBONE.",
     ),
     "weights": Param(
         None,

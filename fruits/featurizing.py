@@ -1,4 +1,4 @@
-"""From object to feature: GET, decode, preprocess, infer. One iterator, the same for every executor and for one photo."""
+"""From object to feature: GET, decode, preprocess, infer."""
 
 import hashlib
 import time

@@ -169,7 +169,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: the entries to work on, what a limit left over, and how many objects fall under each action."""
+    """What a run will do: entries to work on, entries a limit left over, and how many objects fall under each action."""
 
     entries: tuple[Entry, ...]
     pending: tuple[Entry, ...]

@@ -46,7 +46,7 @@ class Settings(SubmitSettings):
         default=0.2,
         ge=0,
         lt=1,
-        description="Share of the photos held out for scoring where the key names no split; chosen by a hash of the key.",
+        description="Share of the photos held out where the key names no split; chosen by a hash of the key.",
     )
     labels: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -77,8 +77,8 @@ class Settings(SubmitSettings):
     )
     weights: str = Field(
         default="default",
-        description="`default` (the package's for efficientnet-lite0, `imagenet` for a Keras model), `imagenet`, `random`, "
-        "a path, or an `https://`, `s3://` or `file://` URI of a weights file.",
+        description="`default` (the package's for efficientnet-lite0, `imagenet` for a Keras model), `imagenet`, "
+        "`random`, a path, or an `https://`, `s3://` or `file://` URI of a weights file.",
     )
 
     max_photo_bytes: int = Field(default=50_000_000, gt=0, description="Larger photos are quarantined, in bytes.")
@@ -88,7 +88,7 @@ class Settings(SubmitSettings):
 
     n_components: int | float = Field(
         default=0.95,
-        description="Components of the PCA: a count (an integer), or the explained variance to reach (between 0 and 1).",
+        description="Components of the PCA: a count (an integer), or the share of variance to explain (0 to 1).",
     )
     max_components: int = Field(
         default=160, ge=1, description="Most components an explained variance target may choose."
@@ -96,7 +96,7 @@ class Settings(SubmitSettings):
     refit_drift: float = Field(
         default=0.05,
         gt=0,
-        description="Refit when the share of variance that new photos leave unexplained exceeds the fit's by this much.",
+        description="Refit when new photos leave this much more of the variance unexplained than held-out ones did.",
     )
     refit_drift_rows: int = Field(default=50, ge=2, description="Fewest new photos that can show a drift.")
     refit_growth: float = Field(

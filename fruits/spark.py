@@ -104,17 +104,12 @@ def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stdout)
     try:
         settings = Settings.load()
-        plan = read_json(run_store(settings, arguments.run), "plan.json")
+        plan = _read_plan(settings, arguments.run)
         with (
             run_document(settings, task, plan["run_id"], arguments.run) as document,
             _session(f"fruits {task}", settings, document) as spark,
         ):
             work(Job(settings, spark, Lake.open(settings), plan, document))
-    except FileNotFoundError as error:
-        log.error(
-            "run %s: no plan at %s; run the plan task first, and check --run and FRUITS_LAKE", arguments.run, error
-        )
-        return ExitCode.BAD_INPUT
     except FruitsError as error:
         log.error("%s", error)
         return error.exit_code
@@ -128,13 +123,22 @@ def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv:
     return ExitCode.OK
 
 
+def _read_plan(settings: Settings, slug: str) -> dict[str, Any]:
+    try:
+        return read_json(run_store(settings, slug), "plan.json")
+    except FileNotFoundError:
+        raise FruitsError(
+            f"run {slug}: no plan in {settings.lake}/runs/{slug}; run the plan task first, or correct --run or FRUITS_LAKE"
+        ) from None
+
+
 def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{task}.py",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, 2 bad input, "
-        "3 a required gate failed.",
+        epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, "
+        "2 bad input, 3 a required gate failed.",
     )
     parser.add_argument(
         "--run", required=True, metavar="SLUG", help="folder of the run in the lake, as the plan task names it"
@@ -194,8 +198,9 @@ def progress(spark: "SparkSession", what: str, total: int, every: float = 3.0) -
     start = time.perf_counter()
 
     def report() -> None:
+        done = 0
         while not stop.wait(every):
-            done = round(total * _share_done(spark, group))
+            done = max(done, round(total * _share_done(spark, group)))
             spent = time.perf_counter() - start
             rate = done / spent
             left = f"{(total - done) / rate:.0f} s left" if rate else "starting"

@@ -72,12 +72,12 @@ def explain(error: BaseError | FileNotFoundError, settings: Settings, bucket: st
     server = settings.s3_endpoint or f"AWS ({settings.s3_region})"
     causes = {
         "NoSuchBucket": f"bucket {bucket!r} does not exist there; create it, or set FRUITS_BUCKET to the right one",
-        "InvalidAccessKeyId": "it does not know the access key; check AWS_ACCESS_KEY_ID, the profile or the instance role",
+        "InvalidAccessKeyId": "it does not know the access key; check AWS_ACCESS_KEY_ID, profile or instance role",
         "SignatureDoesNotMatch": "it refuses the secret key; check AWS_SECRET_ACCESS_KEY",
         "AccessDenied": f"it denies access to bucket {bucket!r}; the role needs s3:ListBucket and s3:GetObject on it",
         "ExpiredToken": "the session token has expired; fetch new credentials",
-        "Unable to locate credentials": "there are no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-        "a profile or an instance role",
+        "Unable to locate credentials": "there are no AWS credentials; set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, a profile or an instance role",
         "error sending request": "it does not answer; check FRUITS_S3_ENDPOINT and the network",
     }
     cause = next((said for sign, said in causes.items() if sign in text), text.splitlines()[0])

@@ -24,8 +24,8 @@ def summarise(
 ) -> dict[str, Any]:
     """The summary of a run, JSON types.
 
-    ``publication`` is the current one, this run's or an older one when there was nothing to do; ``quarantine`` counts the
-    objects in quarantine by reason, ``pca`` is the card of the PCA version in use.
+    ``publication`` is the current one, this run's or an older one when there was nothing to do; ``quarantine`` counts
+    the objects in quarantine by reason, ``pca`` is the card of the PCA version in use.
     """
     plan, featurize = documents["plan"], documents.get("featurize", {})
     gates = documents.get("validate", {}).get("gates")

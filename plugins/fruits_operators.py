@@ -1,6 +1,4 @@
-"""The amazon and apache-spark providers' operators, as the chain needs them: settings resolved when the task runs, waits
-that end early, and errors that say what to do.
-"""
+"""The amazon and apache-spark providers' operators, as the chain needs them: early answers, clear errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,16 +43,16 @@ class PhotosPresentSensor(S3KeySensor):
         except TaskDeferralTimeout:
             seconds = context["params"]["sensor_timeout"]
             _fail(
-                f"no object came under s3://{self.bucket_name}/{str(self.bucket_key).rstrip('*')} within {seconds} s; upload "
-                "photos as [Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`"
+                f"no object came under s3://{self.bucket_name}/{str(self.bucket_key).rstrip('*')} within {seconds} s; "
+                "upload photos as [Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`"
             )
 
 
 class UploadsSettledSensor(S3KeysUnchangedSensor):
     """Waits until nothing was uploaded under the prefix for the run's param ``settle_seconds``.
 
-    Photos that have lain there for longer than that need no wait at all: the newest LastModified tells on the first poke,
-    where the provider's sensor always waits a whole period.
+    Photos that have lain there for longer need no wait at all: the newest LastModified tells on the first poke, where
+    the provider's sensor always waits a whole period.
     """
 
     def execute(self, context: Context) -> None:
@@ -93,8 +91,8 @@ class UploadsSettledSensor(S3KeysUnchangedSensor):
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
             _fail(
-                f"photos kept coming under s3://{self.bucket_name}/{self.prefix} for {context['params']['sensor_timeout']} s; "
-                "lower `settle_seconds` or raise `sensor_timeout`"
+                f"photos kept coming under s3://{self.bucket_name}/{self.prefix} for "
+                f"{context['params']['sensor_timeout']} s; lower `settle_seconds` or raise `sensor_timeout`"
             )
 
 

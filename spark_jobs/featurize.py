@@ -1,7 +1,7 @@
 """Featurize the photos of a run's manifest: GET, decode, preprocess and infer on the executors.
 
-Reads runs/<run>/plan.json and manifest.parquet from the lake; writes the tables `features` and `quarantine` on the run's
-branch, and runs/<run>/featurize.json. Running it again starts the branch again: nothing doubles.
+Reads runs/<run>/plan.json and manifest.parquet from the lake; writes the tables `features` and `quarantine` on the
+run's branch, and runs/<run>/featurize.json. Running it again starts the branch again: nothing doubles.
 """
 
 import math
@@ -87,7 +87,7 @@ def remove_replaced(job: Job, manifest: pa.Table) -> None:
 
 
 def outcomes_of(job: Job, photos: pa.Table) -> "DataFrame":
-    """A lazy table with ``OUTCOME_SCHEMA``: what becomes of each photo. Persist it: each action would featurize again."""
+    """What becomes of each photo, lazily, with ``OUTCOME_SCHEMA``. Persist it: each action would featurize again."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
     settings, model_id, run_id = job.settings, job.model_id, job.run_id

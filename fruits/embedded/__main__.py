@@ -15,6 +15,9 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="photos into the bucket, one run of the DAG, a summary")
     run.add_argument("--images", type=Path, help="folder of your photos; without it, generated ones")
+    run.add_argument(
+        "--summary", type=Path, default=ROOT / "build" / "summary.json", help="where the summary goes (%(default)s)"
+    )
     commands.add_parser("ui", help="the stack under `airflow standalone`, in the background")
     commands.add_parser("stop", help="end what `ui` started")
     arguments = parser.parse_args(argv)
@@ -32,7 +35,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.command == "run":
         from fruits.embedded.run import run
 
-        return run(arguments.images, arguments.data)
+        return run(arguments.images, arguments.data, arguments.summary)
     from fruits.embedded import ui
 
     return ui.start(arguments.data) if arguments.command == "ui" else ui.stop(arguments.data)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fruits.embedded.airflow import ROOT, migrate, run_dag
+from fruits.embedded.airflow import migrate, run_dag
 from fruits.embedded.mirror import mirror
 from fruits.embedded.stack import Stack, running_stack
 from fruits.errors import ExitCode
@@ -20,10 +20,8 @@ from fruits.runs import read_documents
 from fruits.settings import Settings
 from fruits.summary import as_text, summarise
 
-BUILD = ROOT / "build"
 
-
-def run(images: Path | None, data: Path) -> int:
+def run(images: Path | None, data: Path, summary_path: Path) -> int:
     """Bring the tables up to date with a folder of photos; returns an exit code."""
     start = time.perf_counter()
     photos = images or _generated(data / "photos")
@@ -41,11 +39,10 @@ def run(images: Path | None, data: Path) -> int:
                 print(f"\n{error}", file=sys.stderr)
             return ExitCode.BAD_INPUT if ended.errors else ExitCode.UNEXPECTED
         summary = _summary(settings, run_slug(ended.run_id), time.perf_counter() - start)
-    BUILD.mkdir(exist_ok=True)
-    path = BUILD / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    summary_path.parent.mkdir(parents=True, exist_ok=True)
+    summary_path.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"\n{as_text(summary)}")
-    print(f"  summary     {path}")
+    print(f"  summary     {summary_path}")
     print(
         "\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI, docs/data.md to query the tables."
     )

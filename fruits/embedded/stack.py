@@ -239,8 +239,9 @@ def make_bucket(stack: Stack, bucket: str = BUCKET) -> None:
         try:
             if bucket not in {found["Name"] for found in client.list_buckets()["Buckets"]}:
                 client.create_bucket(Bucket=bucket)
-            return
         except (BotoCoreError, ClientError) as error:
             if time.monotonic() > deadline:
                 raise FruitsError(f"SeaweedFS: bucket {bucket} can't be made: {error}") from error
             time.sleep(0.2)
+        else:
+            return

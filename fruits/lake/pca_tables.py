@@ -20,7 +20,7 @@ class PCAVersion:
     """A fitted PCA with its card: identity, backbone, what was asked, why and on what it was fitted.
 
     ``held_out_unexplained`` is the share of variance that it left unexplained on the held-out split when it was fitted,
-    None without held-out photos: unseen photos always fare worse than fitted ones, so this is what drift is held against.
+    None without held-out photos. Unseen photos always fare worse than fitted ones, so drift is held against this.
     """
 
     pca_id: str

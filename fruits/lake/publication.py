@@ -94,8 +94,8 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
             advance_main(lake, "publications", expected=expected, target=target)
         except ConflictError as error:
             raise ConflictError(
-                f"another run published after run {publication.run_id} was planned, so its result would overwrite newer "
-                "work; nothing was published. Run it again from its plan: clear the run, or wait for the next one."
+                f"another run published after run {publication.run_id} was planned, so its result would overwrite "
+                "newer work; nothing was published. Run it again from its plan: clear the run, or wait for the next one."
             ) from error
         done = publication
     if done.sequence == publications(lake)[-1].sequence:

@@ -137,7 +137,7 @@ EMBEDDINGS = TableDefinition(
         [
             _KEY, _ETAG, _LABEL, _SPLIT, _MODEL_ID, _PCA_ID,
             _column("embedding", _list(pa.float32()), "Projection on the components, length k."),
-            _column("residual", pa.float32(), "Length of the part of the centred feature the components do not explain."),
+            _column("residual", pa.float32(), "Length of what the components leave of the centred feature."),
             _RUN_ID,
         ]
     ),

@@ -80,17 +80,28 @@ def test_a_weights_file_that_changed_at_its_path_is_another_backbone(
     assert len(builds) == 2
 
 
-def test_the_same_weights_from_another_path_leave_the_staged_files_as_they_are(
+def test_the_same_weights_at_another_path_are_not_built_again(
     settings: Load, builds: list[str], tmp_path: Path
 ) -> None:
-    cards, bytes_of = [], []
+    cards = []
     for name in ("one.h5", "two.h5"):
         (tmp_path / name).write_bytes(b"the same")
         cards.append(stage(settings(backbone="A", weights=str(tmp_path / name))))
-        (path,) = (tmp_path / "lake/models").glob("a-*/card.json")
-        bytes_of.append(path.read_bytes())
     assert cards[0] == cards[1]
-    assert bytes_of[0] == bytes_of[1]
+    assert builds == ["A"]
+
+
+def test_a_build_that_gives_what_is_staged_already_leaves_its_files_as_they_are(
+    settings: Load, builds: list[str], tmp_path: Path
+) -> None:
+    first = stage(settings(backbone="A", weights="imagenet"))
+    path = tmp_path / "lake/models" / first.model_id / "card.json"
+    before = path.read_bytes()
+    (tmp_path / "same.h5").write_bytes(b"imagenet")
+    second = stage(settings(backbone="A", weights=str(tmp_path / "same.h5")))
+    assert len(builds) == 2
+    assert second == first
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("survivors", [0, 1, 2])

@@ -1,0 +1,55 @@
+# Everything a person does with a checkout. `make` alone lists it.
+PYTHON ?= python3
+AIRFLOW := .venvs/airflow/bin/python
+JOBS := .venvs/jobs/bin/python
+SETUP = @$(PYTHON) scripts/setup.py
+export IMAGES
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev run ui stop test lint lock clean distclean
+
+help:  ## List what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup:  ## Make this machine ready; nothing to do costs nothing (PYTHON=python3.12 to choose one)
+	$(SETUP)
+
+setup-dev:
+	$(SETUP) --dev
+
+run: setup  ## Photos to published tables on this machine (IMAGES=folder for your own photos)
+	@$(AIRFLOW) -m fruits.embedded run $(if $(IMAGES),--images "$$IMAGES")
+
+ui: setup  ## The same with Airflow's pages in a browser (IMAGES=folder as above)
+	@$(AIRFLOW) -m fruits.embedded ui $(if $(IMAGES),--images "$$IMAGES")
+
+stop:  ## Stop what `make ui` started
+	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m fruits.embedded stop; fi
+
+# Each test runs in the environment it is for. Both run whatever the first says. pytest's 5 means that no test was
+# selected: with ARGS that may be so in one of them, not in both.
+test: setup-dev  ## All tests (ARGS="-k moments" for some of them)
+	@jobs=0; JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) -m pytest -m "not airflow" $(ARGS) || jobs=$$?; \
+	airflow=0; $(AIRFLOW) -m pytest -m "airflow" $(ARGS) || airflow=$$?; \
+	case "$$jobs $$airflow" in \
+		"0 0") ;; \
+		"0 5" | "5 0") $(if $(ARGS),true,echo "One environment has no tests." && false) ;; \
+		*) echo "Tests failed (pytest returned $$jobs in the jobs environment, $$airflow in the airflow environment)."; false ;; \
+	esac
+
+# A registry or a folder of one person's machine, named in a file, breaks everyone behind a mirror and everyone else.
+lint: setup-dev  ## Style, types, shell scripts, and that no file names a registry or somebody's machine
+	@.venvs/jobs/bin/ruff check
+	@.venvs/jobs/bin/ruff format --check
+	@.venvs/jobs/bin/mypy
+	@git grep --untracked -lzE '^#!.*[/ ](ba)?sh' | xargs -0 .venvs/jobs/bin/shellcheck
+	@git grep --untracked -nIE 'pypi[.]org|files[.]pythonhosted|repo1?[.]maven|/[w]ork/|/[r]oot/'; test $$? -eq 1
+
+lock:  ## Write requirements/*.txt from *.in (ARGS=--upgrade for the newest versions)
+	$(SETUP) --lock $(ARGS)
+
+clean: stop  ## Remove data/ and build/: the embedded lake and all that was made in it
+	@rm -rf build data
+
+distclean: clean  ## Remove the environments as well
+	@rm -rf .venvs

@@ -1,0 +1,536 @@
+"""Make this machine ready: Java, two Python environments, Spark's jars. Safe to run, stop and run again at any time.
+
+Everything it makes is in ``.venvs/``, but for what is worth keeping when the checkout goes: the jars, in
+``$FRUITS_CACHE`` (default: ``~/.cache/fruits``), and uv's own cache. Standard library only.
+"""
+# ruff: noqa: S603, T201 - a set-up runs programs and tells what it does
+
+from __future__ import annotations  # a SyntaxError here: Python is too old; make setup PYTHON=python3.11
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parent.parent
+VENVS = ROOT / ".venvs"
+REQUIREMENTS = ROOT / "requirements"
+OLDEST_JAVA = 17
+OLDEST_UV = (0, 9)
+PYTHONS = ((3, 11), (3, 13))  # oldest and newest: pyproject.toml's requires-python
+LOCKS = ("bootstrap", "build", "airflow", "jobs", "airflow-dev", "jobs-dev")  # -dev builds upon the one without
+
+
+class SetupError(Exception):
+    """Something a person can mend. The message names the thing, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java installation."""
+
+    home: Path
+    version: int
+
+    @property
+    def binary(self) -> Path:
+        """Its launcher."""
+        return self.home / "bin" / "java"
+
+
+@dataclass(frozen=True)
+class Jar:
+    """A jar by its Maven coordinates, and the one content that is accepted for it."""
+
+    group: str
+    artifact: str
+    version: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """Its file name."""
+        return f"{self.artifact}-{self.version}.jar"
+
+    @property
+    def path(self) -> str:
+        """Where a Maven repository keeps it."""
+        return f"{self.group.replace('.', '/')}/{self.artifact}/{self.version}/{self.file}"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment made from ``requirements/<name>.txt``, or ``<name>-dev.txt`` with the tests' tools."""
+
+    name: str
+    cost: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return VENVS / self.name
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+
+ENVIRONMENTS = (
+    Environment("airflow", "about 20 s, 0.2 GB to download"),
+    Environment("jobs", "about 1 min, 1 GB to download"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Set up, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Make this machine ready to run Fruits.")
+    parser.add_argument("--dev", action="store_true", help="add what tests and lint need")
+    parser.add_argument("--lock", action="store_true", help="write requirements/*.txt from *.in, then stop")
+    parser.add_argument("--upgrade", action="store_true", help="with --lock: to the newest versions that fit together")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    started = time.monotonic()
+    try:
+        check_python()
+        with locked(VENVS / "lock"):
+            if args.lock:
+                compile_locks(upgrade=args.upgrade)
+            else:
+                set_up(dev=args.dev)
+    except (SetupError, OSError) as error:
+        print(f"\nSet-up failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. The next set-up goes on from here.", file=sys.stderr)
+        return 130
+    print(f"Ready ({time.monotonic() - started:.1f} s)")
+    return 0
+
+
+def set_up(*, dev: bool) -> None:
+    """Do what is missing, in the order in which it is likeliest to fail early."""
+    java = find_java(os.environ) or install_java()
+    for environment in ENVIRONMENTS:
+        make_environment(environment, dev=dev)
+    spark = next((VENVS / "jobs").glob("lib/python3*/site-packages/pyspark"))
+    write_text(VENVS / "java_home", f"{java.home}\n")
+    programs = VENVS / "jobs" / "bin"
+    write_launcher(programs / "spark-submit", spark, java, python=programs / "python")
+    add_jars(
+        parse_jars((REQUIREMENTS / "jars.txt").read_text()),
+        spark / "jars",
+        cache_folder(os.environ) / "jars",
+        maven(os.environ, java, spark),
+    )
+
+
+# Python and Java
+
+
+def check_python() -> None:
+    """Refuse an interpreter for which the locked packages have no wheels."""
+    oldest, newest = PYTHONS
+    if sys.platform != "linux":
+        raise SetupError(f"Fruits runs on Linux; this is {sys.platform}. A Linux container or virtual machine will do.")
+    if not oldest <= sys.version_info[:2] <= newest:
+        found = next((name for name in ("python3.13", "python3.12", "python3.11") if shutil.which(name)), "python3.11")
+        raise SetupError(
+            f"Python 3.{oldest[1]} to 3.{newest[1]} is needed, and {sys.executable} is "
+            f"{sys.version_info[0]}.{sys.version_info[1]}. Use another one:\n    make setup PYTHON={found}"
+        )
+
+
+def find_java(environ: Mapping[str, str]) -> Java | None:
+    """The Java of ``JAVA_HOME``, else of ``PATH``; the first that is new enough."""
+    home = environ.get("JAVA_HOME")
+    launchers = (f"{home}/bin/java" if home else None, shutil.which("java", path=environ.get("PATH")))
+    javas = (ask_java(Path(launcher)) for launcher in launchers if launcher)
+    return next((java for java in javas if java and java.version >= OLDEST_JAVA), None)
+
+
+def ask_java(launcher: Path) -> Java | None:
+    """What ``launcher`` says it is; None when it cannot be run. It may be a shim, so its folder says nothing."""
+    try:
+        answer = subprocess.run(
+            [launcher, "-XshowSettings:properties", "-version"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return parse_java(answer.stderr)
+
+
+def parse_java(settings: str) -> Java | None:
+    """The home and version in what ``java -XshowSettings:properties -version`` prints."""
+    home = re.search(r"^\s*java\.home = (.+?)\s*$", settings, re.MULTILINE)
+    version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", settings, re.MULTILINE)
+    return Java(Path(home[1]), int(version[1])) if home and version else None
+
+
+def install_java() -> Java:
+    """Install Java where this may be done unasked: as root, with apt (a container, a fresh cloud host)."""
+    # Debian 12 has 17 and not 21, Debian 13 has 21 and not 17, Ubuntu has both.
+    packages = ("openjdk-17-jre-headless", "openjdk-21-jre-headless")
+    if can_install():
+        with step("Java", "about 15 s, 0.1 GB to download"):
+            install(*packages)
+        java = find_java(os.environ)
+        if java:
+            return java
+    raise SetupError(
+        f"Java {OLDEST_JAVA} or newer is needed, and neither JAVA_HOME nor PATH has it. "
+        f"Install it, then set up again:\n    {java_command(packages)}"
+    )
+
+
+def java_command(packages: Sequence[str]) -> str:
+    """What a person types to install Java on this machine."""
+    if shutil.which("apt-get"):
+        return f"sudo apt-get install -y {next(filter(_is_packaged, packages), packages[0])}"
+    if shutil.which("dnf"):
+        amazon = "amzn" in Path("/etc/os-release").read_text()
+        return f"sudo dnf install -y {'java-17-amazon-corretto-headless' if amazon else 'java-21-openjdk-headless'}"
+    return "export JAVA_HOME=/folder/of/java"
+
+
+def _is_packaged(package: str) -> bool:
+    apt_cache = shutil.which("apt-cache")
+    # Its exit code is 0 for a package that is only mentioned by others.
+    return bool(apt_cache and subprocess.run([apt_cache, "show", package], capture_output=True, check=False).stdout)
+
+
+def can_install() -> bool:
+    """Whether system packages can be installed without asking anyone."""
+    return os.geteuid() == 0 and shutil.which("apt-get") is not None
+
+
+def install(*packages: str) -> None:
+    """Install the first of these system packages that there is; the caller looks whether that helped."""
+    for command in (("update",), *(("install", "-y", "--no-install-recommends", package) for package in packages)):
+        try:
+            run("apt-get", *command, DEBIAN_FRONTEND="noninteractive")
+        except SetupError:
+            continue
+        if command[0] == "install":
+            return
+
+
+# Python environments
+
+
+def make_environment(environment: Environment, *, dev: bool) -> None:
+    """Make the environment, or bring it up to date. One that has the tests' tools keeps them."""
+    stamp = environment.folder / "setup.json"
+    last = read_stamp(stamp)
+    dev = dev or last.get("dev", False)
+    lock = REQUIREMENTS / f"{environment.name}{'-dev' if dev else ''}.txt"
+    build = REQUIREMENTS / "build.txt"
+    wanted = {"root": str(ROOT), "dev": dev, "inputs": digest(lock, build, ROOT / "pyproject.toml")}
+    if last == wanted and environment.python.exists():
+        return
+    # Scripts name their interpreter by its path, so an environment does not survive a move of the checkout.
+    usable = last.get("root") == str(ROOT) and environment.python.exists()
+    with step(f"{environment.name} environment", "an update" if usable else environment.cost):
+        uv = find_uv()
+        if not usable:
+            run(uv, "venv", "--clear", "--python", sys.executable, str(environment.folder))
+        stamp.unlink(missing_ok=True)  # from here on an interruption leaves an environment that is not to be trusted
+        target = ("--python", str(environment.python))
+        # Bytecode: a third of the start-up time of `airflow` and TensorFlow, even where Python may not write it itself.
+        options = ("--require-hashes", "--build-constraints", str(build), "--compile-bytecode")
+        run(uv, "pip", "sync", *target, *options, str(lock))
+        run(uv, "pip", "install", *target, "--no-deps", "--editable", str(ROOT))
+        write_stamp(stamp, wanted)
+
+
+def find_uv() -> str:
+    """The machine's uv if it is recent, else one of our own."""
+    uv = shutil.which("uv")
+    if (
+        uv
+        and parse_uv(subprocess.run([uv, "--version"], capture_output=True, text=True, check=False).stdout) >= OLDEST_UV
+    ):
+        return uv
+    return bootstrap_uv()
+
+
+def parse_uv(answer: str) -> tuple[int, ...]:
+    """The version in what ``uv --version`` prints; empty when it is not understood."""
+    version = re.match(r"uv (\d+)\.(\d+)", answer)
+    return tuple(map(int, version.groups())) if version else ()
+
+
+def bootstrap_uv() -> str:
+    """Install uv into ``.venvs/bootstrap``: with the venv module, or with pip where Debian ships pip without venv."""
+    folder = VENVS / "bootstrap"
+    lock = REQUIREMENTS / "bootstrap.txt"
+    stamp = folder / "setup.json"
+    wanted = {"root": str(ROOT), "inputs": digest(lock)}
+    uv = folder / "bin" / "uv"
+    if read_stamp(stamp) == wanted and uv.exists():
+        return str(uv)
+    shutil.rmtree(folder, ignore_errors=True)
+    requirements = ("install", "--disable-pip-version-check", "--require-hashes", "--requirement", str(lock))
+    venv_package = f"python3.{sys.version_info[1]}-venv"
+    if not _has_venv() and not importlib.util.find_spec("pip") and can_install():
+        install(venv_package)
+        importlib.invalidate_caches()
+    if _has_venv():
+        run(sys.executable, "-m", "venv", str(folder))
+        run(str(folder / "bin" / "python"), "-m", "pip", *requirements)
+    elif importlib.util.find_spec("pip"):
+        run(sys.executable, "-m", "pip", *requirements, "--target", str(folder))
+    else:
+        raise SetupError(
+            f"{sys.executable} has neither venv nor pip. Install one, then set up again:\n"
+            f"    sudo apt-get install -y {venv_package}"
+        )
+    write_stamp(stamp, wanted)
+    return str(uv)
+
+
+def _has_venv() -> bool:
+    return importlib.util.find_spec("ensurepip") is not None
+
+
+def compile_locks(*, upgrade: bool) -> None:
+    """Write each lock of ``requirements/`` from its ``.in`` file; a version moves when asked to or when it must."""
+    options = ["--universal", "--python-version", f"3.{PYTHONS[0][1]}", "--generate-hashes", "--no-emit-index-url"]
+    options += ["--custom-compile-command", "make lock", *(["--upgrade"] if upgrade else [])]
+    for name in LOCKS:
+        with step(f"requirements/{name}.txt", "some seconds"):
+            run(find_uv(), "pip", "compile", *options, "-o", f"requirements/{name}.txt", f"requirements/{name}.in")
+
+
+# Spark
+
+
+def write_launcher(file: Path, spark: Path, java: Java, *, python: Path) -> None:
+    """Write a ``spark-submit`` that runs the jobs environment on this Java, whatever its caller's variables say.
+
+    It takes the place of the one that comes with pyspark, which needs those variables and is not up to a path with a
+    space.
+    """
+    variables = {"JAVA_HOME": java.home, "SPARK_HOME": spark, "PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": python}
+    exports = "".join(f"export {name}={shlex.quote(str(value))}\n" for name, value in variables.items())
+    write_text(file, f'#!/bin/sh\n# Written by scripts/setup.py.\n{exports}exec "$SPARK_HOME/bin/spark-submit" "$@"\n')
+    file.chmod(0o755)
+
+
+def parse_jars(table: str) -> tuple[Jar, ...]:
+    """The jars in a table of lines ``group:artifact:version sha256:<hexadecimal>``."""
+    lines = (line.strip() for line in table.splitlines())
+    return tuple(_parse_jar(line) for line in lines if line and not line.startswith("#"))
+
+
+def _parse_jar(line: str) -> Jar:
+    jar = re.fullmatch(r"([\w.-]+):([\w.-]+):([\w.-]+)\s+sha256:([0-9a-f]{64})", line)
+    if not jar:
+        raise SetupError(f"requirements/jars.txt: expected `group:artifact:version sha256:<64 digits>`, found {line!r}")
+    return Jar(*jar.groups())
+
+
+def add_jars(jars: Sequence[Jar], folder: Path, cache: Path, fetch: Callable[[Jar, Path], None]) -> None:
+    """Have exactly these jars, checked, in Spark's ``folder``, as links to ``cache``."""
+    stamp = folder.parent / "setup.json"
+    last = read_stamp(stamp)
+    if last and last == _identity(jars, folder):
+        return
+    with step("Spark's jars", "about 10 s, 0.1 GB to download"):
+        checked = [checked_jar(jar, cache, fetch) for jar in jars]
+        for name in last:
+            (folder / name).unlink(missing_ok=True)
+        for file in checked:
+            (folder / file.name).unlink(missing_ok=True)
+            (folder / file.name).symlink_to(file)
+        write_stamp(stamp, _identity(jars, folder))
+
+
+def _identity(jars: Sequence[Jar], folder: Path) -> dict[str, Any]:
+    """What tells, without reading 130 MB, that the jars are still those that were checked."""
+    files = {jar: folder / jar.file for jar in jars}
+    found = {jar: file.stat() for jar, file in files.items() if file.exists()}
+    return {jar.file: [jar.sha256, status.st_size, status.st_mtime_ns] for jar, status in found.items()}
+
+
+def checked_jar(jar: Jar, cache: Path, fetch: Callable[[Jar, Path], None]) -> Path:
+    """The jar in ``cache``, fetched when it is not there or is not what it should be.
+
+    Raises:
+        SetupError: what was fetched is not what is pinned. It is not kept.
+    """
+    file = cache / jar.file
+    if file.exists() and digest(file) == jar.sha256:
+        return file
+    with locked(cache / "lock"):  # other checkouts share the cache
+        part = cache / "part"
+        shutil.rmtree(part, ignore_errors=True)  # of a fetch that was interrupted
+        part.mkdir()
+        fetch(jar, part)
+        fetched = digest(part / jar.file)
+        if fetched != jar.sha256:
+            shutil.rmtree(part)
+            raise SetupError(
+                f"{jar.file}: expected sha256 {jar.sha256}, fetched {fetched}. It was thrown away; look at what the "
+                "Maven repository serves (FRUITS_MAVEN_MIRROR, a proxy) and set up again."
+            )
+        (part / jar.file).replace(file)
+        shutil.rmtree(part)
+    return file
+
+
+def maven(environ: Mapping[str, str], java: Java, spark: Path) -> Callable[[Jar, Path], None]:
+    """How to fetch a jar into a folder: from ``FRUITS_MAVEN_MIRROR`` if set, else by Ivy, which knows Maven Central."""
+    mirror = environ.get("FRUITS_MAVEN_MIRROR")
+    if mirror:
+        return lambda jar, folder: download(f"{mirror.rstrip('/')}/{jar.path}", folder / jar.file)
+    ivy = next((spark / "jars").glob("ivy-*.jar"))
+    return lambda jar, folder: fetch_with_ivy(jar, folder, java, ivy)
+
+
+def download(url: str, file: Path) -> None:
+    """Fetch ``url`` into ``file``."""
+    if urlsplit(url).scheme not in ("http", "https", "file"):
+        raise SetupError(f"FRUITS_MAVEN_MIRROR: expected the http, https or file URL of a Maven repository, got {url}")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response, file.open("wb") as target:  # noqa: S310 - checked above
+            shutil.copyfileobj(response, target)
+    except (OSError, HTTPException) as error:
+        raise SetupError(f"{url}: {error}. Check FRUITS_MAVEN_MIRROR and the network, then set up again.") from None
+
+
+def fetch_with_ivy(jar: Jar, folder: Path, java: Java, ivy: Path) -> None:
+    """Fetch a jar without what it depends on, by the Apache Ivy that comes with Spark."""
+    settings = (f"-Divy.default.ivy.user.dir={folder}", *proxy_options(urllib.request.getproxies()))
+    what = ("-dependency", jar.group, jar.artifact, jar.version, "-notransitive", "-types", "jar", "-confs", "default")
+    where = ("-cache", str(folder / "ivy"), "-retrieve", "[artifact]-[revision].[ext]")
+    try:
+        run(str(java.binary), *settings, "-jar", str(ivy), *what, *where, folder=folder)
+    except SetupError as error:
+        raise SetupError(
+            f"{error}\nOr set FRUITS_MAVEN_MIRROR to the URL of a Maven repository that can be reached."
+        ) from None
+
+
+def proxy_options(proxies: Mapping[str, str]) -> list[str]:
+    """Tell Java of the proxy that every other program takes from ``https_proxy``."""
+    proxy = urlsplit(proxies.get("https", ""))
+    return [f"-Dhttps.proxyHost={proxy.hostname}", f"-Dhttps.proxyPort={proxy.port or 80}"] if proxy.hostname else []
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where jars are kept for all checkouts."""
+    caches = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(environ.get("FRUITS_CACHE") or caches / "fruits").absolute()
+
+
+# Running, remembering, telling
+
+
+@contextmanager
+def step(what: str, cost: str) -> Iterator[None]:
+    """Tell what is being done, and how long it took."""
+    print(f"{what} ({cost}) ...", end=" ", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"{time.monotonic() - started:.0f} s", flush=True)
+
+
+def run(*command: str, folder: Path = ROOT, **environ: str) -> None:
+    """Run a program, its output into ``.venvs/setup.log``.
+
+    Raises:
+        SetupError: it failed; the message has the end of its output.
+    """
+    log = VENVS / "setup.log"
+    with log.open("w") as output:
+        # Not closing files hands it the lock: should this set-up be killed, another one waits for the program to end.
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=os.environ | environ,
+            close_fds=False,
+            check=False,
+        )
+    if done.returncode:
+        tail = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-15:])
+        raise SetupError(
+            f"this command returned {done.returncode}:\n  {shlex.join(command)}\n{tail}\n"
+            f"Its whole output is in {log}. Mend what it says, or try again if it was the network: the next set-up "
+            "goes on from here."
+        )
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Hold a lock; wait for it when another set-up does."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another set-up to end ...", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def digest(*files: Path) -> str:
+    """The sha256 of the contents of ``files``, in hexadecimal."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            for block in iter(lambda: content.read(1 << 20), b""):
+                total.update(block)
+    return total.hexdigest()
+
+
+def read_stamp(file: Path) -> dict[str, Any]:
+    """What a finished step left behind; empty when it did not finish."""
+    try:
+        stamp: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return stamp
+
+
+def write_stamp(file: Path, stamp: Mapping[str, Any]) -> None:
+    """Leave behind what tells the next set-up that a step is finished."""
+    write_text(file, json.dumps(stamp, indent=2))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file, all or nothing, unless that is what it says already."""
+    if file.exists() and file.read_text() == text:
+        return
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

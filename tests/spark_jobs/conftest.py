@@ -1,0 +1,178 @@
+"""The chain as the DAG runs it, in this process: a real plan, the real Spark jobs in one JVM, a real publication."""
+
+import importlib.util
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import obstore
+import pytest
+from pyspark import cloudpickle
+
+from fruits.backbones.stage import staged_card
+from fruits.chain import plan_run, publish_run
+from fruits.embedded.stack import Stack, make_bucket
+from fruits.errors import ExitCode
+from fruits.generator import draw
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, publications
+from fruits.lake.schemas import TABLES, TableName
+from fruits.planning import resolve_request, run_slug
+from fruits.runs import TaskName, read_documents
+from fruits.settings import Settings
+from fruits.stores import lake_store, photo_store, write_bytes
+
+ROOT = Path(__file__).parents[2]
+JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
+LABELS = ("Apple Red", "Banana", "Kiwi")
+
+Documents = dict[TaskName, dict[str, Any]]
+NewSettings = Callable[..., Settings]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What the DAG does, task by task or as a whole; what tests do to the bucket; what readers find."""
+
+    jobs: Mapping[str, ModuleType]
+
+    def put(self, settings: Settings, photos: Mapping[str, bytes]) -> None:
+        """Upload photos, over those that are there."""
+        for key, data in photos.items():
+            write_bytes(photo_store(settings), key, data)
+
+    def delete(self, settings: Settings, *keys: str) -> None:
+        """Remove photos from the bucket."""
+        for key in keys:
+            obstore.delete(photo_store(settings), key)
+
+    def plan(self, settings: Settings, run_id: str, **params: Any) -> dict[str, Any]:
+        """The task `plan`; returns its document."""
+        card = staged_card(settings)
+        assert card is not None, "new_settings stages the backbone"
+        return plan_run(settings, resolve_request(params, settings), card, run_id)
+
+    def submit(self, job: TaskName, settings: Settings, run_id: str) -> int:
+        """One Spark job, with the settings in its environment; returns its exit code."""
+        with environment(settings):
+            return int(self.jobs[job].main(["--run", run_slug(run_id)]))
+
+    def submit_all(self, settings: Settings, run_id: str) -> None:
+        """All Spark jobs of a planned run; none may fail."""
+        for job in JOBS:
+            assert self.submit(job, settings, run_id) == ExitCode.OK, self.documents(settings, run_id)[job]
+
+    def publish(self, settings: Settings, run_id: str) -> Publication:
+        """The task `publish`."""
+        return publish_run(settings, run_slug(run_id))
+
+    def run(self, settings: Settings, run_id: str, **params: Any) -> Documents:
+        """The whole chain, which must find work and must publish it; returns the run's documents."""
+        assert self.plan(settings, run_id, **params)["work"], "the plan found nothing to do"
+        self.submit_all(settings, run_id)
+        self.publish(settings, run_id)
+        return self.documents(settings, run_id)
+
+    def documents(self, settings: Settings, run_id: str) -> Documents:
+        """The run's documents, those that there are."""
+        return read_documents(settings, run_slug(run_id))
+
+    def published(self, settings: Settings) -> Publication:
+        """The current publication."""
+        return publications(Lake.open(settings))[-1]
+
+    def rows(self, settings: Settings, name: TableName, *, without: tuple[str, ...] = (), **equal: str) -> list[Any]:
+        """What readers of the current publication find in a table, by key; ``without`` some columns."""
+        snapshot = self.published(settings).snapshots[name]
+        rows = Lake.open(settings).read(name, snapshot, **equal).drop_columns(list(without)).to_pylist()
+        return sorted(rows, key=lambda row: str(row.get("key")))
+
+    def heads(self, settings: Settings) -> dict[str, int | None]:
+        """Where ``main`` of each table is."""
+        lake = Lake.open(settings)
+        return {table.name: lake.head(table.name) for table in TABLES}
+
+
+@contextmanager
+def environment(settings: Settings) -> Iterator[None]:
+    """Inside, ``Settings.load()`` finds these settings, as a job does in a process of its own."""
+    secret = {"catalog_uri": settings.catalog_uri.get_secret_value()}
+    values = {name: getattr(settings, name) for name in settings.model_fields_set} | secret
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("FRUITS_")]:
+            patch.delenv(name)
+        for name, value in values.items():
+            patch.setenv(f"FRUITS_{name.upper()}", ",".join(value) if isinstance(value, tuple) else str(value))
+        yield
+
+
+def job_module(job: str) -> ModuleType:
+    """A job script as a module whose functions travel to the executors by value, as those of a script do."""
+    spec = importlib.util.spec_from_file_location(f"spark_job_{job}", ROOT / "spark_jobs" / f"{job}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def chain(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    """The chain, with one JVM for the session: it starts with the first job and keeps its environment."""
+    folder = tmp_path_factory.mktemp("spark")
+    options = ["--master local[2]", "--driver-memory 1g", "--conf spark.ui.enabled=false", f"--conf spark.local.dir={folder}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_SUBMIT_ARGS", " ".join([*options, "pyspark-shell"]))
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        patch.setenv("PYSPARK_DRIVER_PYTHON", sys.executable)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+        yield Chain({job: job_module(job) for job in JOBS})
+
+
+@pytest.fixture(scope="session")
+def new_settings(stack: Stack, staged_models: Path, tmp_path_factory: pytest.TempPathFactory) -> NewSettings:
+    """Makes settings of a fresh lake with the backbone in it, and of a fresh bucket unless one is given.
+
+    ``kind="s3"`` puts the lake into a bucket too. The explained variance gate is low: few photos explain little.
+    """
+
+    def make(kind: str = "file", **overrides: Any) -> Settings:
+        name = uuid.uuid4().hex[:12]
+        folder = tmp_path_factory.mktemp(name)
+        bucket = overrides.setdefault("bucket", f"photos-{name}")
+        make_bucket(stack, bucket)
+        lake = f"file://{folder}"
+        if kind == "s3":
+            make_bucket(stack, f"lake-{name}")
+            lake = f"s3://lake-{name}/warehouse"
+        catalog = f"sqlite:///{folder}/catalog.db"
+        settings = Settings.load(**{"lake": lake, "catalog_uri": catalog, "s3_endpoint": stack.endpoint, **overrides})
+        for path in (path for path in staged_models.rglob("*") if path.is_file()):
+            write_bytes(lake_store(settings, "models"), path.relative_to(staged_models).as_posix(), path.read_bytes())
+        return settings
+
+    return make
+
+
+@cache
+def photo(number: int, label: str = LABELS[0]) -> bytes:
+    """A small sound photo."""
+    return draw(label, "Training", number, size=(100, 160))
+
+
+def photo_set(count: int, start: int = 0) -> dict[str, bytes]:
+    """Photos of each of ``LABELS`` by object key, every fourth of them held out."""
+    photos = {}
+    for number in range(start, start + count):
+        label, split = LABELS[number % len(LABELS)], "Test" if number % 4 == 3 else "Training"
+        photos[f"{split}/{label}/{number}.img"] = photo(number, label)
+    return photos
