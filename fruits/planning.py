@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time
 from enum import StrEnum
@@ -13,7 +13,7 @@ from fruits.errors import FruitsError
 from fruits.keys import KeyPattern, check_prefix
 from fruits.listing import ListedObject
 from fruits.quarantine import SETTINGS_REASONS, Reason
-from fruits.settings import Settings
+from fruits.settings import Settings, count_or_share
 
 Refit = Literal["auto", "always", "never"]
 Mode = Literal["auto", "reconcile", "interval", "rebuild"]
@@ -120,14 +120,9 @@ def _n_components(value: Any, settings: Settings) -> int | float:
     if value in (None, ""):
         return settings.n_components
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1
-    if 0 < number < 1:
-        return number
-    if number >= 1 and number == int(number):
-        return int(number)
-    raise FruitsError(f"n_components {value!r}: expected a count (1, 2, ...) or a share of variance between 0 and 1")
+        return count_or_share(value)
+    except ValueError as error:
+        raise FruitsError(f"n_components {value!r}: {error}") from None
 
 
 def _limit(value: Any) -> int | None:
@@ -283,7 +278,3 @@ def run_slug(run_id: str) -> str:
     plain = re.sub(r"[^a-z0-9]+", "_", run_id.lower()).strip("_")
     return f"{plain[:60]}_{hashlib.sha256(run_id.encode()).hexdigest()[:6]}"
 
-
-def known_keys_in(entries: Sequence[Entry]) -> list[str]:
-    """Keys whose rows in the tables a run replaces or removes."""
-    return [entry.key for entry in entries if entry.action in (Action.UPDATE, Action.DELETE)]

@@ -1,8 +1,6 @@
 """The linear probe: how well a linear classifier tells the labels apart, which measures what an embedding keeps."""
 
-import heapq
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,12 +56,3 @@ def probe_accuracy(
         classifier.fit(centred / scale, np.asarray(fit_labels, dtype=str))
     predicted = classifier.predict((test_rows[scored] - centre) / scale)
     return float(np.mean(predicted == truth[scored]))
-
-
-def sample_keys(keys: Iterable[str], limit: int) -> list[str]:
-    """At most ``limit`` of ``keys``, sorted: those of the least hash.
-
-    Neither order nor repetition of ``keys`` matters, and a few keys more or less change the sample by a few: a bottom-k
-    sample (Cohen & Kaplan, 2007).
-    """
-    return sorted(heapq.nsmallest(limit, set(keys), key=lambda key: blake2b(key.encode(), digest_size=16).digest()))

@@ -1,5 +1,6 @@
 """All settings, in one place: environment variables ``FRUITS_*``, read once at the edge of each program."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -152,20 +153,14 @@ class Settings(SubmitSettings):
         parts = urlsplit(uri)
         if parts.scheme not in ("file", "s3") or (parts.scheme == "s3" and not parts.netloc):
             raise ValueError("expected file:///folder or s3://bucket/prefix")
-        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+        if parts.scheme == "file" and (parts.netloc or not re.match("/+[^/]", parts.path)):
             raise ValueError("expected an absolute folder: file:///folder")
         return uri.rstrip("/")
 
-    @field_validator("n_components")
+    @field_validator("n_components", mode="before")
     @classmethod
-    def _count_or_share(cls, value: float) -> int | float:
-        if isinstance(value, float) and not 0 < value < 1:
-            if value == int(value) and value >= 1:
-                return int(value)
-            raise ValueError("expected a count (an integer of at least 1) or a share of variance between 0 and 1")
-        if isinstance(value, int) and value < 1:
-            raise ValueError("expected a count (an integer of at least 1) or a share of variance between 0 and 1")
-        return value
+    def _count_or_share(cls, value: object) -> int | float:
+        return count_or_share(value)
 
     @property
     def warehouse(self) -> str:
@@ -176,6 +171,23 @@ class Settings(SubmitSettings):
     def lake_kind(self) -> Literal["file", "s3"]:
         """``file`` or ``s3``."""
         return "s3" if self.lake.startswith("s3://") else "file"
+
+
+def count_or_share(value: Any) -> int | float:
+    """``n_components`` of a PCA: a count of components, or the share of variance that they are to explain.
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if 0 < number < 1:
+        return number
+    if number >= 1 and number.is_integer():
+        return int(number)
+    raise ValueError("expected a count (1, 2, ...) or a share of variance between 0 and 1")
 
 
 def _problem(detail: Mapping[str, Any]) -> str:

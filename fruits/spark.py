@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
-from fruits.lake.catalog import Lake, spark_catalog_properties
+from fruits.lake.catalog import Lake, spark_configuration
 from fruits.lake.publication import run_head
 from fruits.lake.schemas import TableName
 from fruits.planning import RunRequest
@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger("fruits")
+
+_SESSION = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+    "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",  # one thread per task: more only wait for each other
+    "spark.python.worker.reuse": "true",  # a worker keeps its backbone from task to task
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "WARN",
+}
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ def _session(name: str, settings: Settings, document: RunDocument) -> Iterator["
 
     with document.stage("session"):
         builder = SparkSession.builder.appName(name)  # type: ignore[attr-defined]
-        for key, value in _configuration(settings).items():
+        for key, value in {**spark_configuration(settings), **_SESSION}.items():
             builder = builder.config(key, value)
         spark = builder.getOrCreate()
         spark.conf.set("spark.sql.shuffle.partitions", str(4 * spark.sparkContext.defaultParallelism))
@@ -161,20 +170,6 @@ def _session(name: str, settings: Settings, document: RunDocument) -> Iterator["
         yield spark
     finally:
         spark.stop()
-
-
-def _configuration(settings: Settings) -> dict[str, str]:
-    catalog = f"spark.sql.catalog.{settings.catalog_name}"
-    return {
-        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
-        catalog: "org.apache.iceberg.spark.SparkCatalog",
-        **{f"{catalog}.{key}": value for key, value in spark_catalog_properties(settings).items()},
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
-        "spark.python.worker.reuse": "true",  # a worker keeps its backbone from task to task
-        "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "WARN",
-    }
 
 
 def _executor_message(error: Exception) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fruits.lake.catalog import catalog_properties
+from fruits.lake.catalog import catalog_properties, spark_configuration
 from fruits.lake.publication import Publication
 from fruits.runs import TaskName
 from fruits.settings import Settings
@@ -62,18 +62,23 @@ def summarise(
 
 
 def describe_catalog(settings: Settings) -> dict[str, Any]:
-    """How to open the tables: ``load_catalog(name, **properties)``. A password in the URI is masked."""
+    """How to open the tables: ``load_catalog(name, **properties)`` in Python, ``spark`` as Spark's configuration.
+
+    User and password of the database are left out.
+    """
     properties = catalog_properties(settings)
     uri = properties["uri"]
     if "@" in uri:
         scheme, _, rest = uri.partition("://")
-        uri = f"{scheme}://***@{rest.rpartition('@')[2]}"
+        uri = f"{scheme}://{rest.rpartition('@')[2]}"
+    secret = (".jdbc.user", ".jdbc.password")
     return {
         "name": settings.catalog_name,
         "uri": uri,
         "warehouse": settings.warehouse,
         "properties": {**properties, "uri": uri},
         "namespace": settings.namespace,
+        "spark": {key: value for key, value in spark_configuration(settings).items() if not key.endswith(secret)},
     }
 
 

@@ -91,7 +91,7 @@ def running_stack(data: Path) -> Iterator[Stack]:
         return
     server = start_s3(data)
     try:
-        make_bucket(server.stack)
+        make_bucket(server.stack, server.stack.environment["FRUITS_BUCKET"])
         yield server.stack
     finally:
         server.stop()

@@ -38,8 +38,17 @@ def catalog_properties(settings: Settings) -> dict[str, str]:
     }
 
 
-def spark_catalog_properties(settings: Settings) -> dict[str, str]:
-    """The same catalog as Spark's configuration, without the ``spark.sql.catalog.<name>.`` in front."""
+def spark_configuration(settings: Settings) -> dict[str, str]:
+    """The same catalog as Spark's configuration; the session needs nothing else to read and write the tables."""
+    catalog = f"spark.sql.catalog.{settings.catalog_name}"
+    return {
+        "spark.sql.extensions": "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions",
+        catalog: "org.apache.iceberg.spark.SparkCatalog",
+        **{f"{catalog}.{key}": value for key, value in _spark_catalog_properties(settings).items()},
+    }
+
+
+def _spark_catalog_properties(settings: Settings) -> dict[str, str]:
     parts = urlsplit(settings.catalog_uri.get_secret_value())
     properties = {
         "type": "jdbc",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fruits.probe import probe_accuracy, sample_keys
+from fruits.probe import probe_accuracy
 
 CENTRES = np.random.default_rng(99).normal(size=(5, 20)) * 3
 
@@ -86,30 +86,3 @@ class TestProbeAccuracy:
     def test_nothing_to_tell_gives_none(self, fit_labels, test_labels, rows):
         held_out = np.zeros((len(test_labels), 1))
         assert probe_accuracy(np.asarray(rows), fit_labels, held_out, test_labels) is None
-
-
-KEYS = [f"Training/Kiwi/{i}_100.jpg" for i in range(1000)]
-
-
-def test_the_sample_does_not_depend_on_order_or_repetition():
-    shuffled = list(np.random.default_rng(0).permutation(KEYS + KEYS[:100]))
-    sample = sample_keys(KEYS, 100)
-    assert sample == sample_keys(shuffled, 100) == sorted(set(sample))
-    assert len(sample) == 100
-
-
-def test_the_sample_is_not_the_head_of_the_list():
-    positions = sorted(KEYS.index(key) for key in sample_keys(KEYS, 100))
-    assert 350 < np.mean(positions) < 650
-    assert positions != list(range(100))
-
-
-def test_one_more_key_changes_the_sample_by_at_most_one():
-    before = set(sample_keys(KEYS, 100))
-    for i in range(50):
-        assert len(before - set(sample_keys([*KEYS, f"Training/Fig/{i}.jpg"], 100))) <= 1
-
-
-def test_fewer_keys_than_the_limit_are_all_taken():
-    assert sample_keys(KEYS[:3], 100) == sorted(KEYS[:3])
-    assert sample_keys([], 100) == []

@@ -15,7 +15,7 @@ from fruits.backbones.weights import WeightsFile
 from fruits.errors import FruitsError
 from fruits.probe import probe_accuracy
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs, pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:keras")]
 
 Read = Callable[[Path, Preprocessing], NDArray[np.uint8]]
 CHANCE = 1 / 19
@@ -136,6 +136,17 @@ def test_a_damaged_weights_file_is_named(suffix: str, tmp_path: Path) -> None:
     path.write_bytes(b"these are no weights" * 100)
     with pytest.raises(FruitsError, match=rf"damaged{suffix}: does not hold the weights of MobileNetV2"):
         build("MobileNetV2", WeightsFile.at(path))
+
+
+def test_weights_that_lack_one_layer_are_named(tmp_path: Path) -> None:
+    import h5py
+
+    path = tmp_path / "partial.weights.h5"
+    load_network("MobileNetV2", "random").model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        del file["layers/batch_normalization_11"]
+    with pytest.raises(FruitsError, match=r"partial.weights.h5: does not hold the weights of MobileNetV2"):
+        load_network("MobileNetV2", WeightsFile.at(path))
 
 
 def test_weights_in_an_unknown_format_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Write the parts of docs/ that the code knows: all settings, the tables' columns, the quarantine reasons.
+
+``--check`` writes nothing and only tells whether the pages are up to date.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic.fields import FieldInfo
+
+from fruits.lake.schemas import TABLES, TableDefinition
+from fruits.quarantine import Reason
+from fruits.settings import Settings
+
+DOCS = Path(__file__).parents[1] / "docs"
+MARKER = "<!-- from here on: scripts/reference_docs.py -->\n"
+
+
+def main() -> int:
+    """Run the command; returns an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 when a page is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for name, reference in (("configuration.md", settings()), ("data.md", tables())):
+        path = DOCS / name
+        text = path.read_text()
+        wanted = text.partition(MARKER)[0] + MARKER + reference
+        if text != wanted and check:
+            stale.append(f"docs/{name} is out of date; run .venvs/jobs/bin/python scripts/reference_docs.py")
+        elif text != wanted:
+            path.write_text(wanted)
+    print("\n".join(stale), end="\n" if stale else "", file=sys.stderr)
+    return 1 if stale else 0
+
+
+def settings() -> str:
+    """All settings as a Markdown table."""
+    rows = (
+        f"| `FRUITS_{name.upper()}` | {_default(name, field)} | {(field.description or '').replace('|', chr(92) + '|')} |"
+        for name, field in Settings.model_fields.items()
+    )
+    return _table(("variable", "default", "meaning"), rows)
+
+
+def tables() -> str:
+    """Every table's columns, and the reason codes of the quarantine."""
+    reasons = (f"| `{reason}` | {reason.description} |" for reason in Reason)
+    return (
+        "".join(map(_columns, TABLES))
+        + "\n## Why an object is in quarantine\n"
+        + _table(("reason", "meaning"), reasons)
+    )
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if name == "jobs_env":
+        return "`.venvs/jobs` of the checkout"
+    if name == "key_pattern":
+        return "`[…/][dt=YYYY-MM-DD/][…/][split/]label/file`"
+    return f"`{field.default}`" if field.default not in (None, "", ()) else "unset"
+
+
+def _columns(definition: TableDefinition) -> str:
+    partition = f" Partitioned by `{definition.partition_by}`." if definition.partition_by else ""
+    rows = (f"| `{field.name}` | {_kind(field)} | {field.metadata[b'doc'].decode()} |" for field in definition.schema)
+    title = f"\n### `{definition.name}`\n\nA row is {definition.row}.{partition}\n"
+    return title + _table(("column", "type", "meaning"), rows)
+
+
+def _kind(field: pa.Field) -> str:
+    if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type):
+        kind = f"list<struct<{', '.join(inner.name for inner in field.type.value_type)}>>"
+    else:
+        kind = str(field.type).replace("element: ", "").replace(" not null", "")
+    return kind.replace("timestamp[us, tz=UTC]", "timestamptz") + (", may be null" if field.nullable else "")
+
+
+def _table(head: tuple[str, ...], rows: Iterable[str]) -> str:
+    return "\n".join(["", f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

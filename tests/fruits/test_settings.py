@@ -1,0 +1,178 @@
+import re
+
+import pytest
+from pydantic import SecretStr
+
+from fruits.errors import ExitCode, FruitsError
+from fruits.settings import Settings, SubmitSettings
+
+PASSWORD = "s3cret-pass"
+CATALOG = f"postgresql://fruits:{PASSWORD}@db.example:5432/fruits"
+REQUIRED = {"lake": "s3://lake/warehouse", "catalog_uri": CATALOG}
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch, tmp_path):
+    for name in [*Settings.model_fields]:
+        monkeypatch.delenv(f"FRUITS_{name.upper()}", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(**values: object) -> str:
+    with pytest.raises(FruitsError) as caught:
+        Settings.load(**{**REQUIRED, **values})
+    assert caught.value.exit_code == ExitCode.BAD_INPUT
+    return str(caught.value)
+
+
+def test_only_the_lake_and_its_catalog_have_to_be_set():
+    with pytest.raises(FruitsError) as caught:
+        Settings.load()
+    named = re.findall(r"^  (FRUITS_\w+) is not set\.", str(caught.value), re.MULTILINE)
+    assert named == ["FRUITS_LAKE", "FRUITS_CATALOG_URI"]
+    assert Settings.load(**REQUIRED).warehouse == "s3://lake/warehouse/tables"
+
+
+def test_every_setting_is_read_from_its_variable(monkeypatch):
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(f"FRUITS_{name.upper()}", value)
+    monkeypatch.setenv("FRUITS_BUCKET", "orchard")
+    monkeypatch.setenv("FRUITS_GETS_IN_FLIGHT", "3")
+    settings = Settings.load()
+    assert (settings.bucket, settings.gets_in_flight, settings.lake) == ("orchard", 3, REQUIRED["lake"])
+
+
+def test_an_override_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("FRUITS_BUCKET", "orchard")
+    assert Settings.load(**REQUIRED, bucket="garden").bucket == "garden"
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch):
+    monkeypatch.setenv("FRUITS_BUCKET", "")
+    monkeypatch.setenv("FRUITS_LAKE", "")
+    assert "FRUITS_LAKE is not set" in refusal_without("lake")
+    assert Settings.load(**REQUIRED).bucket == "fruits"
+
+
+def refusal_without(name: str) -> str:
+    with pytest.raises(FruitsError) as caught:
+        Settings.load(**{key: value for key, value in REQUIRED.items() if key != name})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("bucket", "ab", "at least 3"),
+        ("key_pattern", "(?P<label>", "regular expression"),
+        ("key_pattern", "(?P<kind>[^/]+)/.*", "(?P<label>...)"),
+        ("holdout_share", "1", "less than 1"),
+        ("holdout_share", "-0.1", "greater than or equal to 0"),
+        ("lake", "/folder", "file:///folder or s3://bucket/prefix"),
+        ("lake", "s3:///prefix", "file:///folder or s3://bucket/prefix"),
+        ("lake", "https://host/folder", "file:///folder or s3://bucket/prefix"),
+        ("lake", "file://folder", "file:///folder"),
+        ("lake", "file:///", "file:///folder"),
+        ("namespace", "Fruits!", "pattern"),
+        ("spark_driver_memory", "lots", "pattern"),
+        ("max_photo_bytes", "0", "greater than 0"),
+        ("max_photo_pixels", "many", "integer"),
+        ("gets_in_flight", "0", "greater than or equal to 1"),
+        ("gets_in_flight", "1000", "less than or equal to 256"),
+        ("photos_per_task", "0", "greater than or equal to 1"),
+        ("max_components", "0", "greater than or equal to 1"),
+        ("refit_drift", "0", "greater than 0"),
+        ("refit_drift_rows", "1", "greater than or equal to 2"),
+        ("refit_growth", "1", "greater than 1"),
+        ("min_explained_variance", "1.1", "less than or equal to 1"),
+        ("max_quarantined_share", "-1", "greater than or equal to 0"),
+        ("min_probe_ratio", "-1", "greater than or equal to 0"),
+        ("probe_rows", "10", "greater than or equal to 100"),
+    ],
+)
+def test_a_wrong_value_names_its_variable_and_says_what_was_found_expected_and_meant(name, value, expected):
+    message = refusal(**{name: value})
+    (line,) = [line for line in message.splitlines() if line.startswith("  ")]
+    assert line.startswith(f"  FRUITS_{name.upper()} is {value!r}: ")
+    assert expected in line
+    assert line.endswith(Settings.model_fields[name].description)
+
+
+def test_all_problems_are_reported_at_once():
+    message = refusal(bucket="ab", lake="nowhere", gets_in_flight="0")
+    assert re.findall(r"^  FRUITS_(\w+)", message, re.MULTILINE) == ["BUCKET", "LAKE", "GETS_IN_FLIGHT"]
+
+
+def test_the_catalogs_password_is_never_shown():
+    settings = Settings.load(**REQUIRED)
+    messages = [
+        repr(settings),
+        str(settings),
+        settings.model_dump_json(),
+        refusal(bucket="ab"),
+        refusal(catalog_uri=[PASSWORD]),
+        refusal_without("lake"),
+    ]
+    assert [PASSWORD in message for message in messages] == [False] * len(messages)
+    assert settings.catalog_uri == SecretStr(CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("0.95", 0.95), ("128", 128), ("1", 1), (1.0, 1), ("128.0", 128), (0.5, 0.5), (64, 64)],
+)
+def test_n_components_is_a_count_or_a_share(value, expected):
+    found = Settings.load(**REQUIRED, n_components=value).n_components
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "0.0", "1.5", "-0.5", "inf", "nan", "all", 0, 2.5])
+def test_n_components_that_are_neither_count_nor_share_are_refused(value):
+    message = refusal(n_components=value)
+    assert message.count("FRUITS_N_COMPONENTS") == 1
+    assert f"is {value!r}: expected a count (1, 2, ...) or a share of variance between 0 and 1" in message
+
+
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [
+        ("Apple,Kiwi", ("Apple", "Kiwi")),
+        (" Apple Red , Kiwi ,, ", ("Apple Red", "Kiwi")),
+        ("Fig", ("Fig",)),
+        (" , ", ()),
+    ],
+)
+def test_labels_are_separated_by_commas(monkeypatch, value, labels):
+    monkeypatch.setenv("FRUITS_LABELS", value)
+    assert Settings.load(**REQUIRED).labels == labels
+
+
+@pytest.mark.parametrize(
+    ("lake", "kind", "warehouse"),
+    [
+        ("file:///data/lake/", "file", "file:///data/lake/tables"),
+        ("s3://lake", "s3", "s3://lake/tables"),
+        ("s3://lake/a/b/", "s3", "s3://lake/a/b/tables"),
+    ],
+)
+def test_the_lake_may_be_a_folder_or_a_bucket(lake, kind, warehouse):
+    settings = Settings.load(**{**REQUIRED, "lake": lake})
+    assert (settings.lake_kind, settings.warehouse) == (kind, warehouse)
+
+
+def test_submit_settings_need_no_variable_at_all(monkeypatch, tmp_path):
+    """A DAG file reads them when it is parsed, wherever that is."""
+    assert SubmitSettings().jobs_env.name == "jobs"
+    monkeypatch.setenv("FRUITS_JOBS_ENV", str(tmp_path))
+    assert SubmitSettings().jobs_env == tmp_path
+
+
+def test_settings_do_not_change():
+    settings = Settings.load(**REQUIRED)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.bucket = "another"
+
+
+def test_every_setting_says_what_it_is_for():
+    undescribed = [name for name, field in Settings.model_fields.items() if not (field.description or "").endswith(".")]
+    assert undescribed == []
