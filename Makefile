@@ -20,8 +20,8 @@ setup-dev:
 run: setup  ## Photos to published tables on this machine (IMAGES=folder for your own photos)
 	@$(AIRFLOW) -m fruits.embedded run $(if $(IMAGES),--images "$$IMAGES")
 
-ui: setup  ## The same with Airflow's pages in a browser (IMAGES=folder as above)
-	@$(AIRFLOW) -m fruits.embedded ui $(if $(IMAGES),--images "$$IMAGES")
+ui: setup  ## The same stack with Airflow's UI, in the background
+	@$(AIRFLOW) -m fruits.embedded ui
 
 stop:  ## Stop what `make ui` started
 	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m fruits.embedded stop; fi
@@ -42,6 +42,7 @@ lint: setup-dev  ## Style, types, shell scripts, and that no file names a regist
 	@.venvs/jobs/bin/ruff check
 	@.venvs/jobs/bin/ruff format --check
 	@.venvs/jobs/bin/mypy
+	@$(JOBS) scripts/reference_docs.py --check
 	@git grep --untracked -lzE '^#!.*[/ ](ba)?sh' | xargs -0 .venvs/jobs/bin/shellcheck
 	@git grep --untracked -nIE 'pypi[.]org|files[.]pythonhosted|repo1?[.]maven|/[w]ork/|/[r]oot/'; test $$? -eq 1
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -13,7 +13,7 @@ from fruits.backbones.stage import staged_card
 from fruits.errors import FruitsError
 from fruits.gates import Gate, failed
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, current_base, publication_id, publish, run_head
+from fruits.lake.publication import Publication, current_base, publication_id, publications, publish, run_head
 from fruits.lake.schemas import DATA_TABLES
 from fruits.listing import list_objects
 from fruits.manifest import write_manifest
@@ -48,6 +48,11 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
         card = staged_card(settings)
     if card is None:
         raise FruitsError(f"backbone {settings.backbone}: staged, but not found in {settings.lake}/models afterwards")
+    if isinstance(request.n_components, int) and request.n_components > card.feature_width:
+        raise FruitsError(
+            f"PCA: {request.n_components:,} components are more than the {card.feature_width:,} features of backbone "
+            f"{card.model_id}; lower FRUITS_N_COMPONENTS or the run's `n_components`, or ask for a share of variance such as 0.95"
+        )
     log.info("backbone %s: %d features, %s", card.model_id, card.feature_width, card.weights)
     return card
 
@@ -73,6 +78,7 @@ def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -
     with run_document(settings, "plan", run_id, slug) as document:
         lake = Lake.open(settings)
         base = current_base(lake)
+        document.record(run_id=_unpublished_run_id(run_id, publications(lake, base.publications_snapshot)))
         with document.stage("known"):
             known = known_objects(lake, base.publication.snapshots, card.model_id)
         with document.stage("list"):
@@ -97,6 +103,15 @@ def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -
         )
     _log_plan(plan, request)
     return document.content
+
+
+def _unpublished_run_id(run_id: str, published: Sequence[Publication]) -> str:
+    """``run_id``; ``run_id#2`` and so on when the run is planned again after it was published.
+
+    Rows and publications tell their run by it, and those of the second time are not those of the first.
+    """
+    times = sum(run_id in (one.run_id, str(one.run_id).rpartition("#")[0]) for one in published)
+    return f"{run_id}#{times + 1}" if times else run_id
 
 
 def known_objects(lake: Lake, snapshots: Mapping[Any, int], model_id: str) -> dict[str, KnownObject]:
@@ -139,7 +154,9 @@ def publish_run(settings: Settings, slug: str) -> Publication:
         lake = Lake.open(settings)
         snapshots = {name: run_head(lake, name, slug, plan["base"]) for name in DATA_TABLES}
         sequence = int(plan["base"]["sequence"]) + 1
-        validated = documents["validate"]
+        validated = documents.get("validate", {})
+        if "gates" not in validated:
+            raise FruitsError(f"run {slug}: not validated, so it cannot be published; run its validate job first")
         quarantined = sum(validated["quarantine"].values())
         wanted = Publication(
             sequence=sequence,

@@ -23,6 +23,9 @@ _SPLIT_NAMES = {
     "validation": "validation",
 }
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO_SEGMENTS = frozenset({"", ".", ".."})
+
 
 @dataclass(frozen=True, slots=True)
 class PhotoKey:
@@ -36,6 +39,9 @@ class PhotoKey:
 @dataclass(frozen=True)
 class KeyPattern:
     """Reads label, split and date from object keys.
+
+    A key with an empty, ``.`` or ``..`` segment or with control characters is not taken, whatever the pattern says: it
+    would be another key by the time its object is fetched.
 
     A key whose layout names no split gets one by a hash of the key: ``holdout_share`` of them are held out, always the
     same ones.
@@ -52,7 +58,7 @@ class KeyPattern:
     def parse(self, key: str) -> PhotoKey | None:
         """The parts of ``key``, or None when the pattern does not take it."""
         match = self.regex.fullmatch(key)
-        if match is None:
+        if match is None or _CONTROL.search(key) or not _NO_SEGMENTS.isdisjoint(key.split("/")):
             return None
         groups = match.groupdict()
         label = groups["label"]

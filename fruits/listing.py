@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-import obstore
-from obstore.exceptions import BaseError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.settings import Settings
-from fruits.stores import explain, photo_store
+from fruits.stores import explain, list_client
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +28,11 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
     Raises:
         FruitsError: when bucket, credentials or server are wrong; says which and what to do.
     """
-    # obstore's own prefix only matches whole folders: list the folder, then compare.
-    folder = prefix.rpartition("/")[0]
     try:
-        for chunk in obstore.list(photo_store(settings), folder or None, chunk_size=1000):
-            for meta in chunk:
-                key = meta["path"]
-                if key.startswith(prefix) and not key.endswith("/"):
-                    yield ListedObject(key, (meta["e_tag"] or "").strip('"'), meta["size"], meta["last_modified"])
-    except (BaseError, FileNotFoundError) as error:
+        pages = list_client(settings).get_paginator("list_objects_v2").paginate(Bucket=settings.bucket, Prefix=prefix)
+        for page in pages:
+            for item in page.get("Contents", ()):
+                if not item["Key"].endswith("/"):
+                    yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
+    except (BotoCoreError, ClientError) as error:
         raise explain(error, settings, settings.bucket) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fruits.errors import FruitsError
 from fruits.keys import KeyPattern, check_prefix
@@ -101,7 +101,7 @@ def resolve_request(
         backbone=backbone,
         weights=params.get("weights") or (settings.weights if backbone == settings.backbone else "default"),
         n_components=_n_components(params.get("n_components"), settings),
-        refit=params.get("refit") or "auto",
+        refit=_refit(params.get("refit") or "auto"),
         limit=_limit(params.get("limit")),
         retry_quarantined=bool(params.get("retry_quarantined")),
         dry_run=bool(params.get("dry_run")),
@@ -114,6 +114,12 @@ def _mode(mode: Mode, run_type: str) -> Literal["reconcile", "interval", "rebuil
     if mode not in ("reconcile", "interval", "rebuild"):
         raise FruitsError(f"mode {mode!r}: expected auto, reconcile, interval or rebuild")
     return mode
+
+
+def _refit(refit: Refit) -> Refit:
+    if refit not in get_args(Refit):
+        raise FruitsError(f"refit {refit!r}: expected {', '.join(get_args(Refit))}")
+    return refit
 
 
 def _n_components(value: Any, settings: Settings) -> int | float:
@@ -164,7 +170,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: entries to work on, entries a limit left over, and how many objects fall under each action."""
+    """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action."""
 
     entries: tuple[Entry, ...]
     pending: tuple[Entry, ...]
@@ -209,9 +215,9 @@ def make_plan(
     seen: set[str] = set()
     in_scope = _scope(request, rules.pattern)
     for item in listed:
+        seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
         if not in_scope(item.key, item.last_modified):
             continue
-        seen.add(item.key)
         entry = _entry(item, known.get(item.key), rules, request)
         counts[entry.action] += 1
         if entry.action in WORK:
@@ -268,7 +274,8 @@ def _action(
         return Action.UNCHANGED if (row.label, row.split, rejection) == (label, split, None) else Action.UPDATE
     if rejection is not None:
         return Action.QUARANTINED if row.reason == rejection else Action.UPDATE
-    if request.retry_quarantined or row.reason in SETTINGS_REASONS:
+    # Listed, so what was gone is back, with the same bytes.
+    if request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS:
         return Action.UPDATE
     return Action.QUARANTINED
 
@@ -277,4 +284,3 @@ def run_slug(run_id: str) -> str:
     """``run_id`` as it can be used in branch names and paths, still unique: ``manual_2026_11_22t09_30_00_1f3a``."""
     plain = re.sub(r"[^a-z0-9]+", "_", run_id.lower()).strip("_")
     return f"{plain[:60]}_{hashlib.sha256(run_id.encode()).hexdigest()[:6]}"
-

@@ -9,7 +9,10 @@ class Reason(StrEnum):
 
     description: str
 
-    KEY_PATTERN = "key_pattern", "The object key does not match the key pattern, so it has no label."
+    KEY_PATTERN = (
+        "key_pattern",
+        "The object key does not match the key pattern, or has an empty, `.` or `..` segment: it has no label.",
+    )
     UNKNOWN_LABEL = "unknown_label", "The label in the object key is none of the labels that may occur."
     GONE = "gone", "The object was listed, but was no longer there when it was read."
     EMPTY = "empty", "The object has no bytes: its upload was probably interrupted."

@@ -147,6 +147,13 @@ class Settings(SubmitSettings):
     def _split_labels(cls, value: object) -> object:
         return tuple(label.strip() for label in value.split(",") if label.strip()) if isinstance(value, str) else value
 
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.match("https?://[^/]", url):
+            raise ValueError("expected a URL that starts with http:// or https://")
+        return url
+
     @field_validator("lake")
     @classmethod
     def _lake_is_a_uri(cls, uri: str) -> str:

@@ -117,18 +117,15 @@ def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv:
         with (
             run_document(settings, task, plan["run_id"], arguments.run) as document,
             _session(f"fruits {task}", settings, document) as spark,
+            _executor_errors(),
         ):
             work(Job(settings, spark, Lake.open(settings), plan, document))
     except FruitsError as error:
         log.error("%s", error)
         return error.exit_code
-    except Exception as error:
-        mendable = _executor_message(error)
-        if mendable is None:
-            log.exception("%s failed", task)
-            return ExitCode.UNEXPECTED
-        log.error("%s", mendable)
-        return ExitCode.BAD_INPUT
+    except Exception:
+        log.exception("%s failed", task)
+        return ExitCode.UNEXPECTED
     return ExitCode.OK
 
 
@@ -172,13 +169,18 @@ def _session(name: str, settings: Settings, document: RunDocument) -> Iterator["
         spark.stop()
 
 
-def _executor_message(error: Exception) -> str | None:
-    """The message of a ``FruitsError`` that was raised on an executor, out of Spark's account of the failed stage."""
+@contextmanager
+def _executor_errors() -> Iterator[None]:
+    """Raise a ``FruitsError`` of an executor as one, out of Spark's account of the failed stage."""
     marker = "fruits.errors.FruitsError: "
-    text = str(error)
-    if marker not in text:
-        return None
-    return text.split(marker, 1)[1].splitlines()[0]
+    try:
+        yield
+    except FruitsError:
+        raise
+    except Exception as error:
+        if marker not in str(error):
+            raise
+        raise FruitsError(str(error).split(marker, 1)[1].splitlines()[0]) from error
 
 
 @contextmanager

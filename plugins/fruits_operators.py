@@ -1,6 +1,7 @@
 """The amazon and apache-spark providers' operators, as the chain needs them: early answers, clear errors."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -9,11 +10,15 @@ from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchanged
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
+from airflow.triggers.base import TriggerEvent
+from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.errors import FruitsError
 from fruits.runs import TaskName, read_documents
 from fruits.settings import Settings, SubmitSettings
+
+_LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
 
 
 @contextmanager
@@ -40,7 +45,7 @@ class PhotosPresentSensor(S3KeySensor):
         """Say what was waited for when the wait was in vain."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout:
+        except AirflowSensorTimeout:
             seconds = context["params"]["sensor_timeout"]
             _fail(
                 f"no object came under s3://{self.bucket_name}/{str(self.bucket_key).rstrip('*')} within {seconds} s; "
@@ -51,8 +56,8 @@ class PhotosPresentSensor(S3KeySensor):
 class UploadsSettledSensor(S3KeysUnchangedSensor):
     """Waits until nothing was uploaded under the prefix for the run's param ``settle_seconds``.
 
-    Photos that have lain there for longer need no wait at all: the newest LastModified tells on the first poke, where
-    the provider's sensor always waits a whole period.
+    Goes by the newest LastModified, so photos that have lain there for longer than that need no wait at all, and an
+    overwritten photo counts as an upload; the provider's sensor counts keys, and always waits a whole period.
     """
 
     def execute(self, context: Context) -> None:
@@ -66,48 +71,56 @@ class UploadsSettledSensor(S3KeysUnchangedSensor):
                     bucket_name=self.bucket_name,
                     prefix=self.prefix,
                     inactivity_period=self.inactivity_period,
-                    previous_objects=self.previous_objects,
-                    last_activity_time=self.last_activity_time,
                     aws_conn_id=self.aws_conn_id,
-                    poll_seconds=min(max(self.inactivity_period / 4, 1.0), 30.0),
                 ),
                 method_name="execute_complete",
             )
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 -- the provider's signature
         """Whether the newest object is old enough."""
-        objects = {
-            item["Key"]: item["LastModified"] for item in self.hook.iter_file_metadata(self.prefix, self.bucket_name)
-        }
-        newest = max(objects.values(), default=datetime.now(UTC))
-        self.previous_objects = set(objects)
-        # The provider reckons with naive local times.
-        self.last_activity_time = newest.astimezone().replace(tzinfo=None)
-        return bool(self.is_keys_unchanged(self.previous_objects))
+        objects = self.hook.iter_file_metadata(self.prefix, self.bucket_name)
+        return _age(max((item["LastModified"] for item in objects), default=None)) >= self.inactivity_period
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Say what was waited for when the wait was in vain."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout:
+        except AirflowSensorTimeout:
             _fail(
-                f"photos kept coming under s3://{self.bucket_name}/{self.prefix} for "
-                f"{context['params']['sensor_timeout']} s; lower `settle_seconds` or raise `sensor_timeout`"
+                f"photos kept coming under s3://{self.bucket_name}/{self.prefix} for {context['params']['sensor_timeout']} s; "
+                "lower `settle_seconds` or raise `sensor_timeout`"
             )
 
 
 class UploadsSettledTrigger(S3KeysUnchangedTrigger):
-    """The provider's trigger with a pause between its listings, which it lacks (9.39 polls every 0 s)."""
+    """Fires when the newest object under the prefix is old enough; lists again when that can be so at the earliest.
 
-    def __init__(self, *, poll_seconds: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.polling_period_seconds = poll_seconds  # type: ignore[assignment]
+    The provider's (9.39) lists without a pause, and takes all keys through Airflow's database.
+    """
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """How the triggerer makes it again."""
-        names = ("bucket_name", "prefix", "inactivity_period", "previous_objects", "last_activity_time", "aws_conn_id")
-        values = {name: getattr(self, name) for name in names}
-        return f"{__name__}.{type(self).__name__}", {**values, "poll_seconds": self.polling_period_seconds}
+        names = ("bucket_name", "prefix", "inactivity_period", "aws_conn_id")
+        return f"{__name__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, then say so; an S3 server that refuses fails the task, which is tried again."""
+        try:
+            async with await self.hook.get_async_conn() as client:
+                while (left := self.inactivity_period - _age(await self._newest(client))) > 0:
+                    await asyncio.sleep(max(left, _LEAST_PAUSE))
+            yield TriggerEvent({"status": "success"})
+        except (BotoCoreError, ClientError) as error:
+            yield TriggerEvent({"status": "error", "message": str(error)})
+
+    async def _newest(self, client: Any) -> datetime | None:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket_name, Prefix=self.prefix)
+        return max([item["LastModified"] async for page in pages for item in page.get("Contents", ())], default=None)
+
+
+def _age(newest: datetime | None) -> float:
+    """Seconds since the newest upload; where there is none, it may come at any moment."""
+    return (datetime.now(UTC) - newest).total_seconds() if newest else 0.0
 
 
 class SparkJobOperator(SparkSubmitOperator):

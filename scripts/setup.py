@@ -3,7 +3,7 @@
 Everything it makes is in ``.venvs/``, but for what is worth keeping when the checkout goes: the jars, in
 ``$FRUITS_CACHE`` (default: ``~/.cache/fruits``), and uv's own cache. Standard library only.
 """
-# ruff: noqa: S603, T201 - a set-up runs programs and tells what it does
+# ruff: noqa: S603 - a set-up runs programs
 
 from __future__ import annotations  # a SyntaxError here: Python is too old; make setup PYTHON=python3.11
 
@@ -242,7 +242,7 @@ def make_environment(environment: Environment, *, dev: bool) -> None:
     dev = dev or last.get("dev", False)
     lock = REQUIREMENTS / f"{environment.name}{'-dev' if dev else ''}.txt"
     build = REQUIREMENTS / "build.txt"
-    wanted = {"root": str(ROOT), "dev": dev, "inputs": digest(lock, build, ROOT / "pyproject.toml")}
+    wanted = {"root": str(ROOT), "dev": dev, "inputs": digest(lock, build)}
     if last == wanted and environment.python.exists():
         return
     # Scripts name their interpreter by its path, so an environment does not survive a move of the checkout.
@@ -256,7 +256,9 @@ def make_environment(environment: Environment, *, dev: bool) -> None:
         # Bytecode: a third of the start-up time of `airflow` and TensorFlow, even where Python may not write it itself.
         options = ("--require-hashes", "--build-constraints", str(build), "--compile-bytecode")
         run(uv, "pip", "sync", *target, *options, str(lock))
-        run(uv, "pip", "install", *target, "--no-deps", "--editable", str(ROOT))
+        # The project itself, as it is in the checkout.
+        packages = next(environment.folder.glob("lib/python3*/site-packages"))
+        write_text(packages / "fruits.pth", f"{ROOT}\n")
         write_stamp(stamp, wanted)
 
 

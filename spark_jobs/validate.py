@@ -8,7 +8,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fruits.errors import GateError
+from fruits.errors import FruitsError, GateError
 from fruits.gates import Findings, evaluate, failed
 from fruits.keys import FIT_SPLIT
 from fruits.lake.pca_tables import PCAVersion, load_versions
@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def validate(job: Job) -> None:
     """Measure, evaluate, record; raise when a required gate failed."""
-    pca_document = read_documents(job.settings, job.slug)["pca"]
+    pca_document = read_documents(job.settings, job.slug).get("pca", {})
+    if pca_document.get("state") != "succeeded":
+        raise FruitsError(f"run {job.slug}: its pca job has not succeeded; run that first")
     version = next(
         version
         for version in load_versions(job.lake, job.head("pca_models"), job.model_id)
@@ -47,7 +49,9 @@ def validate(job: Job) -> None:
             "missing_embeddings": missing_embeddings(tables),
         }
     with job.document.stage("probe"):
-        raw, embedded = probe(tables)
+        # A probe cannot be fitted on vectors that their own gates are about to refuse.
+        usable = not (measured["unusable_vectors"] or measured["wrong_widths"])
+        raw, embedded = probe(tables) if usable else (None, None)
     findings = Findings(
         **measured,
         orthonormality_error=orthonormality_error(version.pca.components),

@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     run.add_argument(
         "--summary", type=Path, default=ROOT / "build" / "summary.json", help="where the summary goes (%(default)s)"
     )
-    commands.add_parser("ui", help="the stack under `airflow standalone`, in the background")
+    commands.add_parser("ui", help="S3 server and Airflow with its UI, in the background")
     commands.add_parser("stop", help="end what `ui` started")
     arguments = parser.parse_args(argv)
     try:

@@ -18,10 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 _RUN_ID = re.compile(r"creating dag run .*\brun_id=(\S+)")
 _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
-_OURS = re.compile(
-    r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)|\] (plan: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"
-)
-_FAILURE = re.compile(r"AirflowFailException: (.*)")
+_OURS = re.compile(r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)|\] (plan: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]")
+_LOGGED = re.compile(r"\d{4}-\d{2}-\d{2}T\S+Z \[")
+_FAILURE = re.compile(r"\S*\.AirflowFailException: (.*)")
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, repor
     """Run a DAG once, to its end, through Airflow; ``report`` is told what happens, the log has everything."""
     command = [airflow(), "dags", "test", dag_id, "--conf", json.dumps(conf)]
     environment = {**airflow_environment(stack), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
-    run_id: str | None = None
-    errors: list[str] = []
+    reader = LogReader()
     with (
         log.open("w") as file,
         subprocess.Popen(  # noqa: S603 -- our own environment's airflow
@@ -95,15 +93,44 @@ def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, repor
     ):
         for line in process.stdout or ():
             file.write(line)
-            if found := _RUN_ID.search(line):
-                run_id = found[1]
-            elif found := _FAILURE.search(line):
-                errors.append(found[1].strip())
-            elif found := _STARTING.search(line):
-                report(f"> {found[1]}")
-            elif found := _OURS.search(line):
-                report(f"  {found[1] or found[2]}")
-    return DagRun(run_id, process.returncode == 0, tuple(dict.fromkeys(errors)))
+            if said := reader.read(line):
+                report(said)
+    return DagRun(reader.run_id, process.returncode == 0, reader.errors)
+
+
+class LogReader:
+    """Picks out of Airflow's log, line by line, what matters to the person who waits."""
+
+    def __init__(self) -> None:
+        self.run_id: str | None = None
+        self._errors: list[list[str]] = []
+        self._in_error = False
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The messages of failed tasks, each once; they may have several lines."""
+        return tuple(dict.fromkeys("\n".join(lines).strip() for lines in self._errors))
+
+    def read(self, line: str) -> str | None:
+        """Take the next line; returns what to tell the person about it, if anything."""
+        if not _LOGGED.match(line):  # part of an exception, or of what another program wrote
+            self._read_failure(line.rstrip("\n"))
+            return None
+        self._in_error = False
+        if found := _RUN_ID.search(line):
+            self.run_id = found[1]
+        elif found := _STARTING.search(line):
+            return f"> {found[1]}"
+        elif found := _OURS.search(line):
+            return f"  {found[1] or found[2]}"
+        return None
+
+    def _read_failure(self, line: str) -> None:
+        if found := _FAILURE.match(line):
+            self._in_error = True
+            self._errors.append([found[1]])
+        elif self._in_error:
+            self._errors[-1].append(line)
 
 
 def new_secret() -> str:

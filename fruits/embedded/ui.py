@@ -1,12 +1,16 @@
-"""``make ui`` and ``make stop``: the stack under ``airflow standalone``, in the background."""
+"""``make ui`` and ``make stop``: S3 server and Airflow in the background.
+
+Airflow's parts are started one by one rather than by ``airflow standalone``: that also starts two log servers, which
+listen on every address of the machine and cannot be told otherwise (Airflow 3.3). On one machine nobody needs them.
+"""
 
 import json
-import os
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -15,6 +19,12 @@ from fruits.embedded.airflow import airflow, airflow_environment, migrate, new_s
 from fruits.embedded.stack import S3Server, Stack, free_ports, make_bucket, running_server, start_s3
 from fruits.errors import ExitCode, FruitsError
 
+_PARTS = {
+    "api-server": (),
+    "scheduler": ("--skip-serve-logs",),
+    "dag-processor": (),
+    "triggerer": ("--skip-serve-logs",),
+}
 _READY_SECONDS = 240
 _STOP_SECONDS = 30
 
@@ -30,9 +40,9 @@ def start(data: Path) -> int:
     print(
         f"\n  Airflow UI  {running['url']}\n  user        {running['user']}\n  password    {_password(data, running['user'])}"
     )
-    print(f"  photos      s3://fruits on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
+    print(f"  photos      s3://{running['bucket']} on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
     print(
-        f"  log         {data / 'logs' / 'standalone.log'}\n\n`make stop` ends it. The DAG fruit_features is paused until you switch it on."
+        f"  logs        {data / 'logs'}\n\n`make stop` ends it. The DAG fruit_features is paused until you switch it on."
     )
     return ExitCode.OK
 
@@ -44,8 +54,9 @@ def stop(data: Path) -> int:
     if running is None:
         print("Nothing is running.")
         return ExitCode.OK
-    for name in ("airflow", "s3"):
-        _end(running["processes"][name])
+    s3 = running["processes"].pop("s3")
+    _end(*running["processes"].values())
+    _end(s3)
     _state_path(data).unlink()
     print("Stopped.")
     return ExitCode.OK
@@ -58,7 +69,7 @@ def _start(data: Path) -> dict[str, object]:
     server = start_s3(data)
     print(f"S3 server on {server.stack.endpoint}")
     try:
-        make_bucket(server.stack)
+        make_bucket(server.stack, server.stack.environment["FRUITS_BUCKET"])
         migrate(server.stack)
         return _start_airflow(server)
     except BaseException:
@@ -69,55 +80,59 @@ def _start(data: Path) -> dict[str, object]:
 def _start_airflow(server: S3Server) -> dict[str, object]:
     stack = server.stack
     print("starting Airflow, about 40 s")
-    api, worker_logs, trigger_logs = free_ports(3)
-    url = f"http://127.0.0.1:{api}"
-    log = stack.data / "logs" / "standalone.log"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("ab") as file:
-        process = subprocess.Popen(  # noqa: S603 -- our own environment's airflow
-            [airflow(), "standalone"],
-            env=_standalone_environment(stack, api, worker_logs, trigger_logs),
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd=stack.data,
-        )
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    environment = _environment(stack, port)
+    parts = {name: _start_part(name, stack.data, environment) for name in _PARTS}
     running = {
         "url": url,
         "user": "admin",
         "endpoint": stack.endpoint,
-        "processes": {"airflow": _identity(process.pid), "s3": _identity(server.process.pid)},
+        "bucket": environment["FRUITS_BUCKET"],
+        "processes": {name: _identity(process.pid) for name, process in (parts | {"s3": server.process}).items()},
     }
     _state_path(stack.data).write_text(json.dumps(running))
-    if not _answers(f"{url}/api/v2/monitor/health", process):
+    if not _answers(f"{url}/api/v2/monitor/health", parts.values()):
         stop(stack.data)
-        raise FruitsError(f"Airflow did not start within {_READY_SECONDS} s; its log is {log}")
+        raise FruitsError(f"Airflow did not start within {_READY_SECONDS} s; its logs are in {stack.data / 'logs'}")
     return running
 
 
-def _standalone_environment(stack: Stack, api: int, worker_logs: int, trigger_logs: int) -> dict[str, str]:
+def _start_part(name: str, data: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    log = data / "logs" / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(  # noqa: S603 -- our own environment's airflow
+            [airflow(), name, *_PARTS[name]],
+            env=environment,
+            stdout=file,
+            stderr=file,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=data,
+        )
+
+
+def _environment(stack: Stack, port: int) -> dict[str, str]:
     return {
         **airflow_environment(stack),
         "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(api),
-        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{api}",
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{api}/execution/",
-        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(worker_logs),
-        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(trigger_logs),
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__CORE__PARALLELISM": "4",  # the default of 32 processes serves a larger machine
         "AIRFLOW__API_AUTH__JWT_SECRET": new_secret(),
         "AIRFLOW__API__SECRET_KEY": new_secret(),
-        "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ["PATH"]]),
     }
 
 
-def _answers(url: str, process: "subprocess.Popen[bytes]") -> bool:
+def _answers(url: str, parts: Collection["subprocess.Popen[bytes]"]) -> bool:
     deadline = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and all(part.poll() is None for part in parts):
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own http URL
                 health = json.load(answer)
-            if all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler")):
+            if all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")):
                 return True
         except (urllib.error.URLError, OSError, ValueError):
             pass
@@ -160,12 +175,20 @@ def _process(identity: dict[str, float]) -> psutil.Process | None:
     return process if same else None
 
 
-def _end(identity: dict[str, float]) -> None:
-    process = _process(identity)
-    if process is None:
-        return
-    family = [process, *process.children(recursive=True)]
+def _end(*identities: dict[str, float]) -> None:
+    """End processes and all that they started."""
+    found = [process for process in map(_process, identities) if process]
+    family = [member for process in found for member in (process, *_children(process))]
     for member in family:
-        member.terminate()
+        with suppress(psutil.NoSuchProcess):
+            member.terminate()
     for member in psutil.wait_procs(family, timeout=_STOP_SECONDS)[1]:
-        member.kill()
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []

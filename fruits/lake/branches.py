@@ -1,6 +1,7 @@
 """Run branches: what a run writes stays on its own branch of each table until it is published."""
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fruits.errors import ConflictError
@@ -8,7 +9,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 
 if TYPE_CHECKING:
-    from pyiceberg.table import Table
+    from pyiceberg.table import Table, Transaction
 
 _COMMIT_TRIES = 20
 _MAIN = "main"
@@ -40,6 +41,26 @@ def drop_branch(lake: Lake, name: TableName, branch: str) -> None:
     table = lake.table(name)
     if branch in table.metadata.refs:
         _commit(lake, table, (), (RemoveSnapshotRefUpdate(ref_name=branch),))
+
+
+def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], None]") -> None:
+    """Commit what ``change`` does to a table; do it anew when another branch of the table moved meanwhile.
+
+    PyIceberg (0.12) repeats a commit that lost a race, but not one that it finds out of date before it sends it.
+    """
+    from pyiceberg.exceptions import CommitFailedException
+
+    for attempt in range(_COMMIT_TRIES):
+        try:
+            with lake.table(name).transaction() as transaction:
+                change(transaction)
+        except (CommitFailedException, ValueError) as error:
+            if isinstance(error, ValueError) and "older than last sequence number" not in str(error):
+                raise
+            time.sleep(0.05 * (attempt + 1))
+        else:
+            return
+    raise ConflictError(f"table {name}: {_COMMIT_TRIES} commits met another one; try again later")
 
 
 def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int | None) -> None:

@@ -95,15 +95,26 @@ class Lake:
     @classmethod
     def open(cls, settings: Settings) -> "Lake":
         """Open the lake; its tables are made where they are missing, each with an empty first snapshot."""
-        from sqlalchemy.exc import SQLAlchemyError
+        return cls._open(settings, tries=5)
+
+    @classmethod
+    def _open(cls, settings: Settings, tries: int) -> "Lake":
+        from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
         try:
             lake = cls(settings)
             lake._create_missing_tables()
         except SQLAlchemyError as error:
+            # The first programs to open a new lake all make the same things: whoever was outrun looks again.
+            outrun = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if outrun and tries > 1:
+                return cls._open(settings, tries - 1)
             shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
             reason = str(error).splitlines()[0]
             raise FruitsError(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise FruitsError(f"lake {settings.lake}: {reason}; check FRUITS_LAKE and who may write there") from error
         return lake
 
     def table(self, name: TableName) -> "Table":
@@ -139,7 +150,7 @@ class Lake:
                 self._create(definition)
 
     def _create(self, definition: TableDefinition) -> None:
-        from pyiceberg.exceptions import TableAlreadyExistsError
+        from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
 
         try:
             with self.catalog.create_table_transaction(
@@ -151,5 +162,7 @@ class Lake:
                 # Branches start from a snapshot: an empty one spares everybody the case of a table that has none.
                 with transaction.update_snapshot().fast_append():
                     pass
-        except TableAlreadyExistsError:
-            pass  # another process was quicker
+        except (CommitFailedException, TableAlreadyExistsError):
+            if not self.catalog.table_exists((self.settings.namespace, definition.name)):
+                raise
+            # Otherwise another process was quicker.

@@ -3,16 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from fruits.keys import FIT_SPLIT
+from fruits.lake.branches import commit_rows
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import PCA_MODELS, PCA_STATISTICS, TableDefinition
 from fruits.moments import Moments, packed_scatter, unpacked_scatter
 from fruits.pca import PCA
+
+if TYPE_CHECKING:
+    from pyiceberg.table import Transaction
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,16 @@ def _replace(lake: Lake, branch: str, definition: TableDefinition, row: dict[str
     """Write one row on a branch in place of the one that has the same identity, in one commit."""
     from pyiceberg.expressions import EqualTo
 
-    table = lake.table(definition.name)
     same = {identity: row[identity]}
     known = lake.read(definition.name, lake.head(definition.name, branch), (identity,), **same).num_rows
-    with table.transaction() as transaction:
+    rows = pa.Table.from_pylist([row], schema=definition.schema)
+
+    def replace(transaction: "Transaction") -> None:
         if known:
             transaction.delete(EqualTo(identity, row[identity]), branch=branch)
-        transaction.append(pa.Table.from_pylist([row], schema=definition.schema), branch=branch)
+        transaction.append(rows, branch=branch)
+
+    commit_rows(lake, definition.name, replace)
 
 
 def _version(row: Mapping[str, Any]) -> PCAVersion:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fruits.errors import ConflictError, FruitsError
 from fruits.gates import Gate
-from fruits.lake.branches import advance_main, branch_name, drop_branch, start_branch
+from fruits.lake.branches import advance_main, branch_name, commit_rows, drop_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
@@ -86,7 +86,8 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
         expected = base["snapshots"]["publications"]
         branch = branch_name(slug)
         start_branch(lake, "publications", branch, expected)
-        lake.table("publications").append(_to_rows(publication), branch=branch)
+        rows = _to_rows(publication)
+        commit_rows(lake, "publications", lambda transaction: transaction.append(rows, branch=branch))
         target = lake.head("publications", branch)
         if target is None:
             raise FruitsError(f"table publications: branch {branch} vanished while publishing; run the task again")

@@ -64,6 +64,15 @@ def test_a_key_without_a_label_or_with_an_impossible_date_is_not_taken(key):
     assert PATTERN.parse(key) is None
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["/Kiwi/1.jpg", "a//Kiwi/1.jpg", "./Kiwi/1.jpg", "a/../Kiwi/1.jpg", "Kiwi/..", "a\n/Kiwi/1.jpg", "Kiwi/1\x7f.jpg"],
+    ids=repr,
+)
+def test_a_key_that_would_be_fetched_as_another_is_not_taken(key):
+    assert key_pattern(key_pattern="(?s).*(?P<label>Kiwi).*").parse(key) is None
+
+
 def test_another_pattern_reads_another_layout():
     pattern = key_pattern(key_pattern=r"(?P<date>\d{4}-\d\d-\d\d)_(?P<label>[a-z]+)_\d+\.jpg", holdout_share=0)
     assert pattern.parse("2026-11-20_fig_1.jpg") == PhotoKey("fig", FIT_SPLIT, DAY)

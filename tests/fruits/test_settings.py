@@ -68,6 +68,7 @@ def refusal_without(name: str) -> str:
         ("key_pattern", "(?P<kind>[^/]+)/.*", "(?P<label>...)"),
         ("holdout_share", "1", "less than 1"),
         ("holdout_share", "-0.1", "greater than or equal to 0"),
+        ("s3_endpoint", "localhost:8333", "starts with http:// or https://"),
         ("lake", "/folder", "file:///folder or s3://bucket/prefix"),
         ("lake", "s3:///prefix", "file:///folder or s3://bucket/prefix"),
         ("lake", "https://host/folder", "file:///folder or s3://bucket/prefix"),

@@ -43,7 +43,6 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "requirements").mkdir(parents=True)
     for name in ("build", "bootstrap", "airflow", "airflow-dev", "jobs", "jobs-dev"):
         (root / "requirements" / f"{name}.txt").write_text(f"{name}==1\n")
-    (root / "pyproject.toml").write_text("")
     (root / ".venvs").mkdir()
     monkeypatch.setattr(setup, "ROOT", root)
     monkeypatch.setattr(setup, "REQUIREMENTS", root / "requirements")
@@ -158,10 +157,9 @@ class FakeUv:
 case "$1 $2" in
     "venv --clear")
         for folder; do :; done
-        rm -rf "$folder" && mkdir -p "$folder/bin" && touch "$folder/bin/python"
+        rm -rf "$folder" && mkdir -p "$folder/bin" "$folder/lib/python3.11/site-packages" && touch "$folder/bin/python"
         echo venv >> '{self.log}' ;;
     "pip sync") for lock; do :; done; echo "sync $(basename "$lock")" >> '{self.log}' ;;
-    "pip install") echo project >> '{self.log}' ;;
 esac""",
         )
 
@@ -175,7 +173,7 @@ def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeUv:
 
 
 JOBS = setup.Environment("jobs", "no time")
-MADE = ["venv", "sync jobs.txt", "project"]
+MADE = ["venv", "sync jobs.txt"]
 
 
 def test_an_environment_is_made_once(uv: FakeUv) -> None:
@@ -185,20 +183,19 @@ def test_an_environment_is_made_once(uv: FakeUv) -> None:
     assert uv.calls() == []
 
 
-@pytest.mark.parametrize("input_file", ["requirements/jobs.txt", "requirements/build.txt", "pyproject.toml"])
+@pytest.mark.parametrize("input_file", ["requirements/jobs.txt", "requirements/build.txt"])
 def test_an_environment_follows_what_it_is_made_from(uv: FakeUv, checkout: Path, input_file: str) -> None:
     setup.make_environment(JOBS, dev=False)
     (checkout / input_file).write_text("changed")
     uv.calls()
     setup.make_environment(JOBS, dev=False)
-    assert uv.calls() == ["sync jobs.txt", "project"]
+    assert uv.calls() == ["sync jobs.txt"]
     setup.make_environment(JOBS, dev=False)
     assert uv.calls() == []
 
 
-@pytest.mark.parametrize("interrupted", ["sync", "install"])
-def test_a_half_made_environment_is_made_again(uv: FakeUv, interrupted: str) -> None:
-    uv.fails_at(interrupted)
+def test_a_half_made_environment_is_made_again(uv: FakeUv) -> None:
+    uv.fails_at("sync")
     with pytest.raises(setup.SetupError, match="no route to host"):
         setup.make_environment(JOBS, dev=False)
     uv.works()
@@ -219,11 +216,17 @@ def test_a_half_updated_environment_is_made_again(uv: FakeUv, checkout: Path) ->
     assert uv.calls() == MADE
 
 
+def test_an_environment_imports_the_project_from_the_checkout(uv: FakeUv, checkout: Path) -> None:
+    setup.make_environment(JOBS, dev=False)
+    pth = JOBS.folder / "lib" / "python3.11" / "site-packages" / "fruits.pth"
+    assert pth.read_text() == f"{checkout}\n"
+
+
 def test_an_environment_with_test_tools_keeps_them(uv: FakeUv) -> None:
     setup.make_environment(JOBS, dev=False)
     uv.calls()
     setup.make_environment(JOBS, dev=True)
-    assert uv.calls() == ["sync jobs-dev.txt", "project"]
+    assert uv.calls() == ["sync jobs-dev.txt"]
     setup.make_environment(JOBS, dev=False)
     assert uv.calls() == []
 

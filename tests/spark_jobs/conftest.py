@@ -20,7 +20,8 @@ from fruits.backbones.stage import staged_card
 from fruits.chain import plan_run, publish_run
 from fruits.embedded.stack import Stack, make_bucket
 from fruits.errors import ExitCode
-from fruits.generator import draw
+from fruits.generator import BROKEN, draw, draw_broken
+from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
@@ -94,6 +95,24 @@ class Chain:
         rows = Lake.open(settings).read(name, snapshot, **equal).drop_columns(list(without)).to_pylist()
         return sorted(rows, key=lambda row: str(row.get("key")))
 
+    def branch_rows(self, settings: Settings, run_id: str, name: TableName) -> list[Any]:
+        """What a run left on its branch of a table, by key."""
+        lake = Lake.open(settings)
+        rows = lake.read(name, lake.head(name, branch_name(run_slug(run_id)))).to_pylist()
+        return sorted(rows, key=lambda row: str(row.get("key")))
+
+    def photo(self, number: int, label: str = LABELS[0]) -> bytes:
+        """A small sound photo."""
+        return _photo(number, label)
+
+    def photos(self, count: int, start: int = 0) -> dict[str, bytes]:
+        """Photos of each of ``LABELS`` by object key, every fourth of them held out."""
+        photos = {}
+        for number in range(start, start + count):
+            label, split = LABELS[number % len(LABELS)], "Test" if number % 4 == 3 else "Training"
+            photos[f"{split}/{label}/{number}.img"] = _photo(number, label)
+        return photos
+
     def heads(self, settings: Settings) -> dict[str, int | None]:
         """Where ``main`` of each table is."""
         lake = Lake.open(settings)
@@ -129,9 +148,9 @@ def job_module(job: str) -> ModuleType:
 def chain(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     """The chain, with one JVM for the session: it starts with the first job and keeps its environment."""
     folder = tmp_path_factory.mktemp("spark")
-    options = ["--master local[2]", "--driver-memory 1g", "--conf spark.ui.enabled=false", f"--conf spark.local.dir={folder}"]
+    options = f"--master local[2] --driver-memory 1g --conf spark.ui.enabled=false --conf spark.sql.warehouse.dir={folder}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYSPARK_SUBMIT_ARGS", " ".join([*options, "pyspark-shell"]))
+        patch.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("PYSPARK_DRIVER_PYTHON", sys.executable)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
@@ -164,15 +183,24 @@ def new_settings(stack: Stack, staged_models: Path, tmp_path_factory: pytest.Tem
 
 
 @cache
-def photo(number: int, label: str = LABELS[0]) -> bytes:
-    """A small sound photo."""
+def _photo(number: int, label: str) -> bytes:
     return draw(label, "Training", number, size=(100, 160))
 
 
-def photo_set(count: int, start: int = 0) -> dict[str, bytes]:
-    """Photos of each of ``LABELS`` by object key, every fourth of them held out."""
-    photos = {}
-    for number in range(start, start + count):
-        label, split = LABELS[number % len(LABELS)], "Test" if number % 4 == 3 else "Training"
-        photos[f"{split}/{label}/{number}.img"] = photo(number, label)
-    return photos
+@dataclass(frozen=True)
+class First:
+    """A published first run: its settings, its run id, what was in the bucket, its documents. Read only."""
+
+    settings: Settings
+    run_id: str
+    photos: Mapping[str, bytes]
+    documents: Documents
+
+
+@pytest.fixture(scope="session")
+def first(chain: Chain, new_settings: NewSettings) -> First:
+    """28 sound photos, all of the generator's broken ones, and a first run over them. Not to be changed by tests."""
+    settings, run_id = new_settings(), "manual__2026-11-22T09:30:00+00:00"
+    photos = chain.photos(28) | {key: draw_broken(key) for key in BROKEN}
+    chain.put(settings, photos)
+    return First(settings, run_id, photos, chain.run(settings, run_id))

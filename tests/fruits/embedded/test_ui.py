@@ -1,0 +1,261 @@
+"""`make ui` and `make stop`: Airflow's own scheduler, triggerer and API server, on this machine only."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fruits.backbones.card import Card, Preprocessing
+from fruits.backbones.stage import _registry_path, staged_card
+from fruits.embedded.stack import Stack, running_server
+from fruits.generator import photo_key
+from fruits.settings import Settings
+from fruits.stores import lake_store, write_json
+
+pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[3]
+DAG = "/api/v2/dags/fruit_features"
+SETTLE_SECONDS = 5
+
+
+def command(data: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """`python -m fruits.embedded` in an environment where only ``variables`` are configured."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FRUITS_", "AWS_", "AIRFLOW"))}
+    return subprocess.run(
+        [sys.executable, "-m", "fruits.embedded", "--data", str(data), *arguments],
+        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), **variables},
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class UI:
+    """A running stack with Airflow's UI, and what was printed when it was started."""
+
+    data: Path
+    out: str
+
+    @property
+    def url(self) -> str:
+        return self.shown("Airflow UI")
+
+    def shown(self, name: str) -> str:
+        """What the person was told, by name."""
+        line = next(line for line in self.out.splitlines() if line.strip().startswith(name))
+        return line.strip().removeprefix(name).strip()
+
+    @property
+    def stack(self) -> Stack:
+        stack = running_server(self.data)
+        assert stack is not None
+        return stack
+
+    def family(self) -> list[psutil.Process]:
+        """All processes that were started."""
+        noted = json.loads((self.data / "ui.json").read_text())["processes"].values()
+        roots = [psutil.Process(int(identity["pid"])) for identity in noted]
+        return [member for root in roots for member in (root, *root.children(recursive=True))]
+
+    def answer(self, path: str, method: str = "GET", body: dict[str, Any] | None = None, token: str = "") -> tuple[int, str]:
+        """Status and text of the API server's answer."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            method=method,
+            data=json.dumps(body).encode() if body is not None else None,
+            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def token(self) -> str:
+        """A token for the user and password that were printed."""
+        status, text = self.answer(
+            "/auth/token", "POST", {"username": self.shown("user"), "password": self.shown("password")}
+        )
+        assert status == 201, text
+        return str(json.loads(text)["access_token"])
+
+
+@pytest.fixture(scope="module")
+def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
+    """The stack, started as a person starts it."""
+    data = tmp_path_factory.mktemp("ui") / "data"
+    try:
+        done = command(data, "ui")
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs(data)}"
+        yield UI(data, done.stdout)
+    finally:
+        command(data, "stop")
+
+
+def logs(data: Path) -> str:
+    """The ends of Airflow's logs, for a failing test's report."""
+    return "\n".join(f"{path.name}:\n{path.read_text()[-2000:]}" for path in sorted((data / "logs").glob("*.log")))
+
+
+@pytest.fixture(scope="module")
+def card(ui: UI) -> Card:
+    """A backbone's card where `prepare` looks for it: a dry run needs no more, and building one takes half a minute."""
+    stack = ui.stack
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stack.environment.items():
+            patch.setenv(name, value)
+        settings = Settings.load()
+        card = Card(
+            model_id="efficientnet-lite0-0123456789ab",
+            backbone="efficientnet-lite0",
+            weights="none",
+            weights_sha256="0" * 64,
+            preprocessing=Preprocessing(224, 224),
+            feature_width=1280,
+            flatbuffer_sha256="0" * 64,
+            flatbuffer_bytes=0,
+            licence="none",
+            built_with={},
+        )
+        store = lake_store(settings, "models")
+        write_json(store, f"{card.model_id}/card.json", card.to_document())
+        write_json(store, _registry_path(settings), {"model_id": card.model_id})
+        assert staged_card(settings) == card
+    return card
+
+
+def test_the_ui_answers_and_asks_who_it_is(ui: UI) -> None:
+    status, page = ui.answer("/")
+    assert status == 200
+    assert "<html" in page
+    assert ui.answer("/auth/login")[0] == 200
+    assert ui.answer(DAG)[0] == 401
+    wrong = ui.answer("/auth/token", "POST", {"username": ui.shown("user"), "password": "guess"})
+    assert wrong[0] == 401
+    assert ui.answer(DAG, token=ui.token())[0] == 200
+
+
+def test_every_part_of_airflow_is_healthy(ui: UI) -> None:
+    health = json.loads(ui.answer("/api/v2/monitor/health")[1])
+    parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+    assert {part: health[part]["status"] for part in parts} == dict.fromkeys(parts, "healthy")
+
+
+def test_nobody_else_on_the_network_is_served(ui: UI) -> None:
+    addresses = {
+        (connection.laddr.ip, process.name())
+        for process in ui.family()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(addresses) >= 2, "S3 server and API server"
+    assert {address for address, _ in addresses} == {"127.0.0.1"}, addresses
+
+
+def test_a_second_ui_says_that_one_is_running(ui: UI) -> None:
+    before = (ui.data / "ui.json").read_text()
+    again = command(ui.data, "ui")
+    assert again.returncode == 0
+    assert "It is running already." in again.stdout
+    assert ui.url in again.stdout
+    assert ui.shown("password") in again.stdout
+    assert (ui.data / "ui.json").read_text() == before
+
+
+def test_a_run_beside_the_ui_uses_its_s3_server(ui: UI, tmp_path: Path) -> None:
+    """Its weights are nowhere, so that it ends before Spark."""
+    photo = tmp_path / "photos" / "beside" / "Apple" / "1.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"photo")
+    done = command(ui.data, "run", "--images", str(tmp_path / "photos"), FRUITS_WEIGHTS="/nowhere/weights.pth")
+    assert "/nowhere/weights.pth" in done.stderr
+    assert f"S3 server on {ui.stack.endpoint}" in done.stdout
+    client = ui.stack.client()
+    assert client.get_object(Bucket="fruits", Key="beside/Apple/1.jpg")["Body"].read() == b"photo"
+    client.delete_object(Bucket="fruits", Key="beside/Apple/1.jpg")
+
+
+def test_a_run_asked_for_over_the_api_waits_for_photos_and_for_quiet(ui: UI, card: Card) -> None:
+    """Scheduler, workers and triggerer for real: both sensors are deferred before the plan is made."""
+    token = ui.token()
+    conf = {"prefix": "asked/", "dry_run": True, "settle_seconds": SETTLE_SECONDS}
+    # Switching the DAG on starts its scheduled run as well, and runs take turns: this one is to be the first.
+    asked = {"logical_date": None, "run_after": "2026-01-01T00:00:00Z", "conf": conf}
+    status, text = ui.answer(f"{DAG}/dagRuns", "POST", asked, token)
+    assert status == 200, text
+    run = f"{DAG}/dagRuns/{json.loads(text)['dag_run_id']}"
+    assert ui.answer(DAG, "PATCH", {"is_paused": False}, token)[0] == 200
+    try:
+        seen = follow(ui, run, token, until={"wait_for_images": "deferred"})
+        assert seen["prepare"][-1] == "success"
+        client = ui.stack.client()
+        for number in range(3):
+            client.put_object(Bucket="fruits", Key=f"asked/{photo_key('Orange', 'Training', number)}", Body=b"photo")
+        uploaded = time.monotonic()
+        seen = follow(ui, run, token, until={"plan": "success"})
+        assert "deferred" in seen["uploads_settled"]
+        assert time.monotonic() - uploaded >= SETTLE_SECONDS - 1, "S3 tells LastModified to the second"
+        assert follow(ui, run, token, until={"publish": "skipped"})["featurize"] == ["skipped"]
+        counts = json.loads(ui.answer(f"{run}/taskInstances/plan/xcomEntries/counts", token=token)[1])["value"]
+        assert (counts["create"], counts["update"], counts["delete"]) == (3, 0, 0)
+        while (state := json.loads(ui.answer(run, token=token)[1])["state"]) == "running":
+            time.sleep(0.5)
+        assert state == "success"
+    finally:
+        ui.answer(DAG, "PATCH", {"is_paused": True}, token)
+
+
+def follow(ui: UI, run: str, token: str, until: dict[str, str], seconds: float = 120) -> dict[str, list[str]]:
+    """The states each task was seen in, in order, until tasks are in the states asked for."""
+    seen: dict[str, list[str]] = {}
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        instances = json.loads(ui.answer(f"{run}/taskInstances", token=token)[1])["task_instances"]
+        for instance in instances:
+            states = seen.setdefault(instance["task_id"], [])
+            if instance["state"] and states[-1:] != [instance["state"]]:
+                states.append(instance["state"])
+        if all(seen.get(task, [])[-1:] == [state] for task, state in until.items()):
+            return seen
+        assert not any(states[-1:] == ["failed"] for states in seen.values()), f"{seen}\n{logs(ui.data)}"
+        time.sleep(0.3)
+    raise AssertionError(f"not {until} after {seconds} s: {seen}\n{logs(ui.data)}")
+
+
+def test_stop_ends_what_was_started_and_nothing_else(ui: UI, stack: Stack) -> None:
+    """Last in this file. Another stack's S3 server, and any other process, go on."""
+    with subprocess.Popen(["sleep", "600"]) as bystander:
+        family = ui.family()
+        assert {"weed"} < {process.name() for process in family}
+        done = command(ui.data, "stop")
+        assert done.returncode == 0
+        assert "Stopped." in done.stdout
+        assert [process for process in family if process.is_running()] == []
+        assert bystander.poll() is None
+        assert stack.client().list_buckets()
+        bystander.kill()
+    again = command(ui.data, "stop")
+    assert again.returncode == 0
+    assert "Nothing is running." in again.stdout
+
+
+def test_a_note_about_processes_that_are_gone_stops_nobody(tmp_path: Path) -> None:
+    """After a reboot their ids are other processes'."""
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        started = psutil.Process(stranger.pid).create_time() - 60
+        note = {"url": "", "user": "", "endpoint": "", "processes": {"s3": {"pid": stranger.pid, "started": started}}}
+        (tmp_path / "ui.json").write_text(json.dumps(note))
+        done = command(tmp_path, "stop")
+        assert "Nothing is running." in done.stdout
+        assert stranger.poll() is None
+        stranger.kill()

@@ -1,0 +1,238 @@
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import pyarrow as pa
+import pytest
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+
+from fruits.errors import FruitsError
+from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
+from fruits.lake.schemas import FEATURES, TABLES
+
+NAMES = {table.name for table in TABLES}
+
+
+def in_spark(settings):
+    """The catalog's own part of Spark's configuration."""
+    prefix = f"spark.sql.catalog.{settings.catalog_name}."
+    return {key.removeprefix(prefix): value for key, value in spark_configuration(settings).items() if key.startswith(prefix)}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+class TestMadeTables:
+    def test_columns_types_and_nullability_are_those_of_the_schema_file(self, lake, table):
+        made = schema_to_pyarrow(lake.table(table.name).schema(), include_field_ids=False)
+        # Iceberg's own arrow types have 64-bit offsets; a cast that changes neither name, order nor nullability tells.
+        assert made.names == table.schema.names
+        empty = pa.Table.from_pylist([], schema=table.schema)
+        assert lake.read(table.name, None).cast(table.schema).schema == empty.schema
+        assert [field.nullable for field in made] == [field.nullable for field in table.schema]
+
+    def test_every_column_says_what_it_is(self, lake, table):
+        docs = {field.name: field.doc for field in lake.table(table.name).schema().fields}
+        assert docs == {field.name: field.metadata[b"doc"].decode() for field in table.schema}
+        assert all(docs.values())
+
+    def test_it_starts_with_an_empty_snapshot_on_main(self, lake, table):
+        assert lake.head(table.name) is not None
+        assert lake.read(table.name, lake.head(table.name)).num_rows == 0
+
+    def test_it_is_partitioned_as_defined_and_deletes_cost_no_rewrite(self, lake, table):
+        made = lake.table(table.name)
+        columns = [made.schema().find_column_name(field.source_id) for field in made.spec().fields]
+        assert columns == ([table.partition_by] if table.partition_by else [])
+        assert made.properties["write.delete.mode"] == "merge-on-read"
+        assert int(made.properties["commit.retry.num-retries"]) >= 20
+
+
+def test_tables_are_made_once(lake, lake_settings):
+    before = {name: (lake.table(name).metadata.table_uuid, lake.head(name)) for name in NAMES}
+    again = Lake.open(lake_settings())
+    assert {name: (again.table(name).metadata.table_uuid, again.head(name)) for name in NAMES} == before
+
+
+def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake, lake_settings):
+    kept = lake.table("features").metadata.table_uuid
+    lake.catalog.drop_table((lake.settings.namespace, "embeddings"))
+    again = Lake.open(lake_settings())
+    assert again.head("embeddings") is not None
+    assert again.table("features").metadata.table_uuid == kept
+
+
+def test_another_catalog_name_is_another_lake_in_the_same_database(lake, lake_settings):
+    other = Lake.open(lake_settings(catalog_name="elsewhere", lake=f"{lake.settings.lake}-elsewhere"))
+    assert other.table("features").metadata.table_uuid != lake.table("features").metadata.table_uuid
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_threads_that_open_a_new_lake_at_once_find_the_same_tables(lake_settings, attempt):
+    barrier = threading.Barrier(4)
+
+    def identities(_):
+        barrier.wait()
+        lake = Lake.open(lake_settings())
+        return {name: (lake.table(name).metadata.table_uuid, lake.head(name)) for name in NAMES}
+
+    with ThreadPoolExecutor(4) as pool:
+        first, *others = pool.map(identities, range(4))
+    assert None not in first.values()
+    assert others == [first] * 3
+
+
+OPEN_AT = """
+import sys, time
+from fruits.lake.catalog import Lake
+from fruits.settings import Settings
+import pyiceberg.catalog.sql, pyiceberg.io.pyarrow
+print("ready", flush=True)
+sys.stdin.readline()
+lake = Lake.open(Settings.load())
+print(lake.table("features").metadata.table_uuid, lake.head("publications"))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_open_a_new_lake_at_once_find_the_same_tables(lake_settings):
+    settings = lake_settings()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "FRUITS_LAKE": settings.lake,
+        "FRUITS_CATALOG_URI": settings.catalog_uri.get_secret_value(),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN_AT], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(set(answers)) == 1
+
+
+class TestReading:
+    def test_rows_of_a_snapshot_with_some_columns_where_a_column_has_a_value(self, lake):
+        rows = [row(key, model_id) for key, model_id in (("a", "m"), ("b", "m"), ("c", "other"))]
+        lake.table("features").append(pa.Table.from_pylist(rows[:1], schema=FEATURES.schema))
+        then = lake.head("features")
+        lake.table("features").append(pa.Table.from_pylist(rows[1:], schema=FEATURES.schema))
+        assert lake.read("features", then).num_rows == 1
+        now = lake.read("features", lake.head("features"), ("key", "vector"), model_id="m")
+        assert now.column_names == ["key", "vector"]
+        assert sorted(now["key"].to_pylist()) == ["a", "b"]
+        assert lake.read("features", None, model_id="m", key="b").num_rows == 1
+
+    def test_a_branch_that_does_not_exist_has_no_head(self, lake):
+        assert lake.head("features", "run_nobody") is None
+
+
+def row(key, model_id):
+    """A row of features."""
+    values = {"key": key, "model_id": model_id, "vector": [1.0, 2.0], "last_modified": 0, "size": 1, "phash": 0}
+    return {**dict.fromkeys(FEATURES.schema.names, ""), **values, "width": 1, "height": 1}
+
+
+class TestSparkConfiguration:
+    def test_it_opens_the_same_catalog_by_the_same_name(self, lake_settings):
+        settings = lake_settings(catalog_name="orchard")
+        everything = spark_configuration(settings)
+        assert everything["spark.sql.catalog.orchard"] == "org.apache.iceberg.spark.SparkCatalog"
+        assert "IcebergSparkSessionExtensions" in everything["spark.sql.extensions"]
+        assert in_spark(settings)["warehouse"] == catalog_properties(settings)["warehouse"] == f"{settings.lake}/tables"
+        assert in_spark(settings)["jdbc.schema-version"] == "V1"
+        assert in_spark(settings)["cache-enabled"] == "false"
+
+    def test_the_sqlite_file_is_the_one_that_pyiceberg_opens(self, lake_settings, tmp_path):
+        folder = tmp_path / "with space and %41"
+        folder.mkdir()
+        settings = lake_settings(catalog_uri=f"sqlite:///{quote(str(folder))}/catalog.db")
+        Lake.open(settings)
+        file = in_spark(settings)["uri"].removeprefix("jdbc:sqlite:").partition("?")[0]
+        assert file == f"{folder}/catalog.db"
+        assert (folder / "catalog.db").is_file()
+
+    def test_a_folder_needs_no_s3(self, lake_settings):
+        assert not {key for key in in_spark(lake_settings()) if "s3" in key or key == "io-impl"}
+
+    def test_an_s3_lake_names_server_and_region(self, lake_settings):
+        settings = lake_settings(lake="s3://bucket/warehouse", s3_endpoint="http://127.0.0.1:9", s3_region="eu-west-3")
+        spark, python = in_spark(settings), catalog_properties(settings)
+        assert spark["warehouse"] == python["warehouse"] == "s3://bucket/warehouse/tables"
+        assert spark["s3.endpoint"] == python["s3.endpoint"] == "http://127.0.0.1:9"
+        assert spark["s3.path-style-access"] == "true"
+        assert spark["client.region"] == python["s3.region"] == "eu-west-3"
+        assert spark["io-impl"] == "org.apache.iceberg.aws.s3.S3FileIO"
+
+    def test_s3_on_aws_needs_no_endpoint(self, lake_settings):
+        settings = lake_settings(lake="s3://bucket/warehouse")
+        assert "s3.endpoint" not in in_spark(settings)
+        assert "s3.endpoint" not in catalog_properties(settings)
+
+    def test_postgresql_goes_by_jdbc_with_user_and_password_apart(self, lake_settings):
+        settings = lake_settings(catalog_uri="postgresql://ann:p%40ss%2Fword@db.example:5433/lake")
+        spark = in_spark(settings)
+        assert spark["uri"] == "jdbc:postgresql://db.example:5433/lake"
+        assert (spark["jdbc.user"], spark["jdbc.password"]) == ("ann", "p@ss/word")
+        uri = "postgresql+psycopg2://ann:p%40ss%2Fword@db.example:5433/lake"
+        assert catalog_properties(settings)["uri"] == uri
+
+    def test_postgresql_has_its_usual_port(self, lake_settings):
+        settings = lake_settings(catalog_uri="postgresql://ann@db.example/lake")
+        assert in_spark(settings)["uri"] == "jdbc:postgresql://db.example:5432/lake"
+
+
+class TestWrongCatalog:
+    @pytest.mark.parametrize("uri", ["mysql://ann:secret@host/lake", "catalog.db", "s3://bucket/catalog"])
+    def test_another_kind_of_database_is_named_with_what_was_expected(self, lake_settings, uri):
+        with pytest.raises(FruitsError, match=r"FRUITS_CATALOG_URI: expected sqlite:.* or postgresql://") as raised:
+            Lake.open(lake_settings(catalog_uri=uri))
+        assert "secret" not in str(raised.value)
+
+    # Not even root can write to /proc.
+    @pytest.mark.parametrize("folder", ["{tmp}/missing", "{tmp}/a-file", "/proc"], ids=["missing", "a file", "read-only"])
+    def test_a_folder_that_cannot_hold_the_sqlite_file_is_named(self, lake_settings, tmp_path, folder):
+        (tmp_path / "a-file").touch()
+        path = f"{folder.format(tmp=tmp_path)}/catalog.db"
+        with pytest.raises(FruitsError, match=r"unable to open database file; check FRUITS_CATALOG_URI") as raised:
+            Lake.open(lake_settings(catalog_uri=f"sqlite:///{path}"))
+        assert path in str(raised.value)
+
+    def test_a_file_that_is_no_database_is_named(self, lake_settings, tmp_path):
+        (tmp_path / "catalog.db").write_text("not a database, but long enough to look like one. " * 30)
+        with pytest.raises(FruitsError, match=r"catalog\.db: .*not a database; check FRUITS_CATALOG_URI"):
+            Lake.open(lake_settings())
+
+    def test_a_postgresql_server_that_does_not_answer_is_named_without_the_password(self, lake_settings):
+        pytest.importorskip("psycopg2", reason="ABSENT: psycopg2, so no PostgreSQL catalog can be opened at all")
+        with pytest.raises(FruitsError, match=r"127\.0\.0\.1:9/lake: .*check FRUITS_CATALOG_URI") as raised:
+            Lake.open(lake_settings(catalog_uri="postgresql://ann:geheim@127.0.0.1:9/lake"))
+        assert "geheim" not in str(raised.value)
+
+
+class TestWrongLake:
+    def test_a_folder_that_cannot_be_written_is_named(self, lake_settings):
+        with pytest.raises(FruitsError, match=r"file:///proc/lake.*FRUITS_LAKE"):
+            Lake.open(lake_settings(lake="file:///proc/lake"))
+
+    def test_a_wrong_secret_is_named(self, make_settings, monkeypatch):
+        settings = make_settings("s3")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(FruitsError, match=rf"lake {settings.lake}: .*SIGNATURE.*check FRUITS_LAKE"):
+            Lake.open(settings)
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_both_kinds_of_lake_keep_rows(make_settings, kind):
+    settings = make_settings(kind)
+    Lake.open(settings).table("features").append(pa.Table.from_pylist([row("a", "m")], schema=FEATURES.schema))
+    assert Lake.open(settings).read("features", None)["vector"].to_pylist() == [[1.0, 2.0]]

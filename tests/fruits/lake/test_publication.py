@@ -1,0 +1,274 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pytest
+
+from fruits.errors import ConflictError
+from fruits.gates import Gate
+from fruits.lake import publication as module
+from fruits.lake.branches import branch_name, commit_rows, start_branch
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, current_base, publication_id, publications, publish, run_head
+from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TABLES
+
+GATE = Gate("vectors_usable", "required", passed=True, value=0.0, threshold=None, detail="12 new vectors")
+
+
+def feature(key, run_id):
+    values = {"key": key, "run_id": run_id, "vector": [1.0], "last_modified": 0, "size": 1, "phash": 0}
+    return {**dict.fromkeys(FEATURES.schema.names, ""), **values, "width": 1, "height": 1}
+
+
+def embedding(key, run_id):
+    values = {"key": key, "run_id": run_id, "embedding": [1.0], "residual": 0.0}
+    return {**dict.fromkeys(EMBEDDINGS.schema.names, ""), **values}
+
+
+def plan(lake):
+    """What a plan keeps of where it started."""
+    return current_base(lake).to_document()
+
+
+def write(lake, run, base):
+    """What a run's jobs leave on its branches: one feature and its embedding."""
+    for definition, row in ((FEATURES, feature(f"{run}.jpg", run)), (EMBEDDINGS, embedding(f"{run}.jpg", run))):
+        start_branch(lake, definition.name, branch_name(run), base["snapshots"][definition.name])
+        rows = pa.Table.from_pylist([row], schema=definition.schema)
+        commit_rows(lake, definition.name, lambda transaction, rows=rows: transaction.append(rows, branch=branch_name(run)))
+
+
+def wanted(lake, run, base):
+    """What a run asks to publish."""
+    snapshots = {name: run_head(lake, name, run, base) for name in DATA_TABLES}
+    sequence = base["sequence"] + 1
+    return Publication(
+        sequence=sequence,
+        snapshots=snapshots,
+        publication_id=publication_id(sequence, snapshots),
+        run_id=run,
+        published_at=datetime(2026, 11, 22, tzinfo=UTC),
+        model_id="m",
+        pca_id=None,
+        counts={"create": 1, "features": sequence},
+        probe_raw=0.9,
+        probe_embedded=None,
+        gates=(GATE,),
+    )
+
+
+def publish_run(lake, run, base=None):
+    """Plan, work and publish."""
+    base = base or plan(lake)
+    write(lake, run, base)
+    return publish(lake, base, run, wanted(lake, run, base))
+
+
+def heads(lake):
+    return {table.name: lake.head(table.name) for table in TABLES}
+
+
+def keys(lake, name, snapshot):
+    return sorted(lake.read(name, snapshot)["key"].to_pylist())
+
+
+def mains_follow(lake, published):
+    """Whether ``main`` of every table is where a publication has it."""
+    return all(lake.head(name) == published.snapshots[name] for name in DATA_TABLES)
+
+
+class TestPublish:
+    def test_before_anything_is_published_the_base_is_the_empty_tables(self, lake):
+        base = current_base(lake)
+        assert (base.publication.sequence, base.publication.publication_id) == (0, None)
+        assert base.publication.snapshots == {name: lake.head(name) for name in DATA_TABLES}
+        assert base.to_document()["snapshots"]["publications"] == lake.head("publications")
+
+    def test_readers_see_the_run_and_what_was_said_of_it(self, lake):
+        base = plan(lake)
+        write(lake, "a", base)
+        asked = wanted(lake, "a", base)
+        assert publish(lake, base, "a", asked) == asked
+        assert publications(lake) == [asked]
+        assert mains_follow(lake, asked)
+        assert keys(lake, "features", asked.snapshots["features"]) == ["a.jpg"]
+        assert current_base(lake).publication == asked
+
+    def test_a_table_that_the_run_did_not_write_stays_as_it_was(self, lake):
+        before = lake.head("quarantine")
+        assert publish_run(lake, "a").snapshots["quarantine"] == before == lake.head("quarantine")
+
+    def test_the_runs_branches_are_gone_afterwards(self, lake):
+        publish_run(lake, "a")
+        assert {name: set(lake.table(name).refs()) for name in heads(lake)} == {name: {"main"} for name in heads(lake)}
+
+    def test_publishing_a_run_twice_is_publishing_it_once(self, lake):
+        base = plan(lake)
+        first = publish_run(lake, "a", base)
+        before = heads(lake)
+        assert publish(lake, base, "a", wanted(lake, "a", base)) == first
+        assert heads(lake) == before
+        assert publications(lake) == [first]
+
+    def test_publishing_an_old_run_again_does_not_take_readers_back(self, lake):
+        base = plan(lake)
+        first = publish_run(lake, "a", base)
+        publish_run(lake, "b")
+        before = heads(lake)
+        assert publish(lake, base, "a", wanted(lake, "a", base)) == first
+        assert heads(lake) == before
+        assert [one.run_id for one in publications(lake)] == ["a", "b"]
+
+    def test_a_crash_before_the_commit_leaves_nothing_and_a_retry_publishes(self, lake, monkeypatch):
+        base = plan(lake)
+        write(lake, "a", base)
+        before = heads(lake)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "advance_main", crash_at("publications"))
+            publish(lake, base, "a", wanted(lake, "a", base))
+        assert heads(lake) == before
+        assert publications(lake, lake.head("publications")) == []
+        publish(lake, base, "a", wanted(lake, "a", base))
+        assert [one.sequence for one in publications(lake)] == [1]
+        assert keys(lake, "features", lake.head("features")) == ["a.jpg"]
+
+
+class TestConflict:
+    def test_the_second_of_two_runs_from_one_base_changes_nothing(self, lake):
+        base = plan(lake)
+        for run in ("a", "b"):
+            write(lake, run, base)
+        publish(lake, base, "a", wanted(lake, "a", base))
+        before = heads(lake)
+        with pytest.raises(ConflictError, match=r"another run published after run b was planned.*nothing was published"):
+            publish(lake, base, "b", wanted(lake, "b", base))
+        assert heads(lake) == before
+        assert [one.run_id for one in publications(lake)] == ["a"]
+        assert keys(lake, "features", lake.head("features")) == ["a.jpg"]
+
+    def test_planned_again_it_publishes_on_top(self, lake):
+        base = plan(lake)
+        write(lake, "b", base)
+        publish_run(lake, "a", base)
+        with pytest.raises(ConflictError):
+            publish(lake, base, "b", wanted(lake, "b", base))
+        publish_run(lake, "b")
+        assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg"]
+        assert keys(lake, "embeddings", lake.head("embeddings")) == ["a.jpg", "b.jpg"]
+
+    def test_sequences_have_no_gaps_whatever_failed_in_between(self, lake):
+        for run in ("a", "b", "c"):
+            stale = plan(lake)
+            publish_run(lake, run)
+            with pytest.raises(ConflictError):
+                publish_run(lake, f"late-{run}", stale)
+        assert [(one.sequence, one.run_id) for one in publications(lake)] == [(1, "a"), (2, "b"), (3, "c")]
+
+    @pytest.mark.parametrize("attempt", range(3))
+    def test_of_runs_that_publish_at_once_exactly_one_is_published(self, lake, attempt):
+        base, barrier = plan(lake), threading.Barrier(3)
+        for run in ("a", "b", "c"):
+            write(lake, run, base)
+
+        def race(run):
+            own = Lake.open(lake.settings)
+            barrier.wait()
+            try:
+                publish(own, base, run, wanted(own, run, base))
+            except ConflictError:
+                return None
+            return run
+
+        with ThreadPoolExecutor(3) as pool:
+            (winner,) = [run for run in pool.map(race, ("a", "b", "c")) if run]
+        (published,) = publications(lake)
+        assert published.run_id == winner
+        assert mains_follow(lake, published)
+        assert keys(lake, "features", lake.head("features")) == [f"{winner}.jpg"]
+
+
+def crash_at(table):
+    """``advance_main`` that dies when it comes to a table."""
+    advance = module.advance_main
+
+    def advance_or_die(lake, name, *, expected, target):
+        if name == table:
+            raise KeyboardInterrupt
+        advance(lake, name, expected=expected, target=target)
+
+    return advance_or_die
+
+
+@pytest.mark.parametrize("table", ["features", "embeddings"])
+class TestCrashAfterTheCommit:
+    @pytest.fixture
+    def crashed(self, lake, monkeypatch, table):
+        """The base of run b, which died after its row was committed, with run a published before."""
+        publish_run(lake, "a")
+        base = plan(lake)
+        write(lake, "b", base)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "advance_main", crash_at(table))
+            publish(lake, base, "b", wanted(lake, "b", base))
+        assert keys(lake, table, lake.head(table)) == ["a.jpg"]
+        return base
+
+    def test_readers_of_the_publication_see_all_of_it_at_once(self, lake, crashed):
+        current = publications(lake)[-1]
+        assert current.run_id == "b"
+        for name in ("features", "embeddings"):
+            assert keys(lake, name, current.snapshots[name]) == ["a.jpg", "b.jpg"]
+
+    def test_the_next_plan_completes_it(self, lake, crashed):
+        base = current_base(lake)
+        assert base.publication.run_id == "b"
+        assert mains_follow(lake, base.publication)
+        publish_run(lake, "c")
+        assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg", "c.jpg"]
+
+    def test_its_own_retry_completes_it(self, lake, crashed):
+        done = publish(lake, crashed, "b", wanted(lake, "b", crashed))
+        assert mains_follow(lake, done)
+        assert [one.sequence for one in publications(lake)] == [1, 2]
+
+    def test_whoever_completes_it_late_does_not_undo_a_newer_publication(self, lake, crashed, monkeypatch):
+        read = module.publications
+        overtaken = []
+
+        def overtaken_while_reading(own, snapshot_id=None):
+            found = read(own, snapshot_id)
+            if not overtaken:
+                overtaken.append(True)
+                publish_run(Lake.open(lake.settings), "c")
+            return found
+
+        monkeypatch.setattr(module, "publications", overtaken_while_reading)
+        assert current_base(lake).publication.run_id == "b"
+        assert mains_follow(lake, read(lake)[-1])
+        assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_readers_see_a_consistent_set_while_runs_publish(lake):
+    done, seen = threading.Event(), []
+
+    def watch():
+        own = Lake.open(lake.settings)
+        while not done.is_set():
+            if published := publications(own):
+                features, embeddings = (
+                    keys(own, name, published[-1].snapshots[name]) for name in ("features", "embeddings")
+                )
+                seen.append((published[-1].sequence, features, embeddings))
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            for number in range(1, 7):
+                publish_run(lake, f"r{number}")
+        finally:
+            done.set()
+        watching.result()
+    assert len({sequence for sequence, _, _ in seen}) > 1, "the reader was too slow to see anything move"
+    for sequence, features, embeddings in seen:
+        assert features == embeddings == [f"r{number}.jpg" for number in range(1, sequence + 1)]

@@ -1,0 +1,151 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fruits import stores
+from fruits.embedded.stack import free_ports
+from fruits.errors import FruitsError
+from fruits.stores import (
+    exists,
+    explain,
+    lake_store,
+    list_client,
+    open_store,
+    photo_store,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+)
+
+
+@pytest.fixture(params=["file", "s3"])
+def settings(request, make_settings):
+    return make_settings(request.param)
+
+
+def test_what_was_written_is_read_and_written_over(settings):
+    store = lake_store(settings, "runs/one")
+    for data in (b"first, which is longer", b"second"):
+        write_bytes(store, "a/b c%20ü.bin", data)
+        assert read_bytes(store, "a/b c%20ü.bin") == data
+    document = {"label": "Pomme d'été", "counts": {"create": 3}, "none": None}
+    write_json(store, "plan.json", document)
+    assert read_json(store, "plan.json") == document
+    assert "Pomme d'été" in read_bytes(store, "plan.json").decode()
+
+
+def test_what_is_not_there_is_not_found(settings):
+    store = lake_store(settings, "runs/one")
+    assert not exists(store, "plan.json")
+    for read in (read_bytes, read_json):
+        with pytest.raises(FileNotFoundError):
+            read(store, "plan.json")
+    write_json(store, "plan.json", {})
+    assert exists(store, "plan.json")
+
+
+def test_folders_of_the_lake_are_apart_and_one_lake(settings):
+    write_bytes(lake_store(settings, "runs/one"), "x", b"1")
+    write_bytes(lake_store(settings, "runs/two"), "x", b"2")
+    assert read_bytes(lake_store(settings), "runs/one/x") == b"1"
+    assert read_bytes(lake_store(settings, "runs"), "two/x") == b"2"
+    assert read_bytes(open_store(settings, f"{settings.lake}/runs/two"), "x") == b"2"
+
+
+def test_a_lake_in_a_folder_may_have_any_name(make_settings, tmp_path):
+    settings = make_settings(lake=f"file://{tmp_path}/a%20b/new")
+    write_json(lake_store(settings, "runs"), "x.json", {"a": 1})
+    assert json.loads((Path(tmp_path) / "a b" / "new" / "runs" / "x.json").read_text()) == {"a": 1}
+
+
+def test_a_uri_of_another_kind_is_refused(make_settings):
+    with pytest.raises(FruitsError, match=r"ftp://host/x: expected a URI that starts with file:/// or s3://"):
+        open_store(make_settings(), "ftp://host/x")
+
+
+def test_photos_are_read_from_the_bucket_of_the_settings(stack, make_settings, bucket):
+    stack.client().put_object(Bucket=bucket, Key="Kiwi/100% a+b#?.jpg", Body=b"photo")
+    assert read_bytes(photo_store(make_settings()), "Kiwi/100% a+b#?.jpg") == b"photo"
+
+
+@pytest.fixture
+def _fresh_credentials():
+    stores._credentials.cache_clear()
+    yield
+    stores._credentials.cache_clear()
+
+
+def refusal_by_obstore(settings) -> str:
+    with pytest.raises(FruitsError) as caught:
+        try:
+            read_bytes(photo_store(settings), "x")
+        except (stores.obstore.exceptions.BaseError, FileNotFoundError) as error:
+            raise explain(error, settings, settings.bucket) from error
+    return str(caught.value)
+
+
+def refusal_by_boto3(settings) -> str:
+    with pytest.raises(FruitsError) as caught:
+        try:
+            list_client(settings).list_objects_v2(Bucket=settings.bucket)
+        except (stores.BotoCoreError, stores.botocore.exceptions.ClientError) as error:
+            raise explain(error, settings, settings.bucket) from error
+    return str(caught.value)
+
+
+REFUSALS = pytest.mark.parametrize("refusal", [refusal_by_obstore, refusal_by_boto3])
+
+
+@REFUSALS
+@pytest.mark.usefixtures("_fresh_credentials")
+class TestWhatIsWrongWithS3:
+    def test_a_missing_bucket(self, make_settings, refusal):
+        settings = make_settings(bucket="no-such-bucket")
+        message = refusal(settings)
+        assert message.startswith(f"S3 server {settings.s3_endpoint}: bucket 'no-such-bucket' does not exist there;")
+        assert "FRUITS_BUCKET" in message
+
+    def test_a_wrong_secret(self, make_settings, refusal, monkeypatch):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        assert "refuses the secret key; check AWS_SECRET_ACCESS_KEY" in refusal(make_settings())
+
+    def test_an_unknown_access_key(self, make_settings, refusal, monkeypatch):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        assert "does not know the access key; check AWS_ACCESS_KEY_ID" in refusal(make_settings())
+
+    def test_no_credentials_at_all(self, make_settings, refusal, monkeypatch, tmp_path):
+        for name in [name for name in os.environ if name.startswith("AWS_") and "METADATA" not in name]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert "there are no AWS credentials; set AWS_ACCESS_KEY_ID" in refusal(make_settings())
+
+    def test_a_profile_that_does_not_exist(self, make_settings, refusal, monkeypatch):
+        monkeypatch.setenv("AWS_PROFILE", "orchard")
+        with pytest.raises((FruitsError, stores.BotoCoreError), match=r"profile \(orchard\) could not be found"):
+            photo_store(make_settings()) if refusal is refusal_by_obstore else list_client(make_settings())
+
+    def test_a_server_that_is_down(self, make_settings, refusal):
+        settings = make_settings(s3_endpoint=f"http://127.0.0.1:{free_ports(1)[0]}")
+        message = refusal(settings)
+        assert message == (
+            f"S3 server {settings.s3_endpoint}: it does not answer; check FRUITS_S3_ENDPOINT and the network."
+        )
+
+
+@pytest.mark.parametrize(
+    ("said", "explained"),
+    [
+        ("... <Code>AccessDenied</Code> ...", "the role needs s3:ListBucket and s3:GetObject"),
+        ("An error occurred (ExpiredToken) when calling", "the session token has expired"),
+        ('Read timeout on endpoint URL: "https://x"', "it does not answer"),
+        ("Something else\nin two lines\n\nDebug source:\nSource {}", "Something else in two lines."),
+    ],
+)
+def test_what_a_server_may_say_is_explained(make_settings, said, explained):
+    message = str(explain(RuntimeError(said), make_settings(s3_endpoint=None), "fruits"))
+    assert message.startswith("S3 server AWS (us-east-1): ")
+    assert explained in message
+    assert "Debug" not in message

@@ -1,0 +1,370 @@
+"""The plugin's operators, against a real S3 server; only spark-submit is a stand-in."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fruits.embedded.airflow import airflow_environment
+from fruits.embedded.stack import Stack
+from fruits.errors import FruitsError
+from fruits.runs import run_store
+from fruits.settings import Settings
+from fruits.stores import write_json
+
+pytestmark = pytest.mark.airflow
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def operators(stack: Stack) -> Iterator[Any]:
+    """The plugin's module, in a process that is set up as the embedded stack sets up Airflow."""
+    with pytest.MonkeyPatch.context() as patch:
+        environment = airflow_environment(stack)
+        for name in (name for name in environment if name.startswith("AIRFLOW")):
+            patch.setenv(name, environment[name])
+        patch.syspath_prepend(str(ROOT / "plugins"))
+        import fruits_operators
+
+        yield fruits_operators
+
+
+@pytest.fixture
+def put(stack: Stack, bucket: str) -> Callable[..., None]:
+    """Uploads an object."""
+    client = stack.client()
+
+    def put(key: str, body: bytes = b"photo") -> None:
+        client.put_object(Bucket=bucket, Key=key, Body=body)
+
+    return put
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a trigger listed the bucket."""
+    from aiobotocore.client import AioBaseClient
+
+    times: list[float] = []
+    real = AioBaseClient._make_api_call
+
+    async def counting(self: Any, operation_name: str, api_params: Any) -> Any:
+        if operation_name.startswith("List"):
+            times.append(time.monotonic())
+        return await real(self, operation_name, api_params)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
+    return times
+
+
+def run_params(**params: Any) -> dict[str, Any]:
+    return {"params": {"settle_seconds": 60, "sensor_timeout": 3600, **params}}
+
+
+def settled_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
+    return operators.UploadsSettledSensor(task_id="uploads_settled", bucket_name=bucket, prefix=prefix, deferrable=True)
+
+
+def present_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
+    return operators.PhotosPresentSensor(
+        task_id="wait_for_images", bucket_name=bucket, bucket_key=f"{prefix}*", wildcard_match=True, deferrable=True
+    )
+
+
+def deferral(sensor: Any, **params: Any) -> Any:
+    """How a sensor defers; fails when it does not."""
+    from airflow.sdk.exceptions import TaskDeferred
+
+    with pytest.raises(TaskDeferred) as raised:
+        sensor.execute(run_params(**params))
+    return raised.value
+
+
+def made_again(trigger: Any) -> Any:
+    """A trigger as the triggerer has it: made from what Airflow's database kept."""
+    from airflow.sdk._shared.module_loading import import_string
+    from airflow.sdk.serde import deserialize, serialize
+
+    path, arguments = trigger.serialize()
+    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(arguments)))))
+
+
+async def event_of(trigger: Any) -> dict[str, Any]:
+    return dict((await anext(trigger.run())).payload)
+
+
+class TestPhotosPresent:
+    def test_goes_on_when_there_is_a_photo(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        present_sensor(operators, bucket, "Training/").execute(run_params())
+
+    def test_waits_for_the_runs_time_out_when_there_is_none(
+        self, operators: Any, bucket: str, put: Callable[..., None]
+    ) -> None:
+        put("Test/Apple/1.jpg")
+        deferred = deferral(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
+        assert deferred.timeout == timedelta(seconds=77)
+
+    def test_the_wait_ends_when_a_photo_comes(
+        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float]
+    ) -> None:
+        sensor = present_sensor(operators, bucket)
+        sensor.poke_interval = 1
+        deferred = deferral(sensor)
+        trigger = made_again(deferred.trigger)
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(1.5)
+            assert not waiting.done()
+            await asyncio.to_thread(put, "Training/Apple/1.jpg")
+            return await asyncio.wait_for(waiting, 10)
+
+        event = asyncio.run(scenario())
+        assert event["status"] == "success"
+        assert 2 <= len(listings) <= 4
+        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
+
+    def test_a_wait_in_vain_says_what_was_waited_for(self, operators: Any, bucket: str) -> None:
+        message = timed_out(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
+        assert f"no object came under s3://{bucket}/Training/ within 77 s" in message
+        assert "`prefix`" in message
+        assert "`sensor_timeout`" in message
+
+
+class TestUploadsSettled:
+    def test_old_photos_need_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        time.sleep(2.1)
+        settled_sensor(operators, bucket).execute(run_params(settle_seconds=1))
+
+    def test_no_settle_time_needs_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        settled_sensor(operators, bucket).execute(run_params(settle_seconds=0))
+
+    def test_fresh_photos_elsewhere_do_not_matter(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        time.sleep(2.1)
+        put("Test/Apple/1.jpg")
+        settled_sensor(operators, bucket, "Training/").execute(run_params(settle_seconds=1))
+        deferral(settled_sensor(operators, bucket, "Test/"), settle_seconds=30)
+
+    def test_fresh_photos_defer(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        deferred = deferral(settled_sensor(operators, bucket, "Training/"), settle_seconds=9, sensor_timeout=77)
+        assert deferred.timeout == timedelta(seconds=77)
+        assert isinstance(deferred.trigger, operators.UploadsSettledTrigger)
+        assert deferred.method_name == "execute_complete"
+        again = made_again(deferred.trigger)
+        assert type(again) is operators.UploadsSettledTrigger
+        assert again.serialize() == deferred.trigger.serialize()
+        assert (again.bucket_name, again.prefix, again.inactivity_period) == (bucket, "Training/", 9)
+
+    def test_what_the_triggerer_keeps_does_not_grow_with_the_bucket(
+        self, operators: Any, bucket: str, put: Callable[..., None]
+    ) -> None:
+        sizes = []
+        for count in (1, 20):
+            for number in range(count):
+                put(f"Training/Apple/{number}.jpg")
+            deferred = deferral(settled_sensor(operators, bucket), settle_seconds=30)
+            sizes.append(len(json.dumps(deferred.trigger.serialize())))
+        assert sizes[0] == sizes[1]
+
+    def test_the_wait_ends_after_the_period_without_listing_all_the_time(
+        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float]
+    ) -> None:
+        sensor = settled_sensor(operators, bucket)
+        start = time.time()
+        put("Training/Apple/1.jpg")
+        deferred = deferral(sensor, settle_seconds=3)
+        event = asyncio.run(event_of(made_again(deferred.trigger)))
+        waited = time.time() - start
+        assert event["status"] == "success"
+        assert 2 <= waited < 8, "S3 tells LastModified to the second"
+        assert 2 <= len(listings) <= 4
+        assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
+        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
+
+    @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
+    def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
+        self, operators: Any, bucket: str, put: Callable[..., None], key: str
+    ) -> None:
+        put("Training/Apple/1.jpg")
+        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=4).trigger)
+
+        async def scenario() -> float:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(2.5)
+            await asyncio.to_thread(put, key, b"another photo")
+            start = time.monotonic()
+            assert (await asyncio.wait_for(waiting, 20))["status"] == "success"
+            return time.monotonic() - start
+
+        assert asyncio.run(scenario()) >= 3, "a whole period after the last upload, to the second"
+
+    def test_an_s3_server_that_refuses_fails_the_task(self, operators: Any, bucket: str) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        trigger = operators.UploadsSettledTrigger(
+            bucket_name="no-such-bucket", prefix="", inactivity_period=1, aws_conn_id="aws_default"
+        )
+        event = asyncio.run(event_of(trigger))
+        assert event["status"] == "error"
+        with pytest.raises(AirflowException, match="NoSuchBucket") as raised:
+            settled_sensor(operators, bucket).resume_execution("execute_complete", {"event": event}, run_params())
+        assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
+
+    def test_a_wait_in_vain_says_what_was_waited_for(self, operators: Any, bucket: str) -> None:
+        message = timed_out(settled_sensor(operators, bucket, "Training/"), sensor_timeout=77)
+        assert f"photos kept coming under s3://{bucket}/Training/ for 77 s" in message
+        assert "`settle_seconds`" in message
+        assert "`sensor_timeout`" in message
+
+
+def timed_out(sensor: Any, **params: Any) -> str:
+    """The message with which a sensor fails when Airflow ends its deferral, and not to be tried again."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException) as raised:
+        sensor.resume_execution("__fail__", {"error": "Trigger timeout"}, run_params(**params))
+    return str(raised.value)
+
+
+class TestMendableErrors:
+    def test_are_not_tried_again(self, operators: Any) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        with pytest.raises(AirflowFailException, match="^mend this$"), operators.mendable_errors():
+            raise FruitsError("mend this")
+
+    def test_other_errors_are(self, operators: Any) -> None:
+        with pytest.raises(ZeroDivisionError), operators.mendable_errors():
+            _ = 1 / 0
+
+
+class Submitted:
+    """A jobs environment whose spark-submit writes down how it was called, and ends as it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        script = folder / "bin" / "spark-submit"
+        script.parent.mkdir(parents=True)
+        script.write_text(
+            f'#!/bin/sh\ncd "{folder}"\nprintf "%s\\n" "$@" > arguments\nenv > environment\nsh job\nexit $(cat code)\n'
+        )
+        script.chmod(0o755)
+        self.job_does("", code=0)
+
+    def job_does(self, script: str, code: int) -> None:
+        (self.folder / "job").write_text(script)
+        (self.folder / "code").write_text(str(code))
+
+    @property
+    def arguments(self) -> list[str]:
+        return (self.folder / "arguments").read_text().splitlines()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        lines = (self.folder / "environment").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.fixture
+def submitted(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
+    stand_in = Submitted(tmp_path / "jobs env")
+    monkeypatch.setenv("FRUITS_JOBS_ENV", str(stand_in.folder))
+    monkeypatch.setenv("FRUITS_SPARK_DRIVER_MEMORY", "3g")
+    monkeypatch.setenv("FRUITS_LAKE", settings.lake)
+    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
+    return stand_in
+
+
+def spark_job(operators: Any) -> Any:
+    return operators.SparkJobOperator(
+        task_id="featurize", job="featurize", run="a_run", application=str(ROOT / "spark_jobs" / "featurize.py")
+    )
+
+
+class TestSparkJob:
+    def test_is_submitted_from_the_jobs_environment(self, operators: Any, stack: Stack, submitted: Submitted) -> None:
+        spark_job(operators).execute({})
+        arguments = submitted.arguments
+        assert arguments[-3:] == [str(ROOT / "spark_jobs" / "featurize.py"), "--run", "a_run"]
+        assert arguments[arguments.index("--master") + 1] == "local[*]"
+        assert arguments[arguments.index("--driver-memory") + 1] == "3g"
+        assert arguments[arguments.index("--name") + 1] == "fruits-featurize"
+        python = str(submitted.folder / "bin" / "python")
+        assert submitted.environment["PYSPARK_PYTHON"] == python
+        assert submitted.environment["PYSPARK_DRIVER_PYTHON"] == python
+
+    def test_credentials_go_by_environment_only(self, operators: Any, stack: Stack, submitted: Submitted) -> None:
+        spark_job(operators).execute({})
+        assert submitted.environment["AWS_SECRET_ACCESS_KEY"] == stack.secret_key
+        assert stack.secret_key not in " ".join(submitted.arguments)
+
+    def test_the_run_is_a_template(self, operators: Any) -> None:
+        assert "application_args" in operators.SparkJobOperator.template_fields
+
+    def test_a_failure_to_be_mended_fails_with_the_jobs_own_words(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        leave_document(settings, submitted, state="failed", mendable=True, error="bucket 'x':\n  mend this", code=2)
+        with pytest.raises(AirflowFailException) as raised:
+            spark_job(operators).execute({})
+        assert str(raised.value) == "bucket 'x':\n  mend this"
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {"state": "failed", "mendable": False, "error": "ZeroDivisionError()"},
+            {"state": "running"},
+            None,
+        ],
+        ids=["defect", "killed", "never started"],
+    )
+    def test_any_other_failure_is_tried_again(
+        self, operators: Any, settings: Settings, submitted: Submitted, document: dict[str, Any] | None
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        if document:
+            leave_document(settings, submitted, **document, code=1)
+        else:
+            submitted.job_does("", code=1)
+        with pytest.raises(AirflowException) as raised:
+            spark_job(operators).execute({})
+        assert not isinstance(raised.value, AirflowFailException)
+
+    def test_another_jobs_failure_is_not_taken_for_its_own(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        leave_document(settings, submitted, task="pca", state="failed", mendable=True, error="mend this", code=1)
+        with pytest.raises(AirflowException) as raised:
+            spark_job(operators).execute({})
+        assert not isinstance(raised.value, AirflowFailException)
+
+    def test_a_jobs_environment_that_is_not_there_is_named(
+        self, operators: Any, settings: Settings, submitted: Submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FRUITS_JOBS_ENV", str(tmp_path / "nowhere"))
+        with pytest.raises(Exception, match="nowhere"):
+            spark_job(operators).execute({})
+
+
+def leave_document(settings: Settings, submitted: Submitted, *, code: int, task: str = "featurize", **content: Any) -> None:
+    """Have the job leave a run document and end with an exit code."""
+    write_json(run_store(settings, "prepared"), f"{task}.json", content)
+    runs = Path(settings.lake.removeprefix("file://")) / "runs"
+    submitted.job_does(f"mkdir -p {runs}/a_run && mv {runs}/prepared/{task}.json {runs}/a_run/{task}.json", code)
