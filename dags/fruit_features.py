@@ -136,7 +136,7 @@ def prepare() -> dict[str, Any]:
         request = resolve_request(
             context["params"],
             settings,
-            run_type=str(run.run_type),
+            run_type=run.run_type.value,
             data_interval=interval if all(interval) else None,  # type: ignore[arg-type]
         )
         prepared = {"bucket": settings.bucket, "request": request.to_document()}

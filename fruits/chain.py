@@ -13,10 +13,11 @@ from fruits.backbones.stage import staged_card
 from fruits.errors import FruitsError
 from fruits.gates import Gate, failed
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, current_base, publication_id, publications, publish, run_head
+from fruits.lake.publication import Base, Publication, current_base, publication_id, publications, publish, run_head
 from fruits.lake.schemas import DATA_TABLES
 from fruits.listing import list_objects
 from fruits.manifest import write_manifest
+from fruits.pca import components_asked
 from fruits.planning import Action, KeyRules, KnownObject, Plan, RunRequest, make_plan, run_slug
 from fruits.runs import read_documents, run_document, run_store
 from fruits.settings import Settings
@@ -36,7 +37,7 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
         FruitsError: saying what is missing and what to do.
     """
     next(islice(list_objects(settings, request.prefix), 1), None)
-    Lake.open(settings)
+    Lake.open(settings).check_bucket()
     card = staged_card(settings)
     if card is None:
         log.info(
@@ -83,7 +84,7 @@ def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -
             known = known_objects(lake, base.publication.snapshots, card.model_id)
         with document.stage("list"):
             listed = list(list_objects(settings, request.prefix))
-        if not listed and not known:
+        if not listed and not any(key.startswith(request.prefix) for key in known):
             raise FruitsError(
                 f"s3://{settings.bucket}/{request.prefix}: no objects there; upload photos as "
                 "[Training|Test]/<label>/<file>, or correct the prefix"
@@ -91,6 +92,7 @@ def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -
         with document.stage("plan"):
             plan = make_plan(listed, known, KeyRules.of(settings), request)
             write_manifest(run_store(settings, slug), plan.entries)
+        other_work = work_without_photos(lake, base, card, request, settings) if known else None
         document.record(
             slug=slug,
             request=request.to_document(),
@@ -99,9 +101,12 @@ def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -
             base=base.to_document(),
             known_rows=len(known),
             counts=_counts(plan),
-            work=bool(plan.entries),
+            work=bool(plan.entries) or other_work is not None,
+            other_work=other_work,
         )
     _log_plan(plan, request)
+    if other_work:
+        log.info("plan: %s", other_work)
     return document.content
 
 
@@ -112,6 +117,23 @@ def _unpublished_run_id(run_id: str, published: Sequence[Publication]) -> str:
     """
     times = sum(run_id in (one.run_id, str(one.run_id).rpartition("#")[0]) for one in published)
     return f"{run_id}#{times + 1}" if times else run_id
+
+
+def work_without_photos(lake: Lake, base: Base, card: Card, request: RunRequest, settings: Settings) -> str | None:
+    """Why a run has to go on even when no photo changed; None when it has not."""
+    published = base.publication
+    if published.model_id != card.model_id:
+        return f"readers use backbone {published.model_id}; publishing {card.model_id}"
+    if request.refit == "always":
+        return "the PCA is fitted again, as asked"
+    if request.refit == "auto":
+        card_rows = lake.read(
+            "pca_models", published.snapshots["pca_models"], ("n_components",), pca_id=published.pca_id or ""
+        )
+        asked = components_asked(request.n_components, settings.max_components)
+        if card_rows["n_components"].to_pylist() != [asked]:
+            return f"the PCA is fitted again: components asked are now {asked}"
+    return None
 
 
 def known_objects(lake: Lake, snapshots: Mapping[Any, int], model_id: str) -> dict[str, KnownObject]:
@@ -152,7 +174,7 @@ def publish_run(settings: Settings, slug: str) -> Publication:
     documents = read_documents(settings, slug)
     with run_document(settings, "publish", plan["run_id"], slug) as document:
         lake = Lake.open(settings)
-        snapshots = {name: run_head(lake, name, slug, plan["base"]) for name in DATA_TABLES}
+        snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
         sequence = int(plan["base"]["sequence"]) + 1
         validated = documents.get("validate", {})
         if "gates" not in validated:

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 from fruits.errors import FruitsError
 from fruits.keys import KeyPattern, check_prefix
 from fruits.listing import ListedObject
+from fruits.pca import RefitPolicy
 from fruits.quarantine import SETTINGS_REASONS, Reason
 from fruits.settings import Settings, count_or_share
 
-Refit = Literal["auto", "always", "never"]
 Mode = Literal["auto", "reconcile", "interval", "rebuild"]
 
 
@@ -46,7 +46,7 @@ class RunRequest:
     backbone: str = ""
     weights: str = ""
     n_components: int | float = 0.95
-    refit: Refit = "auto"
+    refit: RefitPolicy = "auto"
     limit: int | None = None
     retry_quarantined: bool = False
     dry_run: bool = False
@@ -92,6 +92,9 @@ def resolve_request(
         raise FruitsError(
             f"keys: {outside[0]!r} does not start with the prefix {prefix!r}; correct the key or the prefix"
         )
+    limit = _limit(params.get("limit"))
+    if mode == "rebuild" and limit:
+        raise FruitsError("mode 'rebuild' with a limit would take the same photos each time; leave `limit` empty")
     backbone = params.get("backbone") or settings.backbone
     return RunRequest(
         prefix=prefix,
@@ -102,7 +105,7 @@ def resolve_request(
         weights=params.get("weights") or (settings.weights if backbone == settings.backbone else "default"),
         n_components=_n_components(params.get("n_components"), settings),
         refit=_refit(params.get("refit") or "auto"),
-        limit=_limit(params.get("limit")),
+        limit=limit,
         retry_quarantined=bool(params.get("retry_quarantined")),
         dry_run=bool(params.get("dry_run")),
     )
@@ -116,9 +119,9 @@ def _mode(mode: Mode, run_type: str) -> Literal["reconcile", "interval", "rebuil
     return mode
 
 
-def _refit(refit: Refit) -> Refit:
-    if refit not in get_args(Refit):
-        raise FruitsError(f"refit {refit!r}: expected {', '.join(get_args(Refit))}")
+def _refit(refit: RefitPolicy) -> RefitPolicy:
+    if refit not in get_args(RefitPolicy):
+        raise FruitsError(f"refit {refit!r}: expected {', '.join(get_args(RefitPolicy))}")
     return refit
 
 
@@ -213,6 +216,11 @@ def make_plan(
     counts: Counter[Action] = Counter()
     photos: list[Entry] = []
     seen: set[str] = set()
+
+    def is_retry(entry: Entry) -> bool:
+        row = known.get(entry.key)
+        return row is not None and row.reason is not None and row.etag == entry.etag
+
     in_scope = _scope(request, rules.pattern)
     for item in listed:
         seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
@@ -228,7 +236,8 @@ def make_plan(
         if key not in seen and in_scope(key, row.last_modified)
     ]
     counts[Action.DELETE] += len(deletions)
-    photos.sort(key=lambda entry: (entry.last_modified, entry.key))
+    # Photos tried before come last: else a limit would be spent on the same unreadable ones each time.
+    photos.sort(key=lambda entry: (is_retry(entry), entry.last_modified, entry.key))
     now, later = photos[: request.limit], photos[len(photos[: request.limit]) :]
     for entry in later:
         counts[entry.action] -= 1

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from obstore.store import ObjectStore
 
 import fruits
-from fruits.errors import FruitsError
+from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
 from fruits.stores import lake_store, read_json, write_json
 
@@ -69,8 +69,9 @@ class RunDocument:
         """Set the final state."""
         self.content["state"] = "failed" if error else "succeeded"
         if error:
-            mendable = isinstance(error, FruitsError)
-            self.record(error=str(error) if mendable else repr(error), mendable=mendable)
+            mendable = isinstance(error, FruitsError) and not isinstance(error, TransientError)
+            said = str(error) if isinstance(error, FruitsError) else repr(error)
+            self.record(error=said, mendable=mendable)
         self.content["finished_at"] = _now()
         self.content["wall_seconds"] = round(time.perf_counter() - self._started, 3)
 

@@ -108,7 +108,7 @@ class Settings(SubmitSettings):
         default=0.6, ge=0, le=1, description="Gate: least explained variance of the PCA in use."
     )
     max_quarantined_share: float = Field(
-        default=0.2, ge=0, le=1, description="Gate: largest share of a run's photos that may be quarantined."
+        default=0.2, ge=0, le=1, description="Gate: largest share of all objects that may be in quarantine."
     )
     min_probe_ratio: float = Field(
         default=0.9,
@@ -168,6 +168,16 @@ class Settings(SubmitSettings):
     @classmethod
     def _count_or_share(cls, value: object) -> int | float:
         return count_or_share(value)
+
+    @field_validator("catalog_uri")
+    @classmethod
+    def _catalog_is_a_database(cls, uri: SecretStr) -> SecretStr:
+        parts = urlsplit(uri.get_secret_value())
+        file = parts.scheme == "sqlite" and not parts.netloc and parts.path.startswith("//")
+        server = parts.scheme == "postgresql" and parts.hostname and len(parts.path) > 1
+        if not (file or server):
+            raise ValueError("expected sqlite:////absolute/path.db or postgresql://user:password@host:5432/database")
+        return uri
 
     @property
     def warehouse(self) -> str:

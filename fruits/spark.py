@@ -90,7 +90,7 @@ class Job:
 
     def head(self, name: TableName) -> int:
         """Snapshot of a table with what the run has written so far."""
-        return run_head(self.lake, name, self.slug, self.plan["base"])
+        return run_head(self.lake, name, self.plan)
 
     def read(self, name: TableName, snapshot_id: int) -> "DataFrame":
         """Rows of a table at a snapshot."""
@@ -131,11 +131,14 @@ def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv:
 
 def _read_plan(settings: Settings, slug: str) -> dict[str, Any]:
     try:
-        return read_json(run_store(settings, slug), "plan.json")
+        plan = read_json(run_store(settings, slug), "plan.json")
     except FileNotFoundError:
+        plan = {}
+    if plan.get("state") != "succeeded":
         raise FruitsError(
-            f"run {slug}: no plan in {settings.lake}/runs/{slug}; run the plan task first, or correct --run or FRUITS_LAKE"
-        ) from None
+            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; run the plan task first, or correct --run or FRUITS_LAKE"
+        )
+    return plan
 
 
 def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:

@@ -17,12 +17,25 @@ from botocore.utils import parse_timestamp
 from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.store import LocalStore, ObjectStore, S3Store
 
-from fruits.errors import FruitsError
+from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
 
 _NO_CREDENTIALS = (
     "there are no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role"
 )
+
+
+_TRANSIENT = (
+    "error sending request",
+    "Could not connect",
+    "timeout on endpoint",
+    "timed out",
+    "SlowDown",
+    "InternalError",
+    "ServiceUnavailable",
+    "status code 50",
+)
+"""Signs, in what obstore and boto3 say, that the same request may succeed later."""
 
 
 def photo_store(settings: Settings) -> S3Store:
@@ -101,12 +114,10 @@ def explain(error: Exception, settings: Settings, bucket: str) -> FruitsError:
         "SignatureDoesNotMatch": "it refuses the secret key; check AWS_SECRET_ACCESS_KEY",
         "AccessDenied": f"it denies access to bucket {bucket!r}; the role needs s3:ListBucket and s3:GetObject on it",
         "ExpiredToken": "the session token has expired; fetch new credentials",
-        **dict.fromkeys(
-            ("error sending request", "Could not connect", "timeout on endpoint"),
-            "it does not answer; check FRUITS_S3_ENDPOINT and the network",
-        ),
         "Unable to locate credentials": _NO_CREDENTIALS,
     }
+    if any(sign in text for sign in _TRANSIENT):
+        return TransientError(f"S3 server {server}: it does not answer; check FRUITS_S3_ENDPOINT and the network.")
     cause = next((said for sign, said in causes.items() if sign in text), " ".join(text.partition("\n\n")[0].split()))
     return FruitsError(f"S3 server {server}: {cause}.")
 

@@ -1,11 +1,11 @@
-"""What a run did, as one document and as text: pure functions of run documents and the current publication."""
+"""What a run did, as one document and as text, from its run documents and the current publication."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fruits.lake.catalog import catalog_properties, spark_configuration
-from fruits.lake.publication import Publication
-from fruits.runs import TaskName
+from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
+from fruits.lake.publication import Publication, publications
+from fruits.runs import TaskName, read_documents
 from fruits.settings import Settings
 
 Documents = Mapping[TaskName, Mapping[str, Any]]
@@ -14,15 +14,36 @@ _SPARK_TASKS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
 _OBJECTS = ("create", "update", "delete", "unchanged", "quarantined", "pending")
 
 
+def read_summary(settings: Settings, slug: str) -> dict[str, Any]:
+    """The summary of a run, from the lake; see ``summarise``."""
+    lake = Lake.open(settings)
+    documents = read_documents(settings, slug)
+    published = publications(lake)
+    publication = published[-1] if published else None
+    model_id = documents["plan"]["model_id"]
+    quarantine, pca = _published_state(lake, publication, model_id) if publication else ({}, {})
+    return summarise(documents, publication, quarantine, pca, settings)
+
+
+def _published_state(lake: Lake, publication: Publication, model_id: str) -> tuple[dict[str, int], dict[str, Any]]:
+    rows = lake.read("quarantine", publication.snapshots["quarantine"], ("reason",), model_id=model_id)
+    reasons = {pair["values"]: pair["counts"] for pair in rows["reason"].value_counts().to_pylist()}
+    columns = ("pca_id", "k", "n", "explained_variance_ratio")
+    cards = lake.read("pca_models", publication.snapshots["pca_models"], columns, pca_id=publication.pca_id or "")
+    card = next(iter(cards.to_pylist()), None)
+    if card is None:
+        return reasons, {}
+    return reasons, {**card, "explained_variance": sum(card.pop("explained_variance_ratio"))}
+
+
 def summarise(
     documents: Documents,
     publication: Publication | None,
     quarantine: Mapping[str, int],
     pca: Mapping[str, Any],
     settings: Settings,
-    wall_seconds: float,
 ) -> dict[str, Any]:
-    """The summary of a run, JSON types.
+    """The summary of a run, JSON types; ``wall_seconds`` is the sum of its tasks'.
 
     ``publication`` is the current one, this run's or an older one when there was nothing to do; ``quarantine`` counts
     the objects in quarantine by reason, ``pca`` is the card of the PCA version in use.
@@ -34,8 +55,9 @@ def summarise(
     counts = publication.counts or {} if publication else {}
     return {
         "run_id": plan["run_id"],
-        "wall_seconds": round(wall_seconds, 1),
+        "wall_seconds": round(sum(document.get("wall_seconds", 0.0) for document in documents.values()), 1),
         "jvm_started": sum(documents[task]["attempt"] for task in _SPARK_TASKS if task in documents),
+        "work": plan["work"],
         "objects": {name: plan["counts"][name] for name in _OBJECTS},
         "features": counts.get("features", 0),
         "quarantine": dict(sorted(quarantine.items())),
@@ -98,7 +120,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ("tables", f"{summary['catalog']['uri']} (Iceberg, namespace {summary['catalog']['namespace']})"),
     ]
     lines = [f"  {name:<11} {value}" for name, value in rows]
-    if not any(objects[name] for name in ("create", "update", "delete")):
+    if not summary["work"]:
         lines.insert(0, "Nothing to do: every photo in the bucket is already in the tables.")
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """The amazon and apache-spark providers' operators, as the chain needs them: early answers, clear errors."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,8 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
 from airflow.triggers.base import TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fruits.errors import FruitsError
+from fruits.errors import FruitsError, TransientError
+from fruits.lake.catalog import Lake
 from fruits.runs import TaskName, read_documents
 from fruits.settings import Settings, SubmitSettings
 
@@ -26,6 +28,8 @@ def mendable_errors() -> Iterator[None]:
     """Fail at once on an error that a person has to mend: trying again would only meet it again."""
     try:
         yield
+    except TransientError:
+        raise
     except FruitsError as error:
         raise AirflowFailException(str(error)) from error
 
@@ -40,6 +44,14 @@ class PhotosPresentSensor(S3KeySensor):
         """Look once; defer when there is nothing yet."""
         self.timeout = context["params"]["sensor_timeout"]
         super().execute(context)
+
+    def poke(self, context: Context) -> bool:
+        """Whether there is an object, or a row of one that is gone: removing the last photo is work, too."""
+        if super().poke(context):
+            return True
+        prefix = context["ti"].xcom_pull(task_ids="prepare")["request"]["prefix"]
+        with mendable_errors():
+            return Lake.open(Settings.load()).holds(prefix)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Say what was waited for when the wait was in vain."""
@@ -119,8 +131,8 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
 
 
 def _age(newest: datetime | None) -> float:
-    """Seconds since the newest upload; where there is none, it may come at any moment."""
-    return (datetime.now(UTC) - newest).total_seconds() if newest else 0.0
+    """Seconds since the newest upload; where nothing is, nothing can be unfinished."""
+    return (datetime.now(UTC) - newest).total_seconds() if newest else math.inf
 
 
 class SparkJobOperator(SparkSubmitOperator):

@@ -33,12 +33,14 @@ from fruits.pca import (
     unexplained_share,
 )
 from fruits.planning import Action
+from fruits.runs import read_documents
 from fruits.spark import Job, log, matrix, progress, run_job
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 WRITTEN: tuple[TableName, ...] = ("pca_statistics", "pca_models", "embeddings")
+MOST_LITERALS = 200  # Iceberg does not prune by longer lists
 ROWS_PER_FILE = 200_000  # about 128 MB of embeddings
 
 
@@ -55,6 +57,8 @@ def update_pca(job: Job) -> None:
     with job.document.stage("moments"):
         moments = update_statistics(job, replaced)
     current = current_version(job)
+    if current is None and moments.n == 0:
+        raise FruitsError(nothing_to_fit(job))
     drift, measured = measure_drift(job, current) if current else (None, 0)
     reason = decide(job, current, moments.n, measured, drift)
     if reason is None and current is None:
@@ -92,6 +96,17 @@ def update_pca(job: Job) -> None:
     )
 
 
+def nothing_to_fit(job: Job) -> str:
+    """The message of a first run without a photo to fit on."""
+    found = read_documents(job.settings, job.slug).get("featurize", {})
+    reasons = ", ".join(f"{count} {reason}" for reason, count in found.get("quarantine", {}).items()) or "none"
+    return (
+        f"PCA: no photo in the fit split (`train`). Of {found.get('images', 0)} objects {found.get('features', 0)} could be "
+        f"featurized; quarantined: {reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or see that "
+        "FRUITS_KEY_PATTERN reads the keys right."
+    )
+
+
 def replaced_keys(job: Job) -> pa.Table:
     """Keys of updated and deleted objects; one column, ``key``."""
     manifest = read_manifest(job.store)
@@ -116,7 +131,8 @@ def update_statistics(job: Job, replaced: pa.Table) -> Moments:
     moments = load_statistics(job.lake, job.base("pca_statistics"), job.model_id, width)
     if replaced.num_rows and moments.n:
         before = job.read("features", job.base("features")).where(f"model_id = '{job.model_id}'")
-        gone = before.join(job.spark.createDataFrame(replaced).hint("broadcast"), "key", "left_semi")
+        pruned = before.where(key_filter(replaced["key"].to_pylist()))
+        gone = pruned.join(job.spark.createDataFrame(replaced).hint("broadcast"), "key", "left_semi")
         moments = subtract(moments, moments_of_rows(gone, width))
     moments = merge(moments, moments_of_rows(new_features(job), width))
     recomputed = should_recompute(moments)
@@ -126,6 +142,14 @@ def update_statistics(job: Job, replaced: pa.Table) -> Moments:
     save_statistics(job.lake, job.branch, job.model_id, moments, job.run_id)
     job.document.record(recomputed=recomputed)
     return moments
+
+
+def key_filter(keys: list[str]) -> "Column":
+    """A filter that Iceberg prunes files by: the keys themselves while they are few, else their range."""
+    from pyspark.sql import functions as F  # noqa: N812
+
+    column = F.col("key")
+    return column.isin(keys) if len(keys) <= MOST_LITERALS else column.between(min(keys), max(keys))
 
 
 def moments_of_rows(features: "DataFrame", width: int) -> Moments:

@@ -153,7 +153,9 @@ def splits_and_labels(tables: Tables) -> dict[str, Any]:
     new = tables.new_features.select("key", "sha256", F.col("split").alias("new_split"))
     same_bytes = tables.features.select("sha256", "split").join(new, "sha256").where("split != new_split")
     fitted = tables.features.groupBy("label").agg(F.max(F.col("split") == FIT_SPLIT).alias("fitted"))
+    held_out = tables.features.where(F.col("split") != FIT_SPLIT)
     return {
+        "held_out_rows": held_out.count(),
         "duplicates_across_splits": same_bytes.select("key").distinct().count(),
         "unfitted_labels": sorted(row.label for row in fitted.where(~F.col("fitted")).collect()),
     }

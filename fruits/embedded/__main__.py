@@ -1,6 +1,7 @@
 """``python -m fruits.embedded run|ui|stop``: what ``make run``, ``make ui`` and ``make stop`` call."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("ui", help="S3 server and Airflow with its UI, in the background")
     commands.add_parser("stop", help="end what `ui` started")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that ends what was started
     try:
         return _command(arguments)
     except FruitsError as error:
@@ -35,7 +37,7 @@ def _command(arguments: argparse.Namespace) -> int:
     if arguments.command == "run":
         from fruits.embedded.run import run
 
-        return run(arguments.images, arguments.data, arguments.summary)
+        return run(arguments.images and arguments.images.expanduser(), arguments.data, arguments.summary)
     from fruits.embedded import ui
 
     return ui.start(arguments.data) if arguments.command == "ui" else ui.stop(arguments.data)

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 _RUN_ID = re.compile(r"creating dag run .*\brun_id=(\S+)")
 _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
-_OURS = re.compile(r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)|\] (plan: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]")
+_OURS = re.compile(
+    r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)|\] (plan: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"
+)
 _LOGGED = re.compile(r"\d{4}-\d{2}-\d{2}T\S+Z \[")
 _FAILURE = re.compile(r"\S*\.AirflowFailException: (.*)")
 

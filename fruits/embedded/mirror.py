@@ -37,8 +37,8 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None])
     if not folder.is_dir():
         raise FruitsError(f"{folder}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    photos = {f"{settings.prefix}{name}": path for name, path in files.items() if path.suffix.lower() in SUFFIXES}
-    skipped = tuple(name for name, path in files.items() if path.suffix.lower() not in SUFFIXES)
+    photos = {f"{settings.prefix}{name}": path for name, path in files.items() if _is_photo(name)}
+    skipped = tuple(name for name in files if not _is_photo(name))
     if not photos:
         raise FruitsError(
             f"{folder}: no photos in it ({len(files)} other files); expected files such as <label>/<file>.jpg, "
@@ -64,3 +64,8 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None])
     if gone:
         obstore.delete(store, gone)
     return Mirrored(uploaded, len(gone), len(photos) - uploaded, skipped)
+
+
+def _is_photo(name: str) -> bool:
+    """Whether a file name has a photo's suffix, and is one that an object key can be."""
+    return Path(name).suffix.lower() in SUFFIXES and name.isprintable()

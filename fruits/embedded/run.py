@@ -7,23 +7,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fruits.embedded.airflow import migrate, run_dag
 from fruits.embedded.mirror import mirror
 from fruits.embedded.stack import Stack, running_stack
 from fruits.errors import ExitCode
-from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, publications
 from fruits.planning import run_slug
-from fruits.runs import read_documents
 from fruits.settings import Settings
-from fruits.summary import as_text, summarise
+from fruits.summary import as_text, read_summary
 
 
 def run(images: Path | None, data: Path, summary_path: Path) -> int:
     """Bring the tables up to date with a folder of photos; returns an exit code."""
     start = time.perf_counter()
+    summary_path.unlink(missing_ok=True)  # a failed run must not leave the figures of the one before
     photos = images or _generated(data / "photos")
     with running_stack(data) as stack, _environment(stack):
         settings = Settings.load()
@@ -38,14 +35,14 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
             for error in ended.errors or (f"the run failed; see {log}",):
                 print(f"\n{error}", file=sys.stderr)
             return ExitCode.BAD_INPUT if ended.errors else ExitCode.UNEXPECTED
-        summary = _summary(settings, run_slug(ended.run_id), time.perf_counter() - start)
+        summary = read_summary(settings, run_slug(ended.run_id))
+    summary["wall_seconds"] = round(time.perf_counter() - start, 1)
     summary_path.parent.mkdir(parents=True, exist_ok=True)
     summary_path.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"\n{as_text(summary)}")
     print(f"  summary     {summary_path}")
-    print(
-        "\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI, docs/data.md to query the tables."
-    )
+    print("\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI,")
+    print("docs/data.md to query the tables.")
     return ExitCode.OK
 
 
@@ -67,27 +64,6 @@ def _upload(photos: Path, settings: Settings) -> None:
         f"{photos} -> s3://{settings.bucket}/{settings.prefix}: {done.uploaded:,} uploaded, {done.removed:,} removed, "
         f"{done.unchanged:,} as they were{skipped}"
     )
-
-
-def _summary(settings: Settings, slug: str, seconds: float) -> dict[str, Any]:
-    lake = Lake.open(settings)
-    documents = read_documents(settings, slug)
-    published = publications(lake)
-    publication = published[-1] if published else None
-    model_id = documents["plan"]["model_id"]
-    quarantine, pca = _published_state(lake, publication, model_id) if publication else ({}, {})
-    return summarise(documents, publication, quarantine, pca, settings, seconds)
-
-
-def _published_state(lake: Lake, publication: Publication, model_id: str) -> tuple[dict[str, int], dict[str, Any]]:
-    rows = lake.read("quarantine", publication.snapshots["quarantine"], ("reason",), model_id=model_id)
-    reasons = {pair["values"]: pair["counts"] for pair in rows["reason"].value_counts().to_pylist()}
-    columns = ("pca_id", "k", "n", "explained_variance_ratio")
-    cards = lake.read("pca_models", publication.snapshots["pca_models"], columns, pca_id=publication.pca_id or "")
-    card = next(iter(cards.to_pylist()), None)
-    if card is None:
-        return reasons, {}
-    return reasons, {**card, "explained_variance": sum(card.pop("explained_variance_ratio"))}
 
 
 @contextmanager

@@ -45,17 +45,16 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Settings of the stack as environment variables; what the person has set wins."""
-        defaults = {
+        """Settings of the stack as environment variables.
+
+        Bucket, lake and catalog are always its own, whatever is set: it must not touch anybody's real ones.
+        """
+        return {
+            **os.environ,
             "FRUITS_BUCKET": BUCKET,
             "FRUITS_LAKE": f"file://{self.data / 'lake'}",
             "FRUITS_CATALOG_URI": f"sqlite:///{self.data / 'catalog.db'}",
-            "FRUITS_JOBS_ENV": str(jobs_environment()),
-        }
-        chosen = {name: os.environ.get(name) or value for name, value in defaults.items()}
-        return {
-            **os.environ,
-            **chosen,
+            "FRUITS_JOBS_ENV": os.environ.get("FRUITS_JOBS_ENV") or str(jobs_environment()),
             "FRUITS_S3_ENDPOINT": self.endpoint,
             "FRUITS_S3_REGION": REGION,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -91,7 +90,7 @@ def running_stack(data: Path) -> Iterator[Stack]:
         return
     server = start_s3(data)
     try:
-        make_bucket(server.stack, server.stack.environment["FRUITS_BUCKET"])
+        make_bucket(server.stack)
         yield server.stack
     finally:
         server.stop()

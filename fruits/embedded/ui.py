@@ -132,7 +132,10 @@ def _answers(url: str, parts: Collection["subprocess.Popen[bytes]"]) -> bool:
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own http URL
                 health = json.load(answer)
-            if all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")):
+            if all(
+                health[part]["status"] == "healthy"
+                for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")
+            ):
                 return True
         except (urllib.error.URLError, OSError, ValueError):
             pass

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fruits.errors import ConflictError
+from fruits.errors import ConflictError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 
@@ -60,7 +60,7 @@ def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], No
             time.sleep(0.05 * (attempt + 1))
         else:
             return
-    raise ConflictError(f"table {name}: {_COMMIT_TRIES} commits met another one; try again later")
+    raise TransientError(f"table {name}: {_COMMIT_TRIES} commits met another one; try again later")
 
 
 def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int | None) -> None:
@@ -85,4 +85,4 @@ def _commit(lake: Lake, table: "Table", requirements: tuple, updates: tuple) -> 
             time.sleep(0.05 * (attempt + 1))
         else:
             return
-    raise ConflictError(f"table {'.'.join(table.name())}: {_COMMIT_TRIES} commits met another one; try again later")
+    raise TransientError(f"table {'.'.join(table.name())}: {_COMMIT_TRIES} commits met another one; try again later")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.table import Table
 
+_BUCKET_PROPERTY = "fruits.bucket"
+
 _TABLE_PROPERTIES = {
     "format-version": "2",
     "write.delete.mode": "merge-on-read",  # a few rows leave at a time: rewriting their files would cost the table
@@ -21,6 +23,9 @@ _TABLE_PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
     "write.distribution-mode": "none",  # the jobs bring rows in the order they are to be written
     "write.spark.fanout.enabled": "true",
+    # Bounds of whole keys and run ids, not of their first 16 characters, which many files share: else nothing is pruned.
+    "write.metadata.metrics.column.key": "full",
+    "write.metadata.metrics.column.run_id": "full",
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "100",
     "commit.retry.num-retries": "20",  # several runs may commit to branches of one table at once
@@ -72,15 +77,8 @@ def _spark_catalog_properties(settings: Settings) -> dict[str, str]:
 
 
 def _database_uri(settings: Settings) -> str:
-    uri = settings.catalog_uri.get_secret_value()
-    scheme = urlsplit(uri).scheme
-    if scheme == "sqlite":
-        return uri
-    if scheme == "postgresql":
-        return uri.replace("postgresql://", "postgresql+psycopg2://", 1)
-    raise FruitsError(
-        "FRUITS_CATALOG_URI: expected sqlite:////folder/catalog.db or postgresql://user:password@host/database"
-    )
+    """As SQLAlchemy takes it."""
+    return settings.catalog_uri.get_secret_value().replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 class Lake:
@@ -141,6 +139,34 @@ class Lake:
             condition = And(condition, EqualTo(column, value))
         scan = self.table(name).scan(row_filter=condition, selected_fields=columns, snapshot_id=snapshot_id)
         return scan.to_arrow()
+
+    def check_bucket(self) -> None:
+        """See that the lake holds the photos of the settings' bucket; a new lake is bound to it.
+
+        Raises:
+            FruitsError: when it holds another bucket's: reconciling would remove all of them.
+        """
+        table = self.table("publications")
+        bound = table.properties.get(_BUCKET_PROPERTY)
+        if bound is None:
+            with table.transaction() as transaction:
+                transaction.set_properties({_BUCKET_PROPERTY: self.settings.bucket})
+        elif bound != self.settings.bucket:
+            raise FruitsError(
+                f"lake {self.settings.lake} holds the photos of bucket {bound!r}, not of {self.settings.bucket!r}; set "
+                "FRUITS_BUCKET to that one, or FRUITS_LAKE and FRUITS_CATALOG_URI to another lake"
+            )
+
+    def holds(self, prefix: str) -> bool:
+        """Whether any published row, a feature or a quarantined object, has a key that starts with ``prefix``."""
+        from pyiceberg.expressions import AlwaysTrue, StartsWith
+
+        condition = StartsWith("key", prefix) if prefix else AlwaysTrue()
+        scans = (
+            self.table(name).scan(row_filter=condition, selected_fields=("key",), limit=1)
+            for name in ("features", "quarantine")
+        )
+        return any(scan.to_arrow().num_rows for scan in scans)
 
     def _create_missing_tables(self) -> None:
         self.catalog.create_namespace_if_not_exists(self.settings.namespace)

@@ -81,7 +81,7 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
         ConflictError: when another run published since the plan; readers then stay where that one put them.
     """
     mains = {name: _main(lake, name) for name in DATA_TABLES}
-    done = next((row for row in publications(lake) if row.run_id == publication.run_id), None)
+    done = _published_from(lake, base, str(publication.run_id))
     if done is None:
         expected = base["snapshots"]["publications"]
         branch = branch_name(slug)
@@ -106,10 +106,19 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
     return done
 
 
-def run_head(lake: Lake, name: TableName, slug: str, base: Mapping[str, Any]) -> int:
-    """Snapshot of a table as a run sees it: its branch where it wrote, else the base."""
-    head = lake.head(name, branch_name(slug))
-    return head if head is not None else int(base["snapshots"][name])
+def run_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int:
+    """Snapshot of a table as a run sees it: its branch where it wrote, what it published, else its base."""
+    head = lake.head(name, branch_name(plan["slug"]))
+    if head is not None:
+        return head
+    done = _published_from(lake, plan["base"], plan["run_id"])
+    return done.snapshots[name] if done else int(plan["base"]["snapshots"][name])
+
+
+def _published_from(lake: Lake, base: Mapping[str, Any], run_id: str) -> Publication | None:
+    """What a run published from this base; a run that was planned again has another base."""
+    later = (row for row in publications(lake) if row.sequence > base["sequence"])
+    return next((row for row in later if row.run_id == run_id), None)
 
 
 def publication_id(sequence: int, snapshots: Mapping[TableName, int]) -> str:

@@ -122,7 +122,13 @@ def test_every_param_explains_itself_and_its_default_is_valid(dags: dict[str, An
 def test_a_param_of_the_wrong_type_is_refused(chain: Any) -> None:
     from airflow.sdk.exceptions import ParamValidationError
 
-    for name, wrong in {"limit": 0, "mode": "everything", "n_components": 0, "settle_seconds": -1, "keys": "a.jpg"}.items():
+    for name, wrong in {
+        "limit": 0,
+        "mode": "everything",
+        "n_components": 0,
+        "settle_seconds": -1,
+        "keys": "a.jpg",
+    }.items():
         with pytest.raises(ParamValidationError):
             chain.params.get_param(name).resolve(wrong)
 
@@ -171,7 +177,10 @@ def test_spark_does_the_work(chain: Any, job: str) -> None:
     assert isinstance(task, SparkSubmitOperator)
     assert Path(task.application) == ROOT / "spark_jobs" / f"{job}.py"
     assert Path(task.application).is_file()
-    assert task.application_args == ["--run", "{{ task_instance.xcom_pull(task_ids='plan', dag_id='fruit_features', key='return_value') }}"]
+    assert task.application_args == [
+        "--run",
+        "{{ task_instance.xcom_pull(task_ids='plan', dag_id='fruit_features', key='return_value') }}",
+    ]
 
 
 @pytest.mark.parametrize("sensor", ["wait_for_images", "uploads_settled"])

@@ -14,7 +14,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-def test_every_example_runs_and_shows_the_published_photos(published_summary: dict[str, object], tmp_path: Path) -> None:
+def test_every_example_runs_and_shows_the_published_photos(
+    published_summary: dict[str, object], tmp_path: Path
+) -> None:
     examples = BLOCK.findall((ROOT / "docs" / "data.md").read_text())
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "summary.json").write_text(json.dumps(published_summary))

@@ -147,9 +147,7 @@ def test_a_gate_names_what_it_found_with_a_few_examples():
     lost = [f"Kiwi/{number}.jpg" for number in range(9)]
     gate = failed(evaluate(replace(GOOD, unaccounted=lost), SETTINGS))[0]
     assert (gate.value, gate.threshold) == (9, 0)
-    assert gate.detail == (
-        "91 of 100 planned objects are where they belong: Kiwi/0.jpg, Kiwi/1.jpg, Kiwi/2.jpg ..."
-    )
+    assert gate.detail == ("91 of 100 planned objects are where they belong: Kiwi/0.jpg, Kiwi/1.jpg, Kiwi/2.jpg ...")
 
 
 def test_a_gate_survives_its_document():

@@ -91,7 +91,9 @@ def test_the_holdout_has_its_share_of_each_label(share):
     for label in ("Kiwi", "Apple Red"):
         splits = [pattern.parse(f"{label}/{number}_100.jpg").split for number in range(5_000)]
         # Four standard deviations of a binomial share of 5,000.
-        assert splits.count(HELD_OUT_SPLIT) / 5_000 == pytest.approx(share, abs=4 * (share * (1 - share) / 5_000) ** 0.5)
+        assert splits.count(HELD_OUT_SPLIT) / 5_000 == pytest.approx(
+            share, abs=4 * (share * (1 - share) / 5_000) ** 0.5
+        )
         assert set(splits) <= {FIT_SPLIT, HELD_OUT_SPLIT}
 
 

@@ -363,7 +363,9 @@ class TestSparkJob:
             spark_job(operators).execute({})
 
 
-def leave_document(settings: Settings, submitted: Submitted, *, code: int, task: str = "featurize", **content: Any) -> None:
+def leave_document(
+    settings: Settings, submitted: Submitted, *, code: int, task: str = "featurize", **content: Any
+) -> None:
     """Have the job leave a run document and end with an exit code."""
     write_json(run_store(settings, "prepared"), f"{task}.json", content)
     runs = Path(settings.lake.removeprefix("file://")) / "runs"

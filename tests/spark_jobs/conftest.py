@@ -148,7 +148,9 @@ def job_module(job: str) -> ModuleType:
 def chain(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     """The chain, with one JVM for the session: it starts with the first job and keeps its environment."""
     folder = tmp_path_factory.mktemp("spark")
-    options = f"--master local[2] --driver-memory 1g --conf spark.ui.enabled=false --conf spark.sql.warehouse.dir={folder}"
+    options = (
+        f"--master local[2] --driver-memory 1g --conf spark.ui.enabled=false --conf spark.sql.warehouse.dir={folder}"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")
         patch.setenv("PYSPARK_PYTHON", sys.executable)

@@ -65,7 +65,10 @@ class TestPublishedTables:
         for row in rows:
             key, data = row["key"], sound[row["key"]]
             upright = decode(data, limits, needed_side(preprocessing))
-            assert (row["split"], row["label"]) == ({"Training": "train", "Test": "test"}[key.split("/")[0]], key.split("/")[1])
+            assert (row["split"], row["label"]) == (
+                {"Training": "train", "Test": "test"}[key.split("/")[0]],
+                key.split("/")[1],
+            )
             assert row["sha256"] == hashlib.sha256(data).hexdigest()
             assert row["phash"] == perceptual_hash(upright.image)
             assert sorted((row["width"], row["height"])) == sorted(Image.open(io.BytesIO(data)).size)
@@ -168,7 +171,9 @@ class TestBadInput:
         """What the job says, on its log's only error line and in its document, when it refuses its input."""
         before = chain.heads(settings)
         assert chain.submit("featurize", settings, run_id) == ExitCode.BAD_INPUT
-        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name == "fruits"]
+        (line,) = [
+            record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name == "fruits"
+        ]
         document = chain.documents(settings, run_id)["featurize"]
         assert (document["state"], document["mendable"], document["error"]) == ("failed", True, line)
         assert chain.heads(settings) == before

@@ -41,7 +41,9 @@ class Bucket:
         """Add, overwrite and delete some photos; returns the keys that have new bytes."""
         known = self.random.sample(sorted(self.photos), overwrite + delete)
         overwritten, deleted = known[:overwrite], known[overwrite:]
-        labels = [self.random.choice(("Training/Banana", "Training/Kiwi", "Test/Kiwi", "Banana", "")) for _ in range(add)]
+        labels = [
+            self.random.choice(("Training/Banana", "Training/Kiwi", "Test/Kiwi", "Banana", "")) for _ in range(add)
+        ]
         added = [f"{label}/{len(self.photos)}-{number}.img".lstrip("/") for number, label in enumerate(labels)]
         written = {key: self.content() for key in (*overwritten, *added)}
         self.photos = {key: data for key, data in self.photos.items() if key not in deleted} | written

@@ -70,7 +70,8 @@ def test_planned_again_the_tables_equal_a_serial_execution(chain, overlapped, ne
     assert np.linalg.norm(ours.mean - theirs.mean) < 1e-9 * np.linalg.norm(theirs.mean)
     assert np.linalg.norm(ours.scatter - theirs.scatter) < 1e-9 * np.linalg.norm(theirs.scatter)
     embeddings = [
-        chain.rows(one, "embeddings", without=("pca_id",), pca_id=chain.published(one).pca_id) for one in (settings, serial)
+        chain.rows(one, "embeddings", without=("pca_id",), pca_id=chain.published(one).pca_id)
+        for one in (settings, serial)
     ]
     assert len(embeddings[0]) == len(photos) - 1
     for mine, other in zip(*embeddings, strict=True):

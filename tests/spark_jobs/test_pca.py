@@ -73,7 +73,9 @@ class TestFirstFit:
     def test_every_feature_has_its_projection(self, chain, first, features, version):
         rows = chain.rows(first.settings, "embeddings")
         identity = ("key", "etag", "label", "split", "model_id", "run_id")
-        assert [[row[name] for name in identity] for row in rows] == [[row[name] for name in identity] for row in features]
+        assert [[row[name] for name in identity] for row in rows] == [
+            [row[name] for name in identity] for row in features
+        ]
         assert {row["pca_id"] for row in rows} == {version.pca_id}
         embedding, residual = transform(version.pca, matrix(features))
         assert matrix(rows, "embedding").tobytes() == embedding.tobytes()
@@ -151,7 +153,9 @@ class TestBadInput:
         before = chain.heads(settings)
         chain.plan(settings, "r", **params)
         assert chain.submit("pca", settings, "r") == ExitCode.BAD_INPUT
-        (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name == "fruits"]
+        (line,) = [
+            record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name == "fruits"
+        ]
         document = chain.documents(settings, "r")["pca"]
         assert (document["state"], document["mendable"], document["error"]) == ("failed", True, line)
         assert chain.heads(settings) == before

@@ -45,7 +45,10 @@ class TestASoundRun:
     def test_the_publication_carries_the_findings(self, chain, first):
         published, document = chain.published(first.settings), first.documents["validate"]
         assert [gate.to_document() for gate in published.gates] == document["gates"]
-        assert (published.probe_raw, published.probe_embedded) == (document["probe"]["raw"], document["probe"]["embedded"])
+        assert (published.probe_raw, published.probe_embedded) == (
+            document["probe"]["raw"],
+            document["probe"]["embedded"],
+        )
         assert published.counts["features"] == document["features"]
         assert published.counts["quarantine"] == len(BROKEN)
 
@@ -103,16 +106,26 @@ class TestARequiredGateThatFails:
         return broken
 
     def test_a_threshold_that_is_not_met(self, chain, worked, caplog):
-        strict = worked.model_copy(update={"max_quarantined_share": 0.05, "min_explained_variance": 0.999, "min_probe_ratio": 9.0})
+        strict = worked.model_copy(
+            update={"max_quarantined_share": 0.05, "min_explained_variance": 0.999, "min_probe_ratio": 9.0}
+        )
         assert self.refused(chain, strict, caplog) == {"quarantined_share", "explained_variance", "probe"}
 
     def test_a_photo_that_got_lost(self, chain, worked, caplog):
         with tampered(worked, "features", 0, None):
-            assert self.refused(chain, worked, caplog) == {"manifest_accounted", "rows_accounted", "embeddings_complete"}
+            assert self.refused(chain, worked, caplog) == {
+                "manifest_accounted",
+                "rows_accounted",
+                "embeddings_complete",
+            }
 
     def test_a_photo_that_is_there_twice(self, chain, worked, caplog):
         with tampered(worked, "features", 0, {}, {}):
-            assert self.refused(chain, worked, caplog) == {"manifest_accounted", "rows_accounted", "embeddings_complete"}
+            assert self.refused(chain, worked, caplog) == {
+                "manifest_accounted",
+                "rows_accounted",
+                "embeddings_complete",
+            }
 
     @pytest.mark.parametrize("values", [[0.0], [np.nan, 1.0], [np.inf, 1.0]], ids=["zeros", "NaN", "infinity"])
     def test_a_vector_of_zeros_or_with_what_is_not_a_number(self, chain, worked, caplog, values):
@@ -123,7 +136,9 @@ class TestARequiredGateThatFails:
         with tampered(worked, "features", 3, {"vector": [1.0] * 7}):
             assert self.refused(chain, worked, caplog) == {"vector_width"}
 
-    @pytest.mark.parametrize("rows", [(None,), ({}, {}), ({"etag": "of another object"},)], ids=["none", "two", "stale"])
+    @pytest.mark.parametrize(
+        "rows", [(None,), ({}, {}), ({"etag": "of another object"},)], ids=["none", "two", "stale"]
+    )
     def test_a_feature_without_exactly_one_embedding(self, chain, worked, caplog, rows):
         with tampered(worked, "embeddings", 0, *rows):
             assert self.refused(chain, worked, caplog) == {"embeddings_complete"}

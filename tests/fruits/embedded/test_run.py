@@ -161,7 +161,9 @@ def keys(photos: list[tuple[str, Any, int]]) -> set[str]:
 
 
 def test_the_first_run_publishes_every_photo(first: Ran, installation: Installation) -> None:
-    files = {path.relative_to(installation.photos).as_posix() for path in installation.photos.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(installation.photos).as_posix() for path in installation.photos.rglob("*") if path.is_file()
+    }
     assert first.features.keys() >= files - set(BROKEN) - keys(ADDED)
     assert len(first.features) == SOUND
     assert first.embeddings == {key: etag for key, (etag, _) in first.features.items()}
@@ -197,7 +199,12 @@ def test_the_summary_says_what_was_done(first: Ran) -> None:
 
 
 def test_the_summary_is_shown_to_the_person(first: Ran) -> None:
-    for shown in (str(SOUND), first.summary["model_id"], first.summary["publication_id"], first.summary["pca"]["pca_id"]):
+    for shown in (
+        str(SOUND),
+        first.summary["model_id"],
+        first.summary["publication_id"],
+        first.summary["pca"]["pca_id"],
+    ):
         assert shown in first.out
     assert "summary.json" in first.out
 
@@ -297,7 +304,9 @@ def test_a_folder_without_photos_does_not_empty_the_bucket(
             ["FRUITS_KEY_PATTERN", "regular expression", "(?P<label>["],
             id="malformed key pattern",
         ),
-        pytest.param({"FRUITS_KEY_PATTERN": "(.*)"}, ["FRUITS_KEY_PATTERN", "(?P<label>...)"], id="pattern without label"),
+        pytest.param(
+            {"FRUITS_KEY_PATTERN": "(.*)"}, ["FRUITS_KEY_PATTERN", "(?P<label>...)"], id="pattern without label"
+        ),
         pytest.param(
             {"FRUITS_N_COMPONENTS": "many", "FRUITS_MAX_PHOTO_BYTES": "-1"},
             ["FRUITS_N_COMPONENTS", "'many'", "FRUITS_MAX_PHOTO_BYTES", "'-1'"],
@@ -326,7 +335,9 @@ def test_settings_that_are_wrong_are_named_at_once(
             ["FRUITS_WEIGHTS", "/nowhere/weights.pth", "No such file"],
             id="weights that do not exist",
         ),
-        pytest.param({"FRUITS_WEIGHTS": "{tmp}/other.pth"}, ["{tmp}/other.pth", "efficientnet"], id="weights that do not fit"),
+        pytest.param(
+            {"FRUITS_WEIGHTS": "{tmp}/other.pth"}, ["{tmp}/other.pth", "efficientnet"], id="weights that do not fit"
+        ),
         pytest.param(
             {"FRUITS_N_COMPONENTS": "5000"},
             ["5,000 components", "1,280 features", "FRUITS_N_COMPONENTS"],
@@ -373,7 +384,9 @@ def test_the_dag_says_so_when_the_credentials_are_wrong(installation: Installati
 
 
 def test_prepare_says_so_when_the_bucket_is_not_there(make_settings: Callable[..., Settings]) -> None:
-    with pytest.raises(FruitsError, match=r"bucket 'no-such-bucket' does not exist there; create it, or set FRUITS_BUCKET"):
+    with pytest.raises(
+        FruitsError, match=r"bucket 'no-such-bucket' does not exist there; create it, or set FRUITS_BUCKET"
+    ):
         prepare(make_settings(bucket="no-such-bucket"), RunRequest(prefix=""))
 
 
@@ -421,7 +434,9 @@ def test_a_prefix_with_nothing_under_it(
             settings = Settings.load(prefix="Trainnig/", catalog_uri=f"sqlite:///{installation.data}/other.db")
             request = RunRequest(prefix="Trainnig/")
             card = prepare(settings, request)
-            with pytest.raises(FruitsError, match=r"s3://fruits/Trainnig/: no objects there; upload photos .* correct the prefix"):
+            with pytest.raises(
+                FruitsError, match=r"s3://fruits/Trainnig/: no objects there; upload photos .* correct the prefix"
+            ):
                 plan_run(settings, request, card, "a run")
         finally:
             stores._credentials.cache_clear()

@@ -67,7 +67,9 @@ class UI:
         roots = [psutil.Process(int(identity["pid"])) for identity in noted]
         return [member for root in roots for member in (root, *root.children(recursive=True))]
 
-    def answer(self, path: str, method: str = "GET", body: dict[str, Any] | None = None, token: str = "") -> tuple[int, str]:
+    def answer(
+        self, path: str, method: str = "GET", body: dict[str, Any] | None = None, token: str = ""
+    ) -> tuple[int, str]:
         """Status and text of the API server's answer."""
         request = urllib.request.Request(
             f"{self.url}{path}",

@@ -19,7 +19,11 @@ NAMES = {table.name for table in TABLES}
 def in_spark(settings):
     """The catalog's own part of Spark's configuration."""
     prefix = f"spark.sql.catalog.{settings.catalog_name}."
-    return {key.removeprefix(prefix): value for key, value in spark_configuration(settings).items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value
+        for key, value in spark_configuration(settings).items()
+        if key.startswith(prefix)
+    }
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
@@ -199,7 +203,9 @@ class TestWrongCatalog:
         assert "secret" not in str(raised.value)
 
     # Not even root can write to /proc.
-    @pytest.mark.parametrize("folder", ["{tmp}/missing", "{tmp}/a-file", "/proc"], ids=["missing", "a file", "read-only"])
+    @pytest.mark.parametrize(
+        "folder", ["{tmp}/missing", "{tmp}/a-file", "/proc"], ids=["missing", "a file", "read-only"]
+    )
     def test_a_folder_that_cannot_hold_the_sqlite_file_is_named(self, lake_settings, tmp_path, folder):
         (tmp_path / "a-file").touch()
         path = f"{folder.format(tmp=tmp_path)}/catalog.db"

@@ -36,7 +36,9 @@ def write(lake, run, base):
     for definition, row in ((FEATURES, feature(f"{run}.jpg", run)), (EMBEDDINGS, embedding(f"{run}.jpg", run))):
         start_branch(lake, definition.name, branch_name(run), base["snapshots"][definition.name])
         rows = pa.Table.from_pylist([row], schema=definition.schema)
-        commit_rows(lake, definition.name, lambda transaction, rows=rows: transaction.append(rows, branch=branch_name(run)))
+        commit_rows(
+            lake, definition.name, lambda transaction, rows=rows: transaction.append(rows, branch=branch_name(run))
+        )
 
 
 def wanted(lake, run, base):
@@ -141,7 +143,9 @@ class TestConflict:
             write(lake, run, base)
         publish(lake, base, "a", wanted(lake, "a", base))
         before = heads(lake)
-        with pytest.raises(ConflictError, match=r"another run published after run b was planned.*nothing was published"):
+        with pytest.raises(
+            ConflictError, match=r"another run published after run b was planned.*nothing was published"
+        ):
             publish(lake, base, "b", wanted(lake, "b", base))
         assert heads(lake) == before
         assert [one.run_id for one in publications(lake)] == ["a"]

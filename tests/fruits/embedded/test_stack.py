@@ -1,0 +1,201 @@
+import json
+import os
+import socket
+import stat
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fruits.embedded import stack as module
+from fruits.embedded.stack import S3Server, Stack, free_ports, make_bucket, running_server, running_stack, start_s3
+from fruits.errors import FruitsError
+from fruits.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("stack with a blank")
+
+
+@pytest.fixture(scope="module")
+def server(data):
+    started = start_s3(data)
+    yield started
+    started.stop()
+
+
+def listening(pid: int) -> set[tuple[str, int]]:
+    """Address and port of every TCP socket that a process listens on."""
+    inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            local, state, inode = (line.split()[column] for column in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in inodes:
+                address, port = local.split(":")
+                words = [bytes.fromhex(address[i : i + 8])[::-1] for i in range(0, len(address), 8)]
+                found.add((socket.inet_ntop(family, b"".join(words)), int(port, 16)))
+    return found
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def test_the_server_is_reached_from_this_machine_only(server):
+    pid = server.process.pid
+    sockets = listening(pid).union(*(listening(child) for child in children(pid)))
+    ports = json.loads((server.stack.data / "s3.ports.json").read_text())
+    assert ("127.0.0.1", ports["s3"]) in sockets, "the server's own socket was not found: this test tells nothing"
+    assert {address for address, _ in sockets} == {"127.0.0.1"}
+
+
+def test_the_server_listens_on_no_port_but_those_chosen_for_it(server):
+    """Another stack on the same machine must find its own ports free."""
+    ports = json.loads((server.stack.data / "s3.ports.json").read_text())
+    assert {port for _, port in listening(server.process.pid)} <= set(ports.values())
+
+
+def test_the_keys_are_random_and_readable_by_their_owner_only(server, data, tmp_path):
+    path = data / "s3.credentials.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(path.read_text()) == {
+        "access_key": server.stack.access_key,
+        "secret_key": server.stack.secret_key,
+    }
+    assert len(server.stack.secret_key) >= 40
+    others = module._credentials(tmp_path / "s3.credentials.json")
+    assert others != (server.stack.access_key, server.stack.secret_key)
+
+
+@pytest.mark.parametrize("wrong", ["secret_key", "access_key"])
+def test_wrong_keys_are_refused(server, wrong):
+    stranger = Stack(**{**vars(server.stack), wrong: "wrong"})
+    with pytest.raises(ClientError) as caught:
+        stranger.client().list_buckets()
+    assert caught.value.response["Error"]["Code"] in ("SignatureDoesNotMatch", "InvalidAccessKeyId")
+
+
+def test_nobody_reads_without_keys(server):
+    make_bucket(server.stack)
+    server.stack.client().put_object(Bucket="fruits", Key="secret.jpg", Body=b"photo")
+    for path in ("/", "/fruits", "/fruits/secret.jpg"):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{server.stack.endpoint}{path}", timeout=10)
+        assert caught.value.code == 403
+
+
+def test_a_running_server_is_found_and_used_not_started_again_nor_ended(server, data):
+    assert running_server(data) == server.stack
+    with running_stack(data) as used:
+        assert used == server.stack
+    assert server.process.poll() is None
+    server.stack.client().list_buckets()
+
+
+def test_a_stranger_on_the_port_is_not_taken_for_the_server(tmp_path):
+    module._credentials(tmp_path / "s3.credentials.json")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        (tmp_path / "s3.ports.json").write_text(json.dumps({"s3": stranger.getsockname()[1]}))
+        assert running_server(tmp_path) is None
+
+
+def test_nothing_runs_on_a_new_folder(tmp_path):
+    assert running_server(tmp_path) is None
+
+
+def test_a_bucket_is_made_once(server):
+    for _ in range(2):
+        make_bucket(server.stack, "orchard")
+    names = [bucket["Name"] for bucket in server.stack.client().list_buckets()["Buckets"]]
+    assert names.count("orchard") == 1
+
+
+def test_the_environment_is_all_that_our_programs_and_awss_need(server, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("FRUITS_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    environment = server.stack.environment
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.load()
+    assert settings.s3_endpoint == server.stack.endpoint
+    assert settings.lake == f"file://{server.stack.data}/lake"
+    assert settings.catalog_uri.get_secret_value() == f"sqlite:///{server.stack.data}/catalog.db"
+    assert boto3.client("s3", endpoint_url=server.stack.endpoint).list_buckets()["Buckets"] is not None
+
+
+def test_what_a_person_has_set_wins(server, monkeypatch):
+    monkeypatch.setenv("FRUITS_BUCKET", "orchard")
+    monkeypatch.setenv("FRUITS_LAKE", "")
+    assert server.stack.environment["FRUITS_BUCKET"] == "orchard"
+    assert server.stack.environment["FRUITS_LAKE"].startswith("file://")
+
+
+def put_and_stop(server: S3Server) -> None:
+    make_bucket(server.stack)
+    server.stack.client().put_object(Bucket="fruits", Key="Kiwi/1.jpg", Body=b"photo")
+    server.stop()
+    assert server.process.poll() is not None
+    with pytest.raises(BotoCoreError):
+        server.stack.client().list_buckets()
+
+
+@pytest.mark.slow
+def test_a_restart_keeps_objects_and_keys_on_the_same_ports_or_on_others(tmp_path):
+    first = start_s3(tmp_path)
+    put_and_stop(first)
+    with running_stack(tmp_path) as second:
+        assert second == first.stack
+        assert second.client().get_object(Bucket="fruits", Key="Kiwi/1.jpg")["Body"].read() == b"photo"
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", int(first.stack.endpoint.rpartition(":")[2])))
+        squatter.listen()
+        with running_stack(tmp_path) as third:
+            assert third.endpoint != first.stack.endpoint
+            assert (third.access_key, third.secret_key) == (first.stack.access_key, first.stack.secret_key)
+            assert third.client().get_object(Bucket="fruits", Key="Kiwi/1.jpg")["Body"].read() == b"photo"
+
+
+def test_a_server_that_cannot_start_is_reported_with_its_log_and_leaves_no_process(tmp_path, monkeypatch):
+    refusing = tmp_path / "weed"
+    refusing.write_text("#!/bin/sh\necho no such option\nexit 1\n")
+    refusing.chmod(0o755)
+    monkeypatch.setattr(module, "_weed", lambda: str(refusing))
+    with pytest.raises(FruitsError, match=r"its log is .*s3\.log"):
+        start_s3(tmp_path)
+    assert (tmp_path / "s3.log").read_text() == "no such option\n"
+
+
+def test_a_process_that_will_not_end_is_ended(monkeypatch):
+    import subprocess
+
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.3)
+    script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as stubborn:
+        assert stubborn.stdout.readline() == b"ready\n"
+        module.stop_process(stubborn)
+        assert stubborn.poll() == -9
+
+
+def test_without_the_program_the_message_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.sys, "prefix", str(tmp_path / "envs" / "jobs"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FruitsError, match="run `make setup`"):
+        start_s3(tmp_path)
+
+
+def test_free_ports_are_distinct_and_free():
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert module._all_free(ports)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[0]))
+        taken.listen()
+        assert not module._all_free(ports)
