@@ -121,12 +121,12 @@ def _outcome(entry: Entry, fetching: Future[Fetched | None] | None, backbone: Ba
     clock.lap("get")
     if fetched is None:
         return _quarantined(entry, Reason.GONE, Reason.GONE.description)
-    read = {"etag": fetched.etag, "size": fetched.size, "last_modified": fetched.last_modified}
+    read = fetched.etag, fetched.size, fetched.last_modified
     try:
         feature = _featurize(fetched, backbone, limits, clock)
     except UnreadablePhotoError as error:
-        return Outcome(entry, **read, reason=error.reason, detail=error.detail, seconds=clock.seconds)
-    return Outcome(entry, **read, feature=feature, seconds=clock.seconds)
+        return Outcome(entry, *read, reason=error.reason, detail=error.detail, seconds=clock.seconds)
+    return Outcome(entry, *read, feature=feature, seconds=clock.seconds)
 
 
 def _quarantined(entry: Entry, reason: Reason, detail: str) -> Outcome:

@@ -136,7 +136,7 @@ def _read_plan(settings: Settings, slug: str) -> dict[str, Any]:
         plan = {}
     if plan.get("state") != "succeeded":
         raise FruitsError(
-            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; run the plan task first, or correct --run or FRUITS_LAKE"
+            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; run the plan task first, or correct --run"
         )
     return plan
 
@@ -160,7 +160,7 @@ def _session(name: str, settings: Settings, document: RunDocument) -> Iterator["
     from pyspark.sql import SparkSession
 
     with document.stage("session"):
-        builder = SparkSession.builder.appName(name)  # type: ignore[attr-defined]
+        builder = SparkSession.builder.appName(name)
         for key, value in {**spark_configuration(settings), **_SESSION}.items():
             builder = builder.config(key, value)
         spark = builder.getOrCreate()
@@ -234,4 +234,4 @@ def _share_done(spark: "SparkSession", group: str) -> float:
 
 def matrix(vectors: pa.ListArray) -> np.ndarray[Any, np.dtype[np.float32]]:
     """A list column as a matrix, shape ``(rows, d)``."""
-    return vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
+    return np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)

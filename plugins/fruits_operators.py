@@ -99,8 +99,8 @@ class UploadsSettledSensor(S3KeysUnchangedSensor):
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSensorTimeout:
             _fail(
-                f"photos kept coming under s3://{self.bucket_name}/{self.prefix} for {context['params']['sensor_timeout']} s; "
-                "lower `settle_seconds` or raise `sensor_timeout`"
+                f"photos kept coming under s3://{self.bucket_name}/{self.prefix} for "
+                f"{context['params']['sensor_timeout']} s; lower `settle_seconds` or raise `sensor_timeout`"
             )
 
 

@@ -40,7 +40,7 @@ def main() -> int:
 def settings() -> str:
     """All settings as a Markdown table."""
     rows = (
-        f"| `FRUITS_{name.upper()}` | {_default(name, field)} | {(field.description or '').replace('|', chr(92) + '|')} |"
+        f"| `FRUITS_{name.upper()}` | {_default(name, field)} | {field.description} |"
         for name, field in Settings.model_fields.items()
     )
     return _table(("variable", "default", "meaning"), rows)

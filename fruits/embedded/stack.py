@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -63,7 +64,7 @@ class Stack:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self):  # type: ignore[no-untyped-def]
+    def client(self) -> Any:
         """A boto3 client of the S3 server."""
         return boto3.client(
             "s3",

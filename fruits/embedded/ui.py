@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -62,14 +63,13 @@ def stop(data: Path) -> int:
     return ExitCode.OK
 
 
-def _start(data: Path) -> dict[str, object]:
-    server = running_server(data)
-    if server is not None:
+def _start(data: Path) -> dict[str, Any]:
+    if running_server(data) is not None:
         raise FruitsError(f"an S3 server is already running on {data} (a `make run`?); wait for it to end")
     server = start_s3(data)
     print(f"S3 server on {server.stack.endpoint}")
     try:
-        make_bucket(server.stack, server.stack.environment["FRUITS_BUCKET"])
+        make_bucket(server.stack)
         migrate(server.stack)
         return _start_airflow(server)
     except BaseException:
@@ -77,14 +77,14 @@ def _start(data: Path) -> dict[str, object]:
         raise
 
 
-def _start_airflow(server: S3Server) -> dict[str, object]:
+def _start_airflow(server: S3Server) -> dict[str, Any]:
     stack = server.stack
     print("starting Airflow, about 40 s")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     environment = _environment(stack, port)
     parts = {name: _start_part(name, stack.data, environment) for name in _PARTS}
-    running = {
+    running: dict[str, Any] = {
         "url": url,
         "user": "admin",
         "endpoint": stack.endpoint,
@@ -92,9 +92,11 @@ def _start_airflow(server: S3Server) -> dict[str, object]:
         "processes": {name: _identity(process.pid) for name, process in (parts | {"s3": server.process}).items()},
     }
     _state_path(stack.data).write_text(json.dumps(running))
-    if not _answers(f"{url}/api/v2/monitor/health", parts.values()):
+    try:
+        _wait_until_healthy(url, parts.values(), stack.data / "logs")
+    except BaseException:
         stop(stack.data)
-        raise FruitsError(f"Airflow did not start within {_READY_SECONDS} s; its logs are in {stack.data / 'logs'}")
+        raise
     return running
 
 
@@ -126,21 +128,23 @@ def _environment(stack: Stack, port: int) -> dict[str, str]:
     }
 
 
-def _answers(url: str, parts: Collection["subprocess.Popen[bytes]"]) -> bool:
+def _wait_until_healthy(url: str, parts: Collection["subprocess.Popen[bytes]"], logs: Path) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and all(part.poll() is None for part in parts):
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own http URL
-                health = json.load(answer)
-            if all(
-                health[part]["status"] == "healthy"
-                for part in ("metadatabase", "scheduler", "triggerer", "dag_processor")
-            ):
-                return True
-        except (urllib.error.URLError, OSError, ValueError):
-            pass
+        if _healthy(f"{url}/api/v2/monitor/health"):
+            return
         time.sleep(1)
-    return False
+    raise FruitsError(f"Airflow did not start within {_READY_SECONDS} s; its logs are in {logs}")
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own http URL
+            health = json.load(answer)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+    parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+    return all(health[part]["status"] == "healthy" for part in parts)
 
 
 def _password(data: Path, user: str) -> str:
@@ -152,7 +156,7 @@ def _state_path(data: Path) -> Path:
     return data / "ui.json"
 
 
-def _read(data: Path) -> dict[str, object] | None:
+def _read(data: Path) -> dict[str, Any] | None:
     """What runs, or None; the note of processes that are gone is removed."""
     path = _state_path(data)
     if not path.is_file():
@@ -192,6 +196,6 @@ def _end(*identities: dict[str, float]) -> None:
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        return list(process.children(recursive=True))
     except psutil.NoSuchProcess:
         return []

@@ -23,7 +23,7 @@ _TABLE_PROPERTIES = {
     "write.parquet.compression-codec": "zstd",
     "write.distribution-mode": "none",  # the jobs bring rows in the order they are to be written
     "write.spark.fanout.enabled": "true",
-    # Bounds of whole keys and run ids, not of their first 16 characters, which many files share: else nothing is pruned.
+    # Bounds of whole keys and run ids: their first 16 characters, which are kept otherwise, are the same in all files.
     "write.metadata.metrics.column.key": "full",
     "write.metadata.metrics.column.run_id": "full",
     "write.metadata.delete-after-commit.enabled": "true",

@@ -131,4 +131,4 @@ def _version(row: Mapping[str, Any]) -> PCAVersion:
 
 
 def _floats(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return column.combine_chunks().flatten().to_numpy()
+    return np.asarray(column.combine_chunks().flatten(), dtype=np.float64)

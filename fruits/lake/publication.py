@@ -96,7 +96,7 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
         except ConflictError as error:
             raise ConflictError(
                 f"another run published after run {publication.run_id} was planned, so its result would overwrite "
-                "newer work; nothing was published. Run it again from its plan: clear the run, or wait for the next one."
+                "newer work; nothing was published. Clear the run from its plan, or wait for the next one."
             ) from error
         done = publication
     if done.sequence == publications(lake)[-1].sequence:

@@ -52,7 +52,7 @@ class Bucket:
         return written
 
     def accounted(self, pending=0):
-        """Whether each object is, by its ETag, in exactly one of features, quarantine and pending, and nothing else is."""
+        """Whether each object is, by its ETag, in one of features, quarantine and pending, and nothing else is."""
         rows = [*self.chain.rows(self.settings, "features"), *self.chain.rows(self.settings, "quarantine")]
         etags = {key: hashlib.md5(data).hexdigest() for key, data in self.photos.items()}  # noqa: S324
         current = [row["key"] for row in rows if etags.get(row["key"]) == row["etag"]]
@@ -62,7 +62,7 @@ class Bucket:
 
 
 def assert_equal_tables(chain, one, other):
-    """Features and quarantine equal to the last bit but for the run; statistics, model and embeddings up to rounding."""
+    """Features and quarantine equal to the last bit but for the run; the rest up to rounding."""
     for name in ("features", "quarantine"):
         ours, theirs = (chain.rows(settings, name, without=("run_id",)) for settings in (one, other))
         assert [row["key"] for row in ours] == [row["key"] for row in theirs]

@@ -73,7 +73,7 @@ def worked(chain, new_settings):
     photos = chain.photos(10)
     twin = next(data for key, data in photos.items() if key.startswith("Training/"))
     chain.put(settings, photos | {"Test/Only held out/twin.img": twin, "Training/Banana/broken.img": b"<html>"})
-    chain.plan(settings, RUN)
+    chain.plan(settings, RUN, n_components=0.8)
     for job in ("featurize", "pca"):
         assert chain.submit(job, settings, RUN) == ExitCode.OK
     return settings

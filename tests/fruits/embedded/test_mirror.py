@@ -58,7 +58,7 @@ def test_what_is_as_it_was_keeps_its_object(settings, folder):
 
 
 def test_a_large_photo_is_uploaded_once(settings, tmp_path):
-    """More than the 5 MB and 10 MB at which S3 clients begin to upload in parts, whose ETag is not the content's MD5."""
+    """S3 clients begin to upload in parts at 5 or 10 MB, and the ETag is then not the content's MD5."""
     folder = write(tmp_path / "large", {"Kiwi/1.jpg": os.urandom(12_000_001)})
     assert mirror(folder, settings, silent).uploaded == 1
     assert contents(settings) == photos(folder)

@@ -67,7 +67,7 @@ def command(data: Path, images: Path, summary: Path, **variables: str) -> Done:
             sys.executable, "-m", "fruits.embedded", "--data", str(data),
             "run", "--images", str(images), "--summary", str(summary),
         ],
-        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), **variables},
+        env={**kept, "PYTHONPATH": str(ROOT), **variables},
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with ThreadPoolExecutor(1) as pool:

@@ -34,7 +34,7 @@ def command(data: Path, *arguments: str, **variables: str) -> "subprocess.Comple
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FRUITS_", "AWS_", "AIRFLOW"))}
     return subprocess.run(
         [sys.executable, "-m", "fruits.embedded", "--data", str(data), *arguments],
-        env={**kept, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])), **variables},
+        env={**kept, "PYTHONPATH": str(ROOT), **variables},
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
