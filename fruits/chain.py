@@ -52,7 +52,7 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
     if isinstance(request.n_components, int) and request.n_components > card.feature_width:
         raise FruitsError(
             f"PCA: {request.n_components:,} components are more than the {card.feature_width:,} features of backbone "
-            f"{card.model_id}; lower FRUITS_N_COMPONENTS or the run's `n_components`, or ask for a share of variance such as 0.95"
+            f"{card.model_id}; lower FRUITS_N_COMPONENTS or the run's `n_components`, or ask for a share such as 0.95"
         )
     log.info("backbone %s: %d features, %s", card.model_id, card.feature_width, card.weights)
     return card

@@ -22,8 +22,6 @@ class FruitsError(Exception):
 class TransientError(FruitsError):
     """A server did not answer, or others were always quicker: the same again may succeed."""
 
-    exit_code = ExitCode.UNEXPECTED
-
 
 class GateError(FruitsError):
     """A required gate failed; readers stay where they were."""

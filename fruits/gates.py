@@ -96,7 +96,10 @@ def evaluate(found: Findings, settings: Settings) -> tuple[Gate, ...]:
             "no probe for this PCA version" if ratio is None else
             f"held-out accuracy {found.probe_embedded:.3f} on embeddings, {found.probe_raw:.3f} on features",
         ),
-        _at_most("drift", "warn", found.drift, settings.refit_drift, "unexplained variance of new photos beyond what is expected"),
+        _at_most(
+            "drift", "warn", found.drift, settings.refit_drift,
+            "unexplained variance of new photos beyond what is expected",
+        ),
         _scale(found.scale_ratio),
         _at_most(
             "labels_fitted", "warn", len(found.unfitted_labels), 0,

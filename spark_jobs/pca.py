@@ -102,8 +102,8 @@ def nothing_to_fit(job: Job) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.get("quarantine", {}).items()) or "none"
     return (
         f"PCA: no photo in the fit split (`train`). Of {found.get('images', 0)} objects {found.get('features', 0)} "
-        f"could be featurized; quarantined: {reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or see that "
-        "FRUITS_KEY_PATTERN reads the keys right."
+        f"could be featurized; quarantined: {reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or see "
+        "that FRUITS_KEY_PATTERN reads the keys right."
     )
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import obstore
+from obstore.exceptions import BaseError
 
 from fruits.errors import FruitsError
 from fruits.listing import list_objects
 from fruits.settings import Settings
-from fruits.stores import photo_store
+from fruits.stores import explain, photo_store
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"})
 _THREADS = 16
@@ -32,7 +33,8 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None])
     """Make the bucket's prefix hold exactly the photos of ``folder``; ``report`` is told (done, total) uploads.
 
     Raises:
-        FruitsError: when the folder does not exist or holds no photo at all: an empty folder would empty the bucket.
+        FruitsError: when the folder does not exist or holds no photo at all: an empty folder would empty the bucket;
+            when the bucket can't be listed or written. Nothing is removed then.
     """
     if not folder.is_dir():
         raise FruitsError(f"{folder}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
@@ -52,7 +54,10 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None])
         known = there.get(key)
         if known and known.size == len(data) and known.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return False
-        obstore.put(store, key, data, use_multipart=False, max_concurrency=1, chunk_size=_ONE_PART)
+        try:
+            obstore.put(store, key, data, use_multipart=False, max_concurrency=1, chunk_size=_ONE_PART)
+        except BaseError as error:
+            raise explain(error, settings, settings.bucket) from error
         return True
 
     uploaded = 0

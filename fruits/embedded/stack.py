@@ -1,5 +1,6 @@
 """SeaweedFS as S3, SQLite as catalog and the settings that point at them, all under one data folder."""
 
+import http.client
 import json
 import os
 import secrets
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ _PORTS = {
     "filer": "-filer.port", "filer_grpc": "-filer.port.grpc",
     "admin": "-admin.port", "admin_grpc": "-admin.port.grpc",
 }  # fmt: skip
+_PORT_RANGE = range(20_000, 32_000)  # below those that systems give to outgoing connections, which come any time
 _START_SECONDS = 60
-_STOP_SECONDS = 15
+_PROBE_SECONDS = 5
+_STOP_SECONDS = 5  # it takes 2, or 12 when it waits for connections of its own; it survives a kill without a loss
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,20 @@ class Stack:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self) -> Any:
-        """A boto3 client of the S3 server."""
+    def client(self, *, attempts: int = 5, seconds: int = 60) -> Any:
+        """A boto3 client of the S3 server, with so many attempts at each request and seconds to wait for its answer."""
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint,
             region_name=REGION,
             aws_access_key_id=self.access_key,
             aws_secret_access_key=self.secret_key,
-            config=Config(retries={"max_attempts": 5}, max_pool_connections=32, s3={"addressing_style": "path"}),
+            config=Config(
+                retries={"total_max_attempts": attempts},
+                read_timeout=seconds,
+                max_pool_connections=32,
+                s3={"addressing_style": "path"},
+            ),
         )
 
 
@@ -107,7 +116,7 @@ def running_server(data: Path) -> Stack | None:
     if _all_free([port]):
         return None
     try:
-        stack.client().list_buckets()
+        stack.client(attempts=1, seconds=_PROBE_SECONDS).list_buckets()
     except (BotoCoreError, ClientError):
         return None
     return stack
@@ -147,7 +156,7 @@ def start_s3(data: Path) -> S3Server:
             command, env={**os.environ, **credentials}, cwd=data, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        _wait_until_ready(stack, process, log_path)
+        _wait_until_ready(stack, ports["master"], process, log_path)
     except BaseException:
         stop_process(process)
         raise
@@ -167,11 +176,8 @@ def stop_process(process: "subprocess.Popen[bytes]") -> None:
 
 def free_ports(count: int) -> list[int]:
     """Distinct TCP ports of 127.0.0.1 that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    shuffled = secrets.SystemRandom().sample(_PORT_RANGE, len(_PORT_RANGE))
+    return list(islice((port for port in shuffled if _all_free([port])), count))
 
 
 def _ports(path: Path) -> dict[str, int]:
@@ -216,19 +222,27 @@ def _weed() -> str:
     return found
 
 
-def _wait_until_ready(stack: Stack, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
-    client = stack.client()
+def _wait_until_ready(stack: Stack, master: int, process: "subprocess.Popen[bytes]", log_path: Path) -> None:
+    client = stack.client(attempts=1)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            break
+            raise FruitsError(f"SeaweedFS did not start: exit code {process.returncode}; its log is {log_path}")
         try:
             client.list_buckets()
-        except (BotoCoreError, ClientError):
-            time.sleep(0.1)
-        else:
-            return
+            if _has_volumes(master):
+                return
+        except (BotoCoreError, ClientError, OSError):
+            pass
+        time.sleep(0.1)
     raise FruitsError(f"SeaweedFS did not start within {_START_SECONDS} s; its log is {log_path}")
+
+
+def _has_volumes(master: int) -> bool:
+    """Whether the server's part that holds the objects' bytes is there: until then it lists, but can't read them."""
+    with closing(http.client.HTTPConnection("127.0.0.1", master, timeout=_PROBE_SECONDS)) as connection:
+        connection.request("GET", "/dir/status")
+        return bool(json.load(connection.getresponse())["Topology"]["DataCenters"])
 
 
 def make_bucket(stack: Stack, bucket: str = BUCKET) -> None:

@@ -38,13 +38,12 @@ def start(data: Path) -> int:
         running = _start(data)
     else:
         print("It is running already.")
-    print(
-        f"\n  Airflow UI  {running['url']}\n  user        {running['user']}\n  password    {_password(data, running['user'])}"
-    )
+    print(f"\n  Airflow UI  {running['url']}")
+    print(f"  user        {running['user']}")
+    print(f"  password    {_password(data, running['user'])}")
     print(f"  photos      s3://{running['bucket']} on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
-    print(
-        f"  logs        {data / 'logs'}\n\n`make stop` ends it. The DAG fruit_features is paused until you switch it on."
-    )
+    print(f"  logs        {data / 'logs'}")
+    print("\n`make stop` ends it. The DAG fruit_features is paused until you switch it on.")
     return ExitCode.OK
 
 

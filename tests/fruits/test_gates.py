@@ -26,6 +26,7 @@ GOOD = Findings(
     unfitted_labels=(),
     probe_raw=0.95,
     probe_embedded=0.94,
+    held_out_rows=200,
 )
 """Findings of a run that nothing is wrong with."""
 
@@ -153,3 +154,9 @@ def test_a_gate_names_what_it_found_with_a_few_examples():
 def test_a_gate_survives_its_document():
     for gate in evaluate(GOOD, SETTINGS):
         assert Gate(**json.loads(json.dumps(gate.to_document()))) == gate
+
+
+def test_a_probe_of_a_few_held_out_photos_warns_and_does_not_stop_the_run():
+    few = replace(GOOD, probe_embedded=0.5, held_out_rows=4)
+    assert not_passed(few) == ["probe"]
+    assert failed(evaluate(few, SETTINGS)) == ()

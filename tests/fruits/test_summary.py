@@ -38,7 +38,7 @@ def task(name: str, attempt: int = 1, **recorded: object) -> dict:
     return {"task": name, "run_id": "manual__1", "attempt": attempt, "wall_seconds": 2.5, **recorded}
 
 
-PLAN = task("plan", counts=COUNTS, model_id="lite0-0123")
+PLAN = task("plan", work=True, counts=COUNTS, model_id="lite0-0123")
 DOCUMENTS = {
     "plan": PLAN,
     "featurize": task(
@@ -51,7 +51,7 @@ DOCUMENTS = {
 
 
 def summary(documents=DOCUMENTS, publication=PUBLICATION, quarantine=QUARANTINE, pca=PCA_CARD, settings=SETTINGS):
-    return summarise(documents, publication, quarantine, pca, settings, wall_seconds=12.34)
+    return summarise(documents, publication, quarantine, pca, settings)
 
 
 def test_a_summary_says_what_the_run_did():
@@ -69,7 +69,7 @@ def test_a_summary_says_what_the_run_did():
     assert found["probe"] == {"raw": 0.91, "embedded": 0.885}
     assert [(gate["name"], gate["passed"]) for gate in found["gates"]] == [("probe", True), ("drift", False)]
     assert found["seconds"] == dict.fromkeys(DOCUMENTS, 2.5)
-    assert found["wall_seconds"] == 12.3
+    assert found["wall_seconds"] == 2.5 * len(DOCUMENTS)
 
 
 def test_each_attempt_of_a_spark_job_started_a_jvm():
@@ -78,7 +78,7 @@ def test_each_attempt_of_a_spark_job_started_a_jvm():
 
 
 def test_a_run_with_nothing_to_do_shows_what_is_published():
-    found = summary({"plan": {**PLAN, "counts": IDLE}})
+    found = summary({"plan": {**PLAN, "counts": IDLE, "work": False}})
     assert found["features"] == 1_240
     assert [gate["name"] for gate in found["gates"]] == [gate.name for gate in GATES]
     assert found["pca"]["action"] == "none"
@@ -111,7 +111,7 @@ def test_the_text_has_every_figure():
     assert lines["probe"] == "held-out accuracy 0.910 on features, 0.885 on embeddings"
     assert lines["gates"] == "1 of 2 passed; not: drift (warn)"
     assert lines["published"] == "pub-000003-abcdef"
-    assert lines["time"] == "12.3 s, 4 JVMs started"
+    assert lines["time"] == "12.5 s, 4 JVMs started"
     assert lines["tables"] == "sqlite:////lake/catalog.db (Iceberg, namespace fruits)"
 
 

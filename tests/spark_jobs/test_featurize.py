@@ -181,7 +181,7 @@ class TestBadInput:
 
     def test_a_run_without_a_plan(self, chain, planned, caplog):
         assert chain.submit("featurize", planned, "never planned") == ExitCode.BAD_INPUT
-        assert f"run {run_slug('never planned')}: no plan in {planned.lake}" in caplog.text
+        assert f"run {run_slug('never planned')}: no finished plan in {planned.lake}" in caplog.text
         assert chain.documents(planned, "never planned") == {}
 
     def test_a_missing_bucket(self, chain, planned, caplog):

@@ -207,6 +207,27 @@ def test_nothing_changed_plans_no_work(chain, grown):
     assert chain.heads(settings) == before
 
 
+def test_a_refit_that_is_asked_for_needs_no_new_photo(chain, grown):
+    settings, _ = grown
+    features = chain.rows(settings, "features")
+    documents = chain.run(settings, "refit", refit="always")
+    assert documents["featurize"]["images"] == 0
+    assert (documents["pca"]["reason"], documents["pca"]["projected"]) == ("asked for", len(features))
+    assert chain.rows(settings, "features") == features
+
+
+def test_a_bucket_that_was_emptied_leaves_empty_tables(chain, new_settings):
+    settings = new_settings()
+    photos = chain.photos(4)
+    chain.put(settings, photos)
+    chain.run(settings, "first")
+    chain.delete(settings, *photos)
+    documents = chain.run(settings, "last")
+    assert documents["featurize"]["removed"] == 4
+    assert [len(chain.rows(settings, name)) for name in ("features", "embeddings", "quarantine")] == [0, 0, 0]
+    assert statistics(chain, settings)[0] == 0
+
+
 def test_a_published_run_that_is_cleared_from_its_plan_publishes_what_came_since(chain, grown):
     settings, _ = grown
     features, sequence = len(chain.rows(settings, "features")), chain.published(settings).sequence

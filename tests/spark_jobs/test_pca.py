@@ -24,12 +24,10 @@ def matrix(rows, column="vector"):
     return np.array([row[column] for row in rows], np.float32)
 
 
-def on_branch(settings, run_id, document):
+def on_branch(settings, document):
     """Statistics and PCA versions as a run has them."""
     lake = Lake.open(settings)
-    statistics, models = (
-        run_head(lake, name, run_slug(run_id), document["base"]) for name in ("pca_statistics", "pca_models")
-    )
+    statistics, models = (run_head(lake, name, document) for name in ("pca_statistics", "pca_models"))
     model_id = document["model_id"]
     return load_statistics(lake, statistics, model_id, WIDTH), load_versions(lake, models, model_id)
 
@@ -112,7 +110,7 @@ def test_held_out_photos_have_no_part_in_the_fit(chain, first, new_settings):
     plan = chain.plan(settings, "r")
     for job in ("featurize", "pca"):
         assert chain.submit(job, settings, "r") == ExitCode.OK
-    statistics, (version,) = on_branch(settings, "r", plan)
+    statistics, (version,) = on_branch(settings, plan)
     published = chain.published(first.settings)
     lake = Lake.open(first.settings)
     expected = load_statistics(lake, published.snapshots["pca_statistics"], published.model_id, WIDTH)

@@ -109,7 +109,9 @@ class TestARequiredGateThatFails:
         strict = worked.model_copy(
             update={"max_quarantined_share": 0.05, "min_explained_variance": 0.999, "min_probe_ratio": 9.0}
         )
-        assert self.refused(chain, strict, caplog) == {"quarantined_share", "explained_variance", "probe"}
+        assert self.refused(chain, strict, caplog) == {"quarantined_share", "explained_variance"}
+        probe = gates_of(chain.documents(worked, RUN)["validate"])["probe"]
+        assert (probe["severity"], probe["passed"]) == ("warn", False), "three held-out photos prove nothing"
 
     def test_a_photo_that_got_lost(self, chain, worked, caplog):
         with tampered(worked, "features", 0, None):

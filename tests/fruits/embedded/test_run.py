@@ -331,11 +331,6 @@ def test_settings_that_are_wrong_are_named_at_once(
     [
         pytest.param({"FRUITS_BACKBONE": "nonsense"}, ["nonsense", "efficientnet-lite0"], id="unknown backbone"),
         pytest.param(
-            {"FRUITS_WEIGHTS": "/nowhere/weights.pth"},
-            ["FRUITS_WEIGHTS", "/nowhere/weights.pth", "No such file"],
-            id="weights that do not exist",
-        ),
-        pytest.param(
             {"FRUITS_WEIGHTS": "{tmp}/other.pth"}, ["{tmp}/other.pth", "efficientnet"], id="weights that do not fit"
         ),
         pytest.param(

@@ -30,7 +30,7 @@ def server(data):
 
 def listening(pid: int) -> set[tuple[str, int]]:
     """Address and port of every TCP socket that a process listens on."""
-    inodes = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    inodes = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
     found = set()
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
@@ -98,10 +98,14 @@ def test_a_running_server_is_found_and_used_not_started_again_nor_ended(server, 
     server.stack.client().list_buckets()
 
 
-def test_a_stranger_on_the_port_is_not_taken_for_the_server(tmp_path):
+@pytest.mark.parametrize("listens", [False, True], ids=["refuses", "says nothing"])
+def test_a_stranger_on_the_port_is_not_taken_for_the_server(tmp_path, monkeypatch, listens):
+    monkeypatch.setattr(module, "_PROBE_SECONDS", 1)
     module._credentials(tmp_path / "s3.credentials.json")
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
+        if listens:
+            stranger.listen()
         (tmp_path / "s3.ports.json").write_text(json.dumps({"s3": stranger.getsockname()[1]}))
         assert running_server(tmp_path) is None
 
@@ -130,11 +134,20 @@ def test_the_environment_is_all_that_our_programs_and_awss_need(server, monkeypa
     assert boto3.client("s3", endpoint_url=server.stack.endpoint).list_buckets()["Buckets"] is not None
 
 
-def test_what_a_person_has_set_wins(server, monkeypatch):
-    monkeypatch.setenv("FRUITS_BUCKET", "orchard")
-    monkeypatch.setenv("FRUITS_LAKE", "")
-    assert server.stack.environment["FRUITS_BUCKET"] == "orchard"
-    assert server.stack.environment["FRUITS_LAKE"].startswith("file://")
+def test_the_stack_never_points_at_somebodys_real_bucket_lake_or_account(server, monkeypatch):
+    before = server.stack.environment
+    names = [name for name in before if name.startswith(("FRUITS_", "AWS_")) and name != "FRUITS_JOBS_ENV"]
+    assert {"FRUITS_BUCKET", "FRUITS_LAKE", "FRUITS_CATALOG_URI", "AWS_SECRET_ACCESS_KEY"} <= set(names)
+    for name in names:
+        monkeypatch.setenv(name, "somebody's")
+    assert server.stack.environment == before
+
+
+def test_other_settings_of_a_person_hold_for_the_stack_too(server, monkeypatch):
+    monkeypatch.setenv("FRUITS_N_COMPONENTS", "32")
+    monkeypatch.setenv("FRUITS_JOBS_ENV", "/opt/jobs")
+    environment = server.stack.environment
+    assert (environment["FRUITS_N_COMPONENTS"], environment["FRUITS_JOBS_ENV"]) == ("32", "/opt/jobs")
 
 
 def put_and_stop(server: S3Server) -> None:
@@ -147,7 +160,8 @@ def put_and_stop(server: S3Server) -> None:
 
 
 @pytest.mark.slow
-def test_a_restart_keeps_objects_and_keys_on_the_same_ports_or_on_others(tmp_path):
+def test_a_restart_keeps_objects_and_keys_on_the_same_ports_or_on_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PROBE_SECONDS", 1)
     first = start_s3(tmp_path)
     put_and_stop(first)
     with running_stack(tmp_path) as second:
@@ -168,7 +182,7 @@ def test_a_server_that_cannot_start_is_reported_with_its_log_and_leaves_no_proce
     refusing.write_text("#!/bin/sh\necho no such option\nexit 1\n")
     refusing.chmod(0o755)
     monkeypatch.setattr(module, "_weed", lambda: str(refusing))
-    with pytest.raises(FruitsError, match=r"its log is .*s3\.log"):
+    with pytest.raises(FruitsError, match=r"did not start: exit code 1; its log is .*s3\.log"):
         start_s3(tmp_path)
     assert (tmp_path / "s3.log").read_text() == "no such option\n"
 

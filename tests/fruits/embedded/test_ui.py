@@ -18,6 +18,7 @@ import pytest
 from fruits.backbones.card import Card, Preprocessing
 from fruits.backbones.stage import _registry_path, staged_card
 from fruits.embedded.stack import Stack, running_server
+from fruits.errors import ExitCode
 from fruits.generator import photo_key
 from fruits.settings import Settings
 from fruits.stores import lake_store, write_json
@@ -175,12 +176,14 @@ def test_a_second_ui_says_that_one_is_running(ui: UI) -> None:
 
 
 def test_a_run_beside_the_ui_uses_its_s3_server(ui: UI, tmp_path: Path) -> None:
-    """Its weights are nowhere, so that it ends before Spark."""
+    """Its weights are nowhere, so that it ends before Spark, and says so."""
     photo = tmp_path / "photos" / "beside" / "Apple" / "1.jpg"
     photo.parent.mkdir(parents=True)
     photo.write_bytes(b"photo")
     done = command(ui.data, "run", "--images", str(tmp_path / "photos"), FRUITS_WEIGHTS="/nowhere/weights.pth")
-    assert "/nowhere/weights.pth" in done.stderr
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "FRUITS_WEIGHTS /nowhere/weights.pth: No such file" in done.stderr
     assert f"S3 server on {ui.stack.endpoint}" in done.stdout
     client = ui.stack.client()
     assert client.get_object(Bucket="fruits", Key="beside/Apple/1.jpg")["Body"].read() == b"photo"

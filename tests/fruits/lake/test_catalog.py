@@ -11,7 +11,7 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
-from fruits.lake.schemas import FEATURES, TABLES
+from fruits.lake.schemas import FEATURES, QUARANTINE, TABLES
 
 NAMES = {table.name for table in TABLES}
 
@@ -139,6 +139,27 @@ class TestReading:
     def test_a_branch_that_does_not_exist_has_no_head(self, lake):
         assert lake.head("features", "run_nobody") is None
 
+    def test_it_tells_whether_any_row_is_under_a_prefix(self, lake):
+        assert not lake.holds("")
+        lake.table("features").append(pa.Table.from_pylist([row("Training/a", "m")], schema=FEATURES.schema))
+        quarantined = dict.fromkeys(QUARANTINE.schema.names, "") | {"key": "stray", "size": 1, "last_modified": 0}
+        lake.table("quarantine").append(pa.Table.from_pylist([quarantined], schema=QUARANTINE.schema))
+        assert {prefix for prefix in ("", "Train", "st", "Test/", "raining") if lake.holds(prefix)} == {
+            "",
+            "Train",
+            "st",
+        }
+
+
+class TestBucket:
+    def test_a_lake_stays_with_the_bucket_it_was_first_used_for(self, lake, lake_settings):
+        for _ in range(2):
+            Lake.open(lake_settings()).check_bucket()
+        with pytest.raises(
+            FruitsError, match=r"holds the photos of bucket 'fruits', not of 'other'; set FRUITS_BUCKET"
+        ):
+            Lake.open(lake_settings(bucket="other")).check_bucket()
+
 
 def row(key, model_id):
     """A row of features."""
@@ -198,7 +219,7 @@ class TestSparkConfiguration:
 class TestWrongCatalog:
     @pytest.mark.parametrize("uri", ["mysql://ann:secret@host/lake", "catalog.db", "s3://bucket/catalog"])
     def test_another_kind_of_database_is_named_with_what_was_expected(self, lake_settings, uri):
-        with pytest.raises(FruitsError, match=r"FRUITS_CATALOG_URI: expected sqlite:.* or postgresql://") as raised:
+        with pytest.raises(FruitsError, match=r"FRUITS_CATALOG_URI expected sqlite:.* or postgresql://") as raised:
             Lake.open(lake_settings(catalog_uri=uri))
         assert "secret" not in str(raised.value)
 
@@ -219,7 +240,6 @@ class TestWrongCatalog:
             Lake.open(lake_settings())
 
     def test_a_postgresql_server_that_does_not_answer_is_named_without_the_password(self, lake_settings):
-        pytest.importorskip("psycopg2", reason="ABSENT: psycopg2, so no PostgreSQL catalog can be opened at all")
         with pytest.raises(FruitsError, match=r"127\.0\.0\.1:9/lake: .*check FRUITS_CATALOG_URI") as raised:
             Lake.open(lake_settings(catalog_uri="postgresql://ann:geheim@127.0.0.1:9/lake"))
         assert "geheim" not in str(raised.value)

@@ -43,7 +43,7 @@ def write(lake, run, base):
 
 def wanted(lake, run, base):
     """What a run asks to publish."""
-    snapshots = {name: run_head(lake, name, run, base) for name in DATA_TABLES}
+    snapshots = {name: run_head(lake, name, {"slug": run, "run_id": run, "base": base}) for name in DATA_TABLES}
     sequence = base["sequence"] + 1
     return Publication(
         sequence=sequence,
