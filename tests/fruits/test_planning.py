@@ -91,6 +91,7 @@ def test_params_come_before_the_run_type_and_that_before_the_interval(params, ru
         ({"limit": -1}, "limit -1", "at least 1"),
         ({"limit": 2.5}, "limit 2.5", "at least 1"),
         ({"limit": "ten"}, "limit 'ten'", "at least 1"),
+        ({"mode": "rebuild", "limit": 5}, "mode 'rebuild'", "leave `limit` empty"),
     ],
 )
 def test_a_bad_param_is_named_with_what_was_expected(params, named, expected):
@@ -265,6 +266,14 @@ def test_a_limit_leaves_no_deletion_over():
     listed = [ListedObject(f"Fig/{n}.jpg", "one", 9, START) for n in range(5)]
     plan = make_plan(listed, known, RULES, replace(EVERYTHING, limit=1))
     assert (plan.counts[Action.CREATE], plan.counts[Action.DELETE], len(plan.pending)) == (1, 5, 4)
+
+
+def test_a_limit_is_not_spent_on_photos_that_could_not_be_read_before():
+    known = {f"Fig/{n}.jpg": KnownObject("one", START, reason="truncated") for n in range(3)}
+    listed = [*(ListedObject(key, "one", 9, START) for key in known), replace(KIWI, last_modified=START + DAY)]
+    plan = make_plan(listed, known, RULES, RunRequest("", limit=1, retry_quarantined=True))
+    assert [entry.key for entry in plan.entries] == [KIWI.key]
+    assert len(plan.pending) == 3
 
 
 @given(listings(), st.lists(MOMENTS, min_size=2, max_size=6, unique=True).map(sorted))

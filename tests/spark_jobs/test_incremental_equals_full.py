@@ -239,4 +239,5 @@ def test_a_published_run_that_is_cleared_from_its_plan_publishes_what_came_since
     assert statistics(chain, settings)[0] == n + 2
     keys = [row["key"] for row in chain.rows(settings, "features")]
     assert len(set(keys)) == len(keys) == features + 2
-    assert [row["key"] for row in chain.rows(settings, "embeddings")] == keys
+    embeddings = chain.rows(settings, "embeddings", pca_id=documents["pca"]["pca_id"])
+    assert [row["key"] for row in embeddings] == keys

@@ -156,7 +156,7 @@ class TestBucket:
         for _ in range(2):
             Lake.open(lake_settings()).check_bucket()
         with pytest.raises(
-            FruitsError, match=r"holds the photos of bucket 'fruits', not of 'other'; set FRUITS_BUCKET"
+            FruitsError, match=r"the photos of bucket 'fruits', not of 'other'; set FRUITS_BUCKET"
         ):
             Lake.open(lake_settings(bucket="other")).check_bucket()
 

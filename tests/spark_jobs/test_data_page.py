@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from fruits.planning import run_slug
+from fruits.summary import read_summary
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-def test_every_example_runs_and_shows_the_published_photos(
-    published_summary: dict[str, object], tmp_path: Path
-) -> None:
+def test_every_example_runs_and_shows_the_published_photos(first, tmp_path):
+    summary = read_summary(first.settings, run_slug(first.run_id))
     examples = BLOCK.findall((ROOT / "docs" / "data.md").read_text())
     (tmp_path / "build").mkdir()
-    (tmp_path / "build" / "summary.json").write_text(json.dumps(published_summary))
+    (tmp_path / "build" / "summary.json").write_text(json.dumps(summary))
     script = tmp_path / "examples.py"
     script.write_text("\n".join(examples))
 
@@ -33,8 +35,7 @@ def test_every_example_runs_and_shows_the_published_photos(
     )
 
     assert done.returncode == 0, done.stderr[-3000:]
-    photos = published_summary["features"]
     assert len(examples) == 6
-    assert f"{photos} photos with embeddings of length {published_summary['pca']['k']}" in done.stdout
+    assert f"{summary['features']} photos with embeddings of length {summary['pca']['k']}" in done.stdout
     assert "not_an_image" in done.stdout  # DuckDB over the quarantine
     assert re.search(r"\+-+\+-+\+", done.stdout), "Spark shows a table"
