@@ -70,7 +70,9 @@ def _upload(photos: Path, settings: Settings) -> None:
 def _environment(stack: Stack) -> Iterator[None]:
     """The stack's settings, for this process too."""
     before = dict(os.environ)
-    os.environ.update(stack.environment)
+    environment = stack.environment
+    os.environ.clear()
+    os.environ.update(environment)
     try:
         yield
     finally:

@@ -34,6 +34,8 @@ _PORTS = {
     "admin": "-admin.port", "admin_grpc": "-admin.port.grpc",
 }  # fmt: skip
 _PORT_RANGE = range(20_000, 32_000)  # below those that systems give to outgoing connections, which come any time
+# A person's own would be taken for, or beside, the stack's keys.
+_OTHER_CREDENTIALS = frozenset({"AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE"})
 _START_SECONDS = 60
 _PROBE_SECONDS = 5
 _STOP_SECONDS = 5  # it takes 2, or 12 when it waits for connections of its own; it survives a kill without a loss
@@ -55,7 +57,7 @@ class Stack:
         Bucket, lake and catalog are always its own, whatever is set: it must not touch anybody's real ones.
         """
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _OTHER_CREDENTIALS},
             "FRUITS_BUCKET": BUCKET,
             "FRUITS_LAKE": f"file://{self.data / 'lake'}",
             "FRUITS_CATALOG_URI": f"sqlite:///{self.data / 'catalog.db'}",

@@ -4,15 +4,18 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from fruits.embedded.airflow import airflow_environment
 from fruits.embedded.stack import Stack
-from fruits.errors import FruitsError
+from fruits.errors import FruitsError, TransientError
+from fruits.lake.catalog import Lake
+from fruits.lake.schemas import QUARANTINE
 from fruits.runs import run_store
 from fruits.settings import Settings
 from fruits.stores import write_json
@@ -63,8 +66,27 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
-def run_params(**params: Any) -> dict[str, Any]:
-    return {"params": {"settle_seconds": 60, "sensor_timeout": 3600, **params}}
+class TaskInstance:
+    """A task instance of a run whose `prepare` resolved a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def xcom_pull(self, task_ids: str) -> dict[str, Any]:
+        return {"prepare": {"request": {"prefix": self.prefix}}}[task_ids]
+
+
+def run_params(prefix: str = "", **params: Any) -> dict[str, Any]:
+    """The context of a task."""
+    return {"params": {"settle_seconds": 60, "sensor_timeout": 3600, **params}, "ti": TaskInstance(prefix)}
+
+
+@pytest.fixture
+def lake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Points tasks at an empty lake of the test's own."""
+    monkeypatch.setenv("FRUITS_LAKE", settings.lake)
+    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
+    return settings
 
 
 def settled_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
@@ -82,7 +104,7 @@ def deferral(sensor: Any, **params: Any) -> Any:
     from airflow.sdk.exceptions import TaskDeferred
 
     with pytest.raises(TaskDeferred) as raised:
-        sensor.execute(run_params(**params))
+        sensor.execute(run_params(prefix=str(getattr(sensor, "bucket_key", "")).rstrip("*"), **params))
     return raised.value
 
 
@@ -105,14 +127,14 @@ class TestPhotosPresent:
         present_sensor(operators, bucket, "Training/").execute(run_params())
 
     def test_waits_for_the_runs_time_out_when_there_is_none(
-        self, operators: Any, bucket: str, put: Callable[..., None]
+        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
     ) -> None:
         put("Test/Apple/1.jpg")
         deferred = deferral(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
         assert deferred.timeout == timedelta(seconds=77)
 
     def test_the_wait_ends_when_a_photo_comes(
-        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float]
+        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float], lake: Settings
     ) -> None:
         sensor = present_sensor(operators, bucket)
         sensor.poke_interval = 1
@@ -131,6 +153,17 @@ class TestPhotosPresent:
         assert 2 <= len(listings) <= 4
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
+    def test_goes_on_when_the_last_photo_was_removed(self, operators: Any, bucket: str, lake: Settings) -> None:
+        """Its row is still there, and removing it is work."""
+        row = {
+            "key": "Training/Apple/1.jpg", "etag": "e", "size": 1, "last_modified": datetime.now(UTC),
+            "model_id": "m", "reason": "empty", "detail": "0 bytes", "run_id": "r",
+        }  # fmt: skip
+        rows = pa.Table.from_pylist([row], schema=QUARANTINE.schema)
+        Lake.open(lake).table("quarantine").append(rows)
+        present_sensor(operators, bucket, "Training/").execute(run_params(prefix="Training/"))
+        deferral(present_sensor(operators, bucket, "Test/"))
+
     def test_a_wait_in_vain_says_what_was_waited_for(self, operators: Any, bucket: str) -> None:
         message = timed_out(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
         assert f"no object came under s3://{bucket}/Training/ within 77 s" in message
@@ -147,6 +180,9 @@ class TestUploadsSettled:
     def test_no_settle_time_needs_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
         put("Training/Apple/1.jpg")
         settled_sensor(operators, bucket).execute(run_params(settle_seconds=0))
+
+    def test_where_nothing_is_nothing_can_be_unfinished(self, operators: Any, bucket: str) -> None:
+        settled_sensor(operators, bucket).execute(run_params())
 
     def test_fresh_photos_elsewhere_do_not_matter(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
         put("Training/Apple/1.jpg")
@@ -192,6 +228,7 @@ class TestUploadsSettled:
         assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
     def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
         self, operators: Any, bucket: str, put: Callable[..., None], key: str
@@ -244,6 +281,10 @@ class TestMendableErrors:
         with pytest.raises(AirflowFailException, match="^mend this$"), operators.mendable_errors():
             raise FruitsError("mend this")
 
+    def test_those_that_pass_by_themselves_are(self, operators: Any) -> None:
+        with pytest.raises(TransientError, match="^wait$"), operators.mendable_errors():
+            raise TransientError("wait")
+
     def test_other_errors_are(self, operators: Any) -> None:
         with pytest.raises(ZeroDivisionError), operators.mendable_errors():
             _ = 1 / 0
@@ -277,12 +318,10 @@ class Submitted:
 
 
 @pytest.fixture
-def submitted(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
+def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
     stand_in = Submitted(tmp_path / "jobs env")
     monkeypatch.setenv("FRUITS_JOBS_ENV", str(stand_in.folder))
     monkeypatch.setenv("FRUITS_SPARK_DRIVER_MEMORY", "3g")
-    monkeypatch.setenv("FRUITS_LAKE", settings.lake)
-    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
     return stand_in
 
 

@@ -149,7 +149,9 @@ def chain(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
     """The chain, with one JVM for the session: it starts with the first job and keeps its environment."""
     folder = tmp_path_factory.mktemp("spark")
     options = (
-        f"--master local[2] --driver-memory 1g --conf spark.ui.enabled=false --conf spark.sql.warehouse.dir={folder}"
+        "--master local[2] --driver-memory 1g --conf spark.ui.enabled=false "
+        f"--conf spark.sql.warehouse.dir={folder} "
+        "--driver-java-options -XX:TieredStopAtLevel=1"  # nothing here runs long enough to repay a better compilation
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")

@@ -355,12 +355,15 @@ def test_what_cannot_work_is_said_before_spark_is_started(
     assert len(said.splitlines()) <= 3, said
 
 
-def test_the_dag_says_so_when_the_bucket_is_not_there(
-    installation: Installation, first: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_dag_says_so_when_the_bucket_is_not_there(installation: Installation, first: Ran, tmp_path: Path) -> None:
+    class Elsewhere(Stack):
+        @property
+        def environment(self) -> dict[str, str]:
+            return {**super().environment, "FRUITS_BUCKET": "no-such-bucket"}
+
     with running_stack(installation.data) as stack:
-        monkeypatch.setenv("FRUITS_BUCKET", "no-such-bucket")
-        ended = run_dag(stack, "fruit_features", {}, tmp_path / "log", lambda line: None)
+        elsewhere = Elsewhere(stack.data, stack.endpoint, stack.access_key, stack.secret_key)
+        ended = run_dag(elsewhere, "fruit_features", {}, tmp_path / "log", lambda line: None)
     assert not ended.succeeded
     assert len(ended.errors) == 1
     assert "'no-such-bucket' does not exist" in ended.errors[0]

@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
 DAG = "/api/v2/dags/fruit_features"
-SETTLE_SECONDS = 5
+SETTLE_SECONDS = 8
 
 
 def command(data: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -204,8 +204,14 @@ def test_a_run_asked_for_over_the_api_waits_for_photos_and_for_quiet(ui: UI, car
         seen = follow(ui, run, token, until={"wait_for_images": "deferred"})
         assert seen["prepare"][-1] == "success"
         client = ui.stack.client()
-        for number in range(3):
-            client.put_object(Bucket="fruits", Key=f"asked/{photo_key('Orange', 'Training', number)}", Body=b"photo")
+
+        def upload() -> None:
+            for number in range(3):
+                client.put_object(
+                    Bucket="fruits", Key=f"asked/{photo_key('Orange', 'Training', number)}", Body=b"photo"
+                )
+
+        follow(ui, run, token, until={"wait_for_images": "success"}, meanwhile=upload)
         uploaded = time.monotonic()
         seen = follow(ui, run, token, until={"plan": "success"})
         assert "deferred" in seen["uploads_settled"]
@@ -220,11 +226,20 @@ def test_a_run_asked_for_over_the_api_waits_for_photos_and_for_quiet(ui: UI, car
         ui.answer(DAG, "PATCH", {"is_paused": True}, token)
 
 
-def follow(ui: UI, run: str, token: str, until: dict[str, str], seconds: float = 120) -> dict[str, list[str]]:
+def follow(
+    ui: UI,
+    run: str,
+    token: str,
+    *,
+    until: dict[str, str],
+    meanwhile: Callable[[], None] = lambda: None,
+    seconds: float = 120,
+) -> dict[str, list[str]]:
     """The states each task was seen in, in order, until tasks are in the states asked for."""
     seen: dict[str, list[str]] = {}
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        meanwhile()
         instances = json.loads(ui.answer(f"{run}/taskInstances", token=token)[1])["task_instances"]
         for instance in instances:
             states = seen.setdefault(instance["task_id"], [])
