@@ -1,0 +1,51 @@
+"""The DAG's own functions, with the values that Airflow's SDK really hands to a task."""
+
+import importlib.util
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fruits.backbones.card import Card, Preprocessing
+
+pytestmark = pytest.mark.airflow
+
+ROOT = Path(__file__).parents[2]
+START, END = datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC)
+CARD = Card("m-1", "m", "w", None, Preprocessing(1, 1), 8, "0", 1, "none", {})
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "plugins"))
+        spec = importlib.util.spec_from_file_location("fruit_features_dag", ROOT / "dags" / "fruit_features.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+@pytest.mark.parametrize(
+    ("run_type", "mode"), [("backfill", "interval"), ("scheduled", "reconcile"), ("manual", "reconcile")]
+)
+def test_a_backfill_covers_its_interval_and_any_other_run_everything(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, run_type: str, mode: str
+) -> None:
+    from airflow.sdk.api.datamodels._generated import DagRunType
+
+    run = SimpleNamespace(run_type=DagRunType(run_type), data_interval_start=START, data_interval_end=END)
+    params = {name: param.value for name, param in module.PARAMS.items()}
+    context: dict[str, Any] = {"dag_run": run, "params": params}
+    monkeypatch.setattr(module, "get_current_context", lambda: context)
+    monkeypatch.setattr("fruits.chain.prepare", lambda settings, request: CARD)
+    monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
+
+    request = module.prepare.function()["request"]
+
+    assert request["mode"] == mode
+    assert request["interval"] == ([START.isoformat(), END.isoformat()] if mode == "interval" else None)
