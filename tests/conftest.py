@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fruits import stores
 from fruits.embedded.stack import Stack, make_bucket, running_stack
 from fruits.settings import Settings
 
@@ -29,6 +30,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             patch.delenv(name)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
             patch.setenv(name, running.environment[name])
+        stores._credentials.cache_clear()  # tests before the first with a stack may have had other keys
         yield running
 
 
