@@ -234,17 +234,17 @@ class TestUploadsSettled:
         self, operators: Any, bucket: str, put: Callable[..., None], key: str
     ) -> None:
         put("Training/Apple/1.jpg")
-        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=4).trigger)
+        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=10).trigger)
 
         async def scenario() -> float:
             waiting = asyncio.create_task(event_of(trigger))
             await asyncio.sleep(2.5)
             await asyncio.to_thread(put, key, b"another photo")
             start = time.monotonic()
-            assert (await asyncio.wait_for(waiting, 20))["status"] == "success"
+            assert (await asyncio.wait_for(waiting, 60))["status"] == "success"
             return time.monotonic() - start
 
-        assert asyncio.run(scenario()) >= 3, "a whole period after the last upload, to the second"
+        assert asyncio.run(scenario()) > 8, "a whole period after the last upload, to the second"
 
     def test_an_s3_server_that_refuses_fails_the_task(self, operators: Any, bucket: str) -> None:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException

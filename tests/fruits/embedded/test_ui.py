@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,13 @@ def test_a_run_asked_for_over_the_api_waits_for_photos_and_for_quiet(ui: UI, car
         ui.answer(DAG, "PATCH", {"is_paused": True}, token)
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs: one that has ended may stay in the table of processes until somebody asks how."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def follow(
     ui: UI,
     run: str,
@@ -260,7 +268,7 @@ def test_stop_ends_what_was_started_and_nothing_else(ui: UI, stack: Stack) -> No
         done = command(ui.data, "stop")
         assert done.returncode == 0
         assert "Stopped." in done.stdout
-        assert [process for process in family if process.is_running()] == []
+        assert [process for process in family if alive(process)] == []
         assert bystander.poll() is None
         assert stack.client().list_buckets()
         bystander.kill()
@@ -279,3 +287,18 @@ def test_a_note_about_processes_that_are_gone_stops_nobody(tmp_path: Path) -> No
         assert "Nothing is running." in done.stdout
         assert stranger.poll() is None
         stranger.kill()
+
+
+def test_processes_that_do_not_listen_are_ended_with_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fruits.embedded import ui as module
+
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.5)
+    script = "trap '' TERM; sleep 600 & sleep 600 & echo ready; wait; wait; sleep 600"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as stubborn:
+        assert stubborn.stdout is not None
+        assert stubborn.stdout.readline() == "ready\n"
+        family = [psutil.Process(stubborn.pid), *psutil.Process(stubborn.pid).children()]
+        assert len(family) == 3
+        module._end(module._identity(stubborn.pid))
+        stubborn.wait()
+        assert [process for process in family if alive(process)] == []
