@@ -28,6 +28,7 @@ _PARTS = {
 }
 _READY_SECONDS = 240
 _STOP_SECONDS = 30
+_KILL_SECONDS = 2
 
 
 def start(data: Path) -> int:
@@ -188,9 +189,11 @@ def _end(*identities: dict[str, float]) -> None:
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.terminate()
-    for member in psutil.wait_procs(family, timeout=_STOP_SECONDS)[1]:
+    stubborn = psutil.wait_procs(family, timeout=_STOP_SECONDS)[1]
+    for member in stubborn:
         with suppress(psutil.NoSuchProcess):
             member.kill()
+    psutil.wait_procs(stubborn, timeout=_KILL_SECONDS)
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
