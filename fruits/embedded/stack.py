@@ -149,6 +149,7 @@ def start_s3(data: Path) -> S3Server:
     stack = Stack(data, f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
     command = [
         _weed(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-volume.max=10000",  # by default as many as the free disk would fill, and every bucket takes seven
         "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
         *(f"{option}={ports[name]}" for name, option in _PORTS.items()),
     ]  # fmt: skip
