@@ -22,7 +22,7 @@ publishing twice changes nothing. Clear from `plan` to look at the bucket again.
 
 **When it is red.** The failed task's last log line says what to do. A bad photo never makes a run red: look in the
 table `quarantine`. A conflict in `publish` means that another run published meanwhile: clear from `plan`.
-Airflow counts a backfill's runs apart from this DAG's, so give a backfill `--max-active-runs 1` and pause the DAG for it.
+Airflow counts a backfill's runs apart from this DAG's: give a backfill `--max-active-runs 1`, and pause the DAG for it.
 
 Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by stage, versions, errors.
 """
