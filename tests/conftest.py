@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,21 +96,3 @@ def staged_models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Pat
     lake = tmp_path_factory.mktemp("staged")
     stage(Settings.load(lake=f"file://{lake}", catalog_uri=f"sqlite:///{lake}/catalog.db", s3_endpoint=stack.endpoint))
     return lake / "models"
-
-
-@pytest.fixture
-def with_backbone(staged_models: Path) -> Callable[[Settings], Settings]:
-    """Puts the default backbone into the lake of some settings, without building it again."""
-
-    def put(settings: Settings) -> Settings:
-        from fruits.stores import lake_store, write_bytes
-
-        if settings.lake_kind == "file":
-            shutil.copytree(staged_models, Path(settings.lake.removeprefix("file://")) / "models", dirs_exist_ok=True)
-            return settings
-        store = lake_store(settings, "models")
-        for path in (path for path in staged_models.rglob("*") if path.is_file()):
-            write_bytes(store, path.relative_to(staged_models).as_posix(), path.read_bytes())
-        return settings
-
-    return put
