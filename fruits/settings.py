@@ -19,8 +19,8 @@ DEFAULT_KEY_PATTERN = (
 )
 
 
-class SubmitSettings(BaseSettings):
-    """How Spark jobs are submitted: all that a DAG file needs to know when it is parsed."""
+class DagSettings(BaseSettings):
+    """What a DAG file needs to know when it is parsed: how Spark jobs are submitted, events, alerts."""
 
     model_config = SettingsConfigDict(env_prefix="FRUITS_", frozen=True, extra="ignore", env_ignore_empty=True)
 
@@ -31,9 +31,48 @@ class SubmitSettings(BaseSettings):
     spark_driver_memory: str = Field(
         default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver."
     )
+    event_queue: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^/]+/.+",
+        description="URL of the SQS queue that the bucket's notifications go to. Unset: photos wait for the hourly sweep.",
+    )
+    alert_sns_topic: str | None = Field(
+        default=None,
+        pattern=r"^arn:[^:]+:sns:",
+        description="ARN of the SNS topic that alerts go to, by the connection `aws_default`.",
+    )
+    alert_slack_channel: str | None = Field(
+        default=None, description="Slack channel that alerts go to, by the connection `slack_api_default`."
+    )
+    alert_email: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Addresses that alerts go to, separated by commas, by the connection `smtp_default`.",
+    )
+    alert_after_hours: int = Field(
+        default=6, ge=1, description="Alert when no run has brought the tables up to date for so many hours."
+    )
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the settings; ``overrides`` win over the environment.
+
+        Raises:
+            FruitsError: naming each variable that is missing or wrong, with what was expected.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as error:
+            problems = "\n".join(f"  {_problem(detail)}" for detail in error.errors())
+            message = f"Settings are not usable; mend these environment variables (docs/configuration.md):\n{problems}"
+            raise FruitsError(message) from None
+
+    @field_validator("labels", "alert_email", mode="before", check_fields=False)
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-class Settings(SubmitSettings):
+class Settings(DagSettings):
     """Settings of the whole project; ``Settings.load()`` reads them and explains what is wrong with them."""
 
     bucket: str = Field(default="fruits", min_length=3, description="S3 bucket that holds the photos.")
@@ -117,19 +156,12 @@ class Settings(SubmitSettings):
     )
     probe_rows: int = Field(default=20_000, ge=100, description="Most photos the linear probe is fitted on.")
 
-    @classmethod
-    def load(cls, **overrides: Any) -> Self:
-        """Read the settings; ``overrides`` win over the environment.
-
-        Raises:
-            FruitsError: naming each variable that is missing or wrong, with what was expected.
-        """
-        try:
-            return cls(**overrides)
-        except ValidationError as error:
-            problems = "\n".join(f"  {_problem(detail)}" for detail in error.errors())
-            message = f"Settings are not usable; mend these environment variables (docs/configuration.md):\n{problems}"
-            raise FruitsError(message) from None
+    retention_days: int = Field(
+        default=30, ge=1, description="Publications stay readable, and can be rolled back to, for so many days."
+    )
+    retention_publications: int = Field(
+        default=10, ge=1, description="So many publications stay readable, however old they are."
+    )
 
     @field_validator("key_pattern")
     @classmethod
@@ -141,11 +173,6 @@ class Settings(SubmitSettings):
         if "label" not in groups:
             raise ValueError("expected a named group for the label: (?P<label>...)")
         return pattern
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _split_labels(cls, value: object) -> object:
-        return tuple(label.strip() for label in value.split(",") if label.strip()) if isinstance(value, str) else value
 
     @field_validator("s3_endpoint")
     @classmethod

@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.runs import TaskName, read_documents
-from fruits.settings import Settings, SubmitSettings
+from fruits.settings import Settings, DagSettings
 
 _LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
 
@@ -139,7 +139,7 @@ class SparkJobOperator(SparkSubmitOperator):
     """Submits one of our Spark jobs from the jobs environment, and reports the job's own words when it fails."""
 
     def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
-        settings = SubmitSettings()
+        settings = DagSettings()
         python = str(settings.jobs_env / "bin" / "python")
         super().__init__(
             application_args=["--run", run],

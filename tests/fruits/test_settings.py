@@ -4,7 +4,7 @@ import pytest
 from pydantic import SecretStr
 
 from fruits.errors import ExitCode, FruitsError
-from fruits.settings import Settings, SubmitSettings
+from fruits.settings import Settings, DagSettings
 
 PASSWORD = "s3cret-pass"
 CATALOG = f"postgresql://fruits:{PASSWORD}@db.example:5432/fruits"
@@ -163,9 +163,9 @@ def test_the_lake_may_be_a_folder_or_a_bucket(lake, kind, warehouse):
 
 def test_submit_settings_need_no_variable_at_all(monkeypatch, tmp_path):
     """A DAG file reads them when it is parsed, wherever that is."""
-    assert SubmitSettings().jobs_env.name == "jobs"
+    assert DagSettings().jobs_env.name == "jobs"
     monkeypatch.setenv("FRUITS_JOBS_ENV", str(tmp_path))
-    assert SubmitSettings().jobs_env == tmp_path
+    assert DagSettings().jobs_env == tmp_path
 
 
 def test_settings_do_not_change():
