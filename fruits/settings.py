@@ -34,7 +34,7 @@ class DagSettings(BaseSettings):
     event_queue: str | None = Field(
         default=None,
         pattern=r"^https?://[^/]+/.+",
-        description="URL of the SQS queue that the bucket's notifications go to. Unset: photos wait for the hourly sweep.",
+        description="URL of the SQS queue that gets the bucket's notifications. Unset: photos wait for the hourly sweep.",
     )
     alert_sns_topic: str | None = Field(
         default=None,

@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.runs import TaskName, read_documents
-from fruits.settings import Settings, DagSettings
+from fruits.settings import DagSettings, Settings
 
 _LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic import SecretStr
 
 from fruits.errors import ExitCode, FruitsError
-from fruits.settings import Settings, DagSettings
+from fruits.settings import DagSettings, Settings
 
 PASSWORD = "s3cret-pass"
 CATALOG = f"postgresql://fruits:{PASSWORD}@db.example:5432/fruits"
