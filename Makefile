@@ -3,10 +3,10 @@ PYTHON ?= python3
 AIRFLOW := .venvs/airflow/bin/python
 JOBS := .venvs/jobs/bin/python
 SETUP = @$(PYTHON) scripts/setup.py
-export IMAGES
+export IMAGES PHOTO KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run ui stop test lint lock clean distclean
+.PHONY: help setup setup-dev run ui put airflow stop test lint lock clean distclean
 
 help:  ## List what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,12 @@ run: setup  ## Photos to published tables on this machine (IMAGES=folder for you
 
 ui: setup  ## The same stack with Airflow's UI, in the background
 	@$(AIRFLOW) -m fruits.embedded ui
+
+put:  ## One photo into the bucket, while `make ui` runs (PHOTO=kiwi.jpg KEY=Training/Kiwi/1.jpg)
+	@$(AIRFLOW) -m fruits.embedded put "$$PHOTO" "$$KEY"
+
+airflow:  ## Airflow's own command line, while `make ui` runs (ARGS="backfill create --help")
+	@$(AIRFLOW) -m fruits.embedded airflow $(ARGS)
 
 stop:  ## Stop what `make ui` started
 	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m fruits.embedded stop; fi

@@ -8,21 +8,34 @@ Readers see all of a run or nothing of it.
 | `prepare` | resolves what the run covers; checks bucket, catalog and backbone (built the first time, half a minute) |
 | `wait_for_images` | waits, deferred, until there is an object under the prefix |
 | `uploads_settled` | waits, deferred, until no upload came in for `settle_seconds` |
+| `wait_for_turn` | waits, deferred, until no other run is between its plan and its publication |
 | `plan` | compares the bucket with the published tables by key and ETag; nothing to do skips the rest |
 | `featurize` | Spark: photos to feature vectors; unreadable photos go to `quarantine` with a reason |
 | `pca` | Spark: running statistics, refit when needed, embeddings |
 | `validate` | Spark: the gates; a required gate that fails makes the run red and nothing is published |
 | `publish` | one atomic commit to `publications`, then `main` of every table follows |
 
-**When it runs.** Every hour it sweeps the whole prefix. A run started by hand does the same, with the params below. A
-backfill covers the photos of its data interval only (by the date in the key, `dt=2026-11-20/`, else by LastModified).
+**When it runs.** When photos arrive, if FRUITS_EVENT_QUEUE names the queue of the bucket's notifications; an event only
+wakes it, what is done comes from comparing bucket and tables. Every hour, to find what an event missed. By hand, with
+the params below. Each of these looks at the whole prefix. A backfill has one run for each day (UTC), which covers that
+day's photos only: by the date in the key, `dt=2026-11-20/`, else by LastModified.
+
+**Another backbone.** A run or a backfill with the param `backbone` builds it beside the one that readers use. They are
+switched to it by the run that leaves no photo over, once that has passed its gates.
+
+**Overlap.** However many runs are started (sweep, event, by hand, a backfill's), one at a time works between its plan
+and its publication; the others wait in `wait_for_turn`, and plan on what it left. A run whose process died loses its
+turn after five minutes.
 
 **Rerun, retry, clear.** All harmless: a task starts its run's branch again from where the plan found the tables, and
-publishing twice changes nothing. Clear from `plan` to look at the bucket again.
+publishing twice changes nothing. Clear from `wait_for_turn` to look at the bucket again.
 
 **When it is red.** The failed task's last log line says what to do. A bad photo never makes a run red: look in the
-table `quarantine`. A conflict in `publish` means that another run published meanwhile: clear from `plan`.
-Airflow counts a backfill's runs apart from this DAG's: give a backfill `--max-active-runs 1`, and pause the DAG for it.
+table `quarantine`.
+
+**Who is told.** A failed run, and FRUITS_ALERT_AFTER_HOURS without one that brought the tables up to date, go to the
+channels that are set (SNS, Slack, e-mail). A publication is an event of the asset `fruits_embeddings`, on which other
+DAGs may be scheduled.
 
 Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by stage, versions, errors.
 """
@@ -31,8 +44,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, Asset, CronDataIntervalTimetable, Param, get_current_context, task
-from fruits_operators import PhotosPresentSensor, SparkJobOperator, UploadsSettledSensor, mendable_errors
+from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
+from fruits_alerts import alerts, deadline, keep_error
+from fruits_events import photos_asset
+from fruits_operators import PhotosPresentSensor, SparkJobOperator, TurnSensor, UploadsSettledSensor, mendable_errors
+from fruits_timetables import SweepTimetable
+
+from fruits.settings import DagSettings
 
 SPARK_JOBS = Path(__file__).parents[1] / "spark_jobs"
 EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
@@ -42,40 +60,45 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="Prefix",
-        description="Only keys that start with this, such as `Training/`. Empty: FRUITS_PREFIX.",
+        description="Only keys that start with this, such as Training/ or dt=2026-11-20/. Empty: FRUITS_PREFIX.",
     ),
     "keys": Param(
         [],
-        type="array",
+        type=["null", "array"],
         items={"type": "string"},
         title="Keys",
-        description="Only these object keys, one a line. Empty: all under the prefix.",
+        examples=[["Training/Kiwi/1.jpg", "Test/Kiwi/2.jpg"]],
+        description="Only these object keys, one a line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
     ),
     "mode": Param(
         "auto",
         type="string",
         enum=["auto", "reconcile", "interval", "rebuild"],
         title="Mode",
-        description="`auto`: a backfill covers its interval, any other run reconciles everything. `rebuild` featurizes "
-        "every photo again.",
+        description="auto: a backfill covers its day, any other run reconciles everything. rebuild: featurize every "
+        "photo again.",
     ),
     "backbone": Param(
         None,
         type=["null", "string"],
         title="Backbone",
-        description="`efficientnet-lite0` or a `keras.applications` model (`MobileNetV2`). Empty: FRUITS_BACKBONE.",
+        examples=["efficientnet-lite0", "MobileNetV2"],
+        description="efficientnet-lite0 or a keras.applications model such as MobileNetV2. Empty: the one readers use, "
+        "or a new FRUITS_BACKBONE.",
     ),
     "weights": Param(
         None,
         type=["null", "string"],
         title="Weights",
-        description="`default`, `imagenet`, a path or a URI. Empty: FRUITS_WEIGHTS.",
+        examples=["default", "imagenet"],
+        description="default, imagenet, a path or a URI (https, s3, file). Empty: FRUITS_WEIGHTS.",
     ),
     "n_components": Param(
         None,
         type=["null", "number"],
         exclusiveMinimum=0,
         title="PCA components",
+        examples=[128, 0.95],
         description="A count such as 128, or a share of variance such as 0.95. Empty: FRUITS_N_COMPONENTS.",
     ),
     "refit": Param(
@@ -83,7 +106,8 @@ PARAMS = {
         type="string",
         enum=["auto", "always", "never"],
         title="Refit the PCA",
-        description="`auto`: when there is none, new photos drift, or the photos have doubled since the last fit.",
+        description="auto: when there is none, new photos drift, or the photos have doubled since the last fit; in a "
+        "backfill once at most, by the run that leaves no photo over.",
     ),
     "limit": Param(
         None,
@@ -97,12 +121,12 @@ PARAMS = {
     ),
     "dry_run": Param(False, type="boolean", title="Dry run", description="Plan, log what would be done, and stop."),
     "settle_seconds": Param(
-        60,
+        10,
         type="integer",
         minimum=0,
-        maximum=86_400,
+        maximum=3_600,
         title="Settle time (s)",
-        description="Photos are planned when no upload came in for this long.",
+        description="Photos are planned when no upload came in for this long, or for ten times as long kept coming.",
     ),
     "sensor_timeout": Param(
         3_600,
@@ -110,16 +134,9 @@ PARAMS = {
         minimum=1,
         maximum=604_800,
         title="Sensor time-out (s)",
-        description="How long to wait for photos to come, and to settle.",
+        description="How long to wait for photos to come.",
     ),
 }
-
-
-def settings_of(prepared: dict[str, Any]) -> Any:
-    """The settings with the backbone that this run was asked for."""
-    from fruits.settings import Settings
-
-    return Settings.load(backbone=prepared["request"]["backbone"], weights=prepared["request"]["weights"])
 
 
 @task
@@ -140,9 +157,8 @@ def prepare() -> dict[str, Any]:
             run_type=run.run_type.value,
             data_interval=interval if all(interval) else None,  # type: ignore[arg-type]
         )
-        prepared = {"bucket": settings.bucket, "request": request.to_document()}
-        card = prepare_run(settings_of(prepared), request)
-    return {**prepared, "card": card.to_document()}
+        card = prepare_run(settings, request)
+    return {"bucket": settings.bucket, "request": request.to_document(), "card": card.to_document()}
 
 
 @task.short_circuit
@@ -151,11 +167,12 @@ def plan(prepared: dict[str, Any]) -> str:
     from fruits.backbones.card import Card
     from fruits.chain import plan_run
     from fruits.planning import RunRequest
+    from fruits.settings import Settings
 
     context = get_current_context()
     with mendable_errors():
         request = RunRequest.from_document(prepared["request"])
-        planned = plan_run(settings_of(prepared), request, Card.from_document(prepared["card"]), context["run_id"])
+        planned = plan_run(Settings.load(), request, Card.from_document(prepared["card"]), context["run_id"])
     context["ti"].xcom_push("counts", planned["counts"])
     return planned["slug"] if planned["work"] and not request.dry_run else ""
 
@@ -168,18 +185,29 @@ def publish(run: str) -> dict[str, Any]:
 
     with mendable_errors():
         published = publish_run(Settings.load(), run)
-    return {"publication_id": published.publication_id, "counts": dict(published.counts or {})}
+    told = {
+        "publication_id": published.publication_id,
+        "sequence": published.sequence,
+        "counts": dict(published.counts or {}),
+    }
+    get_current_context()["outlet_events"][EMBEDDINGS].extra = told
+    return told
 
 
 with DAG(
     dag_id="fruit_features",
     description="Photos in S3 to published image features and embeddings",
     doc_md=__doc__,
-    schedule=CronDataIntervalTimetable("0 * * * *", timezone="UTC"),
+    schedule=AssetOrTimeSchedule(
+        timetable=SweepTimetable(),
+        assets=[photos_asset(DagSettings.load().event_queue)],
+    ),
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's zone
     catchup=False,
     max_active_runs=1,
     params=PARAMS,
+    on_failure_callback=alerts(),
+    deadline=deadline(),
     tags=["fruits", "features"],
     render_template_as_native_obj=False,
     default_args={
@@ -189,6 +217,7 @@ with DAG(
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(minutes=10),
         "execution_timeout": timedelta(hours=12),
+        "on_failure_callback": keep_error,
     },
 ) as dag:
     PREFIX = "{{ ti.xcom_pull(task_ids='prepare')['request']['prefix'] }}"
@@ -206,10 +235,11 @@ with DAG(
     uploads_settled = UploadsSettledSensor(
         task_id="uploads_settled", bucket_name=BUCKET, prefix=PREFIX, deferrable=True
     )
+    wait_for_turn = TurnSensor(task_id="wait_for_turn")
     planned = plan(prepared)
     featurize, pca, validate = (
         SparkJobOperator(task_id=job, job=job, application=str(SPARK_JOBS / f"{job}.py"), run=str(planned))
         for job in ("featurize", "pca", "validate")
     )
-    prepared >> wait_for_images >> uploads_settled >> planned
+    prepared >> wait_for_images >> uploads_settled >> wait_for_turn >> planned
     planned >> featurize >> pca >> validate >> publish(planned)

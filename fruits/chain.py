@@ -6,12 +6,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
+from os.path import commonprefix
 from typing import Any
 
 from fruits.backbones.card import Card
-from fruits.backbones.stage import staged_card
+from fruits.backbones.stage import read_card, staged_card
 from fruits.errors import FruitsError
-from fruits.gates import Gate, failed
+from fruits.gates import Gate
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publications, publish, run_head
 from fruits.lake.schemas import DATA_TABLES
@@ -19,9 +20,10 @@ from fruits.listing import list_objects
 from fruits.manifest import write_manifest
 from fruits.pca import components_asked
 from fruits.planning import Action, KeyRules, KnownObject, Plan, RunRequest, make_plan, run_slug
-from fruits.runs import read_documents, run_document, run_store
+from fruits.runs import TaskName, read_documents, run_document, run_store, task_document
 from fruits.settings import Settings
 from fruits.stores import read_json
+from fruits.turns import end_turn, hold_turn
 
 log = logging.getLogger("fruits")
 
@@ -33,22 +35,38 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
 
     The build runs in the jobs environment, because TensorFlow lives there.
 
+    Returns:
+        The card of the run's backbone: the one asked for, else the one due, see ``due_backbone``.
+
     Raises:
         FruitsError: saying what is missing and what to do.
     """
     next(islice(list_objects(settings, request.prefix), 1), None)
-    Lake.open(settings).check_bucket()
-    card = staged_card(settings)
+    lake = Lake.open(settings)
+    lake.check_bucket()
+    chosen = with_backbone(settings, request)
+    card = staged_card(chosen)
+    if request.backbone is None and request.weights is None:
+        published = [one.model_id for one in publications(lake) if one.model_id]
+        due = due_backbone(card.model_id if card else None, published)
+        if due is not None:
+            card = read_card(settings, due)
+            log.warning(
+                "backbone: readers have moved on from FRUITS_BACKBONE %s to %s, so this run keeps to that; set "
+                "FRUITS_BACKBONE and FRUITS_WEIGHTS to it, or ask for another by the run's param `backbone`",
+                settings.backbone,
+                due,
+            )
     if card is None:
         log.info(
             "backbone %s with weights %s is not staged yet; building it, about half a minute",
-            settings.backbone,
-            settings.weights,
+            chosen.backbone,
+            chosen.weights,
         )
-        _stage(settings)
-        card = staged_card(settings)
+        _stage(chosen)
+        card = staged_card(chosen)
     if card is None:
-        raise FruitsError(f"backbone {settings.backbone}: staged, but not found in {settings.lake}/models afterwards")
+        raise FruitsError(f"backbone {chosen.backbone}: staged, but not found in {settings.lake}/models afterwards")
     if isinstance(request.n_components, int) and request.n_components > card.feature_width:
         raise FruitsError(
             f"PCA: {request.n_components:,} components are more than the {card.feature_width:,} features of backbone "
@@ -56,6 +74,25 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
         )
     log.info("backbone %s: %d features, %s", card.model_id, card.feature_width, card.weights)
     return card
+
+
+def with_backbone(settings: Settings, request: RunRequest) -> Settings:
+    """The settings with the backbone and weights that a run was asked for."""
+    backbone = request.backbone or settings.backbone
+    weights = request.weights or (settings.weights if backbone == settings.backbone else "default")
+    return settings.model_copy(update={"backbone": backbone, "weights": weights})
+
+
+def due_backbone(configured: str | None, published: Sequence[str]) -> str | None:
+    """The published backbone that a run which was asked for none must keep to; None for the configured one.
+
+    ``published`` are the ``model_id`` of all publications, the oldest first. Readers may have moved on from the
+    configured backbone, by a backfill under a new one: a sweep must not take them back. A configured backbone that
+    readers never had is a new one, and due.
+    """
+    if not published or configured == published[-1] or configured not in published:
+        return None
+    return published[-1]
 
 
 def _stage(settings: Settings) -> None:
@@ -72,9 +109,23 @@ def _stage(settings: Settings) -> None:
 def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -> dict[str, Any]:
     """Reconcile bucket and tables and write the run's manifest and plan document; returns the document.
 
+    The run must have its turn, and keeps it when there is work.
+
     Raises:
         FruitsError: when there is nothing at all under the prefix, or the bucket cannot be listed.
+        TransientError: when another run has the turn.
     """
+    slug = run_slug(run_id)
+    if request.dry_run:  # changes nothing, so it need not wait
+        return _plan(settings, request, card, run_id)
+    with hold_turn(settings, slug):
+        document = _plan(settings, request, card, run_id)
+    if not document["work"]:
+        end_turn(settings, slug)
+    return document
+
+
+def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> dict[str, Any]:
     slug = run_slug(run_id)
     with run_document(settings, "plan", run_id, slug) as document:
         lake = Lake.open(settings)
@@ -82,17 +133,22 @@ def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -
         document.record(run_id=_unpublished_run_id(run_id, publications(lake, base.publications_snapshot)))
         with document.stage("known"):
             known = known_objects(lake, base.publication.snapshots, card.model_id)
+        new_backbone = base.publication.model_id not in (None, card.model_id)
+        # Readers switch to a new backbone when nothing is left to do under it, wherever in the bucket.
+        prefix = commonprefix([settings.prefix, request.prefix]) if new_backbone else request.prefix
         with document.stage("list"):
-            listed = list(list_objects(settings, request.prefix))
+            listed = list(list_objects(settings, prefix))
         if not listed and not any(key.startswith(request.prefix) for key in known):
             raise FruitsError(
                 f"s3://{settings.bucket}/{request.prefix}: no objects there; upload photos as "
                 "[Training|Test]/<label>/<file>, or correct the prefix"
             )
         with document.stage("plan"):
-            plan = make_plan(listed, known, KeyRules.of(settings), request)
+            plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
             write_manifest(run_store(settings, slug), plan.entries)
-        other_work = work_without_photos(lake, base, card, request, settings) if known else None
+        other_work = None
+        if known and not plan.remaining:
+            other_work = work_without_photos(lake, base, card, request, settings)
         document.record(
             slug=slug,
             request=request.to_document(),
@@ -101,10 +157,19 @@ def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -
             base=base.to_document(),
             known_rows=len(known),
             counts=_counts(plan),
+            remaining=plan.remaining,
+            building=new_backbone and plan.remaining > 0,
             work=bool(plan.entries) or other_work is not None,
             other_work=other_work,
         )
     _log_plan(plan, request)
+    if document.content["building"]:
+        log.info(
+            "plan: backbone %s is being built beside %s: %d objects remain after this run, then readers switch to it",
+            card.model_id,
+            base.publication.model_id,
+            plan.remaining,
+        )
     if other_work:
         log.info("plan: %s", other_work)
     return document.content
@@ -167,42 +232,63 @@ def _log_plan(plan: Plan, request: RunRequest) -> None:
 def publish_run(settings: Settings, slug: str) -> Publication:
     """Publish what the run left on its branches; publishing it again changes nothing.
 
+    While a new backbone is being built, readers keep backbone, PCA version and probe of the publication before.
+
     Raises:
         ConflictError: when another run published since this one was planned.
+        TransientError: when another run has the turn.
     """
+    with hold_turn(settings, slug):
+        published = _publish(settings, slug)
+    end_turn(settings, slug)
+    log.info("published %s: %s", published.publication_id, dict(published.counts or {}))
+    return published
+
+
+def _publish(settings: Settings, slug: str) -> Publication:
     plan = read_json(run_store(settings, slug), "plan.json")
-    documents = read_documents(settings, slug)
-    with run_document(settings, "publish", plan["run_id"], slug) as document:
+    with task_document(settings, "publish", plan) as document:
+        documents = read_documents(settings, slug)
         lake = Lake.open(settings)
         snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
         sequence = int(plan["base"]["sequence"]) + 1
-        validated = documents.get("validate", {})
-        if "gates" not in validated:
-            raise FruitsError(f"run {slug}: not validated, so it cannot be published; run its validate job first")
-        quarantined = sum(validated["quarantine"].values())
         wanted = Publication(
             sequence=sequence,
             snapshots=snapshots,
             publication_id=publication_id(sequence, snapshots),
             run_id=plan["run_id"],
             published_at=datetime.now(UTC),
-            model_id=plan["model_id"],
-            pca_id=documents["pca"]["pca_id"],
-            counts={**plan["counts"], "features": validated["features"], "quarantine": quarantined},
-            probe_raw=validated["probe"]["raw"],
-            probe_embedded=validated["probe"]["embedded"],
-            gates=_gates(validated),
+            gates=tuple(Gate(**gate) for gate in documents["validate"]["gates"]),
+            **_for_readers(plan, documents),
         )
         published = publish(lake, plan["base"], slug, wanted)
         document.record(
             publication_id=published.publication_id, sequence=published.sequence, snapshots=dict(published.snapshots)
         )
-    log.info("published %s: %s", published.publication_id, dict(published.counts or {}))
     return published
 
 
-def _gates(validated: Mapping[str, Any]) -> tuple[Gate, ...]:
-    gates = tuple(Gate(**gate) for gate in validated["gates"])
-    if broken := failed(gates):
-        raise FruitsError(f"gates {', '.join(gate.name for gate in broken)} failed: this run may not be published")
-    return gates
+def _for_readers(plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the publication tells readers: backbone, PCA version, probe and counts."""
+    validated = documents["validate"]
+    if plan["building"]:
+        base = plan["base"]
+        kept = {name: base["counts"][name] for name in ("features", "quarantine")}
+        return {
+            "model_id": base["model_id"],
+            "pca_id": base["pca_id"],
+            "probe_raw": base["probe"]["raw"],
+            "probe_embedded": base["probe"]["embedded"],
+            "counts": {**plan["counts"], **kept},
+        }
+    return {
+        "model_id": plan["model_id"],
+        "pca_id": documents["pca"]["pca_id"],
+        "probe_raw": validated["probe"]["raw"],
+        "probe_embedded": validated["probe"]["embedded"],
+        "counts": {
+            **plan["counts"],
+            "features": validated["features"],
+            "quarantine": sum(validated["quarantine"].values()),
+        },
+    }

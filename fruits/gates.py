@@ -42,7 +42,7 @@ class Findings:
     wrong_widths: int  # of them: not as wide as the backbone's features
     quarantined: int  # of them: in quarantine
     scale_ratio: float | None  # root mean square of the new vectors over what the PCA's statistics expect
-    missing_embeddings: int  # live features without exactly one embedding, and embeddings without a feature
+    missing_embeddings: int | None  # live features without exactly one embedding, and embeddings without a feature
     orthonormality_error: float | None
     explained_variance: float | None
     drift: float | None  # share of variance new photos leave unexplained, less what the fit left
@@ -77,6 +77,7 @@ def evaluate(found: Findings, settings: Settings) -> tuple[Gate, ...]:
         ),
         _at_most(
             "embeddings_complete", "required", found.missing_embeddings, 0,
+            "no PCA version yet" if found.missing_embeddings is None else
             f"{found.missing_embeddings} features without exactly one embedding",
         ),
         _at_most(

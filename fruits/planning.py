@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, time
 from enum import StrEnum
 from typing import Any, Literal, get_args
@@ -36,15 +36,16 @@ WORK = frozenset({Action.CREATE, Action.UPDATE, Action.DELETE})
 class RunRequest:
     """What a run was asked to do, resolved from params, events, interval and settings.
 
-    ``interval`` is half open, in UTC. ``limit`` bounds the photos featurized, None means all.
+    ``interval`` is half open, in UTC. ``limit`` bounds the photos featurized, None means all. ``backbone`` and
+    ``weights`` are None where the run was not asked for any: it then serves readers the backbone that is due.
     """
 
     prefix: str
     mode: Literal["reconcile", "interval", "rebuild"] = "reconcile"
     keys: tuple[str, ...] = ()
     interval: tuple[datetime, datetime] | None = None
-    backbone: str = ""
-    weights: str = ""
+    backbone: str | None = None
+    weights: str | None = None
     n_components: int | float = 0.95
     refit: RefitPolicy = "auto"
     limit: int | None = None
@@ -95,14 +96,13 @@ def resolve_request(
     limit = _limit(params.get("limit"))
     if mode == "rebuild" and limit:
         raise FruitsError("mode 'rebuild' with a limit would take the same photos each time; leave `limit` empty")
-    backbone = params.get("backbone") or settings.backbone
     return RunRequest(
         prefix=prefix,
         mode=mode,
         keys=keys,
         interval=data_interval if mode == "interval" else None,
-        backbone=backbone,
-        weights=params.get("weights") or (settings.weights if backbone == settings.backbone else "default"),
+        backbone=params.get("backbone") or None,
+        weights=params.get("weights") or None,
         n_components=_n_components(params.get("n_components"), settings),
         refit=_refit(params.get("refit") or "auto"),
         limit=limit,
@@ -173,11 +173,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action."""
+    """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action.
+
+    ``remaining`` objects will await work after the run: those a limit left over, and others outside the run's scope.
+    """
 
     entries: tuple[Entry, ...]
     pending: tuple[Entry, ...]
     counts: Mapping[Action, int] = field(default_factory=dict)
+    remaining: int = 0
 
 
 @dataclass(frozen=True)
@@ -207,12 +211,14 @@ def make_plan(
     known: Mapping[str, KnownObject],
     rules: KeyRules,
     request: RunRequest,
+    listed_prefix: str | None = None,
 ) -> Plan:
     """Reconcile the listing with the tables, by key and ETag, inside the scope of ``request``.
 
-    Photos to featurize are taken oldest first, so a limited run leaves the newest for the next one. Deletions are never
-    left over.
+    ``listed_prefix`` is what ``listed`` lists, by default the request's prefix. Photos to featurize are taken oldest
+    first, so a limited run leaves the newest for the next one. Deletions are never left over.
     """
+    listed_prefix = request.prefix if listed_prefix is None else listed_prefix
     counts: Counter[Action] = Counter()
     photos: list[Entry] = []
     seen: set[str] = set()
@@ -222,26 +228,35 @@ def make_plan(
         return row is not None and row.reason is not None and row.etag == entry.etag
 
     in_scope = _scope(request, rules.pattern)
+    outside = 0
+    reconcile = replace(request, mode="reconcile", retry_quarantined=False)
     for item in listed:
         seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
         if not in_scope(item.key, item.last_modified):
+            outside += _entry(item, known.get(item.key), rules, reconcile).action in WORK
             continue
         entry = _entry(item, known.get(item.key), rules, request)
         counts[entry.action] += 1
         if entry.action in WORK:
             photos.append(entry)
-    deletions = [
+    gone = [
         Entry(key, row.etag, 0, row.last_modified, Action.DELETE, row.label, row.split)
         for key, row in known.items()
-        if key not in seen and in_scope(key, row.last_modified)
+        if key not in seen and key.startswith(listed_prefix)
     ]
+    deletions = [entry for entry in gone if in_scope(entry.key, entry.last_modified)]
     counts[Action.DELETE] += len(deletions)
     # Photos tried before come last: else a limit would be spent on the same unreadable ones each time.
     photos.sort(key=lambda entry: (is_retry(entry), entry.last_modified, entry.key))
     now, later = photos[: request.limit], photos[len(photos[: request.limit]) :]
     for entry in later:
         counts[entry.action] -= 1
-    return Plan((*now, *sorted(deletions, key=lambda entry: entry.key)), tuple(later), {a: counts[a] for a in Action})
+    return Plan(
+        entries=(*now, *sorted(deletions, key=lambda entry: entry.key)),
+        pending=tuple(later),
+        counts={action: counts[action] for action in Action},
+        remaining=outside + len(gone) - len(deletions) + len(later),
+    )
 
 
 def _scope(request: RunRequest, pattern: KeyPattern):  # type: ignore[no-untyped-def]

@@ -2,10 +2,10 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from obstore.store import ObjectStore
 
@@ -14,9 +14,10 @@ from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
 from fruits.stores import lake_store, read_json, write_json
 
-TaskName = Literal["plan", "featurize", "pca", "validate", "publish"]
+TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "maintain"]
 
 TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish")
+"""The tasks of the chain, in order. Maintenance has the tasks `plan` and `maintain`."""
 
 
 def run_store(settings: Settings, slug: str) -> ObjectStore:
@@ -28,7 +29,7 @@ def read_documents(settings: Settings, slug: str) -> dict[TaskName, dict[str, An
     """The documents of a run's tasks, those that exist."""
     store = run_store(settings, slug)
     documents: dict[TaskName, dict[str, Any]] = {}
-    for task in TASKS:
+    for task in get_args(TaskName):
         try:
             documents[task] = read_json(store, f"{task}.json")
         except FileNotFoundError:
@@ -95,6 +96,36 @@ def run_document(settings: Settings, task: TaskName, run_id: str, slug: str) -> 
         raise
     document.finish(None)
     write_json(store, path, document.content)
+
+
+@contextmanager
+def task_document(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> Iterator[RunDocument]:
+    """The document of a task after the plan: see ``run_document``.
+
+    Raises:
+        FruitsError: when a task before it has not succeeded, or not on the plan that stands.
+    """
+    slug = plan["slug"]
+    with run_document(settings, task, plan["run_id"], slug) as document:
+        document.record(planned_at=plan["started_at"])
+        _check_tasks_before(task, plan, read_documents(settings, slug))
+        yield document
+
+
+def _check_tasks_before(
+    task: TaskName, plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[str, Any]]
+) -> None:
+    for before in TASKS[1 : TASKS.index(task)] if task in TASKS else ():
+        document = documents.get(before, {})
+        if document.get("state") != "succeeded":
+            raise FruitsError(
+                f"run {plan['slug']}: its {before} job has not succeeded; run that first ({document.get('error')})"
+            )
+        if document["planned_at"] != plan["started_at"]:
+            raise FruitsError(
+                f"run {plan['slug']}: it was planned again after its {before} job; clear the run from `wait_for_turn`, "
+                "so that every task works on the same plan"
+            )
 
 
 def _now() -> str:

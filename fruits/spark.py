@@ -6,26 +6,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake, spark_configuration
 from fruits.lake.publication import run_head
 from fruits.lake.schemas import TableName
-from fruits.planning import RunRequest
-from fruits.runs import RunDocument, TaskName, run_document, run_store
+from fruits.manifest import read_manifest
+from fruits.planning import Action, RunRequest
+from fruits.runs import RunDocument, TaskName, run_store, task_document
 from fruits.settings import Settings
 from fruits.stores import read_json
+from fruits.turns import end_turn, hold_turn
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
 log = logging.getLogger("fruits")
 
@@ -94,18 +97,42 @@ class Job:
 
     def read(self, name: TableName, snapshot_id: int) -> "DataFrame":
         """Rows of a table at a snapshot."""
-        return self.spark.read.option("versionAsOf", snapshot_id).table(self._identifier(name))
+        return self.spark.read.option("versionAsOf", snapshot_id).table(self.identifier(name))
+
+    def call(self, procedure: str, name: TableName, arguments: str) -> "list[Row]":
+        """Call one of Iceberg's procedures on a table."""
+        catalog, table = self.settings.catalog_name, self.identifier(name)
+        return self.spark.sql(f"CALL {catalog}.system.{procedure}(table => '{table}', {arguments})").collect()
+
+    def replaced_keys(self) -> pa.Table:
+        """Keys of the manifest's updated and deleted objects; one column, ``key``."""
+        manifest = read_manifest(self.store)
+        return manifest.filter(pc.not_equal(manifest["action"], Action.CREATE.value)).select(["key"])
+
+    def remove_keys(self, name: TableName, keys: pa.Table) -> None:
+        """Delete the rows of ``keys`` (one column, ``key``) and the run's backbone from the run's branch of a table."""
+        if keys.num_rows:
+            self.spark.createDataFrame(keys).createOrReplaceTempView("removed")
+            self.spark.sql(
+                f"DELETE FROM {self.branch_identifier(name)} WHERE model_id = '{self.model_id}' "  # noqa: S608 -- our own hash
+                "AND key IN (SELECT key FROM removed)"
+            )
 
     def branch_identifier(self, name: TableName) -> str:
         """The run's branch of a table, as SQL and ``writeTo`` take it."""
-        return f"{self._identifier(name)}.branch_{self.branch}"
+        return f"{self.identifier(name)}.branch_{self.branch}"
 
-    def _identifier(self, name: TableName) -> str:
+    def identifier(self, name: TableName) -> str:
+        """A table, as SQL takes it."""
         return f"{self.settings.catalog_name}.{self.settings.namespace}.{name}"
 
 
-def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv: list[str] | None) -> int:
+def run_job(
+    task: TaskName, description: str, work: Callable[[Job], None], argv: list[str] | None, *, last: bool = False
+) -> int:
     """Run one Spark job of a run: parse arguments, open session and document, work, and say how it ended.
+
+    The run's turn is over when its ``last`` job has succeeded.
 
     Returns an ``ExitCode``. Errors that a person can mend are one line in the log; only defects show a stack trace.
     """
@@ -115,11 +142,15 @@ def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv:
         settings = Settings.load()
         plan = _read_plan(settings, arguments.run)
         with (
-            run_document(settings, task, plan["run_id"], arguments.run) as document,
+            task_document(settings, task, plan) as document,
+            # A dry run changes nothing, so it need not wait.
+            nullcontext() if plan["request"]["dry_run"] else hold_turn(settings, plan["slug"]),
             _session(f"fruits {task}", settings, document) as spark,
             _executor_errors(),
         ):
             work(Job(settings, spark, Lake.open(settings), plan, document))
+        if last:
+            end_turn(settings, plan["slug"])
     except FruitsError as error:
         log.error("%s", error)
         return error.exit_code

@@ -1,25 +1,31 @@
 """The amazon and apache-spark providers' operators, as the chain needs them: early answers, clear errors."""
 
 import asyncio
+import logging
 import math
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
-from airflow.triggers.base import TriggerEvent
+from airflow.sdk import BaseSensorOperator, Context
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
+from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
+from fruits.planning import run_slug
 from fruits.runs import TaskName, read_documents
 from fruits.settings import DagSettings, Settings
+from fruits.turns import current_turn, take_turn
 
+_TURN_PAUSE = 3.0  # seconds between two looks at whose turn it is
+_MOST_PERIODS = 10
 _LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
 
 
@@ -69,16 +75,15 @@ class UploadsSettledSensor(S3KeysUnchangedSensor):
     """Waits until nothing was uploaded under the prefix for the run's param ``settle_seconds``.
 
     Goes by the newest LastModified, so photos that have lain there for longer than that need no wait at all, and an
-    overwritten photo counts as an upload; the provider's sensor counts keys, and always waits a whole period.
+    overwritten photo counts as an upload; the provider's sensor counts keys, and always waits a whole period. Where
+    photos never stop coming it goes on after ten such periods: those that came first are not to wait for ever.
     """
 
     def execute(self, context: Context) -> None:
         """Look once; defer when something came in lately."""
         self.inactivity_period = context["params"]["settle_seconds"]
-        self.timeout = context["params"]["sensor_timeout"]
         if not self.poke(context):
             self.defer(
-                timeout=timedelta(seconds=self.timeout),
                 trigger=UploadsSettledTrigger(
                     bucket_name=self.bucket_name,
                     prefix=self.prefix,
@@ -92,16 +97,6 @@ class UploadsSettledSensor(S3KeysUnchangedSensor):
         """Whether the newest object is old enough."""
         objects = self.hook.iter_file_metadata(self.prefix, self.bucket_name)
         return _age(max((item["LastModified"] for item in objects), default=None)) >= self.inactivity_period
-
-    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Say what was waited for when the wait was in vain."""
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowSensorTimeout:
-            _fail(
-                f"photos kept coming under s3://{self.bucket_name}/{self.prefix} for "
-                f"{context['params']['sensor_timeout']} s; lower `settle_seconds` or raise `sensor_timeout`"
-            )
 
 
 class UploadsSettledTrigger(S3KeysUnchangedTrigger):
@@ -117,9 +112,13 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, then say so; an S3 server that refuses fails the task, which is tried again."""
+        deadline = time.monotonic() + _MOST_PERIODS * self.inactivity_period
         try:
             async with await self.hook.get_async_conn() as client:
                 while (left := self.inactivity_period - _age(await self._newest(client))) > 0:
+                    if time.monotonic() > deadline:
+                        self.log.warning("s3://%s/%s: photos keep coming; going on", self.bucket_name, self.prefix)
+                        break
                     await asyncio.sleep(max(left, _LEAST_PAUSE))
             yield TriggerEvent({"status": "success"})
         except (BotoCoreError, ClientError) as error:
@@ -133,6 +132,54 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
 def _age(newest: datetime | None) -> float:
     """Seconds since the newest upload; where nothing is, nothing can be unfinished."""
     return (datetime.now(UTC) - newest).total_seconds() if newest else math.inf
+
+
+class TurnSensor(BaseSensorOperator):
+    """Waits, deferred, until the run has its turn: no other run is between its plan and its publication.
+
+    A dry run changes nothing and waits for nobody. ``run_prefix`` is what the run's id in the lake starts with, before
+    Airflow's.
+    """
+
+    def __init__(self, *, run_prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run_prefix = run_prefix
+
+    def execute(self, context: Context) -> None:
+        """Take the turn; defer while another run has it."""
+        if context["params"].get("dry_run"):
+            return
+        run = run_slug(self.run_prefix + context["run_id"])
+        with mendable_errors():
+            other = take_turn(Settings.load(), run)
+        if other is not None:
+            logging.getLogger("fruits").info("turn: waiting for run %s, then it is ours", other.run)
+            self.defer(
+                trigger=TurnTrigger(run), method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
+            )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 -- Airflow's signature
+        """Try again: of several runs that waited, one gets it."""
+        self.execute(context)
+
+
+class TurnTrigger(BaseTrigger):
+    """Fires when no run other than ``run`` has the turn."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self.run_slug = run
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """How the triggerer makes it again."""
+        return f"{__name__}.{type(self).__name__}", {"run": self.run_slug}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Look every few seconds; a lake that does not answer is for the task to meet, with its retries."""
+        with suppress(FruitsError, OSError):
+            while (turn := await asyncio.to_thread(current_turn, Settings.load())) and turn.run != self.run_slug:
+                await asyncio.sleep(_TURN_PAUSE)
+        yield TriggerEvent({})
 
 
 class SparkJobOperator(SparkSubmitOperator):
@@ -159,9 +206,10 @@ class SparkJobOperator(SparkSubmitOperator):
         except Exception as error:
             with mendable_errors():
                 document = read_documents(Settings.load(), self.application_args[1]).get(self.job, {})
-            if document.get("state") == "failed" and document.get("mendable"):
-                raise AirflowFailException(document["error"]) from error
-            raise
+            if document.get("state") != "failed":
+                raise
+            said = AirflowFailException if document.get("mendable") else AirflowException
+            raise said(document["error"]) from error
 
 
 def _fail(message: str) -> NoReturn:

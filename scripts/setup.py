@@ -134,6 +134,7 @@ def set_up(*, dev: bool) -> None:
     write_text(VENVS / "java_home", f"{java.home}\n")
     programs = VENVS / "jobs" / "bin"
     write_launcher(programs / "spark-submit", spark, java, python=programs / "python")
+    write_command(VENVS / "bin" / "fruits", python=programs / "python")
     add_jars(
         parse_jars((REQUIREMENTS / "jars.txt").read_text()),
         spark / "jars",
@@ -333,6 +334,14 @@ def write_launcher(file: Path, spark: Path, java: Java, *, python: Path) -> None
     variables = {"JAVA_HOME": java.home, "SPARK_HOME": spark, "PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": python}
     exports = "".join(f"export {name}={shlex.quote(str(value))}\n" for name, value in variables.items())
     write_text(file, f'#!/bin/sh\n# Written by scripts/setup.py.\n{exports}exec "$SPARK_HOME/bin/spark-submit" "$@"\n')
+    file.chmod(0o755)
+
+
+def write_command(file: Path, *, python: Path) -> None:
+    """Write the command ``fruits``, for a person to type from any folder or to have on the PATH."""
+    file.parent.mkdir(exist_ok=True)
+    # -P: what lies in the folder that it is typed in is not imported.
+    write_text(file, f'#!/bin/sh\n# Written by scripts/setup.py.\nexec {shlex.quote(str(python))} -P -m fruits "$@"\n')
     file.chmod(0o755)
 
 

@@ -50,7 +50,9 @@ def featurize(job: Job) -> None:
     for name in WRITTEN:
         start_branch(job.lake, name, job.branch, job.base(name))
     with job.document.stage("remove"):
-        remove_replaced(job, manifest)
+        replaced = job.replaced_keys()
+        for name in WRITTEN:
+            job.remove_keys(name, replaced)
     photos = manifest.filter(pc.not_equal(manifest["action"], Action.DELETE.value))
     if photos.num_rows:
         outcomes = outcomes_of(job, photos).persist(disk_only())
@@ -71,19 +73,6 @@ def featurize(job: Job) -> None:
         counts["quarantine"],
         rate,
     )
-
-
-def remove_replaced(job: Job, manifest: pa.Table) -> None:
-    """Delete the rows of updated and deleted objects from the branch."""
-    replaced = manifest.filter(pc.not_equal(manifest["action"], Action.CREATE.value)).select(["key"])
-    if not replaced.num_rows:
-        return
-    job.spark.createDataFrame(replaced).createOrReplaceTempView("replaced")
-    for name in WRITTEN:
-        job.spark.sql(
-            f"DELETE FROM {job.branch_identifier(name)} WHERE model_id = '{job.model_id}' "  # noqa: S608 -- our own hash
-            "AND key IN (SELECT key FROM replaced)"
-        )
 
 
 def outcomes_of(job: Job, photos: pa.Table) -> "DataFrame":

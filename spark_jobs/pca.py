@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fruits.errors import FruitsError
 from fruits.keys import FIT_SPLIT
 from fruits.lake.branches import start_branch
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
 from fruits.lake.schemas import EMBEDDINGS, TableName
-from fruits.manifest import read_manifest
 from fruits.moments import Moments, from_bytes, merge, merge_all, moments_of, should_recompute, subtract, to_bytes
 from fruits.pca import (
     PCA,
@@ -32,7 +30,6 @@ from fruits.pca import (
     transform,
     unexplained_share,
 )
-from fruits.planning import Action
 from fruits.runs import read_documents
 from fruits.spark import Job, log, matrix, progress, run_job
 
@@ -53,9 +50,14 @@ def update_pca(job: Job) -> None:
     """Statistics, then the decision to refit, then the embeddings."""
     for name in WRITTEN:
         start_branch(job.lake, name, job.branch, job.base(name))
-    replaced = replaced_keys(job)
+    replaced = job.replaced_keys()
     with job.document.stage("moments"):
         moments = update_statistics(job, replaced)
+    if job.plan["building"]:
+        with job.document.stage("remove"):
+            job.remove_keys("embeddings", replaced)
+        record_building(job, moments)
+        return
     current = current_version(job)
     if current is None and moments.n == 0:
         raise FruitsError(nothing_to_fit(job))
@@ -64,7 +66,7 @@ def update_pca(job: Job) -> None:
     if reason is None and current is None:
         raise FruitsError("PCA: there is no version to project on")
     with job.document.stage("remove"):
-        remove_replaced(job, replaced)
+        job.remove_keys("embeddings", replaced)
     if reason is None and current is not None:
         version = current
         with job.document.stage("project"):
@@ -96,6 +98,12 @@ def update_pca(job: Job) -> None:
     )
 
 
+def record_building(job: Job, moments: Moments) -> None:
+    """Nothing but the statistics, while a new backbone is being built: it is fitted once, when it is complete."""
+    job.document.record(action="none", reason=None, pca_id=None, n_statistics=moments.n, drift=None, projected=0)
+    log.info("backbone %s is not complete yet: statistics of %d photos, no PCA", job.model_id, moments.n)
+
+
 def nothing_to_fit(job: Job) -> str:
     """The message of a first run without a photo to fit on."""
     found = read_documents(job.settings, job.slug).get("featurize", {})
@@ -105,12 +113,6 @@ def nothing_to_fit(job: Job) -> str:
         f"could be featurized; quarantined: {reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or see "
         "that FRUITS_KEY_PATTERN reads the keys right."
     )
-
-
-def replaced_keys(job: Job) -> pa.Table:
-    """Keys of updated and deleted objects; one column, ``key``."""
-    manifest = read_manifest(job.store)
-    return manifest.filter(pc.not_equal(manifest["action"], Action.CREATE.value)).select(["key"])
 
 
 def live_features(job: Job) -> "DataFrame":
@@ -203,8 +205,14 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
 
 
 def decide(job: Job, current: PCAVersion | None, n_now: int, n_new: int, drift: float | None) -> str | None:
-    """Why to fit again, or None."""
+    """Why to fit again, or None.
+
+    A run that leaves objects over, as each of a backfill does, keeps the PCA that there is: the one that leaves none
+    over refits, if that is due. So a backfill refits once at most.
+    """
     settings, request = job.settings, job.request
+    if current is not None and request.refit == "auto" and job.plan["remaining"]:
+        return None
     return refit_reason(
         request.refit,
         FittedSummary(current.pca.n, current.n_components) if current else None,
@@ -252,16 +260,6 @@ def held_out_unexplained(job: Job, pca_id: str) -> float | None:
     if totals.explained is None:
         return None
     return unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))
-
-
-def remove_replaced(job: Job, replaced: pa.Table) -> None:
-    """Delete the embeddings of updated and deleted objects, under every PCA version of the backbone."""
-    if replaced.num_rows:
-        job.spark.createDataFrame(replaced).createOrReplaceTempView("replaced")
-        job.spark.sql(
-            f"DELETE FROM {job.branch_identifier('embeddings')} WHERE model_id = '{job.model_id}' "  # noqa: S608 -- our own hash
-            "AND key IN (SELECT key FROM replaced)"
-        )
 
 
 def project(job: Job, pca_id: str, pca: PCA, features: "DataFrame") -> int:

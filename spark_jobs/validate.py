@@ -8,7 +8,7 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fruits.errors import FruitsError, GateError
+from fruits.errors import GateError
 from fruits.gates import Findings, evaluate, failed
 from fruits.keys import FIT_SPLIT
 from fruits.lake.pca_tables import PCAVersion, load_versions
@@ -31,31 +31,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def validate(job: Job) -> None:
-    """Measure, evaluate, record; raise when a required gate failed."""
-    pca_document = read_documents(job.settings, job.slug).get("pca", {})
-    if pca_document.get("state") != "succeeded":
-        raise FruitsError(f"run {job.slug}: its pca job has not succeeded; run that first")
-    version = next(
-        version
-        for version in load_versions(job.lake, job.head("pca_models"), job.model_id)
-        if version.pca_id == pca_document["pca_id"]
-    )
-    tables = Tables(job, version)
+    """Measure, evaluate, record; raise when a required gate failed.
+
+    A backbone that is being built has no PCA version yet, and the gates on that do not apply.
+    """
+    pca_document = read_documents(job.settings, job.slug)["pca"]
+    versions = load_versions(job.lake, job.head("pca_models"), job.model_id)
+    version = next((version for version in versions if version.pca_id == pca_document["pca_id"]), None)
+    tables = Tables(job, pca_document["pca_id"])
     with job.document.stage("tables"):
         measured = {
             **accounted(tables),
-            **new_vectors(tables),
+            **new_vectors(tables, version),
             **splits_and_labels(tables),
-            "missing_embeddings": missing_embeddings(tables),
+            "missing_embeddings": missing_embeddings(tables) if version else None,
         }
     with job.document.stage("probe"):
         # A probe cannot be fitted on vectors that their own gates are about to refuse.
-        usable = not (measured["unusable_vectors"] or measured["wrong_widths"])
+        usable = version is not None and not (measured["unusable_vectors"] or measured["wrong_widths"])
         raw, embedded = probe(tables) if usable else (None, None)
     findings = Findings(
         **measured,
-        orthonormality_error=orthonormality_error(version.pca.components),
-        explained_variance=float(version.pca.explained_variance_ratio.sum()),
+        orthonormality_error=orthonormality_error(version.pca.components) if version else None,
+        explained_variance=float(version.pca.explained_variance_ratio.sum()) if version else None,
         drift=pca_document["drift"],
         probe_raw=raw,
         probe_embedded=embedded,
@@ -75,15 +73,15 @@ def validate(job: Job) -> None:
 
 
 class Tables:
-    """The run's view of the tables, for one backbone and PCA version."""
+    """The run's view of the tables, for one backbone and PCA version (None while it has none)."""
 
-    def __init__(self, job: Job, version: PCAVersion) -> None:
+    def __init__(self, job: Job, pca_id: str | None) -> None:
         self.job = job
-        self.version = version
+        self.pca_id = pca_id
         of_model = f"model_id = '{job.model_id}'"
         self.features = job.read("features", job.head("features")).where(of_model)
         self.quarantine = job.read("quarantine", job.head("quarantine")).where(of_model)
-        self.embeddings = job.read("embeddings", job.head("embeddings")).where(f"pca_id = '{version.pca_id}'")
+        self.embeddings = job.read("embeddings", job.head("embeddings")).where(f"pca_id = '{pca_id}'")
 
     @property
     def new_features(self) -> "DataFrame":
@@ -124,11 +122,10 @@ def accounted(tables: Tables) -> dict[str, Any]:
     }
 
 
-def new_vectors(tables: Tables) -> dict[str, Any]:
+def new_vectors(tables: Tables, version: PCAVersion | None) -> dict[str, Any]:
     """Are the new vectors numbers, of the right width, and on the scale that the PCA knows?"""
     from pyspark.sql import functions as F  # noqa: N812
 
-    pca = tables.version.pca
     square = F.expr("aggregate(vector, 0D, (sum, x) -> sum + double(x) * x)")  # NaN and infinity come through
     usable = (square > 0) & (square < math.inf) & ~F.isnan(square)
     totals = tables.new_features.agg(
@@ -137,12 +134,15 @@ def new_vectors(tables: Tables) -> dict[str, Any]:
         F.count_if(F.size("vector") != tables.job.feature_width).alias("wrong_width"),
         F.avg(square).alias("mean_square"),
     ).first()
-    expected = float(pca.mean @ pca.mean) + pca.total_variance
+    scale_ratio = None
+    if version is not None and totals.rows:
+        expected = float(version.pca.mean @ version.pca.mean) + version.pca.total_variance
+        scale_ratio = math.sqrt(totals.mean_square / expected)
     return {
         "new_rows": totals.rows,
         "unusable_vectors": totals.unusable,
         "wrong_widths": totals.wrong_width,
-        "scale_ratio": math.sqrt(totals.mean_square / expected) if totals.rows else None,
+        "scale_ratio": scale_ratio,
     }
 
 
@@ -173,7 +173,7 @@ def probe(tables: Tables) -> tuple[float | None, float | None]:
     What the current publication found for the same PCA version stands: a probe belongs to the version, not to the run.
     """
     job = tables.job
-    if job.plan["base"]["pca_id"] == tables.version.pca_id:
+    if job.plan["base"]["pca_id"] == tables.pca_id:
         published = job.plan["base"]["probe"]
         return published["raw"], published["embedded"]
     rows = probe_sample(tables).toArrow()

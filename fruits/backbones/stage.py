@@ -39,6 +39,15 @@ def staged_card(settings: Settings) -> Card | None:
         return None
 
 
+def read_card(settings: Settings, model_id: str) -> Card:
+    """The card of the staged backbone ``model_id``.
+
+    Raises:
+        FruitsError: when it is not in the lake.
+    """
+    return Card.from_document(json.loads(_staged_file(settings, model_id, "card.json")))
+
+
 def stage(settings: Settings) -> Card:
     """The card of the backbone of the settings, built and written to the lake when it is not there yet.
 
@@ -69,15 +78,8 @@ def load_backbone(settings: Settings, model_id: str) -> Backbone:
     Raises:
         FruitsError: when it is not in the lake, or is not what its card says.
     """
-    store = lake_store(settings, "models")
-    try:
-        card = Card.from_document(read_json(store, f"{model_id}/card.json"))
-        flatbuffer = read_bytes(store, f"{model_id}/model.tflite")
-    except FileNotFoundError:
-        raise FruitsError(
-            f"Backbone {model_id}: not in {settings.lake}/models; expected model.tflite and card.json there. "
-            "Stage it: python -m fruits.backbones.stage"
-        ) from None
+    card = read_card(settings, model_id)
+    flatbuffer = _staged_file(settings, model_id, "model.tflite")
     if card.model_id != model_id:
         raise FruitsError(f"Backbone {model_id}: its card in {settings.lake}/models is that of {card.model_id}.")
     return Backbone(card, flatbuffer)
@@ -105,6 +107,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     print(json.dumps(card.to_document(), ensure_ascii=False))  # noqa: T201 the command's output
     return ExitCode.OK
+
+
+def _staged_file(settings: Settings, model_id: str, name: str) -> bytes:
+    try:
+        return read_bytes(lake_store(settings, "models"), f"{model_id}/{name}")
+    except FileNotFoundError:
+        raise FruitsError(
+            f"Backbone {model_id}: not in {settings.lake}/models; expected model.tflite and card.json there. "
+            "Stage it: python -m fruits.backbones.stage"
+        ) from None
 
 
 def _registry_path(settings: Settings) -> str:

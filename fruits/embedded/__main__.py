@@ -1,4 +1,4 @@
-"""``python -m fruits.embedded run|ui|stop``: what ``make run``, ``make ui`` and ``make stop`` call."""
+"""``python -m fruits.embedded run|ui|put|airflow|stop``: what `make` calls for the embedded stack."""
 
 import argparse
 import signal
@@ -21,6 +21,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands.add_parser("ui", help="S3 server and Airflow with its UI, in the background")
     commands.add_parser("stop", help="end what `ui` started")
+    put = commands.add_parser("put", help="one photo into the bucket, on the stack that `ui` started")
+    put.add_argument("photo", type=Path)
+    put.add_argument("key", help="object key, such as Training/Kiwi/1.jpg")
+    airflow = commands.add_parser("airflow", help="Airflow's own command line, on the stack that `ui` started")
+    airflow.add_argument("arguments", nargs=argparse.REMAINDER, help="such as: backfill create --help")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that ends what was started
     try:
@@ -40,6 +45,10 @@ def _command(arguments: argparse.Namespace) -> int:
         return run(arguments.images and arguments.images.expanduser(), arguments.data, arguments.summary)
     from fruits.embedded import ui
 
+    if arguments.command == "put":
+        return ui.put(arguments.data, arguments.photo, arguments.key)
+    if arguments.command == "airflow":
+        return ui.airflow_command(arguments.data, arguments.arguments)
     return ui.start(arguments.data) if arguments.command == "ui" else ui.stop(arguments.data)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fruits.embedded.queue import EventQueue
 from fruits.embedded.stack import REGION, Stack
 from fruits.errors import FruitsError
 
@@ -20,7 +21,7 @@ _RUN_ID = re.compile(r"creating dag run .*\brun_id=(\S+)")
 _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _OURS = re.compile(
     r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)"  # a Spark job's line, as its operator logs it
-    r"|\] (plan: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"  # a task's own
+    r"|\] (plan: .*?|turn: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"  # a task's own
 )
 _LOGGED = re.compile(r"\d{4}-\d{2}-\d{2}T\S+Z \[")
 _FAILURE = re.compile(r"\S*\.AirflowFailException: (.*)")
@@ -35,18 +36,23 @@ class DagRun:
     errors: tuple[str, ...]
 
 
-def airflow_environment(stack: Stack) -> dict[str, str]:
-    """The environment in which Airflow's programs find stack, DAGs and plugins."""
+def airflow_environment(stack: Stack, queue: EventQueue | None = None) -> dict[str, str]:
+    """The environment in which Airflow's programs find stack, DAGs, plugins and the events, where there is a queue."""
     home = stack.data / "airflow"
     home.mkdir(parents=True, exist_ok=True)
     aws = {
         "conn_type": "aws",
         "login": stack.access_key,
         "password": stack.secret_key,
-        "extra": {"region_name": REGION, "endpoint_url": stack.endpoint},
+        "extra": {
+            "region_name": REGION,
+            "endpoint_url": stack.endpoint,
+            "service_config": {"sqs": {"endpoint_url": queue.endpoint}} if queue else {},
+        },
     }
     return {
         **stack.environment,
+        "FRUITS_EVENT_QUEUE": queue.url if queue else "",  # never somebody's real one
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),

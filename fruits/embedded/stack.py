@@ -136,8 +136,10 @@ class S3Server:
         stop_process(self.process)
 
 
-def start_s3(data: Path) -> S3Server:
+def start_s3(data: Path, notifications: str = "") -> S3Server:
     """Start SeaweedFS on 127.0.0.1 with its data in ``data``, on the ports of last time where they are free.
+
+    ``notifications`` is what its ``notification.toml`` says: whom it tells of changes.
 
     Raises:
         FruitsError: when the server can't be started; names its log.
@@ -146,6 +148,7 @@ def start_s3(data: Path) -> S3Server:
     folder.mkdir(parents=True, exist_ok=True)
     access_key, secret_key = _credentials(data / "s3.credentials.json")
     ports = _ports(data / "s3.ports.json")
+    write_secret(data / "notification.toml", notifications)  # also when empty: a person's own is not for this server
     stack = Stack(data, f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
     command = [
         _weed(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
@@ -208,11 +211,16 @@ def _credentials(path: Path) -> tuple[str, str]:
     """The keys of this data folder's S3 server, made on first use and readable by their owner only."""
     if not path.is_file():
         keys = {"access_key": f"fruits{secrets.token_hex(7)}", "secret_key": secrets.token_urlsafe(30)}
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(keys, file)
+        write_secret(path, json.dumps(keys))
     keys = json.loads(path.read_text())
     return keys["access_key"], keys["secret_key"]
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that its owner only can read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        path.chmod(0o600)  # of one that was there
+        file.write(text)
 
 
 def _weed() -> str:

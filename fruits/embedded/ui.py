@@ -1,4 +1,4 @@
-"""``make ui`` and ``make stop``: S3 server and Airflow in the background.
+"""``make ui`` and ``make stop``: S3 server, queue of its events and Airflow in the background.
 
 Airflow's parts are started one by one rather than by ``airflow standalone``: that also starts two log servers, which
 listen on every address of the machine and cannot be told otherwise (Airflow 3.3). On one machine nobody needs them.
@@ -9,15 +9,16 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from fruits.embedded.airflow import airflow, airflow_environment, migrate, new_secret
-from fruits.embedded.stack import S3Server, Stack, free_ports, make_bucket, running_server, start_s3
+from fruits.embedded.queue import EventQueue, start_queue
+from fruits.embedded.stack import BUCKET, Stack, free_ports, make_bucket, running_server, start_s3, stop_process
 from fruits.errors import ExitCode, FruitsError
 
 _PARTS = {
@@ -43,6 +44,7 @@ def start(data: Path) -> int:
     print(f"  user        {running['user']}")
     print(f"  password    {_password(data, running['user'])}")
     print(f"  photos      s3://{running['bucket']} on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
+    print(f"  events      {running['queue']}")
     print(f"  logs        {data / 'logs'}")
     print("\n`make stop` ends it. The DAG fruit_features is paused until you switch it on.")
     return ExitCode.OK
@@ -63,33 +65,68 @@ def stop(data: Path) -> int:
     return ExitCode.OK
 
 
+def put(data: Path, photo: Path, key: str) -> int:
+    """Upload one photo, as an app or a camera would; returns an exit code.
+
+    Raises:
+        FruitsError: when nothing is running, or there is no such file.
+    """
+    if not photo.is_file():
+        raise FruitsError(f"{photo}: no such file; PHOTO expects a photo")
+    stack = _running_stack(data)
+    stack.client().upload_file(str(photo), BUCKET, key)
+    print(f"{photo} -> s3://{BUCKET}/{key}")
+    return ExitCode.OK
+
+
+def airflow_command(data: Path, arguments: Sequence[str]) -> int:
+    """Run a command of Airflow's own on what ``start`` started; returns its exit code.
+
+    Raises:
+        FruitsError: when nothing is running.
+    """
+    stack = _running_stack(data)
+    environment = airflow_environment(stack, EventQueue.read(stack.data))
+    return subprocess.run([airflow(), *arguments], env=environment, check=False).returncode  # noqa: S603 -- its program
+
+
+def _running_stack(data: Path) -> Stack:
+    stack = running_server(data.resolve())
+    if stack is None or _read(stack.data) is None:
+        raise FruitsError(f"nothing is running on {data}; start it with `make ui`")
+    return stack
+
+
 def _start(data: Path) -> dict[str, Any]:
     if running_server(data) is not None:
         raise FruitsError(f"an S3 server is already running on {data} (a `make run`?); wait for it to end")
-    server = start_s3(data)
-    print(f"S3 server on {server.stack.endpoint}")
-    try:
+    data.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as undo:
+        queue, queue_process = start_queue(data)
+        undo.callback(stop_process, queue_process)
+        server = start_s3(data, queue.notifications)
+        undo.callback(server.stop)
+        print(f"S3 server on {server.stack.endpoint}")
         make_bucket(server.stack)
         migrate(server.stack)
-        return _start_airflow(server)
-    except BaseException:
-        server.stop()
-        raise
+        running = _start_airflow(server.stack, queue, {"s3": server.process, "queue": queue_process})
+        undo.pop_all()
+    return running
 
 
-def _start_airflow(server: S3Server) -> dict[str, Any]:
-    stack = server.stack
+def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, "subprocess.Popen[bytes]"]) -> dict[str, Any]:
     print("starting Airflow, about 40 s")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    environment = _environment(stack, port)
+    environment = _environment(stack, queue, port)
     parts = {name: _start_part(name, stack.data, environment) for name in _PARTS}
     running: dict[str, Any] = {
         "url": url,
         "user": "admin",
         "endpoint": stack.endpoint,
+        "queue": queue.url,
         "bucket": environment["FRUITS_BUCKET"],
-        "processes": {name: _identity(process.pid) for name, process in (parts | {"s3": server.process}).items()},
+        "processes": {name: _identity(process.pid) for name, process in {**parts, **beside}.items()},
     }
     _state_path(stack.data).write_text(json.dumps(running))
     try:
@@ -115,9 +152,9 @@ def _start_part(name: str, data: Path, environment: Mapping[str, str]) -> "subpr
         )
 
 
-def _environment(stack: Stack, port: int) -> dict[str, str]:
+def _environment(stack: Stack, queue: EventQueue, port: int) -> dict[str, str]:
     return {
-        **airflow_environment(stack),
+        **airflow_environment(stack, queue),
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",

@@ -1,7 +1,7 @@
 """Run branches: what a run writes stays on its own branch of each table until it is published."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fruits.errors import ConflictError, TransientError
@@ -41,6 +41,23 @@ def drop_branch(lake: Lake, name: TableName, branch: str) -> None:
     table = lake.table(name)
     if branch in table.metadata.refs:
         _commit(lake, table, (), (RemoveSnapshotRefUpdate(ref_name=branch),))
+
+
+def change_refs(lake: Lake, name: TableName, tags: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+    """Set ``tags`` to snapshots and drop refs, all in one commit; ``dropped`` says where each was seen.
+
+    Raises:
+        ConflictError: when a ref to drop has moved since: somebody works with it.
+    """
+    from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotRefUpdate, SetSnapshotRefUpdate
+
+    if tags or dropped:
+        updates = (
+            *(SetSnapshotRefUpdate(ref_name=tag, type="tag", snapshot_id=at) for tag, at in tags.items()),
+            *(RemoveSnapshotRefUpdate(ref_name=ref) for ref in dropped),
+        )
+        unmoved = tuple(AssertRefSnapshotId(ref=ref, snapshot_id=at) for ref, at in dropped.items())
+        _commit(lake, lake.table(name), unmoved, updates)
 
 
 def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], None]") -> None:

@@ -1,5 +1,7 @@
 """The Iceberg catalog, as PyIceberg and as Spark open it, and the tables in it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -81,6 +83,26 @@ def _database_uri(settings: Settings) -> str:
     return settings.catalog_uri.get_secret_value().replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
+@dataclass(frozen=True)
+class TableState:
+    """Snapshots of a table by id, and its branches and tags but for ``main``, by name."""
+
+    main: int
+    snapshots: frozenset[int]
+    refs: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A data file of a table: its partition, size and rows, and the merge-on-read deletes that apply to it."""
+
+    partition: str
+    bytes: int
+    rows: int
+    delete_files: int = 0
+    deleted_rows: int = 0
+
+
 class Lake:
     """The tables of one lake, through PyIceberg. Cheap to open; reads the catalog at each call."""
 
@@ -140,16 +162,39 @@ class Lake:
         scan = self.table(name).scan(row_filter=condition, selected_fields=columns, snapshot_id=snapshot_id)
         return scan.to_arrow()
 
+    def state(self, name: TableName) -> TableState:
+        """Where a table's refs are and which snapshots it has."""
+        table = self.table(name)
+        refs = {ref: at.snapshot_id for ref, at in table.refs().items()}
+        return TableState(refs.pop("main"), frozenset(one.snapshot_id for one in table.snapshots()), refs)
+
+    def files(self, name: TableName, snapshot_id: int) -> list[DataFile]:
+        """The data files of a table at a snapshot."""
+        return [
+            DataFile(
+                partition=str(task.file.partition),
+                bytes=task.file.file_size_in_bytes,
+                rows=task.file.record_count,
+                delete_files=len(task.delete_files),
+                deleted_rows=sum(deletes.record_count for deletes in task.delete_files),
+            )
+            for task in self.table(name).scan(snapshot_id=snapshot_id).plan_files()
+        ]
+
+    def bucket(self) -> str | None:
+        """The bucket whose photos the lake holds; None when it is bound to none yet."""
+        bound: str | None = self.table("publications").properties.get(_BUCKET_PROPERTY)
+        return bound
+
     def check_bucket(self) -> None:
         """See that the lake holds the photos of the settings' bucket; a new lake is bound to it.
 
         Raises:
             FruitsError: when it holds another bucket's: reconciling would remove all of them.
         """
-        table = self.table("publications")
-        bound = table.properties.get(_BUCKET_PROPERTY)
+        bound = self.bucket()
         if bound is None:
-            with table.transaction() as transaction:
+            with self.table("publications").transaction() as transaction:
                 transaction.set_properties({_BUCKET_PROPERTY: self.settings.bucket})
         elif bound != self.settings.bucket:
             raise FruitsError(

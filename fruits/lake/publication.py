@@ -6,7 +6,7 @@ is published or nothing. Moving ``main`` of the other tables to the row's snapsh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,8 @@ from fruits.gates import Gate
 from fruits.lake.branches import advance_main, branch_name, commit_rows, drop_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
+
+_MOST_CHOICES = 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Base:
             "pca_id": self.publication.pca_id,
             "model_id": self.publication.model_id,
             "probe": {"raw": self.publication.probe_raw, "embedded": self.publication.probe_embedded},
+            "counts": dict(self.publication.counts or {}),
             "snapshots": {"publications": self.publications_snapshot, **self.publication.snapshots},
         }
 
@@ -72,10 +75,13 @@ def current_base(lake: Lake) -> Base:
     return Base(published[-1], head)
 
 
-def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publication) -> Publication:
+def publish(
+    lake: Lake, base: Mapping[str, Any], slug: str, publication: Publication, *, onto: int | None = None
+) -> Publication:
     """Publish what a run left on its branches, if the base it started from is still current.
 
-    ``base`` is what ``Base.to_document`` gave the plan. Publishing the same run again changes nothing.
+    ``base`` is what ``Base.to_document`` gave the plan. ``onto`` is a snapshot of ``publications`` with the rows of the
+    base's in fewer files; the new row is added to it. Publishing the same run again changes nothing.
 
     Raises:
         ConflictError: when another run published since the plan; readers then stay where that one put them.
@@ -85,7 +91,7 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
     if done is None:
         expected = base["snapshots"]["publications"]
         branch = branch_name(slug)
-        start_branch(lake, "publications", branch, expected)
+        start_branch(lake, "publications", branch, expected if onto is None else onto)
         rows = _to_rows(publication)
         commit_rows(lake, "publications", lambda transaction: transaction.append(rows, branch=branch))
         target = lake.head("publications", branch)
@@ -96,7 +102,7 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
         except ConflictError as error:
             raise ConflictError(
                 f"another run published after run {publication.run_id} was planned, so its result would overwrite "
-                "newer work; nothing was published. Clear the run from its plan, or wait for the next one."
+                "newer work; nothing was published. Clear the run from `wait_for_turn`, or wait for the next one."
             ) from error
         done = publication
     if done.sequence == publications(lake)[-1].sequence:
@@ -104,6 +110,68 @@ def publish(lake: Lake, base: Mapping[str, Any], slug: str, publication: Publica
     for name in (*DATA_TABLES, PUBLICATIONS.name):
         drop_branch(lake, name, branch_name(slug))
     return done
+
+
+def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
+    """Those publications of which every table still has its snapshot: expired ones can't be read any more."""
+    there = {name: lake.state(name).snapshots for name in DATA_TABLES}
+    return [one for one in published if all(one.snapshots[name] in there[name] for name in DATA_TABLES)]
+
+
+def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Publication:
+    """Make an older publication current again, as a new row on top; ``wanted`` is its id or sequence.
+
+    The row has the older one's snapshots and findings, so any publication can be gone back to, also the one that was
+    rolled back. A run that was planned before it will not publish: it conflicts. Going back to the current
+    publication changes nothing and returns it.
+
+    Raises:
+        FruitsError: when there is no such publication or its snapshots have expired; lists those to choose from.
+        ConflictError: when another run published in the meantime.
+    """
+    base = current_base(lake)
+    published = publications(lake, base.publications_snapshot)
+    chosen = choose(lake, published, wanted)
+    if _content(chosen) == _content(base.publication):
+        return base.publication
+    moment = now or datetime.now(UTC)
+    sequence = base.publication.sequence + 1
+    row = replace(
+        chosen,
+        sequence=sequence,
+        publication_id=publication_id(sequence, chosen.snapshots),
+        run_id=f"rollback__{moment.isoformat()}",
+        published_at=moment,
+    )
+    try:
+        return publish(lake, base.to_document(), f"rollback_{moment:%Y%m%dt%H%M%S%f}", row)
+    except ConflictError as error:
+        raise ConflictError(
+            f"another run published while {chosen.publication_id} was rolled back to; nothing was changed. Look at "
+            "what is current now, pause the DAG, and roll back again."
+        ) from error
+
+
+def _content(publication: Publication) -> tuple[Any, ...]:
+    """What readers get: two publications may have the same snapshots and another backbone."""
+    return dict(publication.snapshots), publication.model_id, publication.pca_id
+
+
+def choose(lake: Lake, published: Sequence[Publication], wanted: str) -> Publication:
+    """The publication that ``wanted`` names, whose snapshots are all there."""
+    choices = readable(lake, published)
+    shown = ", ".join(str(one.publication_id) for one in reversed(choices[-_MOST_CHOICES:])) or "none"
+    found = next((one for one in published if wanted in (one.publication_id, str(one.sequence))), None)
+    if found is None:
+        raise FruitsError(
+            f"publication {wanted!r}: there is none of this id or sequence; there are, newest first: {shown}"
+        )
+    if found not in choices:
+        raise FruitsError(
+            f"publication {found.publication_id}: its snapshots have expired (FRUITS_RETENTION_DAYS); you can roll "
+            f"back to, newest first: {shown}"
+        )
+    return found
 
 
 def run_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int:

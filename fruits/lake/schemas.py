@@ -12,11 +12,15 @@ TableName = Literal["features", "quarantine", "pca_models", "pca_statistics", "e
 
 @dataclass(frozen=True)
 class TableDefinition:
-    """A table: its name, what a row is, its columns, and the column it is partitioned by (None: not partitioned)."""
+    """A table: its name, what a row is, its columns, the column that it is partitioned by (None: not partitioned).
+
+    ``sort_by`` is the column that rows are in the order of within a file.
+    """
 
     name: TableName
     row: str
     schema: pa.Schema
+    sort_by: str
     partition_by: str | None = None
 
 
@@ -69,6 +73,7 @@ FEATURES = TableDefinition(
             _RUN_ID,
         ]
     ),
+    sort_by="key",
     partition_by="model_id",
 )  # fmt: skip
 
@@ -83,6 +88,7 @@ QUARANTINE = TableDefinition(
             _RUN_ID,
         ]
     ),
+    sort_by="key",
 )  # fmt: skip
 
 PCA_MODELS = TableDefinition(
@@ -112,6 +118,7 @@ PCA_MODELS = TableDefinition(
             _RUN_ID,
         ]
     ),
+    sort_by="pca_id",
 )  # fmt: skip
 
 PCA_STATISTICS = TableDefinition(
@@ -128,6 +135,7 @@ PCA_STATISTICS = TableDefinition(
             _RUN_ID,
         ]
     ),
+    sort_by="model_id",
 )  # fmt: skip
 
 EMBEDDINGS = TableDefinition(
@@ -141,6 +149,7 @@ EMBEDDINGS = TableDefinition(
             _RUN_ID,
         ]
     ),
+    sort_by="key",
     partition_by="pca_id",
 )  # fmt: skip
 
@@ -162,6 +171,7 @@ PUBLICATIONS = TableDefinition(
             _column("gates", _list(GATE), "What the gates found."),
         ]
     ),
+    sort_by="sequence",
 )  # fmt: skip
 
 TABLES: tuple[TableDefinition, ...] = (FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, EMBEDDINGS, PUBLICATIONS)

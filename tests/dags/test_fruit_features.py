@@ -30,14 +30,16 @@ def module() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("run_type", "mode"), [("backfill", "interval"), ("scheduled", "reconcile"), ("manual", "reconcile")]
+    ("run_type", "mode"),
+    [("backfill", "interval"), ("scheduled", "reconcile"), ("manual", "reconcile"), ("asset_triggered", "reconcile")],
 )
 def test_a_backfill_covers_its_interval_and_any_other_run_everything(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, run_type: str, mode: str
 ) -> None:
     from airflow.sdk.api.datamodels._generated import DagRunType
 
-    run = SimpleNamespace(run_type=DagRunType(run_type), data_interval_start=START, data_interval_end=END)
+    start, end = (None, None) if run_type == "asset_triggered" else (START, END)
+    run = SimpleNamespace(run_type=DagRunType(run_type), data_interval_start=start, data_interval_end=end)
     params = {name: param.value for name, param in module.PARAMS.items()}
     context: dict[str, Any] = {"dag_run": run, "params": params}
     monkeypatch.setattr(module, "get_current_context", lambda: context)

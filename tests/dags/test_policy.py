@@ -14,7 +14,9 @@ pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"
-CHAIN = ["prepare", "wait_for_images", "uploads_settled", "plan", "featurize", "pca", "validate", "publish"]
+CHAIN = [
+    "prepare", "wait_for_images", "uploads_settled", "wait_for_turn", "plan", "featurize", "pca", "validate", "publish",
+]  # fmt: skip
 HEAVY = {"tensorflow", "keras", "pyspark", "pyiceberg", "sklearn", "pandas", "scipy", "ai_edge_litert", "matplotlib"}
 
 PARSE = """
@@ -141,7 +143,7 @@ def test_the_params_are_those_that_a_run_understands(chain: Any, tmp_path: Path)
     waits = {"settle_seconds", "sensor_timeout"}
     assert set(chain.params) - waits == set(RunRequest.__dataclass_fields__) - {"interval"}
     defaults = resolve_request(chain.params.dump(), settings)
-    assert defaults == RunRequest(prefix="", backbone=settings.backbone, weights=settings.weights)
+    assert defaults == RunRequest(prefix="")
 
 
 def test_the_chain_is_in_order(chain: Any) -> None:
@@ -162,11 +164,47 @@ def test_two_runs_of_the_chain_do_not_overlap_by_schedule(chain: Any) -> None:
     assert chain.max_active_runs == 1
 
 
-def test_the_schedule_gives_each_run_an_interval(chain: Any) -> None:
-    """An hourly sweep, whose backfills have something to cover."""
-    from airflow.sdk import CronDataIntervalTimetable
+def runs_of(chain: Any, *, catchup: bool) -> list[Any]:
+    """The runs that a backfill of the first ten days of November 2026 makes, or the next dozen sweeps."""
+    from airflow.timetables.base import TimeRestriction
+    from pendulum import datetime
 
-    assert isinstance(chain.timetable, CronDataIntervalTimetable)
+    restriction = TimeRestriction(datetime(2026, 11, 1), datetime(2026, 11, 10) if catchup else None, catchup)
+    found: list[Any] = []
+    for _ in range(12):
+        last = found[-1].data_interval if found else None
+        info = scheduled(chain).next_dagrun_info(last_automated_data_interval=last, restriction=restriction)
+        if info is None:
+            break
+        found.append(info)
+    return found
+
+
+def scheduled(chain: Any) -> Any:
+    """The timetable as the scheduler has it: serialized and made again."""
+    from airflow.serialization.decoders import decode_timetable
+    from airflow.serialization.encoders import encode_timetable
+
+    return decode_timetable(encode_timetable(chain.timetable))
+
+
+def test_it_sweeps_every_hour_and_is_woken_by_events(chain: Any) -> None:
+    from airflow.sdk import AssetOrTimeSchedule
+
+    assert isinstance(chain.timetable, AssetOrTimeSchedule)
+    assert [asset.name for asset in chain.timetable.asset_condition.objects] == ["fruits_photos"]
+    (sweep, following, *_) = runs_of(chain, catchup=False)
+    assert sweep.data_interval.end - sweep.data_interval.start == timedelta(hours=1)
+    assert following.logical_date - sweep.logical_date == timedelta(hours=1)
+
+
+def test_a_backfill_has_one_run_for_each_day_and_no_sweep_in_its_place(chain: Any) -> None:
+    days = runs_of(chain, catchup=True)
+    assert [(day.data_interval.start.day, day.data_interval.start.hour) for day in days] == [
+        (n, 0) for n in range(1, 11)
+    ]
+    assert all(day.data_interval.end - day.data_interval.start == timedelta(days=1) for day in days)
+    assert {sweep.logical_date.minute for sweep in runs_of(chain, catchup=False)} == {5}
 
 
 @pytest.mark.parametrize("job", ["featurize", "pca", "validate"])

@@ -51,8 +51,8 @@ EVERYTHING = RunRequest("")
         ({"keys": []}, "manual", None, {}),
         ({"keys": [" photos/b ", "photos/a", "", "photos/a"]}, "manual", None, {"keys": ("photos/a", "photos/b")}),
         ({"prefix": "", "keys": ["elsewhere/a"]}, "manual", None, {"prefix": "", "keys": ("elsewhere/a",)}),
-        ({"backbone": "MobileNetV2"}, "manual", None, {"weights": "random"}),
-        ({"backbone": "ResNet50"}, "manual", None, {"backbone": "ResNet50", "weights": "default"}),
+        ({"backbone": "MobileNetV2"}, "manual", None, {"backbone": "MobileNetV2"}),
+        ({"backbone": "ResNet50"}, "manual", None, {"backbone": "ResNet50", "weights": None}),
         (
             {"backbone": "ResNet50", "weights": "imagenet"},
             "manual",
@@ -69,7 +69,7 @@ EVERYTHING = RunRequest("")
     ],
 )
 def test_params_come_before_the_run_type_and_that_before_the_interval(params, run_type, data_interval, expected):
-    default = RunRequest("photos/", backbone="MobileNetV2", weights="random", n_components=64)
+    default = RunRequest("photos/", n_components=64)
     found = resolve_request(params, SETTINGS, run_type=run_type, data_interval=data_interval)
     assert found == replace(default, **expected)
 
@@ -207,6 +207,16 @@ def test_every_object_in_scope_has_exactly_one_action_or_is_pending(listed, know
     worked_on = [entry.action for entry in plan.entries]
     assert {action: worked_on.count(action) for action in WORK} == {action: plan.counts[action] for action in WORK}
     assert {entry.action for entry in plan.pending} <= {Action.CREATE, Action.UPDATE}
+
+
+@given(listings(), tables(), requests())
+def test_what_remains_is_what_a_sweep_would_do_next(listed, known, request_):
+    """With a scope, a limit, or both; a prefix sees no farther than itself."""
+    request_ = replace(request_, mode="reconcile" if request_.mode == "rebuild" else request_.mode)
+    plan = make_plan(listed, known, LABELLED, request_, "")
+    sweep = make_plan(listed, apply(plan, known), LABELLED, EVERYTHING)
+    tried_again = sum(known[entry.key].reason is not None for entry in plan.pending if entry.key in known)
+    assert len(sweep.entries) <= plan.remaining <= len(sweep.entries) + tried_again
 
 
 @given(listings(), tables(), requests())

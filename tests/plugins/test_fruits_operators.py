@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,9 +17,11 @@ from fruits.embedded.stack import Stack
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import QUARANTINE
+from fruits.planning import run_slug
 from fruits.runs import run_store
 from fruits.settings import Settings
 from fruits.stores import write_json
+from fruits.turns import current_turn, end_turn, take_turn
 
 pytestmark = pytest.mark.airflow
 
@@ -193,8 +196,7 @@ class TestUploadsSettled:
 
     def test_fresh_photos_defer(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
         put("Training/Apple/1.jpg")
-        deferred = deferral(settled_sensor(operators, bucket, "Training/"), settle_seconds=9, sensor_timeout=77)
-        assert deferred.timeout == timedelta(seconds=77)
+        deferred = deferral(settled_sensor(operators, bucket, "Training/"), settle_seconds=9)
         assert isinstance(deferred.trigger, operators.UploadsSettledTrigger)
         assert deferred.method_name == "execute_complete"
         again = made_again(deferred.trigger)
@@ -258,11 +260,67 @@ class TestUploadsSettled:
             settled_sensor(operators, bucket).resume_execution("execute_complete", {"event": event}, run_params())
         assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
 
-    def test_a_wait_in_vain_says_what_was_waited_for(self, operators: Any, bucket: str) -> None:
-        message = timed_out(settled_sensor(operators, bucket, "Training/"), sensor_timeout=77)
-        assert f"photos kept coming under s3://{bucket}/Training/ for 77 s" in message
-        assert "`settle_seconds`" in message
-        assert "`sensor_timeout`" in message
+    @pytest.mark.slow
+    def test_photos_that_never_stop_coming_do_not_hold_up_the_first(
+        self, operators: Any, bucket: str, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put("Training/Apple/0.jpg")
+        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=3).trigger)
+        monkeypatch.setattr(sys.modules[type(trigger).__module__], "_MOST_PERIODS", 2)
+
+        async def scenario() -> int:
+            waiting, number = asyncio.create_task(event_of(trigger)), 0
+            while not waiting.done() and number < 40:
+                number += 1
+                await asyncio.to_thread(put, f"Training/Apple/{number}.jpg")
+                await asyncio.sleep(0.5)
+            assert waiting.result()["status"] == "success"
+            return number
+
+        assert asyncio.run(scenario()) >= 10, "two periods of three seconds"
+
+
+class TestTurn:
+    """Over a lake of the test's own; ``turns`` themselves have tests of theirs."""
+
+    def sensor(self, operators: Any) -> Any:
+        return operators.TurnSensor(task_id="wait_for_turn")
+
+    def context(self, run_id: str, **params: Any) -> dict[str, Any]:
+        return {"run_id": run_id, "params": params}
+
+    def test_a_run_waits_deferred_while_another_works_and_then_gets_its_turn(
+        self, operators: Any, lake: Settings
+    ) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        self.sensor(operators).execute(self.context("first"))
+        assert current_turn(lake).run == run_slug("first")
+        with pytest.raises(TaskDeferred) as deferred:
+            self.sensor(operators).execute(self.context("second"))
+        trigger = made_again(deferred.value.trigger)
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            await asyncio.to_thread(end_turn, lake, run_slug("first"))
+            return await asyncio.wait_for(waiting, 30)
+
+        event = asyncio.run(scenario())
+        getattr(self.sensor(operators), deferred.value.method_name)(self.context("second"), event)
+        assert current_turn(lake).run == run_slug("second")
+
+    def test_a_dry_run_waits_for_nobody(self, operators: Any, lake: Settings) -> None:
+        take_turn(lake, "somebody")
+        self.sensor(operators).execute(self.context("dry", dry_run=True))
+        assert current_turn(lake).run == "somebody"
+
+    def test_a_lake_that_does_not_answer_is_for_the_task_to_meet(
+        self, operators: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FRUITS_LAKE", raising=False)
+        assert asyncio.run(event_of(operators.TurnTrigger("run"))) == {}
 
 
 def timed_out(sensor: Any, **params: Any) -> str:

@@ -419,6 +419,25 @@ def test_spark_submit_runs_the_jobs_environment_whatever_the_callers_variables(
     assert said.splitlines() == [str(java.home), str(spark), str(python), "a job.py", "--x"]
 
 
+def test_the_command_runs_the_jobs_environment_from_any_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "fruits").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "fruits" / "__init__.py").write_text("raise SystemExit('imported what lay around')")
+    command = tmp_path / "a place" / "bin" / "fruits"
+    command.parent.parent.mkdir()
+    python = executable(tmp_path / "a place" / "python", f"exec '{sys.executable}' \"$@\"")
+    setup.write_command(command, python=python)
+    told = subprocess.run(
+        [command, "no-such-command"],
+        cwd=tmp_path / "elsewhere",
+        env={"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert "No such command 'no-such-command'" in told.stderr
+
+
 def test_java_is_told_of_the_proxy() -> None:
     told = setup.proxy_options({"https": "http://someone:secret@proxy.example:3128", "http": "http://other"})
     assert told == ["-Dhttps.proxyHost=proxy.example", "-Dhttps.proxyPort=3128"]

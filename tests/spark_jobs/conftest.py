@@ -17,7 +17,7 @@ import pytest
 from pyspark import cloudpickle
 
 from fruits.backbones.stage import staged_card
-from fruits.chain import plan_run, publish_run
+from fruits.chain import plan_run, publish_run, with_backbone
 from fruits.embedded.stack import Stack, make_bucket
 from fruits.errors import ExitCode
 from fruits.generator import BROKEN, draw, draw_broken
@@ -29,6 +29,7 @@ from fruits.planning import resolve_request, run_slug
 from fruits.runs import TaskName, read_documents
 from fruits.settings import Settings
 from fruits.stores import lake_store, photo_store, write_bytes
+from fruits.turns import current_turn, end_turn
 
 ROOT = Path(__file__).parents[2]
 JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
@@ -56,12 +57,14 @@ class Chain:
 
     def plan(self, settings: Settings, run_id: str, **params: Any) -> dict[str, Any]:
         """The task `plan`; returns its document."""
-        card = staged_card(settings)
+        card = staged_card(with_backbone(settings, resolve_request(params, settings)))
         assert card is not None, "new_settings stages the backbone"
+        self.lapse(settings)
         return plan_run(settings, resolve_request(params, settings), card, run_id)
 
     def submit(self, job: TaskName, settings: Settings, run_id: str) -> int:
         """One Spark job, with the settings in its environment; returns its exit code."""
+        self.lapse(settings)
         with environment(settings):
             return int(self.jobs[job].main(["--run", run_slug(run_id)]))
 
@@ -72,7 +75,13 @@ class Chain:
 
     def publish(self, settings: Settings, run_id: str) -> Publication:
         """The task `publish`."""
+        self.lapse(settings)
         return publish_run(settings, run_slug(run_id))
+
+    def lapse(self, settings: Settings) -> None:
+        """End whosever turn it is: tests leave runs unfinished, and let runs overlap that would wait for each other."""
+        if turn := current_turn(settings):
+            end_turn(settings, turn.run)
 
     def run(self, settings: Settings, run_id: str, **params: Any) -> Documents:
         """The whole chain, which must find work and must publish it; returns the run's documents."""
@@ -158,7 +167,7 @@ def chain(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("PYSPARK_DRIVER_PYTHON", sys.executable)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-        yield Chain({job: job_module(job) for job in JOBS})
+        yield Chain({job: job_module(job) for job in (*JOBS, "maintain")})
 
 
 @pytest.fixture(scope="session")

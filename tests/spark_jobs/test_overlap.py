@@ -20,7 +20,7 @@ def photos(chain):
 
 @pytest.fixture(scope="module")
 def overlapped(chain, new_settings, photos):
-    """A backfill over some photos and a live run over all, planned from one base and at work in turns.
+    """A backfill over some photos and a live run over all, planned from one base although each waits for its turn.
 
     Gives the settings, what readers found after the backfill was published, and what the live run's publication said.
     """
@@ -41,7 +41,7 @@ def overlapped(chain, new_settings, photos):
 def test_the_second_to_publish_is_refused_and_told_to_plan_again(chain, overlapped):
     settings, _, conflict = overlapped
     assert "another run published after run live was planned" in str(conflict)
-    assert "Clear the run from its plan" in str(conflict)
+    assert "Clear the run from `wait_for_turn`" in str(conflict)
     document = chain.documents(settings, "live")["publish"]
     assert (document["state"], document["mendable"]) == ("failed", True)
 

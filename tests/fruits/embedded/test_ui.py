@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import psutil
 import pytest
 
 from fruits.backbones.card import Card, Preprocessing
 from fruits.backbones.stage import _registry_path, staged_card
+from fruits.embedded.queue import EventQueue
 from fruits.embedded.stack import Stack, running_server
 from fruits.errors import ExitCode
 from fruits.generator import photo_key
@@ -80,7 +82,7 @@ class UI:
             headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})},
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -156,14 +158,16 @@ def test_every_part_of_airflow_is_healthy(ui: UI) -> None:
 
 
 def test_nobody_else_on_the_network_is_served(ui: UI) -> None:
-    addresses = {
-        (connection.laddr.ip, process.name())
+    listening = {
+        (connection.laddr.ip, connection.laddr.port, process.name())
         for process in ui.family()
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
-    assert len(addresses) >= 2, "S3 server and API server"
-    assert {address for address, _ in addresses} == {"127.0.0.1"}, addresses
+    queue = EventQueue.read(ui.data)
+    expected = {int(url.rpartition(":")[2]) for url in (ui.url, ui.stack.endpoint, queue.endpoint)}
+    assert expected | {queue.webhook_port} <= {port for _, port, _ in listening}
+    assert {address for address, _, _ in listening} == {"127.0.0.1"}, listening
 
 
 def test_a_second_ui_says_that_one_is_running(ui: UI) -> None:
@@ -225,6 +229,77 @@ def test_a_run_asked_for_over_the_api_waits_for_photos_and_for_quiet(ui: UI, car
         assert state == "success"
     finally:
         ui.answer(DAG, "PATCH", {"is_paused": True}, token)
+
+
+def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) -> None:
+    """S3 server, webhook, bridge, queue, triggerer, run; what comes while that is active is one more run, no more."""
+    token = ui.token()
+    client = ui.stack.client()
+    keys = [f"events/Pomme d'été/{number} a+b%20.jpg" for number in range(31)]
+    # A run waiting to be started by earlier events would do for this test's, too.
+    assert ui.answer(f"{DAG}/assets/queuedEvents", "DELETE", token=token)[0] in (204, 404)
+    queue = EventQueue.read(ui.data)
+    queue.client().purge_queue(QueueUrl=queue.url)
+    assert ui.answer(DAG, "PATCH", {"is_paused": False}, token)[0] == 200
+    try:
+        client.put_object(Bucket="fruits", Key=keys[0], Body=b"photo")
+        (first,) = wait_until(lambda: woken(ui, token, {keys[0]}))
+        assert (first["data_interval_start"], first["logical_date"]) == (None, None)
+        before = messages(ui, token)
+        for key in keys[1:]:
+            client.put_object(Bucket="fruits", Key=key, Body=b"photo")
+            time.sleep(0.05)
+        wait_until(lambda: messages(ui, token) >= before + 30)
+        assert woken(ui, token, set(keys)) == [first], "one at a time"
+        finish(ui, token, first)
+        (second,) = wait_until(lambda: woken(ui, token, set(keys[1:])))
+        assert ui.answer(DAG, "PATCH", {"is_paused": True}, token)[0] == 200
+        assert woken(ui, token, set(keys)) == [second, first]
+        finish(ui, token, second)
+    finally:
+        ui.answer(DAG, "PATCH", {"is_paused": True}, token)
+
+
+def woken(ui: UI, token: str, keys: set[str]) -> list[dict[str, Any]]:
+    """The runs, newest first, that events of these keys started. Until there is one, runs in its way are ended."""
+    runs = json.loads(ui.answer(f"{DAG}/dagRuns?order_by=-run_after", token=token)[1])["dag_runs"]
+    found = [run for run in runs if run["run_type"] == "asset_triggered" and keys & event_keys(ui, token, run)]
+    for run in runs:
+        if not found and run["state"] in ("queued", "running"):
+            finish(ui, token, run)
+    facts = ("dag_run_id", "run_type", "data_interval_start", "logical_date")
+    return [{fact: run[fact] for fact in facts} for run in found]
+
+
+def finish(ui: UI, token: str, run: dict[str, Any]) -> None:
+    """End a run as a person does who has seen enough."""
+    assert ui.answer(f"{DAG}/dagRuns/{quote(run['dag_run_id'])}", "PATCH", {"state": "failed"}, token)[0] == 200
+
+
+def event_keys(ui: UI, token: str, run: dict[str, Any]) -> set[str]:
+    """The object keys that the events tell of by which a run was started."""
+    path = f"{DAG}/dagRuns/{quote(run['dag_run_id'])}/upstreamAssetEvents"
+    events = json.loads(ui.answer(path, token=token)[1])["asset_events"]
+    return {key for event in events for key in event["extra"]["payload"]["keys"]}
+
+
+def messages(ui: UI, token: str) -> int:
+    """How many of the queue's messages have become events of the photos."""
+    events = json.loads(ui.answer("/api/v2/assets/events?limit=100", token=token)[1])["asset_events"]
+    return sum(event["extra"]["payload"]["messages"] for event in events if event["name"] == "fruits_photos")
+
+
+Value = TypeVar("Value")
+
+
+def wait_until(look: Callable[[], Value], seconds: float = 180) -> Value:
+    """What is found, as soon as it is something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"nothing after {seconds} s")
 
 
 def alive(process: psutil.Process) -> bool:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from fruits.errors import ConflictError
-from fruits.lake.branches import advance_main, branch_name, commit_rows, drop_branch, start_branch
+from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, drop_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import PCA_STATISTICS
 
@@ -30,6 +30,32 @@ def append(lake, branch, run_id):
 def runs_on(lake, ref):
     """The run ids of the rows that a branch shows."""
     return lake.read(TABLE, lake.head(TABLE, ref))["run_id"].to_pylist()
+
+
+class TestChangeRefs:
+    def test_tags_are_set_and_moved_and_refs_dropped_in_one_commit(self, lake):
+        first = lake.head(TABLE)
+        append(lake, "main", "published")
+        second = lake.head(TABLE)
+        change_refs(lake, TABLE, {"publication_1": first}, {})
+        start_branch(lake, TABLE, "run_a", first)
+        before = lake.table(TABLE).metadata_location
+        change_refs(lake, TABLE, {"publication_1": second, "publication_2": second}, {"run_a": first})
+        assert dict(lake.state(TABLE).refs) == {"publication_1": second, "publication_2": second}
+        assert lake.table(TABLE).metadata.metadata_log[-1].metadata_file == before
+
+    def test_a_ref_that_moved_since_it_was_looked_at_is_not_dropped(self, lake):
+        base = lake.head(TABLE)
+        start_branch(lake, TABLE, "run_a", base)
+        append(lake, "run_a", "a")
+        with pytest.raises(ConflictError):
+            change_refs(lake, TABLE, {}, {"run_a": base})
+        assert runs_on(lake, "run_a") == ["a"]
+
+    def test_nothing_to_change_commits_nothing(self, lake):
+        before = lake.table(TABLE).metadata_location
+        change_refs(lake, TABLE, {}, {})
+        assert lake.table(TABLE).metadata_location == before
 
 
 class TestStartBranch:

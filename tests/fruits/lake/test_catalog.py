@@ -10,8 +10,9 @@ import pytest
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 
 from fruits.errors import FruitsError
+from fruits.lake.branches import change_refs, commit_rows
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
-from fruits.lake.schemas import FEATURES, QUARANTINE, TABLES
+from fruits.lake.schemas import EMBEDDINGS, FEATURES, QUARANTINE, TABLES
 
 NAMES = {table.name for table in TABLES}
 
@@ -260,3 +261,23 @@ def test_both_kinds_of_lake_keep_rows(make_settings, kind):
     settings = make_settings(kind)
     Lake.open(settings).table("features").append(pa.Table.from_pylist([row("a", "m")], schema=FEATURES.schema))
     assert Lake.open(settings).read("features", None)["vector"].to_pylist() == [[1.0, 2.0]]
+
+
+class TestFiles:
+    def test_they_are_those_of_a_snapshot_with_partition_size_and_rows(self, lake):
+        before = lake.head("embeddings")
+        row = {"key": "a", "etag": "1", "label": "Kiwi", "split": "train", "model_id": "m", "pca_id": "p", "run_id": "r"}
+        rows = pa.Table.from_pylist([{**row, "embedding": [1.0], "residual": 0.0}] * 3, schema=EMBEDDINGS.schema)
+        commit_rows(lake, "embeddings", lambda transaction: transaction.append(rows))
+        assert lake.files("embeddings", before) == []
+        (file,) = lake.files("embeddings", lake.head("embeddings"))
+        assert (file.rows, file.delete_files, file.deleted_rows) == (3, 0, 0)
+        assert file.bytes > 0
+        assert "p" in file.partition
+
+
+def test_the_state_of_a_table_is_its_main_its_snapshots_and_its_other_refs(lake):
+    first = lake.head("embeddings")
+    change_refs(lake, "embeddings", {"publication_1": first}, {})
+    state = lake.state("embeddings")
+    assert (state.main, state.snapshots, dict(state.refs)) == (first, {first}, {"publication_1": first})

@@ -5,12 +5,21 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from fruits.errors import ConflictError
+from fruits.errors import ConflictError, FruitsError
 from fruits.gates import Gate
 from fruits.lake import publication as module
 from fruits.lake.branches import branch_name, commit_rows, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, current_base, publication_id, publications, publish, run_head
+from fruits.lake.publication import (
+    Publication,
+    current_base,
+    publication_id,
+    publications,
+    publish,
+    readable,
+    roll_back,
+    run_head,
+)
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TABLES
 
 GATE = Gate("vectors_usable", "required", passed=True, value=0.0, threshold=None, detail="12 new vectors")
@@ -276,3 +285,115 @@ def test_readers_see_a_consistent_set_while_runs_publish(lake):
     assert len({sequence for sequence, _, _ in seen}) > 1, "the reader was too slow to see anything move"
     for sequence, features, embeddings in seen:
         assert features == embeddings == [f"r{number}.jpg" for number in range(1, sequence + 1)]
+
+
+class TestRollBack:
+    @pytest.fixture
+    def two(self, lake):
+        """Publications of the runs a and b."""
+        return publish_run(lake, "a"), publish_run(lake, "b")
+
+    @pytest.mark.parametrize("by", ["publication_id", "sequence"])
+    def test_readers_see_the_older_rows_in_every_table(self, lake, two, by):
+        done = roll_back(lake, str(getattr(two[0], by)))
+        assert mains_follow(lake, done)
+        for name in ("features", "embeddings"):
+            assert keys(lake, name, done.snapshots[name]) == keys(lake, name, lake.head(name)) == ["a.jpg"]
+
+    def test_it_is_a_row_on_top_that_says_what_the_older_one_said(self, lake, two):
+        done = roll_back(lake, "1")
+        assert publications(lake) == [*two, done]
+        assert done.sequence == 3
+        assert done.publication_id not in {one.publication_id for one in two}
+        assert str(done.run_id).startswith("rollback__")
+        same = ("snapshots", "model_id", "pca_id", "counts", "probe_raw", "probe_embedded", "gates")
+        assert all(getattr(done, name) == getattr(two[0], name) for name in same)
+        assert set(lake.table("publications").refs()) == {"main"}
+
+    def test_a_run_planned_before_it_conflicts(self, lake, two):
+        base = plan(lake)
+        write(lake, "c", base)
+        done = roll_back(lake, "1")
+        with pytest.raises(ConflictError):
+            publish(lake, base, "c", wanted(lake, "c", base))
+        assert publications(lake)[-1] == done
+        assert mains_follow(lake, done)
+
+    def test_a_later_run_publishes_on_top_of_it(self, lake, two):
+        roll_back(lake, "1")
+        publish_run(lake, "c")
+        for name in ("features", "embeddings"):
+            assert keys(lake, name, lake.head(name)) == ["a.jpg", "c.jpg"]
+        assert [one.sequence for one in publications(lake)] == [1, 2, 3, 4]
+
+    def test_publishing_the_run_that_was_rolled_back_again_does_not_bring_it_back(self, lake, two):
+        base = {**plan(lake), "sequence": 1}
+        done = roll_back(lake, "1")
+        publish(lake, base, "b", two[1])
+        assert mains_follow(lake, done)
+
+    def test_it_can_be_rolled_forward_again(self, lake, two):
+        roll_back(lake, "1")
+        done = roll_back(lake, "2")
+        assert mains_follow(lake, two[1])
+        assert done.snapshots == two[1].snapshots
+        assert [one.sequence for one in publications(lake)] == [1, 2, 3, 4]
+
+    def test_to_the_current_publication_there_is_nothing_to_do(self, lake, two):
+        before = heads(lake)
+        assert roll_back(lake, "2") == two[1]
+        done = roll_back(lake, "1")
+        assert roll_back(lake, "1") == roll_back(lake, "3") == done
+        assert heads(lake)["features"] != before["features"]
+        assert len(publications(lake)) == 3
+
+    @pytest.mark.parametrize("table", ["features", "embeddings"])
+    def test_a_crash_after_its_commit_is_healed_by_the_next_plan(self, lake, two, monkeypatch, table):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "advance_main", crash_at(table))
+            roll_back(lake, "1")
+        assert keys(lake, table, lake.head(table)) == ["a.jpg", "b.jpg"]
+        base = current_base(lake)
+        assert base.publication.snapshots == two[0].snapshots
+        assert mains_follow(lake, two[0])
+
+    def test_a_crash_before_its_commit_changes_nothing(self, lake, two, monkeypatch):
+        before = heads(lake)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, "advance_main", crash_at("publications"))
+            roll_back(lake, "1")
+        assert heads(lake) == before
+        assert current_base(lake).publication == two[1]
+
+    def test_it_gives_way_to_a_run_that_publishes_at_that_moment(self, lake, two, monkeypatch):
+        choose = module.choose
+
+        def overtaken(own, published, name):
+            publish_run(Lake.open(lake.settings), "c")
+            return choose(own, published, name)
+
+        monkeypatch.setattr(module, "choose", overtaken)
+        with pytest.raises(ConflictError, match="another run published while pub-000001-.* nothing was changed"):
+            roll_back(lake, "1")
+        assert publications(lake)[-1].run_id == "c"
+        assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg", "c.jpg"]
+
+    def test_an_unknown_publication_is_refused_and_the_known_ones_named(self, lake, two):
+        with pytest.raises(FruitsError, match=rf"'pub-9'.*{two[1].publication_id}, {two[0].publication_id}"):
+            roll_back(lake, "pub-9")
+        assert len(publications(lake)) == 2
+
+    def test_an_expired_publication_is_refused_and_those_left_named(self, lake, two):
+        publish_run(lake, "c")
+        with lake.table("embeddings").maintenance.expire_snapshots() as expiry:
+            expiry.by_id(two[0].snapshots["embeddings"])
+        assert [one.sequence for one in readable(lake, publications(lake))] == [2, 3]
+        before = heads(lake)
+        with pytest.raises(FruitsError, match=rf"{two[0].publication_id}: its snapshots have expired") as refused:
+            roll_back(lake, "1")
+        assert str(refused.value).count("pub-") == 3  # itself, and the two that are left
+        assert heads(lake) == before
+
+    def test_before_anything_is_published_there_is_nothing_to_roll_back_to(self, lake):
+        with pytest.raises(FruitsError, match="newest first: none"):
+            roll_back(lake, "1")

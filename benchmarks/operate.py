@@ -1,0 +1,339 @@
+"""What operating costs, through a real Airflow on this machine: events, backfills, and runs that overlap.
+
+    .venvs/airflow/bin/python benchmarks/operate.py --days 10 --photos 20
+
+Starts the embedded stack with its UI in a folder of its own, and prints one line for each finding:
+
+- backfill: a backfill of so many days, several runs at a time, and the same backfill again;
+- overlap: a backfill (backwards), a run by hand and one by an event, all started together;
+- event: one photo into the bucket, and how long until it is published, task by task;
+- full: whether the tables are those that one run over the final bucket makes.
+
+Exit code 1 when any run is not green, or a table is not as it should be.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+
+from fruits.embedded import ui
+from fruits.embedded.airflow import migrate, run_dag
+from fruits.embedded.queue import EventQueue
+from fruits.embedded.stack import Stack, running_server
+from fruits.generator import LABELS, draw
+from fruits.lake.catalog import Lake
+from fruits.lake.pca_tables import load_statistics
+from fruits.lake.publication import current_base
+from fruits.settings import Settings
+
+DAG = "/api/v2/dags/fruit_features"
+FIRST_DAY = date(2026, 3, 2)
+SIZE = (100, 160)
+SECONDS_A_RUN = 600
+EQUAL = 1e-9  # relative, of statistics
+
+
+def main() -> int:
+    """Run the command; returns an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the stack; a temporary one otherwise")
+    parser.add_argument("--days", type=int, default=10, help="days of the backfill (%(default)s)")
+    parser.add_argument("--photos", type=int, default=20, help="photos of each day (%(default)s)")
+    parser.add_argument("--overlap-days", type=int, default=3, help="days of the backfill that overlaps (%(default)s)")
+    parser.add_argument("--settle", type=int, default=5, help="settle_seconds of the runs (%(default)s)")
+    parser.add_argument("--json", type=Path, help="write the findings to this file as well")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = (arguments.data or Path(folder)).resolve()
+        try:
+            ui.start(data)
+            findings = measure(data, arguments)
+        finally:
+            ui.stop(data)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(findings, indent=2))
+    return 0 if findings["green"] and findings["equal"] else 1
+
+
+def measure(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All scenarios, in order; returns what was found."""
+    stack = running_server(data)
+    if stack is None:
+        raise SystemExit(f"the S3 server on {data} ended")
+    with environment(stack):
+        bench = Bench(data, stack, Settings.load(), arguments.settle)
+        seeded = bench.seed()
+        backfill = bench.backfill(arguments.days, arguments.photos)
+        overlap = bench.overlap(arguments.overlap_days, arguments.photos)
+        event = bench.event()
+        equal = bench.equals_a_full_run()
+    runs = {**seeded, **backfill["runs"], **overlap["runs"], **event["runs"]}
+    return {
+        "green": set(runs.values()) == {"success"},
+        "runs": dict(Counter(runs.values())),
+        "backfill": backfill,
+        "overlap": overlap,
+        "event": event,
+        "equal": equal,
+    }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The running stack, its Airflow, and the scenarios."""
+
+    data: Path
+    stack: Stack
+    settings: Settings
+    settle: int
+
+    def seed(self) -> dict[str, str]:
+        """A first run over a few photos without a date: the backbone is built, and a PCA fitted."""
+        self.put([f"Training/{LABELS[n % 4]}/seed-{n}.jpg" for n in range(12)])
+        self.pause(False)
+        runs = self.wait_for_runs(lambda runs: any(state == "success" for state in runs.values()))
+        self.quiet()
+        say("seed", f"{len(runs)} runs: {dict(Counter(runs.values()))}")
+        return runs
+
+    def backfill(self, days: int, photos: int) -> dict[str, Any]:
+        """A backfill over days with photos, then the same once more; every photo must be in one run, its day's."""
+        self.pause(True)
+        keys = dated_keys(0, days, photos)
+        self.put(keys)
+        self.forget_events()
+        start = time.monotonic()
+        self.create_backfill(0, days, "--max-active-runs", "4")
+        self.pause(False)
+        runs = self.wait_for_runs(lambda runs: sum(is_backfill(run) for run in runs) >= days and done(runs))
+        seconds = round(time.monotonic() - start, 1)
+        features = self.rows()
+        own_day = sum(f"__{key[3:13]}T" in features[key]["run_id"] for key in keys if key in features)
+        fits = self.fits()
+        before = current_base(Lake.open(self.settings)).publication.sequence
+        self.create_backfill(0, days, "--reprocess-behavior", "completed")
+        runs |= self.wait_for_runs(done, pause=10)
+        again = current_base(Lake.open(self.settings)).publication.sequence - before
+        say(
+            "backfill",
+            f"{days} days of {photos} photos in {seconds} s: {own_day} of {len(keys)} photos by their own day's run, "
+            f"{fits} PCA fits; once more: {again} publications",
+        )
+        return {
+            "runs": runs, "seconds": seconds, "photos": len(keys), "by_their_own_day": own_day,
+            "fits": fits, "publications_once_more": again,
+        }  # fmt: skip
+
+    def overlap(self, days: int, photos: int) -> dict[str, Any]:
+        """A backfill backwards, a run by hand and an event together: all green, and every photo in the tables once."""
+        keys = dated_keys(100, days, photos)
+        start = time.monotonic()
+        self.put(keys)  # each an event
+        self.create_backfill(100, days, "--run-backwards", "--max-active-runs", "3")
+        self.trigger({})
+        runs = self.wait_for_runs(done, pause=15)
+        seconds = round(time.monotonic() - start, 1)
+        present = len(self.rows().keys() & set(keys))
+        say("overlap", f"{len(runs)} runs so far, {dict(Counter(runs.values()))}; {present} of {len(keys)} photos")
+        return {"runs": runs, "seconds": seconds, "photos": len(keys), "present": present}
+
+    def event(self) -> dict[str, Any]:
+        """One photo into the bucket: seconds until it is published, and what each task took."""
+        self.quiet()
+        key = "Training/Kiwi/event.jpg"
+        start, began = time.monotonic(), datetime.now(UTC)
+        self.put([key])
+        while key not in self.rows():
+            check(time.monotonic() - start < SECONDS_A_RUN, "the photo was not published")
+            time.sleep(0.5)
+        seconds = round(time.monotonic() - start, 1)
+        runs = self.wait_for_runs(done)
+        run = max(run for run in runs if run.startswith("asset_triggered"))
+        tasks = self.get(f"{DAG}/dagRuns/{quote(run)}/taskInstances")["task_instances"]
+        moments = sorted((moment(task["end_date"]), task["task_id"], moment(task["start_date"])) for task in tasks)
+        for end, task, started in moments:
+            say(
+                "event", f"  {task:16} {seconds_between(began, started):6.1f} s to {seconds_between(began, end):6.1f} s"
+            )
+        say("event", f"one photo, from PUT to publication: {seconds} s")
+        return {"runs": runs, "seconds": seconds, "tasks": {task: seconds_between(a, b) for b, task, a in moments}}
+
+    def equals_a_full_run(self) -> bool:
+        """Whether one run over the same bucket, in a lake of its own, makes the same rows and the same statistics."""
+        other = replace(self.stack, data=self.data / "full")
+        shutil.copytree(self.data / "lake" / "models", other.data / "lake" / "models", dirs_exist_ok=True)
+        mine = self.state(self.settings)
+        with environment(other):
+            migrate(other)
+            ended = run_dag(other, "fruit_features", {"settle_seconds": 0}, other.data / "run.log", lambda _: None)
+            check(ended.succeeded, ended.errors)
+            full = self.state(Settings.load())
+        vectors = mine["rows"] == full["rows"]
+        error = max(
+            float(np.max(np.abs(mine[name] - full[name])) / np.max(np.abs(full[name]))) for name in ("mean", "scatter")
+        )
+        say("full", f"{len(full['rows'])} rows: {'equal' if vectors else 'NOT equal'}; statistics within {error:.1e}")
+        return vectors and error <= EQUAL
+
+    def state(self, settings: Settings) -> dict[str, Any]:
+        """What must not depend on the history: features by key, and the running moments."""
+        lake = Lake.open(settings)
+        published = current_base(lake).publication
+        moments = load_statistics(lake, published.snapshots["pca_statistics"], str(published.model_id), 1280)
+        rows = {key: {**row, "run_id": None} for key, row in self.rows(settings, ("*",)).items()}
+        return {"rows": rows, "mean": moments.mean, "scatter": moments.scatter}
+
+    def rows(self, settings: Settings | None = None, columns: tuple[str, ...] = ("key", "run_id")) -> dict[str, Any]:
+        """The published features of the backbone that readers use, by key."""
+        lake = Lake.open(settings or self.settings)
+        published = current_base(lake).publication
+        table = lake.read("features", published.snapshots["features"], columns, model_id=str(published.model_id))
+        rows = table.to_pylist()
+        check(len({row["key"] for row in rows}) == len(rows), "a photo has two rows")
+        return {row["key"]: row for row in rows}
+
+    def fits(self) -> int:
+        """How many PCA versions there are."""
+        lake = Lake.open(self.settings)
+        return lake.read("pca_models", current_base(lake).publication.snapshots["pca_models"], ("pca_id",)).num_rows
+
+    def put(self, keys: list[str]) -> None:
+        """Draw photos and upload them."""
+        client = self.stack.client()
+        for number, key in enumerate(keys):
+            label = key.split("/")[-2]
+            body = draw(label, "Training", number + 1_000 * (len(key) % 7), size=SIZE)
+            client.put_object(Bucket=self.settings.bucket, Key=key, Body=body)
+
+    def create_backfill(self, first: int, days: int, *options: str) -> None:
+        """``airflow backfill create``, as a person types it."""
+        start, end = FIRST_DAY + timedelta(first), FIRST_DAY + timedelta(first + days - 1)
+        conf = json.dumps({"settle_seconds": self.settle})
+        dates = ("--from-date", f"{start}", "--to-date", f"{end}")
+        command = ("backfill", "create", "--dag-id", "fruit_features", *dates, "--dag-run-conf", conf, *options)
+        check(ui.airflow_command(self.data, command) == 0, "airflow backfill create failed")
+
+    def forget_events(self) -> None:
+        """Let nothing that was uploaded so far wake the DAG."""
+        time.sleep(15)  # from the S3 server over bridge and queue to Airflow
+        queue = EventQueue.read(self.data)
+        queue.client().purge_queue(QueueUrl=queue.url)
+        self.request("DELETE", f"{DAG}/assets/queuedEvents", expected=(204, 404))
+
+    def quiet(self) -> None:
+        """Wait until no run is active, and none is about to be."""
+        quiet_since = time.monotonic()
+        while time.monotonic() - quiet_since < 20:  # noqa: PLR2004 -- an event takes less to become a run
+            if not done(self.runs()):
+                quiet_since = time.monotonic()
+            time.sleep(1)
+
+    def wait_for_runs(self, ready: Callable[[Mapping[str, str]], bool], pause: float = 1) -> dict[str, str]:
+        """The state of every run by id, once ``ready`` with them."""
+        time.sleep(pause)
+        deadline = time.monotonic() + 30 * SECONDS_A_RUN
+        while not ready(runs := self.runs()):
+            check(time.monotonic() < deadline, runs)
+            time.sleep(1)
+        return runs
+
+    def runs(self) -> dict[str, str]:
+        """The state of every run by id."""
+        return {run["dag_run_id"]: run["state"] for run in self.get(f"{DAG}/dagRuns?limit=500")["dag_runs"]}
+
+    def trigger(self, conf: dict[str, Any]) -> None:
+        """A run by hand."""
+        body = {"logical_date": None, "conf": {"settle_seconds": self.settle, **conf}}
+        self.request("POST", f"{DAG}/dagRuns", body)
+
+    def pause(self, paused: bool) -> None:
+        """Switch the DAG off or on."""
+        self.request("PATCH", DAG, {"is_paused": paused})
+
+    def get(self, path: str) -> Any:
+        """What Airflow's API answers."""
+        return self.request("GET", path).json()
+
+    def request(
+        self, method: str, path: str, body: Any = None, expected: tuple[int, ...] = (200, 201)
+    ) -> httpx.Response:
+        """Ask Airflow's API as the user that ``make ui`` prints."""
+        note = json.loads((self.data / "ui.json").read_text())
+        passwords = self.data / "airflow" / "simple_auth_manager_passwords.json.generated"
+        user = {"username": note["user"], "password": json.loads(passwords.read_text())[note["user"]]}
+        token = httpx.post(f"{note['url']}/auth/token", json=user, timeout=60).json()["access_token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx.request(method, f"{note['url']}{path}", json=body, headers=headers, timeout=60)
+        check(answer.status_code in expected, f"{method} {path}: {answer.status_code} {answer.text}")
+        return answer
+
+
+def dated_keys(first: int, days: int, photos: int) -> list[str]:
+    """Keys of photos of so many days, every fifth of them held out."""
+    return [
+        f"dt={FIRST_DAY + timedelta(first + day)}/{'Test' if n % 5 == 0 else 'Training'}/{LABELS[n % 6]}/{n}.jpg"
+        for day in range(days)
+        for n in range(photos)
+    ]
+
+
+def is_backfill(run_id: str) -> bool:
+    """Whether a run is a backfill's."""
+    return run_id.startswith("backfill__")
+
+
+def done(runs: Mapping[str, str]) -> bool:
+    """Whether no run is active any more."""
+    return not {"queued", "running"} & set(runs.values())
+
+
+def moment(text: str) -> datetime:
+    """A time as Airflow's API tells it."""
+    return datetime.fromisoformat(text)
+
+
+def seconds_between(start: datetime, end: datetime) -> float:
+    """Seconds from one moment to the other."""
+    return round((end - start).total_seconds(), 1)
+
+
+@contextmanager
+def environment(stack: Stack) -> Iterator[None]:
+    """The stack's settings, for this process."""
+    before = dict(os.environ)
+    os.environ.update(stack.environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def check(truth: bool, message: object) -> None:
+    """Stop when something is not as it must be."""
+    if not truth:
+        raise SystemExit(f"NOT as expected: {message}")
+
+
+def say(what: str, line: str) -> None:
+    """One finding, at once."""
+    print(f"{what:9} {line}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

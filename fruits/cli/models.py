@@ -1,0 +1,103 @@
+"""``fruits models``: the staged backbones, and the PCA versions under each."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from rich.console import RenderableType
+
+from fruits.backbones.card import Card
+from fruits.backbones.stage import read_card
+from fruits.cli.output import Document, fields, share, table
+from fruits.errors import FruitsError
+from fruits.lake.publication import Publication, publications
+from fruits.settings import Settings
+from fruits.stores import lake_store
+
+if TYPE_CHECKING:
+    from fruits.lake.catalog import Lake
+
+_REGISTRY = "registry"
+_CARD = ("pca_id", "model_id", "k", "n", "explained_variance_ratio", "fitted_at", "reason")
+
+
+def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
+    """The backbones that are staged in the lake, with their features and PCA versions as readers see them."""
+    published = publications(lake)
+    current = published[-1] if published else None
+    features, versions = _tables(lake, current) if current else (Counter(), [])
+    folders = obstore.list_with_delimiter(lake_store(settings), prefix="models")["common_prefixes"]
+    staged = sorted({PurePosixPath(name).name for name in folders} - {_REGISTRY})
+    return {
+        "lake": settings.lake,
+        "backbones": [
+            {
+                **_staged(settings, model_id),
+                "features": features[model_id],
+                "current": current is not None and model_id == current.model_id,
+                "pca_versions": [version for version in versions if version["model_id"] == model_id],
+            }
+            for model_id in staged
+        ],
+    }
+
+
+def _staged(settings: Settings, model_id: str) -> dict[str, Any]:
+    """What the backbone's card says, or what is wrong with it."""
+    try:
+        card = read_card(settings, model_id)
+    except FruitsError as error:
+        return {"model_id": model_id, "card": None, "error": str(error)}
+    return {"model_id": model_id, "card": Card.to_document(card), "error": None}
+
+
+def _tables(lake: "Lake", current: Publication) -> tuple[Counter[str], list[dict[str, Any]]]:
+    rows = lake.read("features", current.snapshots["features"], ("model_id",))["model_id"].value_counts()
+    features = Counter({pair["values"]: pair["counts"] for pair in rows.to_pylist()})
+    cards = lake.read("pca_models", current.snapshots["pca_models"], _CARD).to_pylist()
+    versions = [
+        {
+            "pca_id": card["pca_id"],
+            "model_id": card["model_id"],
+            "k": card["k"],
+            "n": card["n"],
+            "explained_variance": sum(card["explained_variance_ratio"]),
+            "fitted_at": card["fitted_at"].isoformat(),
+            "reason": card["reason"],
+            "current": card["pca_id"] == current.pca_id,
+        }
+        for card in sorted(cards, key=lambda card: card["fitted_at"])
+    ]
+    return features, versions
+
+
+def render(models: Document) -> Iterable[RenderableType]:
+    """For a terminal."""
+    if not models["backbones"]:
+        yield f"No backbone is staged in {models['lake']} yet; the first run builds one."
+    for place, backbone in enumerate(models["backbones"]):
+        if place:
+            yield ""
+        card = backbone["card"] or {}
+        size = f"{card['flatbuffer_bytes'] / 1e6:.1f} MB" if card else None
+        yield fields(
+            [
+                ("backbone", f"{backbone['model_id']}{' (current)' if backbone['current'] else ''}"),
+                ("error", backbone["error"]),
+                ("weights", card.get("weights")),
+                ("licence", card.get("licence")),
+                ("width", card.get("feature_width")),
+                ("size", size),
+                ("features", backbone["features"]),
+            ]
+        )
+        if backbone["pca_versions"]:
+            columns = ("pca version", ">k", ">n", ">explained", "fitted at", "why", "")
+            yield table(columns, (_version(version) for version in backbone["pca_versions"]))
+
+
+def _version(version: Document) -> tuple[object, ...]:
+    identity = version["pca_id"], version["k"], version["n"], share(version["explained_variance"])
+    return *identity, version["fitted_at"][:19], version["reason"], "current" if version["current"] else ""

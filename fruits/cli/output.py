@@ -1,0 +1,82 @@
+"""How a command answers: one JSON document, or the same as tables for a person."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+Document = Mapping[str, Any]
+Row = Sequence[object]
+
+
+def answer(document: Document, render: Callable[[Document], Iterable[RenderableType]], *, as_json: bool) -> None:
+    """Print the document as JSON, or what ``render`` makes of it.
+
+    What goes to a file or another program is as wide as it needs to be: no key is cut or wrapped there.
+    """
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False, default=str))  # noqa: T201 the command's output
+        return
+    terminal = sys.stdout.isatty()
+    file = sys.stdout if terminal else io.StringIO()
+    console = Console(file=file, markup=False, emoji=False, highlight=False, width=None if terminal else 1_000_000)
+    for part in render(document):
+        console.print(part)
+    if isinstance(file, io.StringIO):
+        for line in file.getvalue().splitlines():
+            print(line.rstrip())  # noqa: T201 the command's output
+
+
+def warn(line: str) -> None:
+    """Tell the person something that is not the answer."""
+    print(line, file=sys.stderr)  # noqa: T201 the command's output
+
+
+def fields(rows: Iterable[tuple[str, object]]) -> Table:
+    """Names and values, one a line; values that are None are left out."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        if value is not None:
+            grid.add_row(name, printable(value))
+    return grid
+
+
+def table(columns: Sequence[str], rows: Iterable[Row], *, title: str | None = None) -> Table:
+    """A table; a column whose name starts with ``>`` is aligned right."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        made.add_column(
+            column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        made.add_row(*(printable(value) for value in row))
+    return made
+
+
+def printable(value: object) -> str:
+    """A value for the terminal: object keys may hold control characters, and those would act on it."""
+    if value is None:
+        return "-"
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
+
+
+def share(value: float | None) -> str | None:
+    """A share as per cent."""
+    return None if value is None else f"{value:.1%}"
+
+
+def ago(moment: str, now: datetime | None = None) -> str:
+    """How long ago a moment in ISO 8601 was, roughly."""
+    seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds()
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{max(seconds, 0):.0f} s ago"

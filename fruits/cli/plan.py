@@ -1,0 +1,122 @@
+"""``fruits plan``: what a run would do now. Reads bucket and tables, and writes nothing anywhere."""
+
+from collections.abc import Iterable
+from os.path import commonprefix
+from typing import Any
+
+from rich.console import RenderableType
+
+from fruits.backbones.card import Card
+from fruits.backbones.stage import read_card, staged_card
+from fruits.chain import due_backbone, known_objects, with_backbone, work_without_photos
+from fruits.cli.output import Document, fields, table
+from fruits.cli.place import NoLakeError, existing_lake
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Base, publications
+from fruits.listing import list_objects
+from fruits.planning import Action, Entry, KeyRules, KnownObject, Plan, RunRequest, make_plan
+from fruits.settings import Settings
+
+_ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
+
+
+def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[str, Any]:
+    """The plan of a run with its first ``keys`` keys of each action (None: all of them).
+
+    Raises:
+        FruitsError: when the bucket cannot be listed, or is not the one whose photos the lake holds.
+    """
+    lake, base = _current(settings)
+    card = _card(settings, request, lake, base)
+    known: dict[str, KnownObject] = {}
+    if lake and base and card:
+        known = known_objects(lake, base.publication.snapshots, card.model_id)
+    readers = base.publication.model_id if base else None
+    switching = readers is not None and readers != (card.model_id if card else None)
+    prefix = commonprefix([settings.prefix, request.prefix]) if switching else request.prefix  # noqa: RUF071 -- of keys
+    listed = list_objects(settings, prefix)
+    plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
+    other_work = None
+    if lake and base and card and known and not plan.remaining:
+        other_work = work_without_photos(lake, base, card, request, settings)
+    return {
+        "lake": settings.lake,
+        "bucket": settings.bucket,
+        "request": request.to_document(),
+        "published": base.publication.publication_id if base else None,
+        "backbone": with_backbone(settings, request).backbone,
+        "model_id": card.model_id if card else None,
+        "readers_model_id": readers,
+        "counts": {**{action.value: plan.counts[action] for action in Action}, "pending": len(plan.pending)},
+        "remaining": plan.remaining,
+        "work": bool(plan.entries) or other_work is not None,
+        "other_work": other_work,
+        "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
+        "pending": [_entry(entry) for entry in plan.pending[:keys]],
+    }
+
+
+def _current(settings: Settings) -> tuple[Lake | None, Base | None]:
+    """The lake and its current publication, if there are any. ``chain`` asks ``current_base``, which may write."""
+    try:
+        lake = existing_lake(settings)
+    except NoLakeError:
+        return None, None
+    if lake.bucket() not in (None, settings.bucket):
+        lake.check_bucket()  # says what is wrong; of a lake that is bound to none yet it would write
+    published = publications(lake)
+    return lake, Base(published[-1], lake.state("publications").main) if published else None
+
+
+def _card(settings: Settings, request: RunRequest, lake: Lake | None, base: Base | None) -> Card | None:
+    """The backbone that the run would have; None when it is not built yet."""
+    if lake is None:
+        return None
+    card = staged_card(with_backbone(settings, request))
+    if base and request.backbone is None and request.weights is None:
+        due = due_backbone(card.model_id if card else None, [str(one.model_id) for one in publications(lake)])
+        return read_card(settings, due) if due else card
+    return card
+
+
+def _keys(plan: Plan, action: Action, most: int | None) -> list[dict[str, Any]]:
+    return [_entry(entry) for entry in plan.entries if entry.action is action][:most]
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {"key": entry.key, "size": entry.size, "label": entry.label, "rejection": entry.rejection}
+
+
+def render(plan: Document) -> Iterable[RenderableType]:
+    """For a terminal."""
+    counts = plan["counts"]
+    model = plan["model_id"] or f"{plan['backbone']}, which is not built yet: the next run does that"
+    yield fields(
+        [
+            ("bucket", f"s3://{plan['bucket']}/{plan['request']['prefix']}"),
+            ("lake", plan["lake"]),
+            ("published", plan["published"] or "nothing yet"),
+            ("backbone", model),
+            *((name, count) for name, count in counts.items()),
+        ]
+    )
+    if plan["readers_model_id"] not in (None, plan["model_id"]) and plan["remaining"]:
+        left = f"{plan['remaining']:,} objects remain after this run"
+        yield f"{left}; readers keep {plan['readers_model_id']} until none do."
+    if plan["other_work"]:
+        yield f"Besides: {plan['other_work']}."
+    if not plan["work"]:
+        yield "Nothing to do."
+    for action in _ORDER:
+        yield from _listed(action.value, plan["keys"][action], counts[action])
+    yield from _listed("pending", plan["pending"], counts["pending"])
+
+
+def _listed(action: str, entries: list[Document], total: int) -> Iterable[RenderableType]:
+    if not entries:
+        return
+    yield ""
+    rows = ((entry["key"], entry["size"] or None, entry["rejection"] or entry["label"]) for entry in entries)
+    yield table((action, ">bytes", "label"), rows)
+    if total > len(entries):
+        yield f"... and {total - len(entries):,} more; --keys all lists them"

@@ -1,0 +1,46 @@
+"""``fruits report``: a run, or what readers see now, as one HTML page."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from fruits.cli.output import Document
+from fruits.cli.status import newest_runs
+from fruits.errors import FruitsError
+from fruits.planning import run_slug
+from fruits.report import read_overview, read_run
+from fruits.report import render as page
+from fruits.settings import Settings
+
+_MOST_SHOWN = 5
+
+
+def write(settings: Settings, run: str | None, target: Path) -> dict[str, Any]:
+    """Write the page of a run (its id in Airflow, or its folder in the lake), without one of what readers see now.
+
+    Raises:
+        FruitsError: when there is no such run, or the file cannot be written.
+    """
+    slug = None if run is None else _slug(settings, run)
+    html = page(read_overview(settings) if slug is None else read_run(settings, slug))
+    try:
+        target.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise FruitsError(f"{target}: {error.strerror}; name a file that can be written with -o") from error
+    return {"run": slug, "path": str(target), "bytes": target.stat().st_size}
+
+
+def _slug(settings: Settings, run: str) -> str:
+    known = newest_runs(settings)
+    found = next((slug for slug in (run, run_slug(run)) if slug in known), None)
+    if found is None:
+        shown = ", ".join(known[:_MOST_SHOWN]) or "none"
+        raise FruitsError(f"run {run!r}: no run of this id or folder has documents in the lake; newest first: {shown}")
+    return found
+
+
+def render(done: Document) -> Iterable[RenderableType]:
+    """For a terminal."""
+    yield f"{done['path']}: {done['run'] or 'what readers see now'}, {done['bytes']:,} bytes; open it in a browser"

@@ -1,0 +1,91 @@
+"""The DAG fruit_maintenance: its params are the request's, and it works under an id of its own."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fruits.maintenance import MaintenanceRequest
+from fruits.planning import run_slug
+from fruits.settings import Settings
+from fruits.turns import current_turn
+
+pytestmark = pytest.mark.airflow
+
+ROOT = Path(__file__).parents[2]
+RUN_ID = "scheduled__2026-11-22T00:00:00+00:00"  # one that fruit_features has as well
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "plugins"))
+        spec = importlib.util.spec_from_file_location("fruit_maintenance_dag", ROOT / "dags" / "fruit_maintenance.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+@pytest.fixture
+def context(module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What a task of a run gets, with settings of a lake of its own."""
+    monkeypatch.setenv("FRUITS_LAKE", f"file://{tmp_path}/lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", f"sqlite:///{tmp_path}/catalog.db")
+    monkeypatch.setenv("FRUITS_RETENTION_DAYS", "7")
+    context = {"params": {name: param.value for name, param in module.PARAMS.items()}, "run_id": RUN_ID}
+    monkeypatch.setattr(module, "get_current_context", lambda: context)
+    return context
+
+
+def test_the_params_are_those_that_maintenance_understands(module: ModuleType) -> None:
+    assert set(module.PARAMS) == set(MaintenanceRequest.__dataclass_fields__)
+
+
+def test_the_plan_writes_the_request_where_the_job_reads_it(
+    module: ModuleType, context: dict[str, Any], tmp_path: Path
+) -> None:
+    context["params"]["dry_run"] = True
+
+    slug = module.plan.function()
+
+    document = json.loads((tmp_path / "lake" / "runs" / slug / "plan.json").read_text())
+    assert MaintenanceRequest(**document["request"]) == MaintenanceRequest(7, 10, dry_run=True)
+    assert document["slug"] == slug != run_slug(RUN_ID)
+
+
+def test_the_turn_is_taken_for_the_run_that_the_job_works_as(module: ModuleType, context: dict[str, Any]) -> None:
+    slug = module.plan.function()
+    module.dag.get_task("wait_for_turn").execute(context)
+    turn = current_turn(Settings.load())
+    assert turn is not None
+    assert turn.run == slug
+
+
+def test_it_takes_its_turn_then_looks_then_works(module: ModuleType) -> None:
+    assert [task.task_id for task in module.dag.topological_sort()] == ["wait_for_turn", "plan", "maintain"]
+    assert [task.task_id for task in module.dag.leaves] == ["maintain"]
+
+
+def test_spark_does_the_work(module: ModuleType) -> None:
+    task = module.dag.get_task("maintain")
+    assert Path(task.application) == ROOT / "spark_jobs" / "maintain.py"
+    assert task.application_args[0] == "--run"
+    assert "task_ids='plan', dag_id='fruit_maintenance'" in task.application_args[1]
+
+
+def test_it_runs_weekly_and_never_beside_itself(module: ModuleType) -> None:
+    assert module.dag.timetable.expression == "0 0 * * 0"
+    assert (module.dag.catchup, module.dag.max_active_runs) == (False, 1)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("retention_days", 0), ("orphan_days", 1), ("dry_run", "no")])
+def test_a_param_out_of_range_is_refused(module: ModuleType, name: str, wrong: object) -> None:
+    from airflow.sdk.exceptions import ParamValidationError
+
+    with pytest.raises(ParamValidationError):
+        module.PARAMS[name].resolve(wrong)

@@ -1,0 +1,145 @@
+"""The real command line, on a small published lake and a bucket beside it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from fruits.backbones.stage import staged_card
+from fruits.cli.app import app
+from fruits.embedded.stack import make_bucket
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, current_base, publication_id, publish
+from fruits.lake.schemas import DATA_TABLES
+from fruits.runs import run_document
+from fruits.settings import Settings
+from fruits.stores import photo_store, write_bytes
+
+QUARANTINED = ("train/Kiwi/\x1b[31mempty.jpg", "train/Kiwi/empty.jpg")
+
+Fruits = Callable[..., Result]
+
+
+@pytest.fixture
+def fruits(stack, monkeypatch) -> Fruits:
+    """The command `fruits` with its arguments, on the lake of some settings."""
+
+    def call(*arguments: object, settings: Settings | None = None, **options: object) -> Result:
+        for name in [name for name in os.environ if name.startswith("FRUITS_")]:
+            monkeypatch.delenv(name)
+        for name, value in (variables(settings) if settings else {}).items():
+            monkeypatch.setenv(name, value)
+        return CliRunner().invoke(app, [str(one) for one in arguments], prog_name="fruits", **options)
+
+    return call
+
+
+@pytest.fixture
+def answer(fruits) -> Callable[..., object]:
+    """The JSON document of a command that succeeds."""
+
+    def call(*arguments: object, settings: Settings) -> object:
+        result = fruits(*arguments, "--json", settings=settings)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    return call
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """The settings that make a lake and its bucket, as environment variables."""
+    values = {
+        "FRUITS_LAKE": settings.lake,
+        "FRUITS_CATALOG_URI": settings.catalog_uri.get_secret_value(),
+        "FRUITS_BUCKET": settings.bucket,
+        "FRUITS_S3_ENDPOINT": settings.s3_endpoint,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@pytest.fixture
+def environment_of(stack) -> Callable[[Settings], dict[str, str]]:
+    """The environment of a program on the lake of some settings."""
+    return lambda settings: {**stack.environment, **variables(settings)}
+
+
+def vectors(seed: int) -> dict[str, np.ndarray]:
+    """Feature vectors of six photos of two labels."""
+    generator = np.random.default_rng(seed)
+    keys = [f"train/{label}/{number}.jpg" for label in ("Banana", "Kiwi") for number in range(seed, seed + 3)]
+    return {key: generator.random(1280, dtype=np.float32) for key in keys}
+
+
+def publish_run(run, model_id: str, pca_id: str, features: int) -> None:
+    """Publish what is on a run's branches with the counts that a real one has."""
+    snapshots = {name: run.lake.head(name, run.branch) for name in DATA_TABLES}
+    sequence = run.base.publication.sequence + 1
+    counts = dict.fromkeys(("create", "update", "delete", "unchanged", "quarantined", "pending"), 0)
+    row = Publication(
+        sequence=sequence,
+        snapshots=snapshots,
+        publication_id=publication_id(sequence, snapshots),
+        run_id=run.slug,
+        published_at=datetime.now(UTC),
+        model_id=model_id,
+        pca_id=pca_id,
+        counts={**counts, "features": features, "quarantine": len(QUARANTINED)},
+    )
+    publish(run.lake, run.base.to_document(), run.slug, row)
+
+
+@pytest.fixture(scope="session")
+def new_lake(stack, staged_models, fake_run) -> Callable[[Path], Settings]:
+    """Makes a lake of two publications, of 6 and 12 photos, with two objects in quarantine; its bucket is empty."""
+
+    def make(folder: Path) -> Settings:
+        bucket = f"photos-{folder.name.replace('_', '-').lower()[-40:]}"
+        make_bucket(stack, bucket)
+        shutil.copytree(staged_models, folder / "lake" / "models")
+        settings = Settings.load(
+            lake=f"file://{folder}/lake",
+            catalog_uri=f"sqlite:///{folder}/catalog.db",
+            bucket=bucket,
+            s3_endpoint=stack.endpoint,
+        )
+        card = staged_card(settings)
+        assert card is not None
+        Lake.open(settings).check_bucket()
+        for seed in (0, 3):
+            run = fake_run(settings)
+            pca_id = run.write(vectors(seed), card.model_id)
+            if seed == 0:
+                run.quarantine(QUARANTINED, card.model_id)
+            publish_run(run, card.model_id, pca_id, features=seed * 2 + 6)
+        return settings
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def published(new_lake, tmp_path_factory) -> Settings:
+    """Such a lake with two runs' documents, and a bucket in which a run finds work. Not to be changed by tests."""
+    settings = new_lake(tmp_path_factory.mktemp("published"))
+    for key in ("train/Banana/0.jpg", "train/Kiwi/new.jpg", "stray.jpg"):
+        write_bytes(photo_store(settings), key, b"not a photo")
+    counts = dict.fromkeys(("create", "update", "delete", "unchanged", "quarantined", "pending"), 0)
+    common = {
+        "base": current_base(Lake.open(settings)).to_document(),
+        "model_id": "m",
+        "request": {},
+        "other_work": None,
+    }
+    with run_document(settings, "plan", "scheduled__1", "scheduled_1") as document:
+        document.record(**common, slug="scheduled_1", work=False, counts=counts)
+    with run_document(settings, "plan", "manual__2", "manual_2") as document:
+        some = {"create": 7, "update": 1, "delete": 2, "pending": 3}
+        document.record(**common, slug="manual_2", work=True, counts={**counts, **some})
+    with pytest.raises(RuntimeError), run_document(settings, "featurize", "manual__2", "manual_2"):
+        raise RuntimeError("the disk is full")
+    return settings

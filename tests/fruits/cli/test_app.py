@@ -1,0 +1,239 @@
+"""What every command promises: JSON alone on stdout, errors without a stack trace, reading makes nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fruits.embedded.stack import running_stack
+from fruits.errors import ExitCode
+from fruits.settings import Settings
+
+pytestmark = pytest.mark.jobs
+
+READING = [
+    ("status",),
+    ("status", "--publications"),
+    ("models",),
+    ("quarantine", "list"),
+    ("plan",),
+    ("export", "embeddings", "-o", "{tmp}/out.csv"),
+    ("report", "-o", "{tmp}/out.html"),
+]
+ON_A_LAKE = [*READING, ("identify", __file__), ("rollback", "1", "--yes"), ("quarantine", "retry")]
+HEAVY = ("tensorflow", "pyspark", "pyiceberg", "pyarrow", "boto3", "numpy", "pydantic")
+
+
+def with_folder(arguments, tmp_path):
+    return [argument.format(tmp=tmp_path) for argument in arguments]
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Everything under a folder, with size and time of writing."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def refused(result, code=ExitCode.BAD_INPUT):
+    """What a command said that was refused, which is all that it said."""
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+def test_json_is_one_document_and_nothing_else(fruits, published, arguments, tmp_path):
+    result = fruits(*with_folder(arguments, tmp_path), "--json", settings=published)
+    assert result.exit_code == 0, result.output
+    assert isinstance(json.loads(result.stdout), dict)
+
+
+@pytest.mark.parametrize("arguments", READING, ids=" ".join)
+def test_reading_changes_nothing_in_the_lake(fruits, published, arguments, tmp_path):
+    folder = Path(published.lake.removeprefix("file://")).parent
+    before = files(folder)
+    assert fruits(*with_folder(arguments, tmp_path), settings=published).exit_code == 0
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("arguments", [one for one in ON_A_LAKE if one[0] != "plan"], ids=" ".join)
+@pytest.mark.parametrize("there", ["nothing", "a folder", "an empty database", "a catalog without the tables"])
+def test_where_there_is_no_lake_it_says_so_and_makes_nothing(fruits, tmp_path, arguments, there, stack):
+    home = tmp_path / "home"
+    home.mkdir()
+    settings = Settings.load(
+        lake=f"file://{home}/lake", catalog_uri=f"sqlite:///{home}/catalog.db", s3_endpoint=stack.endpoint
+    )
+    if there != "nothing":
+        (home / "lake").mkdir()
+    if there == "an empty database":
+        (home / "catalog.db").touch()
+    if there == "a catalog without the tables":
+        from pyiceberg.catalog import load_catalog
+
+        load_catalog("fruits", type="sql", uri=f"sqlite:///{home}/catalog.db").create_namespace("fruits")
+    before = files(home)
+    assert "no lake there" in refused(fruits(*with_folder(arguments, tmp_path), settings=settings))
+    assert files(home) == before
+
+
+def test_a_plan_where_there_is_no_lake_counts_all_photos_as_new_and_makes_nothing(answer, published, tmp_path):
+    settings = published.model_copy(update={"lake": f"file://{tmp_path}/none"})
+    plan = answer("plan", settings=settings)
+    assert plan["counts"]["create"] == 3
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_lake_and_a_catalog_of_different_places_are_refused(fruits, published, tmp_path):
+    settings = published.model_copy(update={"lake": f"file://{tmp_path}"})
+    assert f"catalog's tables are in {published.lake}" in refused(fruits("status", settings=settings))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_settings_and_without_data_it_says_what_to_run(fruits, tmp_path):
+    assert f"no data yet in {tmp_path}/data; run `make run` first" in refused(
+        fruits("status", "--data", tmp_path / "data")
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_settings_are_named(fruits, published, monkeypatch):
+    wrong = published.model_copy(update={"bucket": "x"})
+    assert re.search(r"FRUITS_BUCKET is 'x'.*at least 3", refused(fruits("status", settings=wrong)))
+
+
+def test_a_catalog_that_is_no_database_is_named(fruits, published, tmp_path):
+    (tmp_path / "catalog.db").write_text("this is no database, whatever its name says\n" * 50)
+    wrong = Settings.load(lake=published.lake, catalog_uri=f"sqlite:///{tmp_path}/catalog.db")
+    assert "catalog.db" in refused(fruits("status", settings=wrong))
+
+
+def test_a_server_that_is_not_there_is_named(fruits, published):
+    wrong = published.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})
+    assert "127.0.0.1:9" in refused(fruits("plan", settings=wrong))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("plan", "--prefix", "/train"), "without a leading slash"),
+        (("plan", "--key", "elsewhere/a.jpg", "--prefix", "train/"), "does not start with the prefix"),
+        (("plan", "--limit", "0"), "Invalid value for '--limit'"),
+        (("plan", "--rebuild", "--limit", "3"), "leave `limit` empty"),
+        (("plan", "--keys", "some"), "--keys 'some': expected a number, or `all`"),
+        (("report", "no-such-run", "-o", "{tmp}/a.html"), "'no-such-run': no run of this id.*manual_2, scheduled_1"),
+        (("report", "-o", "{tmp}/none/a.html"), "No such file or directory"),
+        (("export", "vectors", "-o", "{tmp}/a.csv"), "'vectors': expected features"),
+        (("export", "features", "-o", "{tmp}/a.doc"), "'doc': expected --format"),
+        (("export", "quarantine", "-o", "{tmp}/a.npz"), "expected parquet or csv"),
+        (("export", "features", "-o", "{tmp}/none/a.csv"), "there is no folder"),
+        (("quarantine", "list", "--reason", "ugly"), r"reason 'ugly'.*empty \(2\)"),
+        (("quarantine", "list", "--prefix", "nope"), "prefix 'nope'.*there are 2"),
+        (("quarantine", "retry", "no.jpg"), "'no.jpg': not in quarantine"),
+        (("rollback", "pub-000009", "--yes"), "pub-000002-.*, pub-000001-"),
+        (("rollback", "1", "--json"), "needs --yes"),
+        (("status", "--runs", "few"), "Invalid value for '--runs'"),
+        (("nonsense",), "nonsense"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, tuple) else None,
+)
+def test_bad_input_is_named_and_ends_with_the_code_for_it(fruits, published, arguments, said, tmp_path):
+    told = refused(fruits(*with_folder(arguments, tmp_path), settings=published))
+    assert re.search(said, told, re.DOTALL), told
+    assert list(tmp_path.iterdir()) == []
+
+
+def run(*arguments, environment, **options):
+    command = [sys.executable, "-m", "fruits", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **options)
+
+
+def test_as_a_program_it_keeps_stdout_and_exit_code(published, environment_of, tmp_path):
+    environment = environment_of(published)
+    done = run("status", "--json", environment=environment, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["publication"]["sequence"] == 2
+    done = run("report", "nope", "-o", "a.html", environment=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (ExitCode.BAD_INPUT, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from fruits.cli.app import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "quarantine" in done.stdout
+    assert not set(HEAVY) & set(done.stdout.splitlines()[-1].split())
+
+
+class TestEmbedded:
+    @pytest.fixture
+    def data(self, tmp_path, fake_run):
+        """An embedded stack that was run once: its bucket has one photo more than its lake."""
+        with running_stack(tmp_path / "data") as running:
+            settings = Settings.load(
+                **{
+                    name.removeprefix("FRUITS_").lower(): value
+                    for name, value in running.environment.items()
+                    if name.startswith("FRUITS_")
+                }
+            )
+            running.client().put_object(Bucket="fruits", Key="train/Kiwi/1.jpg", Body=b"x")
+            import numpy as np
+
+            made = fake_run(settings)
+            photos = {f"train/Kiwi/{n}.jpg": np.random.default_rng(n).random(8, np.float32) for n in range(2, 5)}
+            made.publish("m", made.write(photos, "m"))
+        return tmp_path / "data"
+
+    def test_a_command_that_reads_the_lake_starts_nothing(self, data, fruits):
+        log = (data / "s3.log").read_bytes()
+        result = fruits("status", "--data", data)
+        assert result.exit_code == 0, result.output
+        assert (data / "s3.log").read_bytes() == log
+
+    @pytest.mark.slow
+    def test_a_command_that_needs_the_bucket_has_an_s3_server_while_it_lasts(self, data, fruits):
+        before = dict(os.environ)
+        result = fruits("plan", "--data", data, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["counts"]["create"] == 1
+        assert _servers(data) == []
+        assert {name: value for name, value in os.environ.items() if name in before} == {
+            name: value for name, value in before.items() if name in os.environ
+        }
+
+    @pytest.mark.slow
+    def test_interrupted_it_leaves_no_server_behind(self, data):
+        command = [sys.executable, "-m", "fruits", "doctor", "--data", str(data)]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 60
+            while not _servers(data) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert _servers(data)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 143
+        assert _servers(data) == []
+
+    def test_data_that_is_asked_for_wins_over_the_variables(self, data, fruits, published):
+        result = fruits("status", "--data", data, "--json", settings=published)
+        assert json.loads(result.stdout)["lake"] == f"file://{data}/lake"
+
+
+def _servers(data: Path) -> list[int]:
+    """The S3 servers that work on a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"-dir={data}/s3".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
