@@ -123,7 +123,7 @@ class Bench:
         runs = self.wait_for_runs(lambda runs: sum(is_backfill(run) for run in runs) >= days and done(runs))
         seconds = round(time.monotonic() - start, 1)
         features = self.rows()
-        own_day = sum(f"__{key[3:13]}T" in features[key]["run_id"] for key in keys if key in features)
+        own_day = sum(features[key]["run_id"] == day_run(key) for key in keys if key in features)
         fits = self.fits()
         before = current_base(Lake.open(self.settings)).publication.sequence
         self.create_backfill(0, days, "--reprocess-behavior", "completed")
@@ -221,7 +221,9 @@ class Bench:
             client.put_object(Bucket=self.settings.bucket, Key=key, Body=body)
 
     def create_backfill(self, first: int, days: int, *options: str) -> None:
-        """``airflow backfill create``, as a person types it."""
+        """``airflow backfill create``, as a person types it, once Airflow is done with the one before."""
+        while any(not one["completed_at"] for one in self.get("/api/v2/backfills?dag_id=fruit_features")["backfills"]):
+            time.sleep(1)
         start, end = FIRST_DAY + timedelta(first), FIRST_DAY + timedelta(first + days - 1)
         conf = json.dumps({"settle_seconds": self.settle})
         dates = ("--from-date", f"{start}", "--to-date", f"{end}")
@@ -290,6 +292,12 @@ def dated_keys(first: int, days: int, photos: int) -> list[str]:
         for day in range(days)
         for n in range(photos)
     ]
+
+
+def day_run(key: str) -> str:
+    """The run of a backfill that covers a dated key: it is named by the end of its day."""
+    end = date.fromisoformat(key.partition("/")[0].removeprefix("dt=")) + timedelta(1)
+    return f"backfill__{end}T00:00:00+00:00"
 
 
 def is_backfill(run_id: str) -> bool:

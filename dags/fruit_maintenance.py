@@ -37,6 +37,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
+from fruits_alerts import alerts, keep_error
 from fruits_operators import SparkJobOperator, TurnSensor, mendable_errors
 
 RUN_PREFIX = "maintenance__"  # both DAGs may have a run of the same id
@@ -105,6 +106,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params=PARAMS,
+    on_failure_callback=alerts(),
     tags=["fruits", "maintenance"],
     render_template_as_native_obj=False,
     default_args={
@@ -114,6 +116,7 @@ with DAG(
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(minutes=10),
         "execution_timeout": timedelta(hours=12),
+        "on_failure_callback": keep_error,
     },
 ) as dag:
     planned = plan()

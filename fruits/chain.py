@@ -134,8 +134,7 @@ def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> d
         with document.stage("known"):
             known = known_objects(lake, base.publication.snapshots, card.model_id)
         new_backbone = base.publication.model_id not in (None, card.model_id)
-        # Readers switch to a new backbone when nothing is left to do under it, wherever in the bucket.
-        prefix = commonprefix([settings.prefix, request.prefix]) if new_backbone else request.prefix
+        prefix = listed_prefix(settings, request, new_backbone=new_backbone)
         with document.stage("list"):
             listed = list(list_objects(settings, prefix))
         if not listed and not any(key.startswith(request.prefix) for key in known):
@@ -173,6 +172,16 @@ def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> d
     if other_work:
         log.info("plan: %s", other_work)
     return document.content
+
+
+def listed_prefix(settings: Settings, request: RunRequest, *, new_backbone: bool) -> str:
+    """What of the bucket a run has to list: its own prefix, but all photos when it is under a new backbone.
+
+    Readers switch to that when nothing is left to do under it, wherever in the bucket.
+    """
+    if not new_backbone:
+        return request.prefix
+    return commonprefix([settings.prefix, request.prefix])  # noqa: RUF071 -- of strings, as S3's prefixes are
 
 
 def _unpublished_run_id(run_id: str, published: Sequence[Publication]) -> str:

@@ -307,7 +307,7 @@ def catalog(settings: Settings) -> Found:
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
-    from fruits.cli.place import existing_lake
+    from fruits.lake.existing import existing_lake
 
     engine: Any = vars(existing_lake(settings).catalog)["engine"]
     shown = f"{settings.catalog_uri.get_secret_value().rpartition('@')[2]}, {settings.catalog_name!r}"
@@ -345,7 +345,7 @@ def lake(settings: Settings) -> Found:
 
 def lake_of_bucket(settings: Settings) -> Found:
     """Whether the lake holds this bucket's photos."""
-    from fruits.cli.place import existing_lake
+    from fruits.lake.existing import existing_lake
 
     bound = existing_lake(settings).bucket()
     if bound == settings.bucket:
@@ -359,7 +359,7 @@ def lake_of_bucket(settings: Settings) -> Found:
 def backbone(settings: Settings) -> Found:
     """Whether the backbone of the settings is staged and is what its card says."""
     from fruits.backbones.stage import load_backbone, staged_card
-    from fruits.cli.place import existing_lake
+    from fruits.lake.existing import existing_lake
 
     existing_lake(settings)
     card = staged_card(settings)

@@ -23,6 +23,7 @@ from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.images import Limits, UnreadablePhotoError, decode, needed_side, preprocess
 from fruits.lake.catalog import Lake
+from fruits.lake.existing import existing_lake
 from fruits.lake.pca_tables import load_versions
 from fruits.lake.publication import Publication
 from fruits.lake.published import PublishedRows, current_publication
@@ -108,7 +109,7 @@ def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) ->
     """
     if nearest < 0:
         raise FruitsError(f"nearest: {nearest}; expected how many of the nearest photos to name, 0 or more")
-    lake = Lake.open(settings)
+    lake = existing_lake(settings)
     publication = current_publication(lake)
     rows = PublishedRows(lake, publication, "embeddings", _COLUMNS)
     sample = sample_rows(rows.batches(), settings.probe_rows)

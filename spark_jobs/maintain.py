@@ -243,10 +243,20 @@ def clean_up(job: Job, request: MaintenanceRequest) -> None:
 
 
 def expire(job: Job, upkeep: Upkeep) -> None:
-    """Set and drop refs, then expire the snapshots that none of them needs, and remove their files."""
+    """Set and drop refs, then expire the snapshots that none of them needs, and remove their files.
+
+    Raises:
+        TransientError: when somebody works on a branch that was to be dropped.
+    """
     removed: dict[str, int] = {}
     for name, table in upkeep.tables.items():
-        change_refs(job.lake, name, table.tags, {**table.dropped_tags, **table.dropped_branches})
+        try:
+            change_refs(job.lake, name, table.tags, {**table.dropped_tags, **table.dropped_branches})
+        except ConflictError as error:
+            raise TransientError(
+                f"table {name}: a run that was taken for dead works on its branch again, which is kept; maintenance is "
+                "tried again"
+            ) from error
         if table.expired:
             listed = ", ".join(f"{snapshot}L" for snapshot in table.expired)
             # By id alone: `older_than`, five days by default, would take others as well.

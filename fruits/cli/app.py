@@ -48,7 +48,8 @@ def status(
     """What readers see now, and what the last runs did."""
     from fruits.cli import status as command
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
+    from fruits.lake.existing import existing_lake
 
     with opened(data, "lake") as place:
         lake = existing_lake(place.settings)
@@ -113,10 +114,9 @@ def identify(
     """
     from fruits.cli import identify as command
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
 
     with opened(data, "lake") as place:
-        existing_lake(place.settings)
         document = command.read(place.settings, photos, nearest=nearest)
     answer(document, command.render, as_json=as_json)
     if any(photo["error"] for photo in document["photos"]):
@@ -137,10 +137,9 @@ def export(
     """The published rows of a table as one file: Parquet, CSV or NumPy."""
     from fruits.cli import export as command
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
 
     with opened(data, "lake") as place:
-        existing_lake(place.settings)
         document = command.write(place.settings, table, output, file_format, overwrite=overwrite)
     answer(document, command.render, as_json=as_json)
 
@@ -157,10 +156,9 @@ def report(
     """One run, or what readers see now, as one self-contained HTML page."""
     from fruits.cli import report as command
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
 
     with opened(data, "bucket") as place:
-        existing_lake(place.settings)
         document = command.write(place.settings, run, output)
     answer(document, command.render, as_json=as_json)
 
@@ -170,7 +168,8 @@ def models(data: Data = None, as_json: Json = False) -> None:
     """The staged backbones, their features and PCA versions."""
     from fruits.cli import models as command
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
+    from fruits.lake.existing import existing_lake
 
     with opened(data, "lake") as place:
         document = command.read(place.settings, existing_lake(place.settings))
@@ -187,7 +186,8 @@ def rollback(
     """Make an older publication current again."""
     from fruits.cli import rollback as command
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
+    from fruits.lake.existing import existing_lake
 
     if as_json and not yes:
         raise FruitsError("rollback --json does not ask, so it needs --yes")
@@ -228,7 +228,8 @@ def list_quarantine(
     """The objects in quarantine, and why."""
     from fruits.cli import quarantine as command
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
+    from fruits.lake.existing import existing_lake
 
     with opened(data, "lake") as place:
         document = command.read(existing_lake(place.settings), reason=reason, prefix=prefix)
@@ -246,7 +247,8 @@ def retry_quarantine(
     from fruits.cli import quarantine as command
     from fruits.cli.airflow import trigger
     from fruits.cli.output import answer
-    from fruits.cli.place import existing_lake, opened
+    from fruits.cli.place import opened
+    from fruits.lake.existing import existing_lake
 
     with opened(data, "lake") as place:
         found = command.read(existing_lake(place.settings), reason=reason)

@@ -6,21 +6,16 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import unquote, urlsplit
 
 from fruits.errors import FruitsError
+from fruits.lake.existing import NoLakeError
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
     from fruits.embedded.stack import Stack
-    from fruits.lake.catalog import Lake
 
 DATA = Path(__file__).parents[2] / "data"
 Needs = Literal["lake", "bucket"]
-
-
-class NoLakeError(FruitsError):
-    """There is no lake at that place; nothing was made there."""
 
 
 @dataclass(frozen=True)
@@ -97,62 +92,3 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def existing_lake(settings: Settings) -> "Lake":
-    """The lake of the settings, if there is one. Unlike ``Lake.open`` this makes nothing, whatever is missing.
-
-    Raises:
-        NoLakeError: when there is no lake; says which part was looked for.
-        FruitsError: when the catalog's database cannot be asked, or catalog and lake are not of each other.
-    """
-    for file in _local_parts(settings):
-        if not file.exists():
-            raise NoLakeError(f"no lake there: {file} does not exist; check FRUITS_LAKE and FRUITS_CATALOG_URI")
-    tables = _tables(settings)
-    from fruits.lake.catalog import Lake
-    from fruits.lake.schemas import TABLES
-
-    missing = [table.name for table in TABLES if table.name not in tables]
-    if missing:
-        raise NoLakeError(
-            f"no lake there: catalog {settings.catalog_name!r} has no tables {', '.join(missing)} in namespace "
-            f"{settings.namespace!r}; a first run of the DAG makes them. Or check FRUITS_CATALOG_URI, "
-            "FRUITS_CATALOG_NAME and FRUITS_NAMESPACE"
-        )
-    lake = Lake(settings)
-    location = lake.table("publications").location()
-    if not location.startswith(f"{settings.warehouse}/"):
-        raise FruitsError(
-            f"FRUITS_LAKE is {settings.lake}, but the catalog's tables are in {location.rpartition('/tables/')[0]}; "
-            "set FRUITS_LAKE and FRUITS_CATALOG_URI to the same lake"
-        )
-    return lake
-
-
-def _local_parts(settings: Settings) -> list[Path]:
-    catalog, lake = urlsplit(settings.catalog_uri.get_secret_value()), urlsplit(settings.lake)
-    files = [Path(unquote(catalog.path)[1:])] if catalog.scheme == "sqlite" else []
-    return [*files, Path(unquote(lake.path))] if lake.scheme == "file" else files
-
-
-def _tables(settings: Settings) -> set[str]:
-    """The names of the tables in the catalog; empty when there is no catalog in the database."""
-    from pyiceberg.catalog import load_catalog
-    from pyiceberg.exceptions import NoSuchNamespaceError
-    from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
-
-    from fruits.lake.catalog import catalog_properties
-
-    try:
-        catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), init_catalog_tables="false")
-        return {name for _, name in catalog.list_tables(settings.namespace)}
-    except NoSuchNamespaceError:
-        return set()
-    except SQLAlchemyError as error:
-        reason = str(error).splitlines()[0]
-        absent = "no such table" in reason or ("does not exist" in reason and "iceberg_" in reason)
-        if isinstance(error, OperationalError | ProgrammingError) and absent:
-            return set()
-        shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
-        raise FruitsError(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error

@@ -1,17 +1,16 @@
 """``fruits plan``: what a run would do now. Reads bucket and tables, and writes nothing anywhere."""
 
 from collections.abc import Iterable
-from os.path import commonprefix
 from typing import Any
 
 from rich.console import RenderableType
 
 from fruits.backbones.card import Card
 from fruits.backbones.stage import read_card, staged_card
-from fruits.chain import due_backbone, known_objects, with_backbone, work_without_photos
+from fruits.chain import due_backbone, known_objects, listed_prefix, with_backbone, work_without_photos
 from fruits.cli.output import Document, fields, table
-from fruits.cli.place import NoLakeError, existing_lake
 from fruits.lake.catalog import Lake
+from fruits.lake.existing import NoLakeError, existing_lake
 from fruits.lake.publication import Base, publications
 from fruits.listing import list_objects
 from fruits.planning import Action, Entry, KeyRules, KnownObject, Plan, RunRequest, make_plan
@@ -33,7 +32,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         known = known_objects(lake, base.publication.snapshots, card.model_id)
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
-    prefix = commonprefix([settings.prefix, request.prefix]) if switching else request.prefix  # noqa: RUF071 -- of keys
+    prefix = listed_prefix(settings, request, new_backbone=switching)
     listed = list_objects(settings, prefix)
     plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
     other_work = None

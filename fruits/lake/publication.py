@@ -20,6 +20,8 @@ from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
 _MOST_CHOICES = 10
 
+_MOST_FILES = 50  # of publications: each costs whoever reads them an open
+
 
 @dataclass(frozen=True)
 class Publication:
@@ -91,9 +93,9 @@ def publish(
     if done is None:
         expected = base["snapshots"]["publications"]
         branch = branch_name(slug)
-        start_branch(lake, "publications", branch, expected if onto is None else onto)
-        rows = _to_rows(publication)
-        commit_rows(lake, "publications", lambda transaction: transaction.append(rows, branch=branch))
+        start = expected if onto is None else onto
+        start_branch(lake, "publications", branch, start)
+        _add_row(lake, branch, start, publication)
         target = lake.head("publications", branch)
         if target is None:
             raise FruitsError(f"table publications: branch {branch} vanished while publishing; run the task again")
@@ -110,6 +112,18 @@ def publish(
     for name in (*DATA_TABLES, PUBLICATIONS.name):
         drop_branch(lake, name, branch_name(slug))
     return done
+
+
+def _add_row(lake: Lake, branch: str, start: int, publication: Publication) -> None:
+    """Commit the row on a branch; with those before it in one file when these are in too many: readers read all."""
+    rows = _to_rows(publication)
+    snapshot = lake.table("publications").snapshot_by_id(start)
+    files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
+    if files < _MOST_FILES:
+        commit_rows(lake, "publications", lambda transaction: transaction.append(rows, branch=branch))
+        return
+    together = pa.concat_tables([lake.read("publications", start).cast(rows.schema), rows])
+    commit_rows(lake, "publications", lambda transaction: transaction.overwrite(together, branch=branch))
 
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:

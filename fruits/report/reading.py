@@ -19,6 +19,7 @@ from obstore.exceptions import BaseError
 from fruits.errors import FruitsError
 from fruits.gates import Gate
 from fruits.lake.catalog import Lake
+from fruits.lake.existing import existing_lake
 from fruits.lake.publication import Publication, publications, run_head
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.planning import run_slug
@@ -70,7 +71,7 @@ def read_overview(settings: Settings) -> Overview:
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
     with _readable(settings):
-        lake = Lake.open(settings)
+        lake = existing_lake(settings)
         published = publications(lake)
         if not published:
             return Overview(settings.lake, settings.bucket, None, None, None, ())
@@ -96,7 +97,7 @@ def read_run(settings: Settings, slug: str) -> RunReport:
     """
     with _readable(settings):
         documents = _documents_of(settings, slug)
-        lake = Lake.open(settings)
+        lake = existing_lake(settings)
         published = publications(lake)
         plan = documents.get("plan", {})
         run_id = str(next(iter(documents.values()))["run_id"])

@@ -185,6 +185,7 @@ class TestAsked:
             export(lake, table, tmp_path / "x", kind)
 
     def test_an_empty_lake_says_what_to_do(self, folder_lake, tmp_path):
+        Lake.open(folder_lake)
         with pytest.raises(FruitsError, match="nothing has been published"):
             export(folder_lake, "features", tmp_path / "x", "parquet")
 

@@ -14,6 +14,7 @@ from fruits.errors import FruitsError
 from fruits.generator import draw
 from fruits.identify import identify, nearest_photos, sample_rows
 from fruits.images import Limits, decode, needed_side, preprocess
+from fruits.lake.catalog import Lake
 from fruits.lake.schemas import EMBEDDINGS
 from fruits.moments import moments_of
 from fruits.pca import fit, transform
@@ -184,6 +185,7 @@ class TestIdentify:
 
 class TestEmptyLake:
     def test_an_empty_lake_says_what_to_do(self, folder_lake, files):
+        Lake.open(folder_lake)
         with pytest.raises(FruitsError, match="nothing has been published.*run the DAG"):
             identify(folder_lake, files(photo=b""))
 

@@ -266,7 +266,7 @@ def test_both_kinds_of_lake_keep_rows(make_settings, kind):
 class TestFiles:
     def test_they_are_those_of_a_snapshot_with_partition_size_and_rows(self, lake):
         before = lake.head("embeddings")
-        row = {"key": "a", "etag": "1", "label": "Kiwi", "split": "train", "model_id": "m", "pca_id": "p", "run_id": "r"}
+        row = dict.fromkeys(("key", "etag", "label", "split", "model_id", "pca_id", "run_id"), "p")
         rows = pa.Table.from_pylist([{**row, "embedding": [1.0], "residual": 0.0}] * 3, schema=EMBEDDINGS.schema)
         commit_rows(lake, "embeddings", lambda transaction: transaction.append(rows))
         assert lake.files("embeddings", before) == []

@@ -114,6 +114,15 @@ class TestPublish:
         publish_run(lake, "a")
         assert {name: set(lake.table(name).refs()) for name in heads(lake)} == {name: {"main"} for name in heads(lake)}
 
+    def test_many_publications_are_read_from_few_files(self, lake, monkeypatch):
+        monkeypatch.setattr(module, "_MOST_FILES", 3)
+        expected = [publish_run(lake, f"run-{number}") for number in range(8)]
+        found = publications(lake)
+        assert [(one.sequence, one.run_id, one.snapshots) for one in found] == [
+            (one.sequence, one.run_id, one.snapshots) for one in expected
+        ]
+        assert len(lake.files("publications", lake.head("publications"))) <= 3
+
     def test_publishing_a_run_twice_is_publishing_it_once(self, lake):
         base = plan(lake)
         first = publish_run(lake, "a", base)

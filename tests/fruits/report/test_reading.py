@@ -68,6 +68,7 @@ def test_examples_come_with_a_picture_or_with_what_they_are(filled):
 
 
 def test_an_empty_lake_has_a_page(settings):
+    Lake.open(settings)
     found = read_overview(settings)
     assert (found.publication, found.tables, found.work, found.history) == (None, None, None, ())
     assert "Nothing is published yet" in render(found)
