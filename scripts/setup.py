@@ -128,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def set_up(*, dev: bool) -> None:
     """Do what is missing, in the order in which it is likeliest to fail early."""
     java = find_java(os.environ) or install_java()
+    if dev:
+        install_browser()
     for environment in ENVIRONMENTS:
         make_environment(environment, dev=dev)
     spark = next((VENVS / "jobs").glob("lib/python3*/site-packages/pyspark"))
@@ -199,6 +201,13 @@ def install_java() -> Java:
         f"Java {OLDEST_JAVA} or newer is needed, and neither JAVA_HOME nor PATH has it. "
         f"Install it, then set up again:\n    {java_command(packages)}"
     )
+
+
+def install_browser() -> None:
+    """Install Chromium where that may be done unasked; without it, the tests in a browser say that they need it."""
+    if shutil.which("chromedriver") is None and can_install():
+        with step("Chromium, for tests and screenshots", "about 30 s, 0.1 GB to download"):
+            install("chromium-driver", "chromium-chromedriver")  # Debian's and Ubuntu's; each brings the browser
 
 
 def java_command(packages: Sequence[str]) -> str:
