@@ -67,7 +67,6 @@ PARAMS = {
         type=["null", "array"],
         items={"type": "string"},
         title="Keys",
-        examples=[["Training/Kiwi/1.jpg", "Test/Kiwi/2.jpg"]],
         description="Only these object keys, one a line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
     ),
     "mode": Param(
@@ -98,7 +97,6 @@ PARAMS = {
         type=["null", "number"],
         exclusiveMinimum=0,
         title="PCA components",
-        examples=[128, 0.95],
         description="A count such as 128, or a share of variance such as 0.95. Empty: FRUITS_N_COMPONENTS.",
     ),
     "refit": Param(

@@ -20,9 +20,16 @@ from fruits.listing import list_objects
 from fruits.manifest import write_manifest
 from fruits.pca import components_asked
 from fruits.planning import Action, KeyRules, KnownObject, Plan, RunRequest, make_plan, run_slug
-from fruits.runs import TaskName, read_documents, run_document, run_store, task_document
+from fruits.runs import (
+    TaskName,
+    check_tasks_before,
+    read_documents,
+    read_plan,
+    run_document,
+    run_store,
+    task_document,
+)
 from fruits.settings import Settings
-from fruits.stores import read_json
 from fruits.turns import end_turn, hold_turn
 
 log = logging.getLogger("fruits")
@@ -45,18 +52,7 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
     lake = Lake.open(settings)
     lake.check_bucket()
     chosen = with_backbone(settings, request)
-    card = staged_card(chosen)
-    if request.backbone is None and request.weights is None:
-        published = [one.model_id for one in publications(lake) if one.model_id]
-        due = due_backbone(card.model_id if card else None, published)
-        if due is not None:
-            card = read_card(settings, due)
-            log.warning(
-                "backbone: readers have moved on from FRUITS_BACKBONE %s to %s, so this run keeps to that; set "
-                "FRUITS_BACKBONE and FRUITS_WEIGHTS to it, or ask for another by the run's param `backbone`",
-                settings.backbone,
-                due,
-            )
+    card = due_card(settings, request, staged_card(chosen), publications(lake))
     if card is None:
         log.info(
             "backbone %s with weights %s is not staged yet; building it, about half a minute",
@@ -83,16 +79,24 @@ def with_backbone(settings: Settings, request: RunRequest) -> Settings:
     return settings.model_copy(update={"backbone": backbone, "weights": weights})
 
 
-def due_backbone(configured: str | None, published: Sequence[str]) -> str | None:
-    """The published backbone that a run which was asked for none must keep to; None for the configured one.
+def due_card(
+    settings: Settings, request: RunRequest, card: Card | None, published: Sequence[Publication]
+) -> Card | None:
+    """The card that a run works with: ``card``, but the readers' when it was asked for none and they have moved on.
 
-    ``published`` are the ``model_id`` of all publications, the oldest first. Readers may have moved on from the
-    configured backbone, by a backfill under a new one: a sweep must not take them back. A configured backbone that
-    readers never had is a new one, and due.
+    They move on by a backfill under another backbone, and a sweep must not take them back to the configured one, even
+    when they did so while it waited for its turn. A backbone that readers never had is a new one, and stays.
     """
-    if not published or configured == published[-1] or configured not in published:
-        return None
-    return published[-1]
+    models = [one.model_id for one in published if one.model_id]
+    left = card is not None and card.model_id in models and card.model_id != models[-1]
+    if not left or request.backbone is not None or request.weights is not None:
+        return card
+    log.warning(
+        "backbone: readers have moved on to %s, so this run keeps to that; set FRUITS_BACKBONE and FRUITS_WEIGHTS to "
+        "it, or ask for another by the run's param `backbone`",
+        models[-1],
+    )
+    return read_card(settings, models[-1])
 
 
 def _stage(settings: Settings) -> None:
@@ -130,7 +134,9 @@ def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> d
     with run_document(settings, "plan", run_id, slug) as document:
         lake = Lake.open(settings)
         base = current_base(lake)
-        document.record(run_id=_unpublished_run_id(run_id, publications(lake, base.publications_snapshot)))
+        published = publications(lake, base.publications_snapshot)
+        card = due_card(settings, request, card, published) or card
+        document.record(run_id=_unpublished_run_id(run_id, published))
         with document.stage("known"):
             known = known_objects(lake, base.publication.snapshots, card.model_id)
         new_backbone = base.publication.model_id not in (None, card.model_id)
@@ -145,9 +151,8 @@ def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> d
         with document.stage("plan"):
             plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
             write_manifest(run_store(settings, slug), plan.entries)
-        other_work = None
-        if known and not plan.remaining:
-            other_work = work_without_photos(lake, base, card, request, settings)
+        check_keys(plan, request)
+        other_work = work_without_photos(lake, base, card, request, settings, plan) if known else None
         document.record(
             slug=slug,
             request=request.to_document(),
@@ -157,6 +162,7 @@ def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> d
             known_rows=len(known),
             counts=_counts(plan),
             remaining=plan.remaining,
+            unknown_keys=list(plan.unknown_keys),
             building=new_backbone and plan.remaining > 0,
             work=bool(plan.entries) or other_work is not None,
             other_work=other_work,
@@ -193,14 +199,33 @@ def _unpublished_run_id(run_id: str, published: Sequence[Publication]) -> str:
     return f"{run_id}#{times + 1}" if times else run_id
 
 
-def work_without_photos(lake: Lake, base: Base, card: Card, request: RunRequest, settings: Settings) -> str | None:
+def check_keys(plan: Plan, request: RunRequest) -> None:
+    """See that keys that were asked for exist; warn of those that do not.
+
+    Raises:
+        FruitsError: when none does.
+    """
+    unknown = plan.unknown_keys
+    if not unknown:
+        return
+    shown = f"{', '.join(map(repr, unknown[:_MOST_LISTED]))}{' ...' if len(unknown) > _MOST_LISTED else ''}"
+    if len(unknown) == len(request.keys):
+        raise FruitsError(f"keys: none of them is in the bucket or in the tables: {shown}; correct the param `keys`")
+    log.warning(
+        "plan: %d of %d keys are neither in the bucket nor in the tables: %s", len(unknown), len(request.keys), shown
+    )
+
+
+def work_without_photos(
+    lake: Lake, base: Base, card: Card, request: RunRequest, settings: Settings, plan: Plan
+) -> str | None:
     """Why a run has to go on even when no photo changed; None when it has not."""
     published = base.publication
     if published.model_id != card.model_id:
-        return f"readers use backbone {published.model_id}; publishing {card.model_id}"
+        return None if plan.remaining else f"readers use backbone {published.model_id}; publishing {card.model_id}"
     if request.refit == "always":
         return "the PCA is fitted again, as asked"
-    if request.refit == "auto":
+    if request.refit == "auto" and not plan.remaining:
         card_rows = lake.read(
             "pca_models", published.snapshots["pca_models"], ("n_components",), pca_id=published.pca_id or ""
         )
@@ -255,8 +280,9 @@ def publish_run(settings: Settings, slug: str) -> Publication:
 
 
 def _publish(settings: Settings, slug: str) -> Publication:
-    plan = read_json(run_store(settings, slug), "plan.json")
+    plan = read_plan(settings, slug)
     with task_document(settings, "publish", plan) as document:
+        check_tasks_before(settings, "publish", plan)
         documents = read_documents(settings, slug)
         lake = Lake.open(settings)
         snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
@@ -280,6 +306,7 @@ def _publish(settings: Settings, slug: str) -> Publication:
 def _for_readers(plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[str, Any]]) -> dict[str, Any]:
     """What the publication tells readers: backbone, PCA version, probe and counts."""
     validated = documents["validate"]
+    counts = {**plan["counts"], "remaining": plan["remaining"]}
     if plan["building"]:
         base = plan["base"]
         kept = {name: base["counts"][name] for name in ("features", "quarantine")}
@@ -288,7 +315,7 @@ def _for_readers(plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[s
             "pca_id": base["pca_id"],
             "probe_raw": base["probe"]["raw"],
             "probe_embedded": base["probe"]["embedded"],
-            "counts": {**plan["counts"], **kept},
+            "counts": {**counts, **kept},
         }
     return {
         "model_id": plan["model_id"],
@@ -296,7 +323,7 @@ def _for_readers(plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[s
         "probe_raw": validated["probe"]["raw"],
         "probe_embedded": validated["probe"]["embedded"],
         "counts": {
-            **plan["counts"],
+            **counts,
             "features": validated["features"],
             "quarantine": sum(validated["quarantine"].values()),
         },

@@ -11,17 +11,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import obstore
-
 from fruits.errors import FruitsError
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import DataFile, Lake, TableState
 from fruits.lake.publication import Publication, current_base, publications
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
 from fruits.planning import run_slug
-from fruits.runs import run_document, run_store
+from fruits.runs import last_written, run_document, run_store
 from fruits.settings import Settings
-from fruits.stores import lake_store, read_json
+from fruits.stores import read_json
 
 log = logging.getLogger("fruits")
 
@@ -147,14 +145,19 @@ def retained_publications(
 def runs_in_flight(
     folders: Iterable[RunFolder], published: Collection[Publication], abandoned_days: int, now: datetime
 ) -> tuple[RunFolder, ...]:
-    """The runs that are planned, not published, and heard of lately: they may still publish, or be tried again."""
+    """The runs with work planned, not published, and heard of lately: they may still publish, or be tried again."""
     done = {one.run_id for one in published}
     oldest = now - timedelta(days=abandoned_days)
     return tuple(
         folder
         for folder in folders
-        if folder.touched_at > oldest and folder.plan.get("base") and folder.plan["run_id"] not in done
+        if folder.touched_at > oldest and _may_publish(folder.plan) and folder.plan["run_id"] not in done
     )
+
+
+def _may_publish(plan: Mapping[str, Any]) -> bool:
+    """Whether it is the plan of a run of the chain that has something to publish; maintenance plans no `work`."""
+    return bool(plan.get("work")) and not plan["request"]["dry_run"]
 
 
 def table_upkeep(
@@ -257,15 +260,10 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
 
 
 def run_folders(settings: Settings, plans_since: datetime) -> list[RunFolder]:
-    """All runs' folders, from one listing; plans are read of those that were touched after ``plans_since``."""
-    touched: dict[str, datetime] = {}
-    for batch in obstore.list(lake_store(settings, "runs")):
-        for item in batch:
-            slug = item["path"].partition("/")[0]
-            touched[slug] = max(item["last_modified"], touched.get(slug, item["last_modified"]))
+    """All runs' folders; plans are read of those that were touched after ``plans_since``."""
     return [
         RunFolder(slug, moment, _plan_of(settings, slug) if moment > plans_since else {})
-        for slug, moment in sorted(touched.items())
+        for slug, moment in sorted(last_written(settings).items())
     ]
 
 

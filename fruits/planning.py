@@ -176,12 +176,14 @@ class Plan:
     """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action.
 
     ``remaining`` objects will await work after the run: those a limit left over, and others outside the run's scope.
+    ``unknown_keys`` were asked for, and are neither in the bucket nor in the tables.
     """
 
     entries: tuple[Entry, ...]
     pending: tuple[Entry, ...]
     counts: Mapping[Action, int] = field(default_factory=dict)
     remaining: int = 0
+    unknown_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ def make_plan(
         pending=tuple(later),
         counts={action: counts[action] for action in Action},
         remaining=outside + len(gone) - len(deletions) + len(later),
+        unknown_keys=tuple(key for key in request.keys if key not in seen and key not in known),
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
+import obstore
 from obstore.store import ObjectStore
 
 import fruits
@@ -35,6 +36,28 @@ def read_documents(settings: Settings, slug: str) -> dict[TaskName, dict[str, An
         except FileNotFoundError:
             continue
     return documents
+
+
+def current_documents(documents: Mapping[TaskName, Mapping[str, Any]]) -> dict[TaskName, Mapping[str, Any]]:
+    """Those that belong together: a task that started before the one ahead of it is left over from an earlier try."""
+    kept: dict[TaskName, Mapping[str, Any]] = {}
+    since = ""
+    for task, document in documents.items():
+        if document["started_at"] < since:
+            break
+        kept[task], since = document, document["started_at"]
+    return kept
+
+
+def last_written(settings: Settings) -> dict[str, datetime]:
+    """When anything in a run's folder was last written, by the run's slug, the newest first; from one listing."""
+    written: dict[str, datetime] = {}
+    for batch in obstore.list(lake_store(settings), prefix="runs"):  # to open the folder itself would make it
+        for item in batch:
+            slug = item["path"].split("/")[1]
+            written[slug] = max(written.get(slug, item["last_modified"]), item["last_modified"])
+    newest = sorted(written, key=lambda slug: (written[slug], slug), reverse=True)
+    return {slug: written[slug] for slug in newest}
 
 
 class RunDocument:
@@ -100,22 +123,38 @@ def run_document(settings: Settings, task: TaskName, run_id: str, slug: str) -> 
 
 @contextmanager
 def task_document(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> Iterator[RunDocument]:
-    """The document of a task after the plan: see ``run_document``.
-
-    Raises:
-        FruitsError: when a task before it has not succeeded, or not on the plan that stands.
-    """
-    slug = plan["slug"]
-    with run_document(settings, task, plan["run_id"], slug) as document:
+    """The document of a task after the plan: see ``run_document``. It names the plan that the task works on."""
+    with run_document(settings, task, plan["run_id"], plan["slug"]) as document:
         document.record(planned_at=plan["started_at"])
-        _check_tasks_before(task, plan, read_documents(settings, slug))
         yield document
 
 
-def _check_tasks_before(
-    task: TaskName, plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[str, Any]]
-) -> None:
-    for before in TASKS[1 : TASKS.index(task)] if task in TASKS else ():
+def read_plan(settings: Settings, slug: str) -> dict[str, Any]:
+    """The document of a run's plan.
+
+    Raises:
+        FruitsError: when the run has not been planned.
+    """
+    try:
+        plan = read_json(run_store(settings, slug), "plan.json")
+    except FileNotFoundError:
+        plan = {}
+    if plan.get("state") != "succeeded":
+        raise FruitsError(
+            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; clear the run from `wait_for_turn`, or "
+            "correct --run"
+        )
+    return plan
+
+
+def check_tasks_before(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> None:
+    """See that the tasks before ``task`` have succeeded, and on the plan that stands: a run may be planned again.
+
+    Raises:
+        FruitsError: naming the task that has not.
+    """
+    documents = read_documents(settings, plan["slug"])
+    for before in TASKS[1 : TASKS.index(task)]:
         document = documents.get(before, {})
         if document.get("state") != "succeeded":
             raise FruitsError(

@@ -17,13 +17,12 @@ import pyarrow.compute as pc
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake, spark_configuration
-from fruits.lake.publication import run_head
+from fruits.lake.publication import check_current, run_head
 from fruits.lake.schemas import TableName
 from fruits.manifest import read_manifest
 from fruits.planning import Action, RunRequest
-from fruits.runs import RunDocument, TaskName, run_store, task_document
+from fruits.runs import TASKS, RunDocument, TaskName, check_tasks_before, read_plan, run_store, task_document
 from fruits.settings import Settings
-from fruits.stores import read_json
 from fruits.turns import end_turn, hold_turn
 
 if TYPE_CHECKING:
@@ -140,15 +139,18 @@ def run_job(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stdout)
     try:
         settings = Settings.load()
-        plan = _read_plan(settings, arguments.run)
+        plan = read_plan(settings, arguments.run)
         with (
             task_document(settings, task, plan) as document,
             # A dry run changes nothing, so it need not wait.
             nullcontext() if plan["request"]["dry_run"] else hold_turn(settings, plan["slug"]),
-            _session(f"fruits {task}", settings, document) as spark,
-            _executor_errors(),
         ):
-            work(Job(settings, spark, Lake.open(settings), plan, document))
+            lake = Lake.open(settings)
+            if task in TASKS:
+                check_tasks_before(settings, task, plan)
+                check_current(lake, plan)
+            with _session(f"fruits {task}", settings, document) as spark, _executor_errors():
+                work(Job(settings, spark, lake, plan, document))
         if last:
             end_turn(settings, plan["slug"])
     except FruitsError as error:
@@ -158,18 +160,6 @@ def run_job(
         log.exception("%s failed", task)
         return ExitCode.UNEXPECTED
     return ExitCode.OK
-
-
-def _read_plan(settings: Settings, slug: str) -> dict[str, Any]:
-    try:
-        plan = read_json(run_store(settings, slug), "plan.json")
-    except FileNotFoundError:
-        plan = {}
-    if plan.get("state") != "succeeded":
-        raise FruitsError(
-            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; run the plan task first, or correct --run"
-        )
-    return plan
 
 
 def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:

@@ -12,16 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
-import obstore
 from airflow.sdk import AsyncCallback, BaseNotifier, Context, DeadlineAlert, DeadlineReference
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import redact
 
 from fruits.errors import FruitsError
-from fruits.runs import TaskName, read_documents
+from fruits.runs import TaskName, current_documents, last_written, read_documents
 from fruits.settings import DagSettings, Settings
-from fruits.stores import lake_store
 
 log = logging.getLogger("fruits")
 
@@ -113,22 +111,22 @@ async def alert_when_stale(hours: int, context: Mapping[str, Any]) -> str:
 
 def last_current(settings: Settings) -> datetime | None:
     """When a run last brought the tables up to date with the whole prefix, by the lake's run documents."""
-    newest: dict[str, datetime] = {}
-    for batch in obstore.list(lake_store(settings, "runs")):
-        for found in batch:
-            slug = found["path"].partition("/")[0]
-            newest[slug] = max(found["last_modified"], newest.get(slug, found["last_modified"]))
     ended = (
-        current_at(read_documents(settings, slug), settings.prefix)
-        for slug in sorted(newest, key=newest.__getitem__)[::-1]
+        current_at(current_documents(read_documents(settings, slug)), settings.prefix)
+        for slug in last_written(settings)
     )
     return next((moment for moment in ended if moment), None)
 
 
 def current_at(documents: Mapping[TaskName, Mapping[str, Any]], prefix: str) -> datetime | None:
-    """When a run brought the tables up to date; None when it did not, or was not asked to look at all photos."""
+    """When a run brought the tables up to date; None when it did not, or was not asked to look at all photos.
+
+    A run that left objects over did not, nor one under a backbone that readers do not have until none remains.
+    """
     plan = documents.get("plan", {})
-    request = plan.get("request", {"dry_run": True})
+    if "counts" not in plan or plan["remaining"]:  # without counts it has not ended well, or is maintenance's
+        return None
+    request = plan["request"]
     if request["dry_run"] or request["keys"] or request["mode"] == "interval" or request["prefix"] != prefix:
         return None
     last = documents.get("publish", {}) if plan["work"] else plan

@@ -76,7 +76,10 @@ class PhotoEventsTrigger(BaseEventTrigger):
             messages += batch
             if len(messages) >= _MOST_MESSAGES or time.monotonic() > deadline:
                 break
-            batch = await self._take(client, _LULL_SECONDS)
+            try:
+                batch = await self._take(client, _LULL_SECONDS)
+            except (BotoCoreError, ClientError):  # the next wait meets it; these messages are gone from the queue
+                break
         return messages
 
     async def _take(self, client: Any, seconds: int) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
@@ -16,6 +16,7 @@ from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
+from obstore.exceptions import BaseError
 
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
@@ -175,11 +176,24 @@ class TurnTrigger(BaseTrigger):
         return f"{__name__}.{type(self).__name__}", {"run": self.run_slug}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look every few seconds; a lake that does not answer is for the task to meet, with its retries."""
-        with suppress(FruitsError, OSError):
-            while (turn := await asyncio.to_thread(current_turn, Settings.load())) and turn.run != self.run_slug:
-                await asyncio.sleep(_TURN_PAUSE)
+        """Look every few seconds, also when the lake does not answer; wrong settings are for the task to meet."""
+        try:
+            settings = Settings.load()
+        except FruitsError:
+            yield TriggerEvent({})
+            return
+        while await self._must_wait(settings):
+            await asyncio.sleep(_TURN_PAUSE)
         yield TriggerEvent({})
+
+    async def _must_wait(self, settings: Settings) -> bool:
+        """Whether another run has the turn, or nobody can tell."""
+        try:
+            turn = await asyncio.to_thread(current_turn, settings)
+        except (BaseError, FruitsError, OSError) as error:
+            self.log.warning("turn: can't see whose it is, looking again in %g s: %s", _TURN_PAUSE, error)
+            return True
+        return turn is not None and turn.run != self.run_slug
 
 
 class SparkJobOperator(SparkSubmitOperator):
@@ -201,13 +215,14 @@ class SparkJobOperator(SparkSubmitOperator):
 
     def execute(self, context: Context) -> None:
         """Submit and wait; a failure that a person has to mend is not tried again."""
+        began = datetime.now(UTC)
         try:
             super().execute(context)
         except Exception as error:
             with mendable_errors():
                 document = read_documents(Settings.load(), self.application_args[1]).get(self.job, {})
-            if document.get("state") != "failed":
-                raise
+            if document.get("state") != "failed" or datetime.fromisoformat(document["started_at"]) < began:
+                raise  # the job did not get as far as a document, or left one only the last time
             said = AirflowFailException if document.get("mendable") else AirflowException
             raise said(document["error"]) from error
 

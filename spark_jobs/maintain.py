@@ -93,7 +93,12 @@ def drop_versions(job: Job, versions: tuple[str, ...]) -> None:
         listed = ", ".join(f"'{version}'" for version in versions)
         job.spark.sql(f"DELETE FROM {job.branch_identifier('embeddings')} WHERE pca_id IN ({listed})")  # noqa: S608
         expired = In("pca_id", versions)
-        commit_rows(job.lake, "pca_models", lambda transaction: transaction.delete(expired, branch=job.branch))
+        commit_rows(
+            job.lake,
+            "pca_models",
+            lambda transaction: transaction.delete(expired, branch=job.branch),
+            branch=job.branch,
+        )
 
 
 def rewrite(job: Job, definition: TableDefinition, *, rewrite_all: bool) -> None:

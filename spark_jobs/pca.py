@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 WRITTEN: tuple[TableName, ...] = ("pca_statistics", "pca_models", "embeddings")
 MOST_LITERALS = 200  # Iceberg does not prune by longer lists
+SQUARE = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
 ROWS_PER_FILE = 200_000  # about 128 MB of embeddings
 
 
@@ -70,7 +71,7 @@ def update_pca(job: Job) -> None:
     if reason is None and current is not None:
         version = current
         with job.document.stage("project"):
-            projected = project(job, version.pca_id, version.pca, new_features(job))
+            projected = project(job, version.pca_id, version.pca, unprojected_features(job, version.pca_id))
     else:
         version, projected = fit_version(job, moments, reason or "")
     pca = version.pca
@@ -125,6 +126,14 @@ def new_features(job: Job) -> "DataFrame":
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     return live_features(job).where(F.col("run_id") == job.run_id)
+
+
+def unprojected_features(job: Job, pca_id: str) -> "DataFrame":
+    """The rows without an embedding under a version: this run's, and those of runs that were building the backbone."""
+    if job.plan["base"]["model_id"] == job.model_id:
+        return new_features(job)
+    embedded = job.read("embeddings", job.head("embeddings")).where(f"pca_id = '{pca_id}'").select("key", "etag")
+    return live_features(job).join(embedded, ["key", "etag"], "left_anti")
 
 
 def update_statistics(job: Job, replaced: pa.Table) -> Moments:
@@ -186,7 +195,10 @@ def current_version(job: Job) -> PCAVersion | None:
 
 
 def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
-    """Share of variance that the new photos leave unexplained beyond what is expected, and from how many rows."""
+    """Share of variance that new photos leave unexplained beyond what is expected, and from how many rows.
+
+    After runs that left photos over, and with them the decision to refit, it is measured on all rows since the fit.
+    """
     pca = current.pca
     rows = new_features(job).where(f"split = '{FIT_SPLIT}'").select("vector")
 
@@ -194,14 +206,32 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
         for batch in filter(len, batches):
             embedding, residual = transform(pca, matrix(batch["vector"]))
             yield pa.RecordBatch.from_pydict(
-                {"explained": np.square(embedding).sum(1, dtype=float), "residual": residual.astype(float)}
+                {
+                    "explained": np.square(embedding).sum(1, dtype=float),
+                    "unexplained": np.square(residual.astype(float)),
+                }
             )
 
-    table = rows.mapInArrow(squares, "explained double, residual double").toArrow()
-    if not table.num_rows:
+    measured = rows.mapInArrow(squares, "explained double, unexplained double")
+    if job.plan["base"]["counts"].get("remaining"):
+        measured = measured.unionByName(squares_since_fit(job, current))
+    totals = measured.selectExpr(
+        "count(*) AS n", "sum(explained) AS explained", "sum(unexplained) AS unexplained"
+    ).first()
+    if not totals.n:
         return None, 0
-    share = unexplained_share(np.sqrt(table["explained"].to_numpy()), table["residual"].to_numpy())
-    return share - current.expected_unexplained, table.num_rows
+    share = unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))
+    return share - current.expected_unexplained, totals.n
+
+
+def squares_since_fit(job: Job, current: PCAVersion) -> "DataFrame":
+    """Squared norms of embedding and residual of the fit split's rows that were projected after the fit."""
+    rows = job.read("embeddings", job.base("embeddings")).where(
+        f"pca_id = '{current.pca_id}' AND split = '{FIT_SPLIT}'"
+    )
+    return rows.where(rows.run_id != current.run_id).selectExpr(
+        f"{SQUARE} AS explained", "double(residual) * residual AS unexplained"
+    )
 
 
 def decide(job: Job, current: PCAVersion | None, n_now: int, n_new: int, drift: float | None) -> str | None:
@@ -254,9 +284,8 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
 
 def held_out_unexplained(job: Job, pca_id: str) -> float | None:
     """Share of the held-out rows' variance that a version leaves unexplained; None without such rows."""
-    square = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
     rows = job.read("embeddings", job.head("embeddings")).where(f"pca_id = '{pca_id}' AND split != '{FIT_SPLIT}'")
-    totals = rows.selectExpr(f"sum({square}) AS explained", "sum(double(residual) * residual) AS unexplained").first()
+    totals = rows.selectExpr(f"sum({SQUARE}) AS explained", "sum(double(residual) * residual) AS unexplained").first()
     if totals.explained is None:
         return None
     return unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))

@@ -23,7 +23,9 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except FruitsError as error:
-            typer.echo(str(error), err=True)
+            from fruits.cli.output import printable
+
+            typer.echo(printable(error), err=True)
             raise typer.Exit(error.exit_code) from None
 
 

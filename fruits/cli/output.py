@@ -17,7 +17,8 @@ Row = Sequence[object]
 def answer(document: Document, render: Callable[[Document], Iterable[RenderableType]], *, as_json: bool) -> None:
     """Print the document as JSON, or what ``render`` makes of it.
 
-    What goes to a file or another program is as wide as it needs to be: no key is cut or wrapped there.
+    For a person, no object key can act on the terminal. What goes to a file or another program is as wide as it needs
+    to be: no key is cut or wrapped there.
     """
     if as_json:
         print(json.dumps(document, indent=2, ensure_ascii=False, default=str))  # noqa: T201 the command's output
@@ -26,7 +27,7 @@ def answer(document: Document, render: Callable[[Document], Iterable[RenderableT
     file = sys.stdout if terminal else io.StringIO()
     console = Console(file=file, markup=False, emoji=False, highlight=False, width=None if terminal else 1_000_000)
     for part in render(document):
-        console.print(part)
+        console.print(printable(part) if isinstance(part, str) else part)
     if isinstance(file, io.StringIO):
         for line in file.getvalue().splitlines():
             print(line.rstrip())  # noqa: T201 the command's output

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import RenderableType
 
 from fruits.backbones.card import Card
-from fruits.backbones.stage import read_card, staged_card
-from fruits.chain import due_backbone, known_objects, listed_prefix, with_backbone, work_without_photos
+from fruits.backbones.stage import staged_card
+from fruits.chain import check_keys, due_card, known_objects, listed_prefix, with_backbone, work_without_photos
 from fruits.cli.output import Document, fields, table
 from fruits.lake.catalog import Lake
 from fruits.lake.existing import NoLakeError, existing_lake
@@ -26,7 +26,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         FruitsError: when the bucket cannot be listed, or is not the one whose photos the lake holds.
     """
     lake, base = _current(settings)
-    card = _card(settings, request, lake, base)
+    card = _card(settings, request, lake)
     known: dict[str, KnownObject] = {}
     if lake and base and card:
         known = known_objects(lake, base.publication.snapshots, card.model_id)
@@ -35,9 +35,10 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     prefix = listed_prefix(settings, request, new_backbone=switching)
     listed = list_objects(settings, prefix)
     plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
+    check_keys(plan, request)
     other_work = None
-    if lake and base and card and known and not plan.remaining:
-        other_work = work_without_photos(lake, base, card, request, settings)
+    if lake and base and card and known:
+        other_work = work_without_photos(lake, base, card, request, settings, plan)
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
@@ -67,15 +68,12 @@ def _current(settings: Settings) -> tuple[Lake | None, Base | None]:
     return lake, Base(published[-1], lake.state("publications").main) if published else None
 
 
-def _card(settings: Settings, request: RunRequest, lake: Lake | None, base: Base | None) -> Card | None:
+def _card(settings: Settings, request: RunRequest, lake: Lake | None) -> Card | None:
     """The backbone that the run would have; None when it is not built yet."""
     if lake is None:
         return None
     card = staged_card(with_backbone(settings, request))
-    if base and request.backbone is None and request.weights is None:
-        due = due_backbone(card.model_id if card else None, [str(one.model_id) for one in publications(lake)])
-        return read_card(settings, due) if due else card
-    return card
+    return due_card(settings, request, card, publications(lake))
 
 
 def _keys(plan: Plan, action: Action, most: int | None) -> list[dict[str, Any]]:

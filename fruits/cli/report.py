@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import RenderableType
 
 from fruits.cli.output import Document
-from fruits.cli.status import newest_runs
 from fruits.errors import FruitsError
 from fruits.planning import run_slug
 from fruits.report import read_overview, read_run
 from fruits.report import render as page
+from fruits.runs import last_written
 from fruits.settings import Settings
 
 _MOST_SHOWN = 5
@@ -33,7 +33,7 @@ def write(settings: Settings, run: str | None, target: Path) -> dict[str, Any]:
 
 
 def _slug(settings: Settings, run: str) -> str:
-    known = newest_runs(settings)
+    known = list(last_written(settings))
     found = next((slug for slug in (run, run_slug(run)) if slug in known), None)
     if found is None:
         shown = ", ".join(known[:_MOST_SHOWN]) or "none"

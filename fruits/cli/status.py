@@ -1,18 +1,16 @@
 """``fruits status``: what readers see now, the last runs, and where one can roll back to."""
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-import obstore
 from rich.console import RenderableType
 
 from fruits.cli.output import Document, ago, fields, share, table
 from fruits.lake.publication import Publication, publications, readable
 from fruits.report.reading import outcome_of
-from fruits.runs import read_documents
+from fruits.runs import current_documents, last_written, read_documents
 from fruits.settings import Settings
-from fruits.stores import lake_store
 
 if TYPE_CHECKING:
     from fruits.lake.catalog import Lake
@@ -23,12 +21,13 @@ _CHANGES = ("create", "update", "delete")
 def read(settings: Settings, lake: "Lake", *, runs: int, with_publications: bool) -> dict[str, Any]:
     """The status of a lake, with its newest ``runs`` runs. Reads only."""
     published = publications(lake)
-    newest = [describe_run(read_documents(settings, slug), slug) for slug in newest_runs(settings)[:runs]]
+    described = chain_runs(settings)
+    newest = list(islice(described, runs))
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
         "publication": _current(lake, published[-1]) if published else None,
-        "pending": newest[0]["pending"] if newest else None,
+        "pending": _pending(chain(newest, described)),
         "runs": newest,
         "publications": _history(lake, published) if with_publications else None,
     }
@@ -76,14 +75,17 @@ def _history(lake: "Lake", published: list[Publication]) -> list[dict[str, Any]]
     ]
 
 
-def newest_runs(settings: Settings) -> list[str]:
-    """The slugs of the lake's runs, those whose documents were written last first."""
-    written: dict[str, datetime] = {}
-    for batch in obstore.list(lake_store(settings), prefix="runs"):  # the folder itself may not be there
-        for item in batch:
-            slug = item["path"].split("/")[1]
-            written[slug] = max(written.get(slug, item["last_modified"]), item["last_modified"])
-    return sorted(written, key=lambda slug: (written[slug], slug), reverse=True)
+def chain_runs(settings: Settings) -> Iterator[dict[str, Any]]:
+    """The runs of the chain, not those of maintenance, the newest first; each is read when it is asked for."""
+    for slug in last_written(settings):
+        documents = current_documents(read_documents(settings, slug))
+        if "maintain" not in documents and "found" not in documents.get("plan", {}):
+            yield describe_run(documents, slug)
+
+
+def _pending(runs: Iterable[Mapping[str, Any]]) -> int | None:
+    """What the newest run left over that planned to change something, not just to look."""
+    return next((run["pending"] for run in runs if run["pending"] is not None and run["outcome"] != "dry run"), None)
 
 
 def describe_run(documents: Mapping[Any, Mapping[str, Any]], slug: str) -> dict[str, Any]:

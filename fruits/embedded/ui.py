@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.embedded.airflow import airflow, airflow_environment, migrate, new_secret
 from fruits.embedded.queue import EventQueue, start_queue
@@ -69,12 +71,21 @@ def put(data: Path, photo: Path, key: str) -> int:
     """Upload one photo, as an app or a camera would; returns an exit code.
 
     Raises:
-        FruitsError: when nothing is running, or there is no such file.
+        FruitsError: when nothing is running, there is no such file, no photo can have that key, or it was refused.
     """
     if not photo.is_file():
         raise FruitsError(f"{photo}: no such file; PHOTO expects a photo")
+    if not key or not key.isprintable() or key != key.strip("/"):
+        raise FruitsError(
+            f"KEY {key!r}: expected an object key such as Training/Kiwi/1.jpg, "
+            "with no slash at its start or end and no control characters"
+        )
     stack = _running_stack(data)
-    stack.client().upload_file(str(photo), BUCKET, key)
+    try:
+        stack.client().upload_file(str(photo), BUCKET, key)
+    except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
+        log = stack.data / "s3.log"
+        raise FruitsError(f"{photo}: {error}; try another KEY or PHOTO, or see the S3 server's log, {log}") from error
     print(f"{photo} -> s3://{BUCKET}/{key}")
     return ExitCode.OK
 

@@ -20,6 +20,11 @@ def branch_name(slug: str) -> str:
     return f"run_{slug}"
 
 
+def publication_tag(sequence: int) -> str:
+    """The tag that keeps a table's snapshot of a publication from expiring."""
+    return f"publication_{sequence}"
+
+
 def start_branch(lake: Lake, name: TableName, branch: str, base: int) -> None:
     """Point ``branch`` at ``base``, whatever was on it: a retried task starts again from where the plan began."""
     _set_ref(lake, name, branch, base, expected=None)
@@ -60,16 +65,23 @@ def change_refs(lake: Lake, name: TableName, tags: Mapping[str, int], dropped: M
         _commit(lake, lake.table(name), unmoved, updates)
 
 
-def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], None]") -> None:
-    """Commit what ``change`` does to a table; do it anew when another branch of the table moved meanwhile.
+def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], None]", *, branch: str = _MAIN) -> None:
+    """Commit what ``change`` does to ``branch`` of a table; do it anew when another branch moved meanwhile.
 
-    PyIceberg (0.12) repeats a commit that lost a race, but not one that it finds out of date before it sends it.
+    PyIceberg (0.12) repeats a commit that lost a race, but not one that it finds out of date before it sends it; and to
+    a branch that is gone it commits as if the table were empty.
+
+    Raises:
+        TransientError: when the branch is gone, or others were always quicker.
     """
     from pyiceberg.exceptions import CommitFailedException
 
     for attempt in range(_COMMIT_TRIES):
+        table = lake.table(name)
+        if branch not in table.metadata.refs:
+            raise TransientError(f"table {name}: branch {branch} is gone; run the task again")
         try:
-            with lake.table(name).transaction() as transaction:
+            with table.transaction() as transaction:
                 change(transaction)
         except (CommitFailedException, ValueError) as error:
             if isinstance(error, ValueError) and "older than last sequence number" not in str(error):

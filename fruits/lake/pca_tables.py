@@ -114,7 +114,7 @@ def _replace(lake: Lake, branch: str, definition: TableDefinition, row: dict[str
             transaction.delete(EqualTo(identity, row[identity]), branch=branch)
         transaction.append(rows, branch=branch)
 
-    commit_rows(lake, definition.name, replace)
+    commit_rows(lake, definition.name, replace, branch=branch)
 
 
 def _version(row: Mapping[str, Any]) -> PCAVersion:

@@ -14,7 +14,15 @@ import pyarrow as pa
 
 from fruits.errors import ConflictError, FruitsError
 from fruits.gates import Gate
-from fruits.lake.branches import advance_main, branch_name, commit_rows, drop_branch, start_branch
+from fruits.lake.branches import (
+    advance_main,
+    branch_name,
+    change_refs,
+    commit_rows,
+    drop_branch,
+    publication_tag,
+    start_branch,
+)
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
@@ -102,10 +110,7 @@ def publish(
         try:
             advance_main(lake, "publications", expected=expected, target=target)
         except ConflictError as error:
-            raise ConflictError(
-                f"another run published after run {publication.run_id} was planned, so its result would overwrite "
-                "newer work; nothing was published. Clear the run from `wait_for_turn`, or wait for the next one."
-            ) from error
+            raise _conflict(publication.run_id) from error
         done = publication
     if done.sequence == publications(lake)[-1].sequence:
         _settle(lake, mains, done)
@@ -114,16 +119,35 @@ def publish(
     return done
 
 
+def check_current(lake: Lake, plan: Mapping[str, Any]) -> None:
+    """See, before a run works on, that nobody published since its plan; a run that is published may work again.
+
+    Raises:
+        ConflictError: when another run did: what this one makes could not be published.
+    """
+    current = publications(lake)
+    moved = bool(current) and current[-1].sequence > plan["base"]["sequence"]
+    if moved and _published_from(lake, plan["base"], plan["run_id"]) is None:
+        raise _conflict(plan["run_id"])
+
+
+def _conflict(run_id: str | None) -> ConflictError:
+    return ConflictError(
+        f"another run published after run {run_id} was planned, so its result would overwrite newer work; nothing was "
+        "published. Clear the run from `wait_for_turn`, or wait for the next one."
+    )
+
+
 def _add_row(lake: Lake, branch: str, start: int, publication: Publication) -> None:
     """Commit the row on a branch; with those before it in one file when these are in too many: readers read all."""
     rows = _to_rows(publication)
     snapshot = lake.table("publications").snapshot_by_id(start)
     files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
     if files < _MOST_FILES:
-        commit_rows(lake, "publications", lambda transaction: transaction.append(rows, branch=branch))
+        commit_rows(lake, "publications", lambda transaction: transaction.append(rows, branch=branch), branch=branch)
         return
     together = pa.concat_tables([lake.read("publications", start).cast(rows.schema), rows])
-    commit_rows(lake, "publications", lambda transaction: transaction.overwrite(together, branch=branch))
+    commit_rows(lake, "publications", lambda transaction: transaction.overwrite(together, branch=branch), branch=branch)
 
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
@@ -157,6 +181,10 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
         run_id=f"rollback__{moment.isoformat()}",
         published_at=moment,
     )
+    for name in DATA_TABLES:  # else maintenance might let them expire before the row is there
+        change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
+    if not readable(lake, [chosen]):  # it was quicker
+        raise FruitsError(f"publication {chosen.publication_id}: its snapshots have just expired; choose another")
     try:
         return publish(lake, base.to_document(), f"rollback_{moment:%Y%m%dt%H%M%S%f}", row)
     except ConflictError as error:

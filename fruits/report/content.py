@@ -139,6 +139,14 @@ class PastPublication:
 
 
 @dataclass(frozen=True)
+class Building:
+    """A backbone is built beside the one that readers use, until none of the ``remaining`` objects awaits it."""
+
+    readers_model_id: str
+    remaining: int
+
+
+@dataclass(frozen=True)
 class Overview:
     """What readers see now. ``publication`` is None in an empty lake, ``work`` when its run's documents are gone.
 
@@ -158,7 +166,8 @@ class RunReport:
     """A run, whatever became of it.
 
     ``tables`` are as the run left them, on its branches or published; None when their snapshots have expired or the
-    run was not planned. ``publication`` is the run's own, ``current`` the one that readers see.
+    run was not planned. ``building`` is set when it published without a change for readers, as it built a backbone
+    beside theirs. ``publication`` is the run's own, ``current`` the one that readers see.
     """
 
     lake: str
@@ -175,6 +184,7 @@ class RunReport:
     gates: Sequence[Gate]
     pca_action: str | None
     pca_reason: str | None
+    building: Building | None
     tables: Tables | None
     publication: Publication | None
     current: Publication | None

@@ -24,6 +24,7 @@ from fruits.lake.publication import Publication, publications, run_head
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.planning import run_slug
 from fruits.report.content import (
+    Building,
     EmbeddingMap,
     Featurizing,
     Outcome,
@@ -38,7 +39,7 @@ from fruits.report.content import (
     Work,
 )
 from fruits.report.pictures import add_pictures
-from fruits.runs import TaskName, read_documents
+from fruits.runs import TaskName, current_documents, read_documents
 from fruits.settings import Settings
 from fruits.stores import lake_store
 
@@ -76,7 +77,7 @@ def read_overview(settings: Settings) -> Overview:
         if not published:
             return Overview(settings.lake, settings.bucket, None, None, None, ())
         current = published[-1]
-        documents = _current_documents(read_documents(settings, run_slug(_dag_run_id(current))))
+        documents = current_documents(read_documents(settings, run_slug(_dag_run_id(current))))
         made_it = documents.get("plan", {}).get("run_id") == current.run_id
         return Overview(
             lake=settings.lake,
@@ -120,7 +121,8 @@ def read_run(settings: Settings, slug: str) -> RunReport:
             gates=tuple(Gate(**gate) for gate in gates),
             pca_action=pca.get("action"),
             pca_reason=pca.get("reason"),
-            tables=_tables_of_run(lake, plan, pca.get("pca_id")) if "counts" in plan else None,
+            building=_building(plan) if outcome == "published" else None,
+            tables=_tables_of_run(lake, {**plan, "slug": slug}, pca.get("pca_id")) if "base" in plan else None,
             publication=publication,
             current=published[-1] if published else None,
             history=_history(lake, published),
@@ -211,7 +213,7 @@ def _documents_of(settings: Settings, slug: str) -> Documents:
     """A run's documents. Looks before it opens the run's folder, which would make it."""
     folders = obstore.list_with_delimiter(lake_store(settings, "runs"))["common_prefixes"]
     known = {folder.strip("/") for folder in folders}
-    documents = _current_documents(read_documents(settings, slug)) if slug in known else {}
+    documents = current_documents(read_documents(settings, slug)) if slug in known else {}
     if "maintain" in documents:
         raise UnknownRunError(
             f"run {slug}: it is a run of the maintenance, which has no report; its log says what it did"
@@ -224,17 +226,6 @@ def _documents_of(settings: Settings, slug: str) -> Documents:
             f"fruit_features` lists the runs; known here: {shown}"
         )
     return documents
-
-
-def _current_documents(documents: Documents) -> Documents:
-    """Those that belong together: a task that started before the one ahead of it is left over from an earlier try."""
-    kept: dict[TaskName, Mapping[str, Any]] = {}
-    since = ""
-    for task, document in documents.items():
-        if document["started_at"] < since:
-            break
-        kept[task], since = document, document["started_at"]
-    return kept
 
 
 def _dag_run_id(publication: Publication) -> str:
@@ -268,7 +259,14 @@ def _task(name: TaskName, document: Mapping[str, Any]) -> TaskReport:
 def _tables_of_run(lake: Lake, plan: Mapping[str, Any], pca_id: str | None) -> Tables | None:
     """The tables as a run sees them: on its branches where it wrote, else where it started from."""
     snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
-    return read_tables(lake, snapshots, plan["model_id"], pca_id or plan["base"]["pca_id"])
+    base, model_id = plan["base"], plan["model_id"]
+    if pca_id is None and base["model_id"] == model_id:  # another backbone's PCA is not the run's
+        pca_id = base["pca_id"]
+    return read_tables(lake, snapshots, model_id, pca_id)
+
+
+def _building(plan: Mapping[str, Any]) -> Building | None:
+    return Building(plan["base"]["model_id"], plan["remaining"]) if plan.get("building") else None
 
 
 def _history(lake: Lake, published: Sequence[Publication]) -> tuple[PastPublication, ...]:

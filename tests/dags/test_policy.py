@@ -182,10 +182,8 @@ def runs_of(chain: Any, *, catchup: bool) -> list[Any]:
 
 def scheduled(chain: Any) -> Any:
     """The timetable as the scheduler has it: serialized and made again."""
-    from airflow.serialization.decoders import decode_timetable
-    from airflow.serialization.encoders import encode_timetable
-
-    return decode_timetable(encode_timetable(chain.timetable))
+    timetable = chain.timetable.timetable
+    return type(timetable).deserialize(timetable.serialize())
 
 
 def test_it_sweeps_every_hour_and_is_woken_by_events(chain: Any) -> None:

@@ -41,7 +41,8 @@ def published(sequence, days_ago, pca_id="pca-1", run_id=None):
 def flying(run_id, base, days_ago=0.0, pca_id="pca-1"):
     """The folder of a run that was planned from snapshot ``base`` of every table."""
     snapshots = dict.fromkeys((*DATA_TABLES, "publications"), base)
-    plan = {"run_id": run_id, "base": {"snapshots": snapshots, "pca_id": pca_id}}
+    base_document = {"snapshots": snapshots, "pca_id": pca_id}
+    plan = {"run_id": run_id, "base": base_document, "work": True, "request": {"dry_run": False}}
     return RunFolder(run_slug(run_id), NOW - timedelta(days=days_ago), plan)
 
 
@@ -89,8 +90,14 @@ class TestRunsInFlight:
         found = runs_in_flight(folders, [published(1, 0, run_id="done")], 3, NOW)
         assert [run.plan["run_id"] for run in found] == ["live"]
 
-    def test_a_folder_without_a_plan_is_not(self):
-        assert runs_in_flight([RunFolder("x", NOW)], [], 3, NOW) == ()
+    @pytest.mark.parametrize("plan", [
+        {},
+        {**flying("sweep", 1).plan, "work": False},
+        {**flying("look", 1).plan, "request": {"dry_run": True}},
+        {"run_id": "maintenance", "request": REQUEST.to_document(), "found": {}},
+    ], ids=["no plan", "no work", "dry run", "maintenance"])  # fmt: skip
+    def test_a_folder_of_which_nothing_is_to_be_published_is_not(self, plan):
+        assert runs_in_flight([RunFolder("x", NOW, plan)], [], 3, NOW) == ()
 
 
 class TestTableUpkeep:

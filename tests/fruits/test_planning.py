@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fruits.chain import check_keys
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
 from fruits.listing import ListedObject
@@ -207,6 +208,17 @@ def test_every_object_in_scope_has_exactly_one_action_or_is_pending(listed, know
     worked_on = [entry.action for entry in plan.entries]
     assert {action: worked_on.count(action) for action in WORK} == {action: plan.counts[action] for action in WORK}
     assert {entry.action for entry in plan.pending} <= {Action.CREATE, Action.UPDATE}
+
+
+def test_keys_that_were_asked_for_and_are_nowhere_are_named():
+    known = {"Fig/gone.jpg": KnownObject("one", START, "Fig", "train")}
+    request_ = RunRequest("", keys=("Fig/gone.jpg", "Fig/typo.jpg", KIWI.key))
+    plan = make_plan([KIWI], known, RULES, request_)
+    assert plan.unknown_keys == ("Fig/typo.jpg",)
+    check_keys(plan, request_)
+    alone = RunRequest("", keys=("Fig/typo.jpg",))
+    with pytest.raises(FruitsError, match="none of them is in the bucket or in the tables: 'Fig/typo.jpg'"):
+        check_keys(make_plan([KIWI], known, RULES, alone), alone)
 
 
 @given(listings(), tables(), requests())

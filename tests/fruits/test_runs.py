@@ -1,12 +1,21 @@
 import json
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from fruits.errors import FruitsError, GateError
-from fruits.runs import read_documents, run_document, run_store
+from fruits.runs import (
+    check_tasks_before,
+    current_documents,
+    last_written,
+    read_documents,
+    read_plan,
+    run_document,
+    run_store,
+    task_document,
+)
 from fruits.stores import read_json, write_json
 
 SLUG = "manual_1"
@@ -111,3 +120,52 @@ def test_the_store_of_a_run_holds_other_documents_too(settings):
     write_json(run_store(settings, SLUG), "more.json", {"a": 1})
     assert read_json(run_store(settings, SLUG), "more.json") == {"a": 1}
     assert read_documents(settings, SLUG) == {}
+
+
+def test_documents_of_an_earlier_try_do_not_belong_to_the_plan_that_stands(settings):
+    for task in ("plan", "featurize", "validate"):
+        with run_document(settings, task, "manual__1", SLUG):
+            pass
+        time.sleep(0.002)  # documents say when to the millisecond
+    assert list(current_documents(read_documents(settings, SLUG))) == ["plan", "featurize", "validate"]
+    with run_document(settings, "plan", "manual__1", SLUG):
+        pass
+    assert list(current_documents(read_documents(settings, SLUG))) == ["plan"]
+
+
+def test_the_run_that_was_written_to_last_is_the_newest(make_settings):
+    settings = make_settings("file")
+    assert last_written(settings) == {}
+    for task, slug in (("plan", "a"), ("plan", "b"), ("featurize", "a")):
+        with run_document(settings, task, "manual__1", slug):
+            pass
+        time.sleep(0.02)
+    found = last_written(settings)
+    assert list(found) == ["a", "b"]
+    assert found["b"] < found["a"] <= datetime.now(UTC)
+
+
+def plan_of(settings, run_id):
+    with run_document(settings, "plan", run_id, run_id) as document:
+        document.record(slug=run_id)
+    return read_plan(settings, run_id)
+
+
+def test_a_run_without_a_finished_plan_says_what_to_do(settings):
+    with pytest.raises(FruitsError, match="no finished plan.*clear the run from `wait_for_turn`"):
+        read_plan(settings, "nosuch")
+    with pytest.raises(ZeroDivisionError), run_document(settings, "plan", "broken", "broken"):
+        _ = 1 / 0
+    with pytest.raises(FruitsError, match="no finished plan"):
+        read_plan(settings, "broken")
+
+
+def test_a_task_goes_on_from_tasks_that_worked_on_the_same_plan_only(settings):
+    plan = plan_of(settings, "run")
+    with pytest.raises(FruitsError, match="its featurize job has not succeeded"):
+        check_tasks_before(settings, "pca", plan)
+    with task_document(settings, "featurize", plan):
+        pass
+    check_tasks_before(settings, "pca", plan)
+    with pytest.raises(FruitsError, match="planned again after its featurize job; clear the run from `wait_for_turn`"):
+        check_tasks_before(settings, "pca", plan_of(settings, "run"))

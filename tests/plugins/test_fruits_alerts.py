@@ -280,11 +280,20 @@ class TestWithoutAirflow:
 PLAN = {
     "state": "succeeded",
     "work": False,
+    "counts": {"create": 0, "pending": 0},
+    "remaining": 0,
+    "started_at": "2026-11-22T09:59:00+00:00",
     "finished_at": "2026-11-22T10:00:00+00:00",
     "request": {"dry_run": False, "keys": [], "mode": "reconcile", "prefix": ""},
 }
 AT = datetime(2026, 11, 22, 10, tzinfo=UTC)
-PUBLISHED = {"state": "succeeded", "finished_at": "2026-11-22T11:00:00+00:00"}
+PUBLISHED = {
+    "state": "succeeded",
+    "started_at": "2026-11-22T10:59:00+00:00",
+    "finished_at": "2026-11-22T11:00:00+00:00",
+}
+MAINTENANCE = {**PLAN, "request": {"dry_run": False, "retention_days": 30}, "found": {}}
+del MAINTENANCE["counts"], MAINTENANCE["remaining"], MAINTENANCE["work"]
 
 
 class TestUpToDate:
@@ -296,6 +305,8 @@ class TestUpToDate:
             ({"plan": {**PLAN, "work": True}}, None),
             ({"plan": {**PLAN, "work": True}, "publish": {"state": "running"}}, None),
             ({"plan": {**PLAN, "work": True}, "publish": {**PUBLISHED, "state": "failed"}}, None),
+            ({"plan": {**PLAN, "work": True, "remaining": 3}, "publish": PUBLISHED}, None),
+            ({"plan": MAINTENANCE}, None),
             ({"plan": {"state": "running"}}, None),
             ({"plan": {**PLAN, "state": "failed"}}, None),
             ({}, None),
@@ -316,7 +327,17 @@ class TestUpToDate:
         for hour, run in ((9, "z_old"), (10, "a_new")):
             leave_plan(settings, run, AT.replace(hour=hour))
             time.sleep(0.02)
-        write_json(lake_store(settings, "runs/failed"), "plan.json", {"state": "failed"})
+        left = {
+            "failed": {"plan": {"state": "failed", "started_at": PLAN["started_at"]}},
+            "maintenance": {"plan": MAINTENANCE},
+            "planned_again": {
+                "plan": {**PLAN, "work": True, "started_at": PUBLISHED["finished_at"]},
+                "publish": PUBLISHED,
+            },
+        }
+        for run, documents in left.items():
+            for task, document in documents.items():
+                write_json(lake_store(settings, f"runs/{run}"), f"{task}.json", document)
         assert module.last_current(settings) == AT
 
 

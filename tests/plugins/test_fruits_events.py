@@ -143,7 +143,7 @@ print(type(dag.timetable).__name__, dag.timetable.timetable.summary, assets)
         env={**kept, **variables}, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "AssetOrTimeSchedule 0 * * * * ['fruits_photos']"
+    assert done.stdout.splitlines()[-1] == "AssetOrTimeSchedule hourly, backfills daily ['fruits_photos']"
 
 
 def test_the_triggerer_makes_the_same_trigger_again(events, server, queue):
@@ -248,6 +248,27 @@ def test_a_server_that_does_not_answer_or_denies_is_named_and_asked_again(events
     left[:] = errors
     send(server, queue, notification("1.jpg"))
     assert first(events.PhotoEventsTrigger(queue))["keys"] == ["1.jpg"]
+
+
+@pytest.mark.parametrize("operation", ["ReceiveMessage", "DeleteMessageBatch"])
+def test_messages_that_are_deleted_already_fire_whatever_comes_after(events, server, queue, monkeypatch, operation):
+    """Nothing else would tell of them: they are gone from the queue."""
+    from aiobotocore.client import AioBaseClient
+    from botocore.exceptions import ClientError
+
+    calls: list[str] = []
+    real = AioBaseClient._make_api_call
+
+    async def failing_after_the_first(self: Any, operation_name: str, api_params: Any) -> Any:
+        if operation_name == operation and calls.count(operation):
+            raise ClientError({"Error": {"Code": "InternalError", "Message": "later"}}, operation_name)
+        calls.append(operation_name)
+        return await real(self, operation_name, api_params)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", failing_after_the_first)
+    send(server, queue, *(notification(f"{number}.jpg") for number in range(12)))
+    found = first(events.PhotoEventsTrigger(queue))
+    assert found["messages"] == len(found["keys"]) == 10
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from obstore.exceptions import GenericError
 
 from fruits.embedded.airflow import airflow_environment
 from fruits.embedded.stack import Stack
@@ -316,11 +317,43 @@ class TestTurn:
         self.sensor(operators).execute(self.context("dry", dry_run=True))
         assert current_turn(lake).run == "somebody"
 
-    def test_a_lake_that_does_not_answer_is_for_the_task_to_meet(
-        self, operators: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_wrong_settings_are_for_the_task_to_meet(self, operators: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("FRUITS_LAKE", raising=False)
         assert asyncio.run(event_of(operators.TurnTrigger("run"))) == {}
+
+    def test_a_lake_that_does_not_answer_is_looked_at_again(
+        self, operators: Any, lake: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wait of hours is to survive any number of hiccups, and not to spend a retry on each."""
+        hiccups = [GenericError("status code 503"), TransientError("no answer"), ConnectionResetError("reset")]
+        messages, warned = [str(error) for error in hiccups], []
+
+        class Log:
+            def warning(self, message: str, *values: Any) -> None:
+                warned.append(message % values)
+
+        class Heard(operators.TurnTrigger):
+            log = Log()
+
+        def answer(settings: Settings) -> Any:
+            if hiccups:
+                raise hiccups.pop(0)
+            return current_turn(settings)
+
+        monkeypatch.setattr(operators, "current_turn", answer)
+        monkeypatch.setattr(operators, "_TURN_PAUSE", 0.1)
+        take_turn(lake, "somebody")
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(Heard("run")))
+            await asyncio.sleep(1.5)
+            assert not hiccups
+            assert not waiting.done(), "it is still somebody's turn"
+            await asyncio.to_thread(end_turn, lake, "somebody")
+            return await asyncio.wait_for(waiting, 30)
+
+        assert asyncio.run(scenario()) == {}
+        assert [line.rpartition(": ")[2] for line in warned] == messages
 
 
 def timed_out(sensor: Any, **params: Any) -> str:
@@ -441,6 +474,18 @@ class TestSparkJob:
             spark_job(operators).execute({})
         assert not isinstance(raised.value, AirflowFailException)
 
+    def test_what_an_attempt_before_had_to_say_is_not_said_again(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        """spark-submit may die before the job writes anything; that may pass by itself."""
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        before = datetime.now(UTC) - timedelta(minutes=1)
+        leave_document(settings, submitted, state="failed", mendable=True, error="mend this", code=137, started=before)
+        with pytest.raises(AirflowException, match="137") as raised:
+            spark_job(operators).execute({})
+        assert not isinstance(raised.value, AirflowFailException)
+
     def test_another_jobs_failure_is_not_taken_for_its_own(
         self, operators: Any, settings: Settings, submitted: Submitted
     ) -> None:
@@ -460,9 +505,16 @@ class TestSparkJob:
 
 
 def leave_document(
-    settings: Settings, submitted: Submitted, *, code: int, task: str = "featurize", **content: Any
+    settings: Settings,
+    submitted: Submitted,
+    *,
+    code: int,
+    task: str = "featurize",
+    started: datetime | None = None,
+    **content: Any,
 ) -> None:
-    """Have the job leave a run document and end with an exit code."""
+    """Have the job leave a run document, by default of a start a minute from now, and end with an exit code."""
+    content["started_at"] = (started or datetime.now(UTC) + timedelta(minutes=1)).isoformat(timespec="milliseconds")
     write_json(run_store(settings, "prepared"), f"{task}.json", content)
     runs = Path(settings.lake.removeprefix("file://")) / "runs"
     submitted.job_does(f"mkdir -p {runs}/a_run && mv {runs}/prepared/{task}.json {runs}/a_run/{task}.json", code)

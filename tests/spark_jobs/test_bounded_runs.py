@@ -9,7 +9,7 @@ import pytest
 
 from fruits.backbones.card import model_id as identity_of
 from fruits.backbones.stage import _registry_path, read_card
-from fruits.chain import prepare, with_backbone
+from fruits.chain import plan_run, prepare, with_backbone
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.planning import RunRequest
@@ -44,6 +44,16 @@ def test_runs_that_leave_photos_over_refit_once_at_the_end(chain, new_settings):
     versions = chain.rows(settings, "pca_models")
     assert len(versions) == 2
     assert max(version["n"] for version in versions) == 18, "the fit split of 24 photos"
+
+
+def test_a_drift_that_no_run_saw_alone_is_seen_by_the_one_that_leaves_nothing_over(chain, new_settings):
+    settings = new_settings(min_probe_ratio=0, refit_drift=0.001, refit_drift_rows=6, refit_growth=100)
+    chain.put(settings, chain.photos(12))
+    chain.run(settings, "first")
+    chain.put(settings, {f"Training/Orange/{number}.img": chain.photo(number, "Orange") for number in range(7)})
+    kept, last = chain.run(settings, "some", limit=4)["pca"], chain.run(settings, "rest")["pca"]
+    assert kept["action"] == "project"
+    assert (last["action"], last["reason"].split(" new photos")[0]) == ("fit", "7")
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +107,25 @@ def test_a_sweep_does_not_take_readers_back_to_the_backbone_they_left(history):
     assert prepare(settings, RunRequest("")).model_id == twin
     asked = RunRequest("", backbone=settings.backbone)
     assert prepare(settings, asked).model_id == published["old"].model_id, "asked for, it does"
+
+
+def test_nor_does_one_that_was_prepared_before_they_left(chain, history):
+    """It waited for its turn meanwhile, or was cleared."""
+    settings, twin, published, _ = history
+    before = read_card(settings, published["old"].model_id)
+    planned = plan_run(settings, RunRequest(""), before, "prepared before")
+    assert (planned["model_id"], planned["work"]) == (twin, False)
+    chain.lapse(settings)
+
+
+def test_readers_go_back_in_bounded_runs_too(chain, history):
+    """Last in this file. The old backbone has a PCA version already; what its building runs made is projected on it."""
+    settings, _, published, _ = history
+    chain.put(settings, chain.photos(3, start=18))
+    back = [
+        chain.run(settings, f"back {n}", backbone=settings.backbone, limit=limit) for n, limit in ((1, 2), (2, None))
+    ]
+    assert [documents["plan"]["building"] for documents in back] == [True, False]
+    now = chain.published(settings)
+    assert (now.model_id, now.counts["features"]) == (published["old"].model_id, 21)
+    assert len(chain.rows(settings, "embeddings", pca_id=now.pca_id)) == 21

@@ -99,7 +99,7 @@ class TestARequiredGateThatFails:
         assert "required gates failed, nothing is published and readers stay where they were" in document["error"]
         assert all(name in document["error"] for name in broken)
         assert document["error"] in caplog.text
-        with pytest.raises(FruitsError, match="may not be published"):
+        with pytest.raises(FruitsError, match="its validate job has not succeeded.*required gates failed"):
             chain.publish(settings, RUN)
         assert chain.heads(settings) == before
         assert publications(Lake.open(settings)) == []
@@ -169,6 +169,6 @@ def test_validating_before_the_pca_says_what_to_run(chain, new_settings, caplog)
     chain.put(settings, chain.photos(2))
     chain.plan(settings, RUN)
     assert chain.submit("validate", settings, RUN) == ExitCode.BAD_INPUT
-    assert f"run {run_slug(RUN)}: its pca job has not succeeded; run that first" in caplog.text
-    with pytest.raises(FruitsError, match="not validated, so it cannot be published"):
+    assert f"run {run_slug(RUN)}: its featurize job has not succeeded; run that first" in caplog.text
+    with pytest.raises(FruitsError, match="its featurize job has not succeeded"):
         chain.publish(settings, RUN)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fruits.embedded.stack import running_stack
-from fruits.errors import ExitCode
+from fruits.errors import ExitCode, FruitsError
 from fruits.settings import Settings
 
 pytestmark = pytest.mark.jobs
@@ -149,6 +149,16 @@ def test_bad_input_is_named_and_ends_with_the_code_for_it(fruits, published, arg
     told = refused(fruits(*with_folder(arguments, tmp_path), settings=published))
     assert re.search(said, told, re.DOTALL), told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_cannot_act_on_the_terminal(fruits, monkeypatch):
+    """Object keys stand in errors; the lines of the message stay lines."""
+
+    def refuse(data):
+        raise FruitsError("Kiwi/\x1b[31m\r1.jpg:\n  mend this")
+
+    monkeypatch.setattr("fruits.cli.doctor.examine", refuse)
+    assert refused(fruits("doctor")) == "Kiwi/\\x1b[31m\\x0d1.jpg:\n  mend this\n"
 
 
 def run(*arguments, environment, **options):

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fruits.cli.output import table
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
+from fruits.runs import run_document
 
 pytestmark = pytest.mark.jobs
 
@@ -39,6 +41,30 @@ class TestStatus:
         assert "the disk is full" in newest["error"]
         assert said["pending"] == 3
         assert [run["run"] for run in answer("status", "--runs", 1, settings=published)["runs"]] == ["manual_2"]
+
+    def test_dry_runs_maintenance_and_earlier_tries_are_told_apart(self, answer, new_lake, tmp_path):
+        settings = new_lake(tmp_path)
+
+        def leave(run_id, task="plan", **recorded):
+            with run_document(settings, task, run_id, run_id) as document:
+                document.record(**recorded)
+            time.sleep(0.02)
+
+        leave("tried", work=True, request={"dry_run": False}, counts={"pending": 4})
+        with pytest.raises(FruitsError), run_document(settings, "validate", "tried", "tried"):
+            raise FruitsError("a gate did not pass")
+        leave("tried", work=False, request={"dry_run": False}, counts={"pending": 5})
+        leave("look", work=True, request={"dry_run": True}, counts={"pending": 99})
+        leave("planned", request={"dry_run": False}, found={})
+        leave("maintained", request={"dry_run": False}, found={})
+        leave("maintained", "maintain")
+        said = answer("status", settings=settings)
+        assert [(run["run"], run["outcome"], run["error"]) for run in said["runs"]] == [
+            ("look", "dry run", None),
+            ("tried", "nothing to do", None),
+        ]
+        said = answer("status", "--runs", 1, settings=settings)
+        assert ([run["run"] for run in said["runs"]], said["pending"]) == (["look"], 5)
 
     def test_it_lists_the_publications_that_can_be_rolled_back_to(self, answer, published):
         assert answer("status", settings=published)["publications"] is None
@@ -300,6 +326,12 @@ class TestRollback:
 
 
 class TestOutput:
+    def test_a_line_that_is_no_table_cannot_act_on_the_terminal_either(self, capsys):
+        """Such as a run's error, in which object keys stand."""
+        document = {"error": "\x1b[31mKiwi\r\x9b2J: mend\nthis"}
+        print_answer(document, lambda it: [it["error"]], as_json=False)
+        assert capsys.readouterr().out == "\\x1b[31mKiwi\\x0d\\x9b2J: mend\nthis\n"
+
     def test_a_narrow_terminal_wraps_a_key_and_cuts_nothing_off(self, monkeypatch, capsys):
         key = "train/Kiwi/" + "k" * 200
         monkeypatch.setattr(output.sys.stdout, "isatty", lambda: True)

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -19,9 +19,10 @@ import pytest
 
 from fruits.backbones.card import Card, Preprocessing
 from fruits.backbones.stage import _registry_path, staged_card
+from fruits.embedded import ui as module
 from fruits.embedded.queue import EventQueue
 from fruits.embedded.stack import Stack, running_server
-from fruits.errors import ExitCode
+from fruits.errors import ExitCode, FruitsError
 from fruits.generator import photo_key
 from fruits.settings import Settings
 from fruits.stores import lake_store, write_json
@@ -365,8 +366,6 @@ def test_a_note_about_processes_that_are_gone_stops_nobody(tmp_path: Path) -> No
 
 
 def test_processes_that_do_not_listen_are_ended_with_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fruits.embedded import ui as module
-
     monkeypatch.setattr(module, "_STOP_SECONDS", 0.5)
     script = "trap '' TERM; sleep 600 & sleep 600 & echo ready; wait; wait; sleep 600"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as stubborn:
@@ -377,3 +376,29 @@ def test_processes_that_do_not_listen_are_ended_with_their_children(monkeypatch:
         module._end(module._identity(stubborn.pid))
         stubborn.wait()
         assert [process for process in family if alive(process)] == []
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "kiwi.jpg"
+    path.write_bytes(b"photo")
+    return path
+
+
+@pytest.mark.parametrize("key", ["", "/Training/Kiwi/1.jpg", "Training/Kiwi/", "a\n.jpg", "\udcff.jpg"])
+def test_a_photo_needs_a_key_that_an_object_can_have(tmp_path: Path, photo: Path, key: str) -> None:
+    """`make put` without KEY passes an empty one."""
+    done = command(tmp_path, "put", str(photo), key)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert f"KEY {key!r}: expected an object key such as Training/Kiwi/1.jpg" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_upload_that_is_refused_says_why_and_where_to_look(
+    stack: Stack, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_running_stack", lambda _: replace(stack, secret_key=stack.access_key))
+    with pytest.raises(FruitsError, match="SignatureDoesNotMatch") as raised:
+        module.put(stack.data, photo, "Training/Kiwi/1.jpg")
+    assert str(photo) in str(raised.value)
+    assert str(stack.data / "s3.log") in str(raised.value)

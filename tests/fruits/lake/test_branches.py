@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from fruits.errors import ConflictError
+from fruits.errors import ConflictError, TransientError
 from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, drop_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import PCA_STATISTICS
@@ -224,3 +224,9 @@ def test_processes_commit_to_branches_of_one_table_at_once(lake):
         process.communicate()
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert {name: runs_on(lake, f"run_{name}") for name in names} == {name: [name] for name in names}
+
+
+def test_rows_are_not_committed_to_a_branch_that_is_gone(lake):
+    """PyIceberg would make one without the rows that were there."""
+    with pytest.raises(TransientError, match="branch run_gone is gone"):
+        commit_rows(lake, TABLE, lambda transaction: pytest.fail("it committed"), branch="run_gone")

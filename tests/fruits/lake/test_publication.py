@@ -12,6 +12,7 @@ from fruits.lake.branches import branch_name, commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
     Publication,
+    check_current,
     current_base,
     publication_id,
     publications,
@@ -168,6 +169,14 @@ class TestConflict:
         assert heads(lake) == before
         assert [one.run_id for one in publications(lake)] == ["a"]
         assert keys(lake, "features", lake.head("features")) == ["a.jpg"]
+
+    def test_a_run_learns_before_it_works_that_another_published(self, lake):
+        base = plan(lake)
+        check_current(lake, {"base": base, "run_id": "late"})
+        publish_run(lake, "quick", base)
+        with pytest.raises(ConflictError, match="another run published after run late was planned"):
+            check_current(lake, {"base": base, "run_id": "late"})
+        check_current(lake, {"base": base, "run_id": "quick"})
 
     def test_planned_again_it_publishes_on_top(self, lake):
         base = plan(lake)
@@ -340,6 +349,20 @@ class TestRollBack:
         done = roll_back(lake, "1")
         publish(lake, base, "b", two[1])
         assert mains_follow(lake, done)
+
+    def test_its_snapshots_cannot_expire_before_the_row_is_there(self, lake, two, monkeypatch):
+        """Maintenance beside it that did not see the row yet: a tag holds them."""
+        tagged = []
+
+        def seen(own, branch, start, publication):
+            refs = {name: own.state(name).refs for name in DATA_TABLES}
+            tagged.append({name: publication.snapshots[name] in refs[name].values() for name in DATA_TABLES})
+            raise FruitsError("enough seen")
+
+        monkeypatch.setattr(module, "_add_row", seen)
+        with pytest.raises(FruitsError, match="enough seen"):
+            roll_back(lake, "1")
+        assert tagged == [dict.fromkeys(DATA_TABLES, True)]
 
     def test_it_can_be_rolled_forward_again(self, lake, two):
         roll_back(lake, "1")

@@ -62,10 +62,12 @@ def write_documents(settings: Settings, *documents: Mapping[str, Any], run_id: s
     return slug
 
 
-def base_of(lake: Lake, sequence: int = 0, pca_id: str | None = None) -> dict[str, Any]:
+def base_of(
+    lake: Lake, sequence: int = 0, pca_id: str | None = None, model_id: str | None = MODEL_ID
+) -> dict[str, Any]:
     """What a plan records of where it starts from."""
-    names = (*DATA_TABLES, "publications")
-    return {"sequence": sequence, "pca_id": pca_id, "snapshots": {name: lake.head(name) for name in names}}
+    snapshots = {name: lake.head(name) for name in (*DATA_TABLES, "publications")}
+    return {"sequence": sequence, "pca_id": pca_id, "model_id": model_id, "snapshots": snapshots}
 
 
 def plan(lake: Lake, **recorded: Any) -> dict[str, Any]:

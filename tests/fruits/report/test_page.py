@@ -96,6 +96,7 @@ RUN = RunReport(
     gates=GATES,
     pca_action="fit",
     pca_reason="first fit",
+    building=None,
     tables=TABLES,
     publication=PUBLICATION,
     current=PUBLICATION,

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, QUARANTINE
 from fruits.planning import run_slug
 from fruits.report import UnknownRunError, read_overview, read_run, reading, render
+from fruits.report.content import Building
 from fruits.runs import run_store
 from fruits.stores import lake_store, read_json, write_json
 from tests.fruits.report.conftest import (
@@ -150,6 +152,38 @@ def test_a_failed_run_shows_its_own_branch_and_readers_where_they_were(published
     assert found.current.sequence == 1
     assert "truncated" not in read_overview(published).tables.quarantine.counts
     assert "the PCA &lt;b&gt;failed&lt;/b&gt;" in render(found)
+
+
+def test_a_run_that_builds_another_backbone_shows_none_of_the_pca_that_readers_use(published):
+    lake = Lake.open(published)
+    run_id = "manual__building"
+    slug = run_slug(run_id)
+    base = base_of(lake, sequence=1, pca_id=PCA_ID)
+    publish(lake, {"run_id": run_id})
+    write_documents(
+        published,
+        plan(lake, base=base, slug=slug, model_id="lite4-0123", building=True, remaining=1_204),
+        document("pca", 2, action="none", reason=None, pca_id=None),
+        document("publish", 4),
+        run_id=run_id,
+    )
+    found = read_run(published, slug)
+    assert (found.tables.pca, found.tables.map) == (None, None)
+    assert found.building == Building(MODEL_ID, 1_204)
+    page = " ".join(re.sub("<[^>]*>", "", render(found)).split())
+    assert f"Readers still use {MODEL_ID}; 1,204 objects remain before they switch to lite4-0123." in page
+    assert "Readers see what this run made" not in page
+    write_documents(published, document("publish", 4, state="failed", error="no"), run_id=run_id)
+    assert "Readers still use" not in render(read_run(published, slug)), "it is not known what remains"
+
+
+@pytest.mark.parametrize("left_out", [("slug",), ("slug", "base")])
+def test_a_plan_that_does_not_say_all_has_a_report(published, left_out):
+    recorded = {name: value for name, value in plan(Lake.open(published)).items() if name not in left_out}
+    slug = write_documents(published, recorded, run_id="manual__other")
+    found = read_run(published, slug)
+    assert found.counts == COUNTS
+    assert (found.tables is None) == ("base" in left_out)
 
 
 def test_documents_of_an_earlier_try_are_left_out(published):
