@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fruits.errors import FruitsError
-from fruits.lake.branches import branch_name
+from fruits.lake.branches import branch_name, publication_tag
 from fruits.lake.catalog import DataFile, Lake, TableState
 from fruits.lake.publication import Publication, current_base, publications
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
@@ -29,7 +29,7 @@ FEWEST_SMALL_FILES = 5
 LARGEST_DELETED_SHARE = 0.05  # rows that a reader reads in vain, in a file that is large enough otherwise
 
 _BRANCH = branch_name("")
-_TAG = "publication_"
+_TAG = publication_tag("")
 _MOST_LISTED = 10
 
 
@@ -169,7 +169,9 @@ def table_upkeep(
     on its branch.
     """
     runs = tuple(in_flight)
-    wanted = {} if name == PUBLICATIONS.name else {f"{_TAG}{one.sequence}": one.snapshots[name] for one in retained}
+    wanted = (
+        {} if name == PUBLICATIONS.name else {publication_tag(one.sequence): one.snapshots[name] for one in retained}
+    )
     branches = {branch_name(run.slug) for run in runs}
     tags = {tag: snapshot for tag, snapshot in wanted.items() if state.refs.get(tag) != snapshot}
     dropped_tags = {ref: at for ref, at in state.refs.items() if ref.startswith(_TAG) and ref not in wanted}

@@ -20,8 +20,8 @@ def branch_name(slug: str) -> str:
     return f"run_{slug}"
 
 
-def publication_tag(sequence: int) -> str:
-    """The tag that keeps a table's snapshot of a publication from expiring."""
+def publication_tag(sequence: object) -> str:
+    """The tag that keeps a table's snapshot of a publication from expiring; all of them start with that of ``""``."""
     return f"publication_{sequence}"
 
 
