@@ -14,6 +14,8 @@ from fruits.lake.publication import run_head
 from fruits.lake.schemas import FEATURES
 from fruits.pca import subspace_angle, transform, unexplained_share
 from fruits.planning import run_slug
+from fruits.runs import run_store
+from fruits.stores import read_json, write_json
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 
@@ -30,6 +32,13 @@ def on_branch(settings, document):
     statistics, models = (run_head(lake, name, document) for name in ("pca_statistics", "pca_models"))
     model_id = document["model_id"]
     return load_statistics(lake, statistics, model_id, WIDTH), load_versions(lake, models, model_id)
+
+
+def plan_again(chain, settings, **params):
+    """Plan the run `r` again with other params, on which what it has featurized does not depend."""
+    plan = chain.plan(settings, "r", **params)
+    store = run_store(settings, plan["slug"])
+    write_json(store, "featurize.json", {**read_json(store, "featurize.json"), "planned_at": plan["started_at"]})
 
 
 class TestFirstFit:
@@ -149,7 +158,7 @@ class TestBadInput:
         """What the job says when it is asked for something that it cannot do; the features stay those of `r`."""
         settings = featurized
         before = chain.heads(settings)
-        chain.plan(settings, "r", **params)
+        plan_again(chain, settings, **params)
         assert chain.submit("pca", settings, "r") == ExitCode.BAD_INPUT
         (line,) = [
             record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name == "fruits"
@@ -184,7 +193,7 @@ class TestAgain:
     def published(chain, featurized):
         """The run `r`, published, after its PCA was done twice."""
         settings = featurized
-        chain.plan(settings, "r")
+        plan_again(chain, settings)
         for job in ("pca", "pca", "validate"):
             assert chain.submit(job, settings, "r") == ExitCode.OK
         return settings, chain.publish(settings, "r")
