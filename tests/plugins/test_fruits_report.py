@@ -19,6 +19,7 @@ import pytest
 
 from fruits.embedded.airflow import airflow, airflow_environment, migrate
 from fruits.embedded.stack import Stack, free_ports, make_bucket, stop_process
+from fruits.lake.catalog import Lake
 from fruits.planning import run_slug
 from fruits.report import content_security_policy, read_overview
 from fruits.runs import run_document
@@ -103,6 +104,7 @@ def settings(stack: Stack) -> Settings:
         for name, value in stack.environment.items():
             patch.setenv(name, value)
         settings = Settings.load()
+    Lake.open(settings)
     with (
         pytest.raises(ValueError, match="alert"),
         run_document(settings, "plan", RUN_ID, run_slug(RUN_ID)),

@@ -462,7 +462,10 @@ of two lines
 
 
 def test_the_work_is_shown_while_it_goes_on(first: Ran) -> None:
-    tasks = ("prepare", "wait_for_images", "uploads_settled", "plan", "featurize", "pca", "validate", "publish")
+    tasks = (
+        "prepare", "wait_for_images", "uploads_settled", "wait_for_turn", "plan",
+        "featurize", "pca", "validate", "publish",
+    )  # fmt: skip
     assert re.findall(r"^> (\w+)$", first.out, re.MULTILINE) == list(tasks)
     assert f"plan: {SOUND + len(BROKEN)} create" in first.out
     gates = re.findall(r"^  gate (\w+) ", first.out, re.MULTILINE)
