@@ -42,9 +42,11 @@ from fruits.lake.publication import current_base
 from fruits.settings import Settings
 
 DAG = "/api/v2/dags/fruit_features"
+BACKFILLS = "/api/v2/backfills?dag_id=fruit_features"
 FIRST_DAY = date(2026, 3, 2)
 SIZE = (100, 160)
 SECONDS_A_RUN = 600
+TRIES = 5
 EQUAL = 1e-9  # relative, of statistics
 
 
@@ -223,14 +225,19 @@ class Bench:
             client.put_object(Bucket=self.settings.bucket, Key=key, Body=body)
 
     def create_backfill(self, first: int, days: int, *options: str) -> None:
-        """``airflow backfill create``, as a person types it, once Airflow is done with the one before."""
-        while any(not one["completed_at"] for one in self.get("/api/v2/backfills?dag_id=fruit_features")["backfills"]):
-            time.sleep(1)
+        """``airflow backfill create``, as a person types it: once Airflow is done with the one before, and again while
+        Airflow's SQLite, which has one writer at a time, calls itself locked."""
         start, end = FIRST_DAY + timedelta(first), FIRST_DAY + timedelta(first + days - 1)
         conf = json.dumps({"settle_seconds": self.settle})
         dates = ("--from-date", f"{start}", "--to-date", f"{end}")
         command = ("backfill", "create", "--dag-id", "fruit_features", *dates, "--dag-run-conf", conf, *options)
-        check(ui.airflow_command(self.data, command) == 0, "airflow backfill create failed")
+        for _ in range(TRIES):
+            while any(not one["completed_at"] for one in self.get(BACKFILLS)["backfills"]):
+                time.sleep(1)
+            if ui.airflow_command(self.data, command) == 0:
+                return
+            time.sleep(10)
+        check(False, "airflow backfill create failed")
 
     def forget_events(self) -> None:
         """Let nothing that was uploaded so far wake the DAG."""
