@@ -225,8 +225,10 @@ class Bench:
             client.put_object(Bucket=self.settings.bucket, Key=key, Body=body)
 
     def create_backfill(self, first: int, days: int, *options: str) -> None:
-        """``airflow backfill create``, as a person types it: once Airflow is done with the one before, and again while
-        Airflow's SQLite, which has one writer at a time, calls itself locked."""
+        """``airflow backfill create``, as a person types it: once Airflow is done with the one before.
+
+        And again while Airflow's SQLite, which has one writer at a time, calls itself locked.
+        """
         start, end = FIRST_DAY + timedelta(first), FIRST_DAY + timedelta(first + days - 1)
         conf = json.dumps({"settle_seconds": self.settle})
         dates = ("--from-date", f"{start}", "--to-date", f"{end}")
