@@ -14,14 +14,12 @@ Exit code 1 when any run is not green, or a table is not as it should be.
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -34,7 +32,7 @@ import numpy as np
 from fruits.embedded import ui
 from fruits.embedded.airflow import migrate, run_dag
 from fruits.embedded.queue import EventQueue
-from fruits.embedded.stack import Stack, running_server
+from fruits.embedded.stack import Stack, environment_of, running_server
 from fruits.generator import LABELS, draw
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics
@@ -77,7 +75,7 @@ def measure(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     stack = running_server(data)
     if stack is None:
         raise SystemExit(f"the S3 server on {data} ended")
-    with environment(stack):
+    with environment_of(stack):
         bench = Bench(data, stack, Settings.load(), arguments.settle)
         seeded = bench.seed()
         backfill = bench.backfill(arguments.days, arguments.photos) if arguments.days else None
@@ -182,7 +180,7 @@ class Bench:
         other = replace(self.stack, data=self.data / "full")
         shutil.copytree(self.data / "lake" / "models", other.data / "lake" / "models", dirs_exist_ok=True)
         mine = self.state(self.settings)
-        with environment(other):
+        with environment_of(other):
             migrate(other)
             ended = run_dag(other, "fruit_features", {"settle_seconds": 0}, other.data / "run.log", lambda _: None)
             check(ended.succeeded, ended.errors)
@@ -329,18 +327,6 @@ def moment(text: str) -> datetime:
 def seconds_between(start: datetime, end: datetime) -> float:
     """Seconds from one moment to the other."""
     return round((end - start).total_seconds(), 1)
-
-
-@contextmanager
-def environment(stack: Stack) -> Iterator[None]:
-    """The stack's settings, for this process."""
-    before = dict(os.environ)
-    os.environ.update(stack.environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def check(truth: bool, message: object) -> None:

@@ -40,14 +40,21 @@ DAGs may be scheduled.
 Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by stage, versions, errors.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
-from fruits_alerts import alerts, deadline, keep_error
+from fruits_alerts import alerts, deadline
 from fruits_events import photos_asset
-from fruits_operators import PhotosPresentSensor, SparkJobOperator, TurnSensor, UploadsSettledSensor, mendable_errors
+from fruits_operators import (
+    TASK_DEFAULTS,
+    PhotosPresentSensor,
+    SparkJobOperator,
+    TurnSensor,
+    UploadsSettledSensor,
+    mendable_errors,
+)
 from fruits_timetables import SweepTimetable
 
 from fruits.settings import DagSettings
@@ -208,15 +215,7 @@ with DAG(
     deadline=deadline(),
     tags=["fruits", "features"],
     render_template_as_native_obj=False,
-    default_args={
-        "owner": "fruits",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-        "execution_timeout": timedelta(hours=12),
-        "on_failure_callback": keep_error,
-    },
+    default_args=TASK_DEFAULTS,
 ) as dag:
     PREFIX = "{{ ti.xcom_pull(task_ids='prepare')['request']['prefix'] }}"
     BUCKET = "{{ ti.xcom_pull(task_ids='prepare')['bucket'] }}"

@@ -33,12 +33,12 @@ tried again by itself. Rows that differ after compaction are a defect: nothing i
 starts with `maintenance_`.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
-from fruits_alerts import alerts, keep_error
-from fruits_operators import SparkJobOperator, TurnSensor, mendable_errors
+from fruits_alerts import alerts
+from fruits_operators import TASK_DEFAULTS, SparkJobOperator, TurnSensor, mendable_errors
 
 RUN_PREFIX = "maintenance__"  # both DAGs may have a run of the same id
 
@@ -109,15 +109,7 @@ with DAG(
     on_failure_callback=alerts(),
     tags=["fruits", "maintenance"],
     render_template_as_native_obj=False,
-    default_args={
-        "owner": "fruits",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=10),
-        "execution_timeout": timedelta(hours=12),
-        "on_failure_callback": keep_error,
-    },
+    default_args=TASK_DEFAULTS,
 ) as dag:
     planned = plan()
     maintain = SparkJobOperator(

@@ -43,7 +43,7 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
     The build runs in the jobs environment, because TensorFlow lives there.
 
     Returns:
-        The card of the run's backbone: the one asked for, else the one due, see ``due_backbone``.
+        The card of the run's backbone: the one asked for, else the one due, see ``due_card``.
 
     Raises:
         FruitsError: saying what is missing and what to do.

@@ -16,6 +16,7 @@ from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
+from fruits_alerts import keep_error
 from obstore.exceptions import BaseError
 
 from fruits.errors import FruitsError, TransientError
@@ -28,6 +29,18 @@ from fruits.turns import current_turn, take_turn
 _TURN_PAUSE = 3.0  # seconds between two looks at whose turn it is
 _MOST_PERIODS = 10
 _LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
+
+
+TASK_DEFAULTS: dict[str, Any] = {
+    "owner": "fruits",
+    "retries": 2,
+    "retry_delay": timedelta(seconds=30),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=10),
+    "execution_timeout": timedelta(hours=12),
+    "on_failure_callback": keep_error,
+}
+"""What every task of ours is given: tried again with growing pauses, and its error kept for the alert."""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Which lake a command is about: that of the ``FRUITS_*`` variables, else the embedded stack of this checkout."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +47,11 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
             f"no data yet in {data}; run `make run` first, name its folder with --data, or set FRUITS_LAKE and "
             "FRUITS_CATALOG_URI to a lake elsewhere"
         )
-    from fruits.embedded.stack import running_stack
+    from fruits.embedded.stack import environment_of, running_stack
 
     with (
         running_stack(data) if needs == "bucket" else nullcontext(resting_stack(data)) as stack,
-        _variables(stack.environment),
+        environment_of(stack),
     ):
         settings = Settings.load()
         with explained(settings):
@@ -80,15 +80,3 @@ def resting_stack(data: Path) -> "Stack":
     from fruits.embedded.stack import Stack
 
     return Stack(data, "http://127.0.0.1:9", "unused", "unused")  # port 9: discard
-
-
-@contextmanager
-def _variables(environment: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

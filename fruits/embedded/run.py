@@ -4,13 +4,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from fruits.embedded.airflow import migrate, run_dag
 from fruits.embedded.mirror import mirror
-from fruits.embedded.stack import Stack, running_server, running_stack
+from fruits.embedded.stack import environment_of, running_server, running_stack
 from fruits.errors import ExitCode, FruitsError
 from fruits.planning import run_slug
 from fruits.settings import Settings
@@ -26,7 +25,7 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
         path.unlink(missing_ok=True)
     photos = images or _generated(data / "photos")
     alone = running_server(data.resolve()) is None
-    with running_stack(data) as stack, _environment(stack):
+    with running_stack(data) as stack, environment_of(stack):
         settings = Settings.load()
         if alone and (turn := current_turn(settings)):  # a run that was killed: nobody else works here
             end_turn(settings, turn.run)
@@ -97,20 +96,6 @@ def _upload(photos: Path, settings: Settings) -> None:
         f"{photos} -> s3://{settings.bucket}/{settings.prefix}: {done.uploaded:,} uploaded, {done.removed:,} removed, "
         f"{done.unchanged:,} as they were{skipped}"
     )
-
-
-@contextmanager
-def _environment(stack: Stack) -> Iterator[None]:
-    """The stack's settings, for this process too."""
-    before = dict(os.environ)
-    environment = stack.environment
-    os.environ.clear()
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _every_second(what: str) -> Callable[[int, int], None]:

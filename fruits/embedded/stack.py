@@ -87,6 +87,19 @@ class Stack:
         )
 
 
+@contextmanager
+def environment_of(stack: Stack) -> Iterator[None]:
+    """Inside, this process has the stack's environment variables, too."""
+    before, environment = dict(os.environ), stack.environment
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def jobs_environment() -> Path:
     """The virtual environment of the Spark jobs, beside the one we run in."""
     return Path(sys.prefix).parent / "jobs"
