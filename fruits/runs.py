@@ -168,4 +168,4 @@ def check_tasks_before(settings: Settings, task: TaskName, plan: Mapping[str, An
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
