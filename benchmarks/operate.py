@@ -5,8 +5,10 @@
 Starts the embedded stack with its UI in a folder of its own, and prints one line for each finding:
 
 - backfill: a backfill of so many days, several runs at a time, and the same backfill again;
+- failed: a backfill whose runs all fail, taken up by each of Airflow's reprocess behaviours;
 - overlap: a backfill (backwards), a run by hand and one by an event, all started together;
 - event: one photo into the bucket, and how long until it is published, task by task;
+- backbone: the days of the backfill again under another backbone, and when readers get it (--backbone);
 - full: whether the tables are those that one run over the final bucket makes.
 
 Exit code 1 when any run is not green, or a table is not as it should be.
@@ -36,7 +38,7 @@ from fruits.embedded.stack import Stack, environment_of, running_server
 from fruits.generator import LABELS, draw
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics
-from fruits.lake.publication import current_base
+from fruits.lake.publication import current_base, publications
 from fruits.settings import Settings
 
 DAG = "/api/v2/dags/fruit_features"
@@ -44,7 +46,6 @@ BACKFILLS = "/api/v2/backfills?dag_id=fruit_features"
 FIRST_DAY = date(2026, 3, 2)
 SIZE = (100, 160)
 SECONDS_A_RUN = 600
-TRIES = 5
 EQUAL = 1e-9  # relative, of statistics
 
 
@@ -54,7 +55,10 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="folder of the stack; a temporary one otherwise")
     parser.add_argument("--days", type=int, default=10, help="days of the backfill, 0 for none (%(default)s)")
     parser.add_argument("--photos", type=int, default=20, help="photos of each day (%(default)s)")
+    parser.add_argument("--failed-days", type=int, default=2, help="days of the backfill that fails (%(default)s)")
     parser.add_argument("--overlap-days", type=int, default=3, help="days of the backfill that overlaps (%(default)s)")
+    parser.add_argument("--backbone", help="a second backbone, such as MobileNetV2; none otherwise")
+    parser.add_argument("--weights", default="imagenet", help="its weights: a path or a URI (%(default)s)")
     parser.add_argument("--settle", type=int, default=5, help="settle_seconds of the runs (%(default)s)")
     parser.add_argument("--json", type=Path, help="write the findings to this file as well")
     arguments = parser.parse_args()
@@ -79,18 +83,25 @@ def measure(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         bench = Bench(data, stack, Settings.load(), arguments.settle)
         seeded = bench.seed()
         backfill = bench.backfill(arguments.days, arguments.photos) if arguments.days else None
+        failed = bench.failed(arguments.failed_days) if arguments.failed_days else None
         overlap = bench.overlap(arguments.overlap_days, arguments.photos)
         event = bench.event()
-        equal = bench.equals_a_full_run()
-    runs = {**seeded, **event["runs"]}
+        chosen = {"backbone": arguments.backbone, "weights": arguments.weights} if arguments.backbone else {}
+        backbone = bench.backbone(arguments.days, chosen) if chosen else None
+        equal = bench.equals_a_full_run(chosen)
+        runs = {**seeded, **bench.runs()}
     return {
         "green": set(runs.values()) == {"success"},
         "complete": overlap["present"] == overlap["photos"]
-        and (backfill is None or backfill["by_their_own_day"] == backfill["photos"]),
+        and (backfill is None or backfill["by_their_own_day"] == backfill["photos"])
+        and (failed is None or failed["present"] == {"none": 0, "failed": failed["photos"]})
+        and (backbone is None or backbone["readers_switched_with_the_last"]),
         "runs": runs,
         "backfill": backfill,
+        "failed": failed,
         "overlap": overlap,
         "event": event,
+        "backbone": backbone,
         "equal": equal,
     }
 
@@ -127,10 +138,10 @@ class Bench:
         features = self.rows()
         own_day = sum(features[key]["run_id"] == day_run(key) for key in keys if key in features)
         fits = self.fits()
-        before = current_base(Lake.open(self.settings)).publication.sequence
+        before = self.sequence()
         self.create_backfill(0, days, "--reprocess-behavior", "completed")
         self.wait_for_runs(done, pause=10)
-        again = current_base(Lake.open(self.settings)).publication.sequence - before
+        again = self.sequence() - before
         say(
             "backfill",
             f"{days} days of {photos} photos in {seconds} s: {own_day} of {len(keys)} photos by their own day's run, "
@@ -140,6 +151,58 @@ class Bench:
             "seconds": seconds, "photos": len(keys), "by_their_own_day": own_day,
             "fits": fits, "publications_once_more": again,
         }  # fmt: skip
+
+    def failed(self, days: int) -> dict[str, Any]:
+        """A backfill red by its conf: `none` leaves its days out, `failed` does them, `completed` finds nothing."""
+        self.pause(True)
+        keys = dated_keys(200, days, 4)
+        self.put(keys)
+        self.forget_events()
+        self.create_backfill(200, days, conf={"n_components": 1_000_000})
+        self.pause(False)
+        mine = {day_run(key) for key in keys}
+        states: dict[str, Any] = {}
+        present: dict[str, int] = {}
+        for behavior in ("none", "failed"):
+            self.wait_for_runs(done, pause=10)
+            states[behavior] = {self.runs()[run] for run in mine}
+            self.create_backfill(200, days, "--reprocess-behavior", behavior)
+            self.wait_for_runs(done, pause=10)
+            present[behavior] = len(self.rows().keys() & set(keys))
+        before = self.sequence()
+        check(states == {"none": {"failed"}, "failed": {"failed"}}, states)
+        self.create_backfill(200, days, "--reprocess-behavior", "completed")
+        self.wait_for_runs(done, pause=10)
+        again = self.sequence() - before
+        check(again == 0, f"{again} publications without a change")
+        say(
+            "failed",
+            f"{days} red days of 4 photos; published by reprocess behaviour: {present}, `completed` none again",
+        )
+        return {"photos": len(keys), "present": present}
+
+    def backbone(self, days: int, chosen: dict[str, str]) -> dict[str, Any]:
+        """The backfill once more under another backbone, then a run by hand that takes what no day covers."""
+        before, start = current_base(Lake.open(self.settings)).publication, time.monotonic()
+        if days:
+            self.create_backfill(0, days, "--reprocess-behavior", "completed", "--max-active-runs", "4", conf=chosen)
+            self.wait_for_runs(done, pause=10)
+        built = self.models_since(before.sequence)
+        self.trigger(chosen)
+        self.wait_for_runs(done, pause=15)
+        after = current_base(Lake.open(self.settings)).publication
+        self.trigger({})  # as a sweep: with the backbone of the settings, which readers have left
+        self.wait_for_runs(done, pause=15)
+        kept = current_base(Lake.open(self.settings)).publication == after
+        switched = after.sequence == before.sequence + days + 1 and after.model_id != before.model_id
+        switched = switched and built == [before.model_id] * days and kept
+        seconds = round(time.monotonic() - start, 1)
+        say(
+            "backbone",
+            f"{days} days and a run by hand in {seconds} s; readers had {dict(Counter(built))} in the publications "
+            f"of the days, then {after.model_id}; a sweep {'keeps' if kept else 'CHANGES'} it",
+        )
+        return {"built": built, "after": after.model_id, "readers_switched_with_the_last": switched}
 
     def overlap(self, days: int, photos: int) -> dict[str, Any]:
         """A backfill backwards, a run by hand and an event together: all green, and every photo in the tables once."""
@@ -175,14 +238,15 @@ class Bench:
         say("event", f"one photo, from PUT to publication: {seconds} s")
         return {"runs": runs, "seconds": seconds, "tasks": {task: seconds_between(a, b) for b, task, a in moments}}
 
-    def equals_a_full_run(self) -> bool:
+    def equals_a_full_run(self, chosen: Mapping[str, str]) -> bool:
         """Whether one run over the same bucket, in a lake of its own, makes the same rows and the same statistics."""
         other = replace(self.stack, data=self.data / "full")
         shutil.copytree(self.data / "lake" / "models", other.data / "lake" / "models", dirs_exist_ok=True)
         mine = self.state(self.settings)
         with environment_of(other):
             migrate(other)
-            ended = run_dag(other, "fruit_features", {"settle_seconds": 0}, other.data / "run.log", lambda _: None)
+            conf = {"settle_seconds": 0, **chosen}
+            ended = run_dag(other, "fruit_features", conf, other.data / "run.log", lambda _: None)
             check(ended.succeeded, ended.errors)
             full = self.state(Settings.load())
         vectors = mine["rows"] == full["rows"]
@@ -214,6 +278,14 @@ class Bench:
         lake = Lake.open(self.settings)
         return lake.read("pca_models", current_base(lake).publication.snapshots["pca_models"], ("pca_id",)).num_rows
 
+    def sequence(self) -> int:
+        """The number of the current publication."""
+        return current_base(Lake.open(self.settings)).publication.sequence
+
+    def models_since(self, sequence: int) -> list[str | None]:
+        """The backbone that readers had in each publication after one."""
+        return [one.model_id for one in publications(Lake.open(self.settings)) if one.sequence > sequence]
+
     def put(self, keys: list[str]) -> None:
         """Draw photos and upload them."""
         client = self.stack.client()
@@ -222,22 +294,15 @@ class Bench:
             body = draw(label, "Training", number + 1_000 * (len(key) % 7), size=SIZE)
             client.put_object(Bucket=self.settings.bucket, Key=key, Body=body)
 
-    def create_backfill(self, first: int, days: int, *options: str) -> None:
-        """``airflow backfill create``, as a person types it: once Airflow is done with the one before.
-
-        And again while Airflow's SQLite, which has one writer at a time, calls itself locked.
-        """
+    def create_backfill(self, first: int, days: int, *options: str, conf: Mapping[str, Any] | None = None) -> None:
+        """``airflow backfill create``, as a person types it: once Airflow is done with the one before."""
         start, end = FIRST_DAY + timedelta(first), FIRST_DAY + timedelta(first + days - 1)
-        conf = json.dumps({"settle_seconds": self.settle})
         dates = ("--from-date", f"{start}", "--to-date", f"{end}")
-        command = ("backfill", "create", "--dag-id", "fruit_features", *dates, "--dag-run-conf", conf, *options)
-        for _ in range(TRIES):
-            while any(not one["completed_at"] for one in self.get(BACKFILLS)["backfills"]):
-                time.sleep(1)
-            if ui.airflow_command(self.data, command) == 0:
-                return
-            time.sleep(10)
-        check(False, "airflow backfill create failed")
+        given = json.dumps({"settle_seconds": self.settle, **(conf or {})})
+        while any(not one["completed_at"] for one in self.get(BACKFILLS)["backfills"]):
+            time.sleep(1)
+        command = ("backfill", "create", "--dag-id", "fruit_features", *dates, "--dag-run-conf", given, *options)
+        check(ui.airflow_command(self.data, command) == 0, "airflow backfill create failed")
 
     def forget_events(self) -> None:
         """Let nothing that was uploaded so far wake the DAG."""

@@ -3,7 +3,9 @@
 import logging
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from os.path import commonprefix
@@ -23,7 +25,6 @@ from fruits.planning import Action, KeyRules, KnownObject, Plan, RunRequest, mak
 from fruits.runs import (
     TaskName,
     check_tasks_before,
-    read_documents,
     read_plan,
     run_document,
     run_store,
@@ -137,47 +138,95 @@ def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> d
         published = publications(lake, base.publications_snapshot)
         card = due_card(settings, request, card, published) or card
         document.record(run_id=_unpublished_run_id(run_id, published))
-        with document.stage("known"):
-            known = known_objects(lake, base.publication.snapshots, card.model_id)
-        new_backbone = base.publication.model_id not in (None, card.model_id)
-        prefix = listed_prefix(settings, request, new_backbone=new_backbone)
-        with document.stage("list"):
-            listed = list(list_objects(settings, prefix))
-        if not listed and not any(key.startswith(request.prefix) for key in known):
-            raise FruitsError(
-                f"s3://{settings.bucket}/{request.prefix}: no objects there; upload photos as "
-                "[Training|Test]/<label>/<file>, or correct the prefix"
-            )
-        with document.stage("plan"):
-            plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
-            write_manifest(run_store(settings, slug), plan.entries)
-        check_keys(plan, request)
-        other_work = work_without_photos(lake, base, card, request, settings, plan) if known else None
+        found = reconcile(settings, request, lake, base, card, document.stage)
+        with document.stage("manifest"):
+            write_manifest(run_store(settings, slug), found.plan.entries)
         document.record(
             slug=slug,
             request=request.to_document(),
             model_id=card.model_id,
             card=card.to_document(),
             base=base.to_document(),
-            known_rows=len(known),
-            counts=_counts(plan),
-            remaining=plan.remaining,
-            unknown_keys=list(plan.unknown_keys),
-            building=new_backbone and plan.remaining > 0,
-            work=bool(plan.entries) or other_work is not None,
-            other_work=other_work,
+            known_rows=found.known_rows,
+            unknown_keys=list(found.plan.unknown_keys),
+            building=found.building,
+            **found.to_document(),
         )
-    _log_plan(plan, request)
-    if document.content["building"]:
-        log.info(
-            "plan: backbone %s is being built beside %s: %d objects remain after this run, then readers switch to it",
-            card.model_id,
-            base.publication.model_id,
-            plan.remaining,
-        )
-    if other_work:
-        log.info("plan: %s", other_work)
+    _log_found(found, request)
     return document.content
+
+
+@dataclass(frozen=True)
+class Reconciliation:
+    """What a run finds when it compares the bucket with the tables.
+
+    Attributes:
+        plan: What is to be done with each object.
+        known_rows: Rows that the tables hold under the run's backbone.
+        readers_model_id: The backbone that readers use; None before the first publication.
+        switching: Whether the run's backbone is another one.
+        other_work: Why the run has to go on even when no photo changed; None when it has not.
+    """
+
+    plan: Plan
+    known_rows: int
+    readers_model_id: str | None
+    switching: bool
+    other_work: str | None
+
+    @property
+    def building(self) -> bool:
+        """Whether readers keep their backbone after this run, because objects remain under the new one."""
+        return self.switching and self.plan.remaining > 0
+
+    def to_document(self) -> dict[str, Any]:
+        """What is to be done, as JSON types."""
+        plan = self.plan
+        return {
+            "counts": {**{action.value: plan.counts[action] for action in Action}, "pending": len(plan.pending)},
+            "remaining": plan.remaining,
+            "work": bool(plan.entries) or self.other_work is not None,
+            "other_work": self.other_work,
+        }
+
+
+def reconcile(
+    settings: Settings,
+    request: RunRequest,
+    lake: Lake | None,
+    base: Base | None,
+    card: Card | None,
+    stage: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> Reconciliation:
+    """Compare the bucket with the tables as published; writes nothing.
+
+    Lake, publication or backbone are None where there is none yet. ``stage`` times what is done inside it.
+
+    Raises:
+        FruitsError: when there is nothing at all under the prefix, none of the keys asked for exists, or the bucket
+            cannot be listed.
+    """
+    readers = base.publication.model_id if base else None
+    switching = readers is not None and readers != (card.model_id if card else None)
+    known: dict[str, KnownObject] = {}
+    if lake and base and card:
+        with stage("known"):
+            known = known_objects(lake, base.publication.snapshots, card.model_id)
+    prefix = listed_prefix(settings, request, new_backbone=switching)
+    with stage("list"):
+        listed = list(list_objects(settings, prefix))
+    if not listed and not any(key.startswith(request.prefix) for key in known):
+        raise FruitsError(
+            f"s3://{settings.bucket}/{request.prefix}: no objects there; upload photos as "
+            "[Training|Test]/<label>/<file>, or correct the prefix"
+        )
+    with stage("plan"):
+        plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
+    check_keys(plan, request)
+    other_work = None
+    if lake and base and card and known:
+        other_work = work_without_photos(lake, base, card, request, settings, plan)
+    return Reconciliation(plan, len(known), readers, switching, other_work)
 
 
 def listed_prefix(settings: Settings, request: RunRequest, *, new_backbone: bool) -> str:
@@ -248,12 +297,9 @@ def known_objects(lake: Lake, snapshots: Mapping[Any, int], model_id: str) -> di
     }
 
 
-def _counts(plan: Plan) -> dict[str, int]:
-    return {**{action.value: plan.counts[action] for action in Action}, "pending": len(plan.pending)}
-
-
-def _log_plan(plan: Plan, request: RunRequest) -> None:
-    log.info("plan: %s", ", ".join(f"{count} {name}" for name, count in _counts(plan).items()))
+def _log_found(found: Reconciliation, request: RunRequest) -> None:
+    plan = found.plan
+    log.info("plan: %s", ", ".join(f"{count} {name}" for name, count in found.to_document()["counts"].items()))
     if request.dry_run:
         for entry in plan.entries[:_MOST_LISTED]:
             log.info(
@@ -261,6 +307,14 @@ def _log_plan(plan: Plan, request: RunRequest) -> None:
             )
         if len(plan.entries) > _MOST_LISTED:
             log.info("... and %d more", len(plan.entries) - _MOST_LISTED)
+    if found.building:
+        log.info(
+            "plan: a new backbone is built beside %s: %d objects remain after this run, then readers switch to it",
+            found.readers_model_id,
+            plan.remaining,
+        )
+    if found.other_work:
+        log.info("plan: %s", found.other_work)
 
 
 def publish_run(settings: Settings, slug: str) -> Publication:
@@ -282,8 +336,7 @@ def publish_run(settings: Settings, slug: str) -> Publication:
 def _publish(settings: Settings, slug: str) -> Publication:
     plan = read_plan(settings, slug)
     with task_document(settings, "publish", plan) as document:
-        check_tasks_before(settings, "publish", plan)
-        documents = read_documents(settings, slug)
+        documents = check_tasks_before(settings, "publish", plan)
         lake = Lake.open(settings)
         snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
         sequence = int(plan["base"]["sequence"]) + 1

@@ -49,6 +49,11 @@ def current_documents(documents: Mapping[TaskName, Mapping[str, Any]]) -> dict[T
     return kept
 
 
+def of_maintenance(documents: Mapping[TaskName, Mapping[str, Any]]) -> bool:
+    """Whether a run is one of maintenance: its plan finds what there is to do, the chain's counts objects."""
+    return "found" in documents.get("plan", {})
+
+
 def last_written(settings: Settings) -> dict[str, datetime]:
     """When anything in a run's folder was last written, by the run's slug, the newest first; from one listing."""
     written: dict[str, datetime] = {}
@@ -101,8 +106,11 @@ class RunDocument:
 
 
 @contextmanager
-def run_document(settings: Settings, task: TaskName, run_id: str, slug: str) -> Iterator[RunDocument]:
-    """Write the document of a task when it starts and when it ends, also when it fails. A retry counts its attempt."""
+def run_document(settings: Settings, task: TaskName, run_id: str, slug: str, **known: Any) -> Iterator[RunDocument]:
+    """Write the document of a task when it starts and when it ends, also when it fails. A retry counts its attempt.
+
+    ``known`` is recorded from the start.
+    """
     store = run_store(settings, slug)
     path = f"{task}.json"
     try:
@@ -110,6 +118,7 @@ def run_document(settings: Settings, task: TaskName, run_id: str, slug: str) -> 
     except FileNotFoundError:
         attempt = 1
     document = RunDocument(task, run_id, attempt)
+    document.record(**known)
     write_json(store, path, document.content)
     try:
         yield document
@@ -124,8 +133,7 @@ def run_document(settings: Settings, task: TaskName, run_id: str, slug: str) -> 
 @contextmanager
 def task_document(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> Iterator[RunDocument]:
     """The document of a task after the plan: see ``run_document``. It names the plan that the task works on."""
-    with run_document(settings, task, plan["run_id"], plan["slug"]) as document:
-        document.record(planned_at=plan["started_at"])
+    with run_document(settings, task, plan["run_id"], plan["slug"], planned_at=plan["started_at"]) as document:
         yield document
 
 
@@ -147,8 +155,11 @@ def read_plan(settings: Settings, slug: str) -> dict[str, Any]:
     return plan
 
 
-def check_tasks_before(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> None:
+def check_tasks_before(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> dict[TaskName, dict[str, Any]]:
     """See that the tasks before ``task`` have succeeded, and on the plan that stands: a run may be planned again.
+
+    Returns:
+        The run's documents.
 
     Raises:
         FruitsError: naming the task that has not.
@@ -165,6 +176,7 @@ def check_tasks_before(settings: Settings, task: TaskName, plan: Mapping[str, An
                 f"run {plan['slug']}: it was planned again after its {before} job; clear the run from `wait_for_turn`, "
                 "so that every task works on the same plan"
             )
+    return documents
 
 
 def _now() -> str:

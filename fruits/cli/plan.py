@@ -7,13 +7,12 @@ from rich.console import RenderableType
 
 from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
-from fruits.chain import check_keys, due_card, known_objects, listed_prefix, with_backbone, work_without_photos
+from fruits.chain import due_card, reconcile, with_backbone
 from fruits.cli.output import Document, fields, table
 from fruits.lake.catalog import Lake
 from fruits.lake.existing import NoLakeError, existing_lake
 from fruits.lake.publication import Base, publications
-from fruits.listing import list_objects
-from fruits.planning import Action, Entry, KeyRules, KnownObject, Plan, RunRequest, make_plan
+from fruits.planning import Action, Entry, Plan, RunRequest
 from fruits.settings import Settings
 
 _ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
@@ -23,22 +22,12 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     """The plan of a run with its first ``keys`` keys of each action (None: all of them).
 
     Raises:
-        FruitsError: when the bucket cannot be listed, or is not the one whose photos the lake holds.
+        FruitsError: when the bucket is not the one whose photos the lake holds, or as ``reconcile`` raises it.
     """
     lake, base = _current(settings)
     card = _card(settings, request, lake)
-    known: dict[str, KnownObject] = {}
-    if lake and base and card:
-        known = known_objects(lake, base.publication.snapshots, card.model_id)
-    readers = base.publication.model_id if base else None
-    switching = readers is not None and readers != (card.model_id if card else None)
-    prefix = listed_prefix(settings, request, new_backbone=switching)
-    listed = list_objects(settings, prefix)
-    plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
-    check_keys(plan, request)
-    other_work = None
-    if lake and base and card and known:
-        other_work = work_without_photos(lake, base, card, request, settings, plan)
+    found = reconcile(settings, request, lake, base, card)
+    plan = found.plan
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
@@ -46,11 +35,9 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         "published": base.publication.publication_id if base else None,
         "backbone": with_backbone(settings, request).backbone,
         "model_id": card.model_id if card else None,
-        "readers_model_id": readers,
-        "counts": {**{action.value: plan.counts[action] for action in Action}, "pending": len(plan.pending)},
-        "remaining": plan.remaining,
-        "work": bool(plan.entries) or other_work is not None,
-        "other_work": other_work,
+        "readers_model_id": found.readers_model_id,
+        "building": found.building,
+        **found.to_document(),
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending[:keys]],
     }
@@ -97,7 +84,7 @@ def render(plan: Document) -> Iterable[RenderableType]:
             *((name, count) for name, count in counts.items()),
         ]
     )
-    if plan["readers_model_id"] not in (None, plan["model_id"]) and plan["remaining"]:
+    if plan["building"]:
         left = f"{plan['remaining']:,} objects remain after this run"
         yield f"{left}; readers keep {plan['readers_model_id']} until none do."
     if plan["other_work"]:

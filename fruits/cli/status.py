@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from fruits.cli.output import Document, ago, fields, share, table
 from fruits.lake.publication import Publication, publications, readable
 from fruits.report.reading import outcome_of
-from fruits.runs import current_documents, last_written, read_documents
+from fruits.runs import current_documents, last_written, of_maintenance, read_documents
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def chain_runs(settings: Settings) -> Iterator[dict[str, Any]]:
     """The runs of the chain, not those of maintenance, the newest first; each is read when it is asked for."""
     for slug in last_written(settings):
         documents = current_documents(read_documents(settings, slug))
-        if "maintain" not in documents and "found" not in documents.get("plan", {}):
+        if not of_maintenance(documents):
             yield describe_run(documents, slug)
 
 

@@ -39,7 +39,7 @@ from fruits.report.content import (
     Work,
 )
 from fruits.report.pictures import add_pictures
-from fruits.runs import TaskName, current_documents, read_documents
+from fruits.runs import TaskName, current_documents, of_maintenance, read_documents
 from fruits.settings import Settings
 from fruits.stores import lake_store
 
@@ -214,7 +214,7 @@ def _documents_of(settings: Settings, slug: str) -> Documents:
     folders = obstore.list_with_delimiter(lake_store(settings, "runs"))["common_prefixes"]
     known = {folder.strip("/") for folder in folders}
     documents = current_documents(read_documents(settings, slug)) if slug in known else {}
-    if "maintain" in documents:
+    if of_maintenance(documents):
         raise UnknownRunError(
             f"run {slug}: it is a run of the maintenance, which has no report; its log says what it did"
         )

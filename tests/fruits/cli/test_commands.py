@@ -58,6 +58,8 @@ class TestStatus:
         leave("planned", request={"dry_run": False}, found={})
         leave("maintained", request={"dry_run": False}, found={})
         leave("maintained", "maintain")
+        with pytest.raises(FruitsError), run_document(settings, "plan", "broken", "broken", found={}):
+            raise FruitsError("the catalog does not answer")
         said = answer("status", settings=settings)
         assert [(run["run"], run["outcome"], run["error"]) for run in said["runs"]] == [
             ("look", "dry run", None),
@@ -131,6 +133,11 @@ class TestPlan:
         result = fruits("plan", "--keys", "all", settings=published, env={"COLUMNS": "20"})
         listed = {line.split("  ")[0] for line in result.stdout.splitlines()}
         assert {"train/Banana/0.jpg", "train/Kiwi/new.jpg", "stray.jpg"} <= listed
+
+    def test_a_prefix_without_photos_is_refused_as_a_run_would(self, fruits, published):
+        result = fruits("plan", "--prefix", "Trainnig/", settings=published)
+        assert result.exit_code == ExitCode.BAD_INPUT
+        assert "/Trainnig/: no objects there; upload photos as" in result.stderr
 
     def test_another_buckets_lake_is_refused(self, fruits, published, bucket):
         result = fruits("plan", settings=published.model_copy(update={"bucket": bucket}))
