@@ -279,10 +279,9 @@ def _plan_of(settings: Settings, slug: str) -> dict[str, Any]:
 def plan_maintenance(settings: Settings, request: MaintenanceRequest, run_id: str) -> dict[str, Any]:
     """Say what there is to do, and write it and the request to the run's plan document; returns the document."""
     slug = run_slug(run_id)
-    known = {"slug": slug, "request": request.to_document(), "found": {}}
-    with run_document(settings, "plan", run_id, slug, **known) as document:
+    with run_document(settings, "plan", run_id, slug, request=request.to_document(), found={}) as document:
         upkeep = survey(Lake.open(settings), request, datetime.now(UTC))
-        document.record(found=upkeep.to_document())
+        document.record(slug=slug, found=upkeep.to_document())
     log_upkeep(upkeep, "would" if request.dry_run else "to")
     return document.content
 

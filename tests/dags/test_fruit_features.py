@@ -1,8 +1,6 @@
 """The DAG's own functions, with the values that Airflow's SDK really hands to a task."""
 
-import importlib.util
 from datetime import UTC, datetime
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -12,21 +10,8 @@ from fruits.backbones.card import Card, Preprocessing
 
 pytestmark = pytest.mark.airflow
 
-ROOT = Path(__file__).parents[2]
 START, END = datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC)
 CARD = Card("m-1", "m", "w", None, Preprocessing(1, 1), 8, "0", 1, "none", {})
-
-
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "plugins"))
-        spec = importlib.util.spec_from_file_location("fruit_features_dag", ROOT / "dags" / "fruit_features.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The DAG fruit_maintenance: its params are the request's, and it works under an id of its own."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -17,18 +16,6 @@ pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[2]
 RUN_ID = "scheduled__2026-11-22T00:00:00+00:00"  # one that fruit_features has as well
-
-
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "plugins"))
-        spec = importlib.util.spec_from_file_location("fruit_maintenance_dag", ROOT / "dags" / "fruit_maintenance.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
 
 
 @pytest.fixture
