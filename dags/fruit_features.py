@@ -193,6 +193,8 @@ def publish(run: str) -> dict[str, Any]:
     told = {
         "publication_id": published.publication_id,
         "sequence": published.sequence,
+        "model_id": published.model_id,
+        "pca_id": published.pca_id,
         "counts": dict(published.counts or {}),
     }
     get_current_context()["outlet_events"][EMBEDDINGS].extra = told
@@ -209,7 +211,7 @@ with DAG(
     ),
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's zone
     catchup=False,
-    max_active_runs=1,
+    max_active_runs=2,  # one that works or waits for photos, and one that waits for its turn: a third finds nothing
     params=PARAMS,
     on_failure_callback=alerts(),
     deadline=deadline(),
@@ -224,7 +226,7 @@ with DAG(
     wait_for_images = PhotosPresentSensor(
         task_id="wait_for_images",
         bucket_name=BUCKET,
-        bucket_key=f"{PREFIX}*",
+        bucket_key=PREFIX,
         wildcard_match=True,
         deferrable=True,
         poke_interval=15,

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from os.path import commonprefix
 from typing import Any
 
 from fruits.backbones.card import Card
@@ -16,7 +15,16 @@ from fruits.backbones.stage import read_card, staged_card
 from fruits.errors import FruitsError
 from fruits.gates import Gate
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Base, Publication, current_base, publication_id, publications, publish, run_head
+from fruits.lake.publication import (
+    Base,
+    Publication,
+    current_base,
+    publication_id,
+    publications,
+    publish,
+    published_from,
+    written_head,
+)
 from fruits.lake.schemas import DATA_TABLES
 from fruits.listing import list_objects
 from fruits.manifest import write_manifest
@@ -234,9 +242,7 @@ def listed_prefix(settings: Settings, request: RunRequest, *, new_backbone: bool
 
     Readers switch to that when nothing is left to do under it, wherever in the bucket.
     """
-    if not new_backbone:
-        return request.prefix
-    return commonprefix([settings.prefix, request.prefix])  # noqa: RUF071 -- of strings, as S3's prefixes are
+    return settings.prefix if new_backbone else request.prefix
 
 
 def _unpublished_run_id(run_id: str, published: Sequence[Publication]) -> str:
@@ -333,12 +339,21 @@ def publish_run(settings: Settings, slug: str) -> Publication:
     return published
 
 
+def published_run(settings: Settings, slug: str) -> Publication | None:
+    """What a run published, if it did so since it was planned.
+
+    Raises:
+        FruitsError: when the run has not been planned.
+    """
+    return published_from(Lake.open(settings), read_plan(settings, slug))
+
+
 def _publish(settings: Settings, slug: str) -> Publication:
     plan = read_plan(settings, slug)
     with task_document(settings, "publish", plan) as document:
         documents = check_tasks_before(settings, "publish", plan)
         lake = Lake.open(settings)
-        snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
+        snapshots = {name: written_head(lake, name, plan) for name in DATA_TABLES}
         sequence = int(plan["base"]["sequence"]) + 1
         wanted = Publication(
             sequence=sequence,

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fruits.errors import FruitsError
-from fruits.settings import DagSettings, Settings
+from fruits.settings import DagSettings, Settings, queue_region
 
 State = Literal["ok", "warn", "fail"]
 
@@ -377,11 +377,9 @@ def queue(settings: Settings) -> Found:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    parts = urlsplit(settings.event_queue)
-    host = parts.hostname or ""
-    aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-    region = host.split(".")[1] if aws else settings.s3_region
-    client = boto3.client("sqs", region_name=region, endpoint_url=None if aws else f"{parts.scheme}://{parts.netloc}")
+    parts, region = urlsplit(settings.event_queue), queue_region(settings.event_queue)
+    endpoint = None if region else f"{parts.scheme}://{parts.netloc}"
+    client = boto3.client("sqs", region_name=region or settings.s3_region, endpoint_url=endpoint)
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
     try:
         answer = client.get_queue_attributes(QueueUrl=settings.event_queue, AttributeNames=names)

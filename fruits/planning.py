@@ -86,7 +86,12 @@ def resolve_request(
         raise FruitsError(
             "mode 'interval' needs a data interval; start the run as a backfill, or choose mode 'reconcile'"
         )
-    prefix = check_prefix(str(params["prefix"] if params.get("prefix") is not None else settings.prefix))
+    prefix = check_prefix(str(params.get("prefix") or settings.prefix))
+    if not prefix.startswith(settings.prefix):
+        raise FruitsError(
+            f"prefix {prefix!r}: it is outside FRUITS_PREFIX, {settings.prefix!r}, where no sweep would keep photos up "
+            "to date; correct the param `prefix`"
+        )
     keys = tuple(sorted({key.strip() for key in params.get("keys") or () if key.strip()}))
     outside = [key for key in keys if not key.startswith(prefix)]
     if outside:

@@ -28,11 +28,11 @@ def run_store(settings: Settings, slug: str) -> ObjectStore:
 
 def read_documents(settings: Settings, slug: str) -> dict[TaskName, dict[str, Any]]:
     """The documents of a run's tasks, those that exist."""
-    store = run_store(settings, slug)
+    store = lake_store(settings)  # to open the run's own folder would make it
     documents: dict[TaskName, dict[str, Any]] = {}
     for task in get_args(TaskName):
         try:
-            documents[task] = read_json(store, f"{task}.json")
+            documents[task] = read_json(store, f"runs/{slug}/{task}.json")
         except FileNotFoundError:
             continue
     return documents

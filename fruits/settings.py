@@ -216,6 +216,12 @@ class Settings(DagSettings):
         return "s3" if self.lake.startswith("s3://") else "file"
 
 
+def queue_region(url: str) -> str | None:
+    """The region that a queue of AWS is in, by its URL; None for one behind another endpoint."""
+    words = (urlsplit(url).hostname or "").split(".")
+    return words[1] if words[0] == "sqs" and "amazonaws" in words[2:] else None
+
+
 def count_or_share(value: Any) -> int | float:
     """``n_components`` of a PCA: a count of components, or the share of variance that they are to explain.
 

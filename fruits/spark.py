@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake, spark_configuration
-from fruits.lake.publication import check_current, run_head
+from fruits.lake.publication import check_current, written_head
 from fruits.lake.schemas import TableName
 from fruits.manifest import read_manifest
 from fruits.planning import Action, RunRequest
@@ -91,8 +91,8 @@ class Job:
         return int(self.plan["base"]["snapshots"][name])
 
     def head(self, name: TableName) -> int:
-        """Snapshot of a table with what the run has written so far."""
-        return run_head(self.lake, name, self.plan)
+        """Snapshot of a table with what the run has written so far, see ``written_head``."""
+        return written_head(self.lake, name, self.plan)
 
     def read(self, name: TableName, snapshot_id: int) -> "DataFrame":
         """Rows of a table at a snapshot."""

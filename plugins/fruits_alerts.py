@@ -145,7 +145,7 @@ def failure_message(context: Context) -> Message:
 
 Look at it: {_run_url(dag_id, run_id)}
 
-What to do: mend what the error names, then clear the failed task there; the run goes on from it.
+What to do: mend what the error names, then clear the task that it says, or else the failed one; the run goes on there.
 Readers still see the previous publication.""",
     )
 
@@ -160,8 +160,8 @@ The last one that did ended: {_minute(last) if last else "unknown"}.
 
 Run {run_id} was to do it and is {run["state"]}: {_run_url(dag_id, run_id)}
 
-What to do: where it failed, mend what its error names and clear the failed task. Where it still runs or waits, look at
-the task it is at: photos that keep coming, a Spark job without progress, no free slot.
+What to do: where it failed, mend what its error names, then clear the task that it says, or else the failed one. Where
+it still runs or waits, look at the task it is at: photos that keep coming, a Spark job without progress, no free slot.
 Readers still see the previous publication.""",
     )
 

@@ -5,13 +5,15 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import unquote_plus
 
 from airflow.providers.amazon.aws.hooks.sqs import SqsHook
 from airflow.sdk import Asset, AssetWatcher
 from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
+
+from fruits.settings import queue_region
 
 _WAIT_SECONDS = 20  # SQS's longest: an idle queue costs three requests a minute
 _LULL_SECONDS = 1
@@ -52,7 +54,7 @@ class PhotoEventsTrigger(BaseEventTrigger):
         """Watch for ever; a queue that can't be read is tried again in a minute, and the hourly sweep goes on."""
         while True:
             try:
-                hook = SqsHook(aws_conn_id=self.aws_conn_id, region_name=_region(self.sqs_queue))
+                hook = SqsHook(aws_conn_id=self.aws_conn_id, region_name=queue_region(self.sqs_queue))
                 async with await hook.get_async_conn() as client:
                     while True:
                         if messages := await self._gather(client):
@@ -90,12 +92,6 @@ class PhotoEventsTrigger(BaseEventTrigger):
             entries = [{"Id": str(i), "ReceiptHandle": one["ReceiptHandle"]} for i, one in enumerate(messages)]
             await client.delete_message_batch(QueueUrl=self.sqs_queue, Entries=entries)
         return messages
-
-
-def _region(queue: str) -> str | None:
-    """The region that a queue of AWS is in, by its URL; None leaves it to the connection."""
-    words = (urlsplit(queue).hostname or "").split(".")
-    return words[1] if words[0] == "sqs" and "amazonaws" in words[2:] else None
 
 
 def _summary(messages: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The amazon and apache-spark providers' operators, as the chain needs them: early answers, clear errors."""
 
 import asyncio
+import glob
 import logging
 import math
 import time
@@ -19,12 +20,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fruits_alerts import keep_error
 from obstore.exceptions import BaseError
 
+from fruits.chain import published_run
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.planning import run_slug
-from fruits.runs import TaskName, read_documents
+from fruits.runs import TASKS, TaskName, read_documents
 from fruits.settings import DagSettings, Settings
-from fruits.turns import current_turn, take_turn
+from fruits.turns import take_turn
 
 _TURN_PAUSE = 3.0  # seconds between two looks at whose turn it is
 _MOST_PERIODS = 10
@@ -57,12 +59,14 @@ def mendable_errors() -> Iterator[None]:
 class PhotosPresentSensor(S3KeySensor):
     """Waits until there is an object under the prefix; the wait is bounded by the run's param ``sensor_timeout``.
 
-    Each poke stops at the first key it finds (amazon provider 9.39), so a large prefix costs one page of the listing.
+    ``bucket_key`` is the prefix, taken literally. Each poke stops at the first key it finds (amazon provider 9.39), so
+    a large prefix costs one page of the listing.
     """
 
     def execute(self, context: Context) -> None:
         """Look once; defer when there is nothing yet."""
         self.timeout = context["params"]["sensor_timeout"]
+        self.bucket_key = f"{glob.escape(self.bucket_key)}*"
         super().execute(context)
 
     def poke(self, context: Context) -> bool:
@@ -80,7 +84,7 @@ class PhotosPresentSensor(S3KeySensor):
         except AirflowSensorTimeout:
             seconds = context["params"]["sensor_timeout"]
             _fail(
-                f"no object came under s3://{self.bucket_name}/{str(self.bucket_key).rstrip('*')} within {seconds} s; "
+                f"no object came under s3://{self.bucket_name}/{self.bucket_key} within {seconds} s; "
                 "upload photos as [Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`"
             )
 
@@ -173,12 +177,12 @@ class TurnSensor(BaseSensorOperator):
             )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 -- Airflow's signature
-        """Try again: of several runs that waited, one gets it."""
+        """Renew the turn that the trigger took; where that came too late, wait again."""
         self.execute(context)
 
 
 class TurnTrigger(BaseTrigger):
-    """Fires when no run other than ``run`` has the turn."""
+    """Takes the turn for ``run`` when no other has it, and fires: so only the run whose turn it is wakes up."""
 
     def __init__(self, run: str) -> None:
         super().__init__()
@@ -202,11 +206,11 @@ class TurnTrigger(BaseTrigger):
     async def _must_wait(self, settings: Settings) -> bool:
         """Whether another run has the turn, or nobody can tell."""
         try:
-            turn = await asyncio.to_thread(current_turn, settings)
+            other = await asyncio.to_thread(take_turn, settings, self.run_slug)
         except (BaseError, FruitsError, OSError) as error:
             self.log.warning("turn: can't see whose it is, looking again in %g s: %s", _TURN_PAUSE, error)
             return True
-        return turn is not None and turn.run != self.run_slug
+        return other is not None
 
 
 class SparkJobOperator(SparkSubmitOperator):
@@ -227,13 +231,22 @@ class SparkJobOperator(SparkSubmitOperator):
         self.job = job
 
     def execute(self, context: Context) -> None:
-        """Submit and wait; a failure that a person has to mend is not tried again."""
-        began = datetime.now(UTC)
+        """Submit and wait; a failure that a person has to mend is not tried again.
+
+        A run that is published already, and was cleared, has nothing to do: what it wrote is what readers see.
+        """
+        run, began = self.application_args[1], datetime.now(UTC)
+        with mendable_errors():
+            settings = Settings.load()
+            done = published_run(settings, run) if self.job in TASKS else None
+        if done is not None:
+            logging.getLogger("fruits").info("%s: the run is published already, as %s", self.job, done.publication_id)
+            return
         try:
             super().execute(context)
         except Exception as error:
             with mendable_errors():
-                document = read_documents(Settings.load(), self.application_args[1]).get(self.job, {})
+                document = read_documents(settings, run).get(self.job, {})
             if document.get("state") != "failed" or datetime.fromisoformat(document["started_at"]) < began:
                 raise  # the job did not get as far as a document, or left one only the last time
             said = AirflowFailException if document.get("mendable") else AirflowException

@@ -69,7 +69,10 @@ def validate(job: Job) -> None:
         log.info("gate %-24s %-8s %s: %s", gate.name, gate.severity, "passed" if gate.passed else "FAILED", gate.detail)
     if broken := failed(gates):
         found = "; ".join(f"{gate.name}: {gate.detail}" for gate in broken)
-        raise GateError(f"required gates failed, nothing is published and readers stay where they were: {found}")
+        raise GateError(
+            f"required gates failed, nothing is published and readers stay where they were: {found}. Look at the run's "
+            "report, mend what caused it, and clear the run from `wait_for_turn`"
+        )
 
 
 class Tables:

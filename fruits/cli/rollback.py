@@ -59,5 +59,5 @@ def render(done: Document) -> Iterable[RenderableType]:
     )
     yield (
         "\nThe next run compares the bucket with these tables and brings newer photos back. To stay here, pause "
-        "the DAG fruit_features in Airflow's UI."
+        "the DAG fruit_features in Airflow's UI. DAGs that follow the asset fruits_embeddings are not told."
     )

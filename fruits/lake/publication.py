@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fruits.errors import ConflictError, FruitsError
+from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.gates import Gate
 from fruits.lake.branches import (
     advance_main,
@@ -28,6 +28,7 @@ from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
 _MOST_CHOICES = 10
 
+_SETTLE_TRIES = 10
 _MOST_FILES = 50  # of publications: each costs whoever reads them an open
 
 
@@ -75,14 +76,20 @@ def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication
 
 
 def current_base(lake: Lake) -> Base:
-    """The current publication; completes one that was interrupted after its commit."""
-    mains = {name: _main(lake, name) for name in DATA_TABLES}  # read before the publications: see _settle
-    head = _main(lake, "publications")
-    published = publications(lake, head)
-    if not published:
-        return Base(Publication(0, mains), head)
-    _settle(lake, mains, published[-1])
-    return Base(published[-1], head)
+    """The current publication; completes one that was interrupted after its commit.
+
+    Raises:
+        TransientError: when others kept moving the tables.
+    """
+    for _ in range(_SETTLE_TRIES):
+        mains = {name: _main(lake, name) for name in DATA_TABLES}  # read before the publications: see _settle
+        head = _main(lake, "publications")
+        published = publications(lake, head)
+        base = Base(published[-1] if published else Publication(0, mains), head)
+        if mains == base.publication.snapshots:
+            return base
+        _settle(lake, mains, base.publication)
+    raise TransientError("publications: other runs kept publishing while the current one was looked for; try again")
 
 
 def publish(
@@ -96,7 +103,6 @@ def publish(
     Raises:
         ConflictError: when another run published since the plan; readers then stay where that one put them.
     """
-    mains = {name: _main(lake, name) for name in DATA_TABLES}
     done = _published_from(lake, base, str(publication.run_id))
     if done is None:
         expected = base["snapshots"]["publications"]
@@ -112,8 +118,7 @@ def publish(
         except ConflictError as error:
             raise _conflict(publication.run_id) from error
         done = publication
-    if done.sequence == publications(lake)[-1].sequence:
-        _settle(lake, mains, done)
+    current_base(lake)
     for name in (*DATA_TABLES, PUBLICATIONS.name):
         drop_branch(lake, name, branch_name(slug))
     return done
@@ -127,7 +132,7 @@ def check_current(lake: Lake, plan: Mapping[str, Any]) -> None:
     """
     current = publications(lake)
     moved = bool(current) and current[-1].sequence > plan["base"]["sequence"]
-    if moved and _published_from(lake, plan["base"], plan["run_id"]) is None:
+    if moved and published_from(lake, plan) is None:
         raise _conflict(plan["run_id"])
 
 
@@ -218,15 +223,39 @@ def choose(lake: Lake, published: Sequence[Publication], wanted: str) -> Publica
 
 def run_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int:
     """Snapshot of a table as a run sees it: its branch where it wrote, what it published, else its base."""
+    head = _written_head(lake, name, plan)
+    return int(plan["base"]["snapshots"][name]) if head is None else head
+
+
+def written_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int:
+    """Snapshot of a table that a run wrote: its branch, or what it published.
+
+    Raises:
+        FruitsError: when there is neither: the branch of a run that was given up is removed by maintenance.
+    """
+    head = _written_head(lake, name, plan)
+    if head is None:
+        raise FruitsError(
+            f"run {plan['slug']}: its branch of table {name} is gone, and what it wrote with it; clear the run from "
+            "`wait_for_turn`, so that it is done again"
+        )
+    return head
+
+
+def _written_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int | None:
     head = lake.head(name, branch_name(plan["slug"]))
     if head is not None:
         return head
-    done = _published_from(lake, plan["base"], plan["run_id"])
-    return done.snapshots[name] if done else int(plan["base"]["snapshots"][name])
+    done = published_from(lake, plan)
+    return done.snapshots[name] if done else None
+
+
+def published_from(lake: Lake, plan: Mapping[str, Any]) -> Publication | None:
+    """What a run published from this plan, if it did; a run that was planned again has another base."""
+    return _published_from(lake, plan["base"], plan["run_id"])
 
 
 def _published_from(lake: Lake, base: Mapping[str, Any], run_id: str) -> Publication | None:
-    """What a run published from this base; a run that was planned again has another base."""
     later = (row for row in publications(lake) if row.sequence > base["sequence"])
     return next((row for row in later if row.run_id == run_id), None)
 
@@ -240,7 +269,7 @@ def _settle(lake: Lake, mains: Mapping[TableName, int], publication: Publication
     """Move ``main`` of each table to where the publication has it.
 
     ``mains`` were read before the publication was: a ``main`` that moved since belongs to a newer publication, and the
-    compare-and-swap leaves it alone.
+    compare-and-swap leaves it alone. Unless it moved and came back, as by a rollback: so look again afterwards.
     """
     for name, target in publication.snapshots.items():
         if mains[name] != target:

@@ -118,8 +118,10 @@ def _figure(number: float | None) -> str:
 def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return _NONE
-    minutes, rest = divmod(seconds, 60)
-    return f"{minutes:.0f} min {rest:.0f} s" if minutes else f"{seconds:.1f} s"
+    if round(seconds, 1) < 60:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
 
 
 def _size(size: float) -> str:

@@ -210,9 +210,8 @@ def _readable(settings: Settings) -> Iterator[None]:
 
 
 def _documents_of(settings: Settings, slug: str) -> Documents:
-    """A run's documents. Looks before it opens the run's folder, which would make it."""
-    folders = obstore.list_with_delimiter(lake_store(settings, "runs"))["common_prefixes"]
-    known = {folder.strip("/") for folder in folders}
+    folders = obstore.list_with_delimiter(lake_store(settings), "runs")["common_prefixes"]
+    known = {folder.rpartition("/")[2] for folder in folders}
     documents = current_documents(read_documents(settings, slug)) if slug in known else {}
     if of_maintenance(documents):
         raise UnknownRunError(

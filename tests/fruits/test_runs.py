@@ -126,7 +126,6 @@ def test_documents_of_an_earlier_try_do_not_belong_to_the_plan_that_stands(setti
     for task in ("plan", "featurize", "validate"):
         with run_document(settings, task, "manual__1", SLUG):
             pass
-        time.sleep(0.002)  # documents say when to the millisecond
     assert list(current_documents(read_documents(settings, SLUG))) == ["plan", "featurize", "validate"]
     with run_document(settings, "plan", "manual__1", SLUG):
         pass

@@ -4,7 +4,7 @@ import pytest
 from pydantic import SecretStr
 
 from fruits.errors import ExitCode, FruitsError
-from fruits.settings import DagSettings, Settings
+from fruits.settings import DagSettings, Settings, queue_region
 
 PASSWORD = "s3cret-pass"
 CATALOG = f"postgresql://fruits:{PASSWORD}@db.example:5432/fruits"
@@ -177,3 +177,17 @@ def test_settings_do_not_change():
 def test_every_setting_says_what_it_is_for():
     undescribed = [name for name, field in Settings.model_fields.items() if not (field.description or "").endswith(".")]
     assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://sqs.eu-west-3.amazonaws.com/123456789012/fruits", "eu-west-3"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/123456789012/fruits", "cn-north-1"),
+        ("https://vpce-1a.sqs.eu-west-1.vpce.amazonaws.com/123456789012/fruits", None),
+        ("http://127.0.0.1:1/123456789012/fruits", None),
+        ("nonsense", None),
+    ],
+)
+def test_a_queue_of_aws_says_its_region(url, region):
+    assert queue_region(url) == region

@@ -464,7 +464,7 @@ class TestThroughAirflow:
         assert "compact: ZeroDivisionError: not mendable\n" in text
         assert "publish" not in text.partition("Look at it")[0], "it did not fail: it was not started"
         assert f"{airflow.url}/dags/failing/runs/manual__" in text
-        assert "clear the failed task" in text
+        assert "clear the task that it says, or else the failed one" in text
 
         assert slack == "#fruits\n" + escaped(text.partition("\n")[2])
         assert mail.startswith(f"a@example.org, b@example.org\nfailing failed: {run}\n")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from fruits.embedded import queue as queue_module
 from fruits.embedded.queue import EventQueue, s3_notification, start_queue
 from fruits.embedded.stack import stop_process
 
@@ -269,16 +268,3 @@ def test_messages_that_are_deleted_already_fire_whatever_comes_after(events, ser
     send(server, queue, *(notification(f"{number}.jpg") for number in range(12)))
     found = first(events.PhotoEventsTrigger(queue))
     assert found["messages"] == len(found["keys"]) == 10
-
-
-@pytest.mark.parametrize(
-    ("url", "region"),
-    [
-        ("https://sqs.eu-west-3.amazonaws.com/123456789012/fruits", "eu-west-3"),
-        ("https://sqs.cn-north-1.amazonaws.com.cn/123456789012/fruits", "cn-north-1"),
-        (f"http://127.0.0.1:1/{queue_module._ACCOUNT}/fruits", None),
-        ("nonsense", None),
-    ],
-)
-def test_a_queue_of_aws_says_its_region(events, url, region):
-    assert events._region(url) == region

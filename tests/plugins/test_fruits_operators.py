@@ -17,9 +17,10 @@ from fruits.embedded.airflow import airflow_environment
 from fruits.embedded.stack import Stack
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, current_base, publish
 from fruits.lake.schemas import QUARANTINE
 from fruits.planning import run_slug
-from fruits.runs import run_store
+from fruits.runs import run_document, run_store
 from fruits.settings import Settings
 from fruits.stores import write_json
 from fruits.turns import current_turn, end_turn, take_turn
@@ -99,7 +100,7 @@ def settled_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
 
 def present_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
     return operators.PhotosPresentSensor(
-        task_id="wait_for_images", bucket_name=bucket, bucket_key=f"{prefix}*", wildcard_match=True, deferrable=True
+        task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, wildcard_match=True, deferrable=True
     )
 
 
@@ -129,6 +130,13 @@ class TestPhotosPresent:
     def test_goes_on_when_there_is_a_photo(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
         put("Training/Apple/1.jpg")
         present_sensor(operators, bucket, "Training/").execute(run_params())
+
+    def test_a_prefix_is_taken_literally(
+        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        put("Training/[red]* Kiwi?/1.jpg")
+        present_sensor(operators, bucket, "Training/[red]* Kiwi?/").execute(run_params())
+        deferral(present_sensor(operators, bucket, "Training/[der]* Kiwi?/"))
 
     def test_waits_for_the_runs_time_out_when_there_is_none(
         self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
@@ -309,6 +317,7 @@ class TestTurn:
             return await asyncio.wait_for(waiting, 30)
 
         event = asyncio.run(scenario())
+        assert current_turn(lake).run == run_slug("second"), "the next to wait stays asleep"
         getattr(self.sensor(operators), deferred.value.method_name)(self.context("second"), event)
         assert current_turn(lake).run == run_slug("second")
 
@@ -335,12 +344,12 @@ class TestTurn:
         class Heard(operators.TurnTrigger):
             log = Log()
 
-        def answer(settings: Settings) -> Any:
+        def answer(settings: Settings, run: str) -> Any:
             if hiccups:
                 raise hiccups.pop(0)
-            return current_turn(settings)
+            return take_turn(settings, run)
 
-        monkeypatch.setattr(operators, "current_turn", answer)
+        monkeypatch.setattr(operators, "take_turn", answer)
         monkeypatch.setattr(operators, "_TURN_PAUSE", 0.1)
         take_turn(lake, "somebody")
 
@@ -410,6 +419,10 @@ class Submitted:
 
 @pytest.fixture
 def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
+    """With a run of the chain that is planned."""
+    base = current_base(Lake.open(lake)).to_document()
+    with run_document(lake, "plan", "a run", "a_run") as plan:
+        plan.record(slug="a_run", base=base)
     stand_in = Submitted(tmp_path / "jobs env")
     monkeypatch.setenv("FRUITS_JOBS_ENV", str(stand_in.folder))
     monkeypatch.setenv("FRUITS_SPARK_DRIVER_MEMORY", "3g")
@@ -441,6 +454,16 @@ class TestSparkJob:
 
     def test_the_run_is_a_template(self, operators: Any) -> None:
         assert "application_args" in operators.SparkJobOperator.template_fields
+
+    def test_a_run_that_is_published_is_not_worked_on_again(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        lake = Lake.open(settings)
+        base = current_base(lake)
+        row = Publication(1, base.publication.snapshots, "pub-1", run_id="a run", model_id="m", counts={})
+        publish(lake, base.to_document(), "a_run", row)
+        spark_job(operators).execute({})
+        assert not (submitted.folder / "arguments").exists()
 
     def test_a_failure_to_be_mended_fails_with_the_jobs_own_words(
         self, operators: Any, settings: Settings, submitted: Submitted
@@ -514,7 +537,7 @@ def leave_document(
     **content: Any,
 ) -> None:
     """Have the job leave a run document, by default of a start a minute from now, and end with an exit code."""
-    content["started_at"] = (started or datetime.now(UTC) + timedelta(minutes=1)).isoformat(timespec="milliseconds")
+    content["started_at"] = (started or datetime.now(UTC) + timedelta(minutes=1)).isoformat()
     write_json(run_store(settings, "prepared"), f"{task}.json", content)
     runs = Path(settings.lake.removeprefix("file://")) / "runs"
     submitted.job_does(f"mkdir -p {runs}/a_run && mv {runs}/prepared/{task}.json {runs}/a_run/{task}.json", code)

@@ -17,10 +17,12 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Two days of four photos, which events, a backfill of two runs and a run by hand all want; then one photo more."""
+    """A backfill of two days of four photos, twice; two more days, which events, a backfill and a run by hand all want;
+    then one photo more.
+    """
     folder = tmp_path_factory.mktemp("operate")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FRUITS_", "AWS_", "AIRFLOW"))}
-    scale = ("--days", "0", "--overlap-days", "2", "--photos", "4")
+    scale = ("--days", "2", "--failed-days", "0", "--overlap-days", "2", "--photos", "4")
     done = subprocess.run(
         [
             sys.executable, str(ROOT / "benchmarks" / "operate.py"), *scale,
@@ -35,8 +37,17 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_runs_that_are_started_together_all_end_green(findings: dict[str, Any]) -> None:
     assert set(findings["runs"].values()) == {"success"}, findings["runs"]
     kinds = Counter(run.partition("__")[0] for run in findings["runs"])
-    assert (kinds["backfill"], kinds["manual"]) == (2, 1)
+    assert (kinds["backfill"], kinds["manual"]) == (4, 1)
     assert kinds["asset_triggered"] >= 1
+
+
+def test_a_backfill_does_each_day_in_its_run_refits_once_at_most_and_changes_nothing_again(
+    findings: dict[str, Any],
+) -> None:
+    backfill = findings["backfill"]
+    assert backfill["by_their_own_day"] + backfill["by_a_sweep"] == backfill["photos"] == 8
+    assert backfill["fits"] <= 2, "one of the seed, one refit"
+    assert backfill["publications_once_more"] == 0
 
 
 def test_a_burst_of_events_makes_few_runs(findings: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fruits.errors import ConflictError, FruitsError
 from fruits.gates import Gate
 from fruits.lake import publication as module
-from fruits.lake.branches import branch_name, commit_rows, start_branch
+from fruits.lake.branches import branch_name, commit_rows, drop_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
     Publication,
@@ -20,6 +20,7 @@ from fruits.lake.publication import (
     readable,
     roll_back,
     run_head,
+    written_head,
 )
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TABLES
 
@@ -275,9 +276,44 @@ class TestCrashAfterTheCommit:
             return found
 
         monkeypatch.setattr(module, "publications", overtaken_while_reading)
-        assert current_base(lake).publication.run_id == "b"
+        assert current_base(lake).publication.run_id == "c"
         assert mains_follow(lake, read(lake)[-1])
         assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(lake, monkeypatch):
+    """A table's `main` is then back where the publisher saw it, and its compare-and-swap would take it forward."""
+    publish_run(lake, "a")
+    base = plan(lake)
+    write(lake, "b", base)
+    advance = module.advance_main
+
+    def roll_back_at_embeddings(lake, name, *, expected, target):
+        if name == "embeddings":
+            monkeypatch.setattr(module, "advance_main", advance)
+            roll_back(lake, "1")
+        advance(lake, name, expected=expected, target=target)
+
+    monkeypatch.setattr(module, "advance_main", roll_back_at_embeddings)
+    publish(lake, base, "b", wanted(lake, "b", base))
+    current = publications(lake)[-1]
+    assert current.sequence == 3
+    assert mains_follow(lake, current)
+
+
+def test_what_a_run_wrote_is_its_branch_or_its_publication_and_never_just_its_base(lake):
+    base = plan(lake)
+    document = {"slug": "a", "run_id": "a", "base": base}
+    write(lake, "a", base)
+    drop_branch(lake, "features", branch_name("a"))
+    assert run_head(lake, "features", document) == base["snapshots"]["features"]
+    with pytest.raises(
+        FruitsError, match="run a: its branch of table features is gone.* clear the run from `wait_for_"
+    ):
+        written_head(lake, "features", document)
+    assert written_head(lake, "embeddings", document) == lake.head("embeddings", branch_name("a"))
+    done = publish_run(lake, "a", base)
+    assert written_head(lake, "features", document) == done.snapshots["features"]
 
 
 def test_readers_see_a_consistent_set_while_runs_publish(lake):
