@@ -1,5 +1,11 @@
-"""SeaweedFS as S3, SQLite as catalog and the settings that point at them, all under one data folder."""
+"""SeaweedFS as S3, SQLite as catalog and the settings that point at them, all under one data folder.
 
+Commands share the S3 server. Locks on three files of the data folder say who is there, and go with their holders,
+however those end: ``s3.lock`` is held by whoever starts or ends the server, begins or ceases to use it; ``s3.users`` by
+each command that uses it, together; ``s3.server`` by the server itself, and it says which process that is.
+"""
+
+import fcntl
 import http.client
 import json
 import os
@@ -10,12 +16,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import boto3
 from botocore.config import Config
@@ -107,18 +113,65 @@ def jobs_environment() -> Path:
 
 @contextmanager
 def running_stack(data: Path) -> Iterator[Stack]:
-    """The stack with its data in ``data``: the one that ``make ui`` started, else one for as long as this lasts."""
+    """The stack with its data in ``data``: on the server that runs there, else on a new one.
+
+    The last user ends the server, whoever started it, unless that was ``make ui``. One that a killed user left is used,
+    and ended, by the next.
+
+    Raises:
+        FruitsError: when no server answers and none can be started.
+    """
     data = data.resolve()
-    running = running_server(data)
-    if running is not None:
-        yield running
-        return
-    server = start_s3(data)
-    try:
-        make_bucket(server.stack)
-        yield server.stack
-    finally:
-        server.stop()
+    data.mkdir(parents=True, exist_ok=True)
+    server = None
+    with (data / "s3.users").open("ab") as users:
+        try:
+            with server_lock(data):
+                fcntl.flock(users, fcntl.LOCK_SH)
+                stack = running_server(data)
+                if stack is None:
+                    server = start_s3(data, shared=True)
+                    stack = server.stack
+                make_bucket(stack)
+            yield stack
+        finally:
+            with server_lock(data):
+                fcntl.flock(users, fcntl.LOCK_UN)  # by closing only, a process that was forked would keep it
+                end_unused_server(data)
+            if server is not None:
+                server.process.poll()  # ended by us, it stays in the table of processes until we ask how
+
+
+@contextmanager
+def server_lock(data: Path) -> Iterator[None]:
+    """Inside, nobody else starts or ends a server on ``data``, nor begins or ceases to use it."""
+    with (data / "s3.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def in_use(data: Path) -> bool:
+    """Whether a command is inside ``running_stack`` on ``data``; to be asked inside ``server_lock``."""
+    with (data / "s3.users").open("ab") as users:
+        return not _lock(users)
+
+
+def end_unused_server(data: Path) -> bool:
+    """End the server that ``running_stack`` started on ``data`` unless it is used; to be called in ``server_lock``.
+
+    Returns whether there was one to end.
+    """
+    with (data / "s3.server").open("a+") as note:
+        if in_use(data) or _lock(note):  # locked by us: there is no server
+            return False
+        noted = _noted(note)
+        if not noted.get("shared"):
+            return False
+        _end(noted["pid"], note)
+        return True
 
 
 def running_server(data: Path) -> Stack | None:
@@ -149,37 +202,49 @@ class S3Server:
         stop_process(self.process)
 
 
-def start_s3(data: Path, notifications: str = "") -> S3Server:
+def start_s3(data: Path, notifications: str = "", *, shared: bool = False) -> S3Server:
     """Start SeaweedFS on 127.0.0.1 with its data in ``data``, on the ports of last time where they are free.
 
-    ``notifications`` is what its ``notification.toml`` says: whom it tells of changes.
+    ``notifications`` is what its ``notification.toml`` says: whom it tells of changes. A ``shared`` one is ended by the
+    last user of ``running_stack``.
 
     Raises:
-        FruitsError: when the server can't be started; names its log.
+        FruitsError: when the server can't be started, or another one holds the folder; names the log.
     """
     folder, log_path = data / "s3", data / "s3.log"
     folder.mkdir(parents=True, exist_ok=True)
     access_key, secret_key = _credentials(data / "s3.credentials.json")
-    ports = _ports(data / "s3.ports.json")
-    write_secret(data / "notification.toml", notifications)  # also when empty: a person's own is not for this server
-    stack = Stack(data, f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
-    command = [
-        _weed(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-volume.max=10000",  # by default as many as the free disk would fill, and every bucket takes seven
-        "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
-        *(f"{option}={ports[name]}" for name, option in _PORTS.items()),
-    ]  # fmt: skip
     credentials = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
-    with log_path.open("ab") as log:
+    with log_path.open("ab") as log, _new_note(data) as note:
+        ports = _ports(data / "s3.ports.json")
+        stack = Stack(data, f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
+        # Also when it is empty: a person's own is not for this server.
+        write_secret(data / "notification.toml", notifications)
         process = subprocess.Popen(  # noqa: S603 -- our own binary
-            command, env={**os.environ, **credentials}, cwd=data, stdout=log, stderr=log, start_new_session=True
+            _command(folder, ports),
+            env={**os.environ, **credentials},
+            cwd=data,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=[note.fileno()],  # and with it the lock, until it ends
         )
+        json.dump({"pid": process.pid, "shared": shared}, note)
     try:
         _wait_until_ready(stack, ports["master"], process, log_path)
     except BaseException:
         stop_process(process)
         raise
     return S3Server(stack, process)
+
+
+def _command(folder: Path, ports: Mapping[str, int]) -> list[str]:
+    return [
+        _weed(), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+        "-volume.max=10000",  # by default as many as the free disk would fill, and every bucket takes seven
+        "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+        *(f"{option}={ports[name]}" for name, option in _PORTS.items()),
+    ]  # fmt: skip
 
 
 def stop_process(process: "subprocess.Popen[bytes]") -> None:
@@ -191,6 +256,47 @@ def stop_process(process: "subprocess.Popen[bytes]") -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _new_note(data: Path) -> IO[str]:
+    """The note of the server on ``data``, locked and empty."""
+    note = (data / "s3.server").open("a+")
+    if _lock(note):
+        note.truncate(0)
+        return note
+    with note:
+        pid = _noted(note).get("pid", "unknown")
+    raise FruitsError(
+        f"the S3 server on {data}, process {pid}, does not answer; try again, or end it and see its log, "
+        f"{data / 's3.log'}"
+    )
+
+
+def _noted(note: IO[str]) -> dict[str, Any]:
+    """What a note says; empty when whoever started the server was killed before it could write."""
+    note.seek(0)
+    return dict(json.loads(note.read() or "{}"))
+
+
+def _lock(file: IO[Any]) -> bool:
+    """Lock a file unless another has locked it; returns whether it is ours."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _end(pid: int, note: IO[str]) -> None:
+    """End a server, whoever started it: politely, then not. For as long as it holds its note, the id is its own."""
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(pid, end)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while time.monotonic() < deadline:
+            if _lock(note):
+                return
+            time.sleep(0.05)
 
 
 def free_ports(count: int) -> list[int]:

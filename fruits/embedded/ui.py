@@ -5,6 +5,7 @@ listen on every address of the machine and cannot be told otherwise (Airflow 3.3
 """
 
 import json
+import os
 import subprocess
 import time
 import urllib.error
@@ -20,7 +21,18 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.embedded.airflow import airflow, airflow_environment, migrate, new_secret
 from fruits.embedded.queue import EventQueue, start_queue
-from fruits.embedded.stack import BUCKET, Stack, free_ports, make_bucket, running_server, start_s3, stop_process
+from fruits.embedded.stack import (
+    BUCKET,
+    Stack,
+    end_unused_server,
+    free_ports,
+    in_use,
+    make_bucket,
+    running_server,
+    server_lock,
+    start_s3,
+    stop_process,
+)
 from fruits.errors import ExitCode, FruitsError
 
 _PARTS = {
@@ -35,9 +47,18 @@ _KILL_SECONDS = 2
 
 
 def start(data: Path) -> int:
-    """Start S3 server and Airflow unless they run already, wait until the UI answers, and say how to log in."""
+    """Start S3 server and Airflow unless they run already, wait until the UI answers, and say how to log in.
+
+    When a part of what runs has ended, the rest is ended and all is started again.
+
+    Raises:
+        FruitsError: when a part can't be started, or a command uses the S3 server that would have to be another.
+    """
     data = data.resolve()
     running = _read(data)
+    if running is not None and (ended := _ended(running)):
+        _end_rest(data, running, ended)
+        running = None
     if running is None:
         running = _start(data)
     else:
@@ -53,17 +74,16 @@ def start(data: Path) -> int:
 
 
 def stop(data: Path) -> int:
-    """End what ``start`` started; other processes are left alone."""
+    """End what ``start`` started, and an S3 server that a killed command left; other processes are left alone."""
     data = data.resolve()
     running = _read(data)
-    if running is None:
-        print("Nothing is running.")
-        return ExitCode.OK
-    s3 = running["processes"].pop("s3")
-    _end(*running["processes"].values())
-    _end(s3)
-    _state_path(data).unlink()
-    print("Stopped.")
+    found = running is not None
+    if data.is_dir():
+        with server_lock(data):
+            if running is not None:
+                _end_all(data, running)
+            found = end_unused_server(data) or found
+    print("Stopped." if found else "Nothing is running.")
     return ExitCode.OK
 
 
@@ -71,7 +91,8 @@ def put(data: Path, photo: Path, key: str) -> int:
     """Upload one photo, as an app or a camera would; returns an exit code.
 
     Raises:
-        FruitsError: when nothing is running, there is no such file, no photo can have that key, or it was refused.
+        FruitsError: when nothing is running or a part has ended, there is no such file, no photo can have that key, or
+            it was refused.
     """
     if not photo.is_file():
         raise FruitsError(f"{photo}: no such file; PHOTO expects a photo")
@@ -94,7 +115,7 @@ def airflow_command(data: Path, arguments: Sequence[str]) -> int:
     """Run a command of Airflow's own on what ``start`` started; returns its exit code.
 
     Raises:
-        FruitsError: when nothing is running.
+        FruitsError: when nothing is running or a part has ended.
     """
     stack = _running_stack(data)
     environment = airflow_environment(stack, EventQueue.read(stack.data))
@@ -102,21 +123,67 @@ def airflow_command(data: Path, arguments: Sequence[str]) -> int:
 
 
 def _running_stack(data: Path) -> Stack:
-    stack = running_server(data.resolve())
-    if stack is None or _read(stack.data) is None:
+    data = data.resolve()
+    running = _read(data)
+    if running is None:
         raise FruitsError(f"nothing is running on {data}; start it with `make ui`")
+    if ended := _ended(running):
+        raise FruitsError(f"{_told(data, ended)}; `make ui` starts {'it' if len(ended) == 1 else 'them'} again")
+    stack = running_server(data)
+    if stack is None:
+        raise FruitsError(f"the S3 server on {data} does not answer; try again, or see its log, {_log(data, 's3')}")
     return stack
 
 
+def _ended(running: Mapping[str, Any]) -> list[str]:
+    """The parts that were started and have ended since."""
+    return [name for name, identity in running["processes"].items() if _process(identity) is None]
+
+
+def _told(data: Path, ended: Sequence[str]) -> str:
+    logs = ", ".join(str(_log(data, name)) for name in ended)
+    return f"{' and '.join(ended)} {'has' if len(ended) == 1 else 'have'} ended (see {logs})"
+
+
+def _log(data: Path, part: str) -> Path:
+    return data / "s3.log" if part == "s3" else data / "logs" / f"{part}.log"
+
+
+def _end_rest(data: Path, running: Mapping[str, Any], ended: Sequence[str]) -> None:
+    """End what still runs of the parts, unless that would take the S3 server from a command that uses it."""
+    with server_lock(data):
+        if "s3" not in ended and in_use(data):
+            raise FruitsError(
+                f"{_told(data, ended)}, and a `make run` or a `fruits` command uses the S3 server; wait for it to end, "
+                "then `make ui` starts all again"
+            )
+        print(f"{_told(data, ended)}; ending the rest, up to {_STOP_SECONDS} s, to start all again", flush=True)
+        _end_all(data, running)
+
+
+def _end_all(data: Path, running: Mapping[str, Any]) -> None:
+    """End all parts, the S3 server last, and forget them."""
+    parts = dict(running["processes"])
+    s3 = parts.pop("s3")
+    _end(*parts.values())
+    _end(s3)
+    _state_path(data).unlink(missing_ok=True)
+
+
 def _start(data: Path) -> dict[str, Any]:
-    if running_server(data) is not None:
-        raise FruitsError(f"an S3 server is already running on {data} (a `make run`?); wait for it to end")
     data.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
-        queue, queue_process = start_queue(data)
-        undo.callback(stop_process, queue_process)
-        server = start_s3(data, queue.notifications)
-        undo.callback(server.stop)
+        with server_lock(data):
+            end_unused_server(data)  # one that a killed command left
+            if running_server(data) is not None:
+                raise FruitsError(
+                    f"an S3 server is already running on {data} "
+                    "(a `make run`, a `fruits` command, another `make ui`?); wait for it to end"
+                )
+            queue, queue_process = start_queue(data)
+            undo.callback(stop_process, queue_process)
+            server = start_s3(data, queue.notifications)
+            undo.callback(server.stop)
         print(f"S3 server on {server.stack.endpoint}")
         make_bucket(server.stack)
         migrate(server.stack)
@@ -149,7 +216,7 @@ def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, "subpro
 
 
 def _start_part(name: str, data: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    log = data / "logs" / f"{name}.log"
+    log = _log(data, name)
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(  # noqa: S603 -- our own environment's airflow
@@ -205,12 +272,12 @@ def _state_path(data: Path) -> Path:
 
 
 def _read(data: Path) -> dict[str, Any] | None:
-    """What runs, or None; the note of processes that are gone is removed."""
+    """What was started, if any of it runs, else None; the note of processes that are all gone is removed."""
     path = _state_path(data)
     if not path.is_file():
         return None
     running = json.loads(path.read_text())
-    if any(_process(identity) for identity in running["processes"].values()):
+    if len(_ended(running)) < len(running["processes"]):
         return dict(running)
     path.unlink()
     return None
@@ -221,19 +288,29 @@ def _identity(pid: int) -> dict[str, float]:
     return {"pid": pid, "started": psutil.Process(pid).create_time()}
 
 
-def _process(identity: dict[str, float]) -> psutil.Process | None:
+def _process(identity: Mapping[str, float]) -> psutil.Process | None:
+    process = _noted(identity)
+    return process if process and _alive(process) else None
+
+
+def _noted(identity: Mapping[str, float]) -> psutil.Process | None:
+    """The process, also when it has ended and nobody has asked how."""
     try:
         process = psutil.Process(int(identity["pid"]))
-        same = abs(process.create_time() - identity["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return process if abs(process.create_time() - identity["started"]) < 1 else None
     except psutil.NoSuchProcess:
         return None
-    return process if same else None
 
 
-def _end(*identities: dict[str, float]) -> None:
+def _alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _end(*identities: Mapping[str, float]) -> None:
     """End processes and all that they started."""
-    found = [process for process in map(_process, identities) if process]
-    family = [member for process in found for member in (process, *_children(process))]
+    family = {member for identity in identities for member in _family(identity) if _alive(member)}
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.terminate()
@@ -242,6 +319,22 @@ def _end(*identities: dict[str, float]) -> None:
         with suppress(psutil.NoSuchProcess):
             member.kill()
     psutil.wait_procs(stubborn, timeout=_KILL_SECONDS)
+
+
+def _family(identity: Mapping[str, float]) -> list[psutil.Process]:
+    """A process that leads a session, and all that it started, also what it left behind when it was killed."""
+    process = _noted(identity)
+    pid = int(identity["pid"])
+    if process is None and psutil.pid_exists(pid):
+        return []  # another's by now; it would not be while one of the session had been left
+    session = [member for member in psutil.process_iter() if _session(member.pid) == pid]
+    return [*session, *([process, *_children(process)] if process else [])]
+
+
+def _session(pid: int) -> int | None:
+    with suppress(OSError):  # gone, or not ours
+        return os.getsid(pid)
+    return None
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -1,9 +1,17 @@
 import json
 import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
+import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import boto3
@@ -11,7 +19,17 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.embedded import stack as module
-from fruits.embedded.stack import S3Server, Stack, free_ports, make_bucket, running_server, running_stack, start_s3
+from fruits.embedded.stack import (
+    S3Server,
+    Stack,
+    end_unused_server,
+    free_ports,
+    make_bucket,
+    running_server,
+    running_stack,
+    server_lock,
+    start_s3,
+)
 from fruits.errors import FruitsError
 from fruits.settings import Settings
 
@@ -98,6 +116,16 @@ def test_a_running_server_is_found_and_used_not_started_again_nor_ended(server, 
     server.stack.client().list_buckets()
 
 
+def test_a_server_that_does_not_answer_keeps_its_folder_to_itself(server, data, monkeypatch):
+    ports = (data / "s3.ports.json").read_text()
+    monkeypatch.setattr(module, "running_server", lambda _: None)
+    expected = f"process {server.process.pid}, does not answer; try again"
+    with pytest.raises(FruitsError, match=expected), running_stack(data):
+        pass
+    assert (data / "s3.ports.json").read_text() == ports, "nobody would find it again"
+    assert server.process.poll() is None
+
+
 @pytest.mark.parametrize("listens", [False, True], ids=["refuses", "says nothing"])
 def test_a_stranger_on_the_port_is_not_taken_for_the_server(tmp_path, monkeypatch, listens):
     monkeypatch.setattr(module, "_PROBE_SECONDS", 1)
@@ -181,6 +209,94 @@ def test_a_restart_keeps_objects_and_keys_on_the_same_ports_or_on_others(tmp_pat
             assert third.client().get_object(Bucket="fruits", Key="Kiwi/1.jpg")["Body"].read() == b"photo"
 
 
+USER = """
+import sys
+from pathlib import Path
+from fruits.embedded.stack import running_stack
+with running_stack(Path(sys.argv[1])) as stack:
+    print(stack.endpoint, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_user(data: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Another process, inside `running_stack` until this ends."""
+    command = [sys.executable, "-c", USER, str(data)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        yield process
+
+
+def server_pid(data: Path) -> int:
+    return json.loads((data / "s3.server").read_text())["pid"]
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended: nobody may have asked how."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+@pytest.mark.parametrize("starts", ["another", "we"])
+def test_the_server_ends_with_its_last_user_not_with_the_one_that_started_it(tmp_path, starts):
+    first, last = (another_user, running_stack) if starts == "another" else (running_stack, another_user)
+    with ExitStack() as stays:
+        with first(tmp_path):
+            stays.enter_context(last(tmp_path))
+        stack = running_server(tmp_path)
+        assert stack is not None
+        assert stack.client(attempts=1).list_buckets()["Buckets"]
+    assert gone(server_pid(tmp_path))
+    assert running_server(tmp_path) is None
+
+
+def test_users_that_come_at_the_same_moment_share_one_server(tmp_path):
+    together = threading.Barrier(3, timeout=60)
+
+    def use(_: int) -> tuple[Stack, int]:
+        together.wait()
+        with running_stack(tmp_path) as stack:
+            together.wait()
+            return stack, server_pid(tmp_path)
+
+    with ThreadPoolExecutor(3) as pool:
+        used = list(pool.map(use, range(3)))
+    assert len(set(used)) == 1
+    assert gone(used[0][1])
+
+
+def test_a_server_that_a_killed_user_left_is_used_and_ended_by_the_next(tmp_path):
+    with another_user(tmp_path) as killed:
+        killed.kill()
+    pid = server_pid(tmp_path)
+    assert not gone(pid), "it has ended with its user: this test tells nothing"
+    with running_stack(tmp_path):
+        assert server_pid(tmp_path) == pid
+    assert gone(pid)
+
+
+def test_a_server_that_does_not_listen_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.3)
+    with running_stack(tmp_path):
+        pid = server_pid(tmp_path)
+        os.kill(pid, signal.SIGSTOP)
+        while "\nState:\tT" not in Path(f"/proc/{pid}/status").read_text():
+            time.sleep(0.01)
+    assert gone(pid)
+
+
+def test_the_note_of_a_server_that_is_gone_ends_nobody(tmp_path):
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as stranger:
+        (tmp_path / "s3.server").write_text(json.dumps({"pid": stranger.pid, "shared": True}))
+        with server_lock(tmp_path):
+            assert not end_unused_server(tmp_path)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
 def test_a_server_that_cannot_start_is_reported_with_its_log_and_leaves_no_process(tmp_path, monkeypatch):
     refusing = tmp_path / "weed"
     refusing.write_text("#!/bin/sh\necho no such option\nexit 1\n")
@@ -192,8 +308,6 @@ def test_a_server_that_cannot_start_is_reported_with_its_log_and_leaves_no_proce
 
 
 def test_a_process_that_will_not_end_is_ended(monkeypatch):
-    import subprocess
-
     monkeypatch.setattr(module, "_STOP_SECONDS", 0.3)
     script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as stubborn:

@@ -21,7 +21,7 @@ from fruits.backbones.card import Card, Preprocessing
 from fruits.backbones.stage import _registry_path, staged_card
 from fruits.embedded import ui as module
 from fruits.embedded.queue import EventQueue
-from fruits.embedded.stack import Stack, running_server
+from fruits.embedded.stack import Stack, running_server, running_stack, start_s3
 from fruits.errors import ExitCode, FruitsError
 from fruits.generator import photo_key
 from fruits.settings import Settings
@@ -233,7 +233,7 @@ def test_a_run_asked_for_over_the_api_waits_for_photos_and_for_quiet(ui: UI, car
 
 
 def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) -> None:
-    """S3 server, webhook, bridge, queue, triggerer, run; what comes while that is active is one more run, no more."""
+    """S3 server, webhook, bridge, queue, triggerer, run; what comes while that is active is two runs more at most."""
     token = ui.token()
     client = ui.stack.client()
     keys = [f"events/Pomme d'été/{number} a+b%20.jpg" for number in range(31)]
@@ -251,12 +251,19 @@ def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) ->
             client.put_object(Bucket="fruits", Key=key, Body=b"photo")
             time.sleep(0.05)
         wait_until(lambda: messages(ui, token) >= before + 30)
-        assert woken(ui, token, set(keys)) == [first], "one at a time"
-        finish(ui, token, first)
-        (second,) = wait_until(lambda: woken(ui, token, set(keys[1:])))
-        assert ui.answer(DAG, "PATCH", {"is_paused": True}, token)[0] == 200
-        assert woken(ui, token, set(keys)) == [second, first]
-        finish(ui, token, second)
+        assert len(woken(ui, token, set(keys))) <= 2, "one that works, and one that waits for its turn"
+
+        def told() -> list[dict[str, Any]]:
+            """The runs, each ended, once their events tell of all photos."""
+            runs = woken(ui, token, set(keys))
+            for run in runs:
+                finish(ui, token, run)
+            events = [event for run in runs for event in payloads(ui, token, run)]
+            return runs if sum(event["messages"] for event in events) >= len(keys) else []
+
+        runs = wait_until(told)
+        assert runs[-1] == first
+        assert 2 <= len(runs) <= 3
     finally:
         ui.answer(DAG, "PATCH", {"is_paused": True}, token)
 
@@ -264,7 +271,9 @@ def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) ->
 def woken(ui: UI, token: str, keys: set[str]) -> list[dict[str, Any]]:
     """The runs, newest first, that events of these keys started. Until there is one, runs in its way are ended."""
     runs = json.loads(ui.answer(f"{DAG}/dagRuns?order_by=-run_after", token=token)[1])["dag_runs"]
-    found = [run for run in runs if run["run_type"] == "asset_triggered" and keys & event_keys(ui, token, run)]
+    # Of one that has not started, Airflow (3.3) cannot tell the events: it answers 500.
+    started = [run for run in runs if run["run_type"] == "asset_triggered" and run["start_date"]]
+    found = [run for run in started if any(keys & set(event["keys"]) for event in payloads(ui, token, run))]
     for run in runs:
         if not found and run["state"] in ("queued", "running"):
             finish(ui, token, run)
@@ -277,11 +286,10 @@ def finish(ui: UI, token: str, run: dict[str, Any]) -> None:
     assert ui.answer(f"{DAG}/dagRuns/{quote(run['dag_run_id'])}", "PATCH", {"state": "failed"}, token)[0] == 200
 
 
-def event_keys(ui: UI, token: str, run: dict[str, Any]) -> set[str]:
-    """The object keys that the events tell of by which a run was started."""
+def payloads(ui: UI, token: str, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the events tell by which a run was started: how many messages, and the first few object keys."""
     path = f"{DAG}/dagRuns/{quote(run['dag_run_id'])}/upstreamAssetEvents"
-    events = json.loads(ui.answer(path, token=token)[1])["asset_events"]
-    return {key for event in events for key in event["extra"]["payload"]["keys"]}
+    return [event["extra"]["payload"] for event in json.loads(ui.answer(path, token=token)[1])["asset_events"]]
 
 
 def messages(ui: UI, token: str) -> int:
@@ -363,6 +371,159 @@ def test_a_note_about_processes_that_are_gone_stops_nobody(tmp_path: Path) -> No
         assert "Nothing is running." in done.stdout
         assert stranger.poll() is None
         stranger.kill()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What stands for the parts of a stack with its UI, which takes a minute to start, and the note about them."""
+
+    data: Path
+    processes: dict[str, "subprocess.Popen[bytes]"]
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            self.processes[name].kill()
+            self.processes[name].wait()
+
+    def running(self) -> list[str]:
+        return [name for name, process in self.processes.items() if process.poll() is None]
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    names = ("api-server", "scheduler", "s3", "queue")
+    processes = {name: subprocess.Popen(["sleep", "600"], start_new_session=True) for name in names}
+    note = {
+        **dict.fromkeys(("url", "user", "endpoint", "queue", "bucket"), "of the parts"),
+        "processes": {name: module._identity(process.pid) for name, process in processes.items()},
+    }
+    (tmp_path / "ui.json").write_text(json.dumps(note))
+    yield Parts(tmp_path, processes)
+    for process in processes.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders on which all was started; instead of that they are listed."""
+    folders: list[Path] = []
+
+    def start(data: Path) -> dict[str, str]:
+        folders.append(data)
+        return dict.fromkeys(("url", "user", "endpoint", "queue", "bucket"), "new")
+
+    monkeypatch.setattr(module, "_start", start)
+    return folders
+
+
+def test_ui_notices_a_part_that_was_killed_ends_the_rest_and_starts_all_again(
+    parts: Parts, started: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts.kill("scheduler")
+    assert module.start(parts.data) == 0
+    said = capsys.readouterr().out
+    assert f"scheduler has ended (see {parts.data}/logs/scheduler.log)" in said
+    assert "It is running already." not in said
+    assert parts.running() == []
+    assert started == [parts.data]
+
+
+def test_a_ui_whose_parts_all_run_is_not_started_again(
+    parts: Parts, started: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.start(parts.data) == 0
+    assert "It is running already." in capsys.readouterr().out
+    assert parts.running() == list(parts.processes)
+    assert started == []
+
+
+def test_a_ui_with_a_dead_part_does_not_take_the_s3_server_from_a_command(parts: Parts, started: list[Path]) -> None:
+    parts.kill("scheduler")
+    with running_stack(parts.data):
+        with pytest.raises(FruitsError, match="scheduler has ended .* uses the S3 server; wait for it to end"):
+            module.start(parts.data)
+        assert parts.running() == ["api-server", "s3", "queue"]
+        parts.kill("s3")
+        module.start(parts.data)
+    assert started == [parts.data]
+
+
+@pytest.mark.parametrize(
+    ("killed", "told"),
+    [
+        (("scheduler",), "scheduler has ended (see {0}/logs/scheduler.log); `make ui` starts it again"),
+        (("s3",), "s3 has ended (see {0}/s3.log); `make ui` starts it again"),
+        (
+            ("queue", "s3"),
+            "s3 and queue have ended (see {0}/s3.log, {0}/logs/queue.log); `make ui` starts them again",
+        ),
+        (("api-server", "scheduler", "s3", "queue"), "nothing is running on {0}; start it with `make ui`"),
+    ],
+    ids=["scheduler", "s3", "two", "all"],
+)
+def test_put_and_airflow_name_the_parts_that_have_ended(
+    parts: Parts, photo: Path, killed: tuple[str, ...], told: str
+) -> None:
+    parts.kill(*killed)
+    for call in (
+        lambda: module.put(parts.data, photo, "Training/Kiwi/1.jpg"),
+        lambda: module.airflow_command(parts.data, ["version"]),
+    ):
+        with pytest.raises(FruitsError) as raised:
+            call()
+        assert str(raised.value) == told.format(parts.data)
+
+
+def test_stop_ends_what_a_killed_part_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A scheduler that is killed leaves its workers."""
+    with (
+        subprocess.Popen(["sleep", "600"], start_new_session=True) as s3,
+        subprocess.Popen(
+            ["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as scheduler,
+    ):
+        assert scheduler.stdout is not None
+        worker = psutil.Process(int(scheduler.stdout.readline()))
+        identities = {"s3": module._identity(s3.pid), "scheduler": module._identity(scheduler.pid)}
+        (tmp_path / "ui.json").write_text(json.dumps({"processes": identities}))
+        scheduler.kill()
+        scheduler.wait()
+        assert alive(worker), "it has ended with its parent: this test tells nothing"
+        module.stop(tmp_path)
+        assert "Stopped." in capsys.readouterr().out
+        assert not alive(worker)
+        assert s3.poll() is not None
+
+
+def test_ui_waits_for_a_command_that_uses_its_own_server(tmp_path: Path) -> None:
+    with running_stack(tmp_path) as used:
+        done = command(tmp_path, "ui")
+        assert done.returncode == ExitCode.BAD_INPUT
+        assert f"an S3 server is already running on {tmp_path} (a `make run`" in done.stderr
+        assert "wait for it to end" in done.stderr
+        assert "Nothing is running." in command(tmp_path, "stop").stdout
+        assert used.client().list_buckets()
+
+
+@pytest.mark.parametrize("ends", ["ui", "stop"])
+def test_a_server_that_a_killed_command_left_is_in_nobodys_way(
+    tmp_path: Path, ends: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reached(_: Path) -> None:
+        raise FruitsError("the queue would be started")
+
+    monkeypatch.setattr(module, "start_queue", reached)
+    left = start_s3(tmp_path, shared=True)
+    try:
+        if ends == "stop":
+            module.stop(tmp_path)
+        else:
+            with pytest.raises(FruitsError, match="the queue would be started"):
+                module.start(tmp_path)
+        assert left.process.wait(1) is not None
+    finally:
+        left.stop()
 
 
 def test_processes_that_do_not_listen_are_ended_with_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
