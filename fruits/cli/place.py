@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fruits.errors import FruitsError
-from fruits.lake.existing import NoLakeError
+from fruits.lake.existing import NoLakeError, explained
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,23 +55,6 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
         settings = Settings.load()
         with explained(settings):
             yield Place(settings, stack)
-
-
-@contextmanager
-def explained(settings: Settings) -> Iterator[None]:
-    """Turn what catalog, stores and servers raise into a message that says what to check."""
-    from botocore.exceptions import BotoCoreError, ClientError
-    from obstore.exceptions import BaseError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (BotoCoreError, ClientError, BaseError, SQLAlchemyError, OSError) as error:
-        reason = " ".join(str(error).partition("\n")[0].split()) or type(error).__name__
-        raise FruitsError(
-            f"lake {settings.lake}: {reason}; check FRUITS_LAKE, FRUITS_CATALOG_URI and the network, or ask "
-            "`fruits doctor`"
-        ) from error
 
 
 def resting_stack(data: Path) -> "Stack":

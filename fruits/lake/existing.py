@@ -1,5 +1,7 @@
 """The lake for those who only read: nothing is made where there is none."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -39,6 +41,23 @@ def existing_lake(settings: Settings) -> Lake:
             "set FRUITS_LAKE and FRUITS_CATALOG_URI to the same lake"
         )
     return lake
+
+
+@contextmanager
+def explained(settings: Settings) -> Iterator[None]:
+    """Turn what catalog, stores and servers raise into a message that says what to check."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from obstore.exceptions import BaseError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError, BaseError, SQLAlchemyError, OSError) as error:
+        reason = " ".join(str(error).partition("\n")[0].split()) or type(error).__name__
+        raise FruitsError(
+            f"lake {settings.lake}: {reason}; check FRUITS_LAKE, FRUITS_CATALOG_URI and the network, or ask "
+            "`fruits doctor`"
+        ) from error
 
 
 def _local_parts(settings: Settings) -> list[Path]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,11 +12,6 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
 
-if TYPE_CHECKING:
-    from pyiceberg.table import DataScan, FileScanTask
-
-_BATCH_ROWS = 8_192
-_GROUP_BYTES = 128 * 1024 * 1024
 _SCHEMAS = {definition.name: definition.schema for definition in TABLES}
 _BELONG_BY: Mapping[TableName, str] = {
     "features": "model_id",
@@ -67,43 +62,16 @@ class PublishedRows:
     @cached_property
     def total(self) -> int:
         """How many rows there are; reads rows only where some were deleted."""
-        return int(self._scan().count())
+        scan = self.lake.scan(self.name, self.publication.snapshots[self.name], [*self._belonging], **self._belonging)
+        return int(scan.count())
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows, in the order of the files; at most 8,192 in a batch.
+        """The rows, as ``Lake.batches`` reads them."""
+        snapshot_id, names = self.publication.snapshots[self.name], self.schema.names
+        for batch in self.lake.batches(self.name, snapshot_id, names, **self._belonging):
+            yield batch.cast(self.schema)
 
-        Memory is bounded by the files that are read at once: 128 MB of them as they are stored, or one larger one.
-        """
-        from pyiceberg.io.pyarrow import ArrowScan
-
-        scan = self._scan()
-        arrow = ArrowScan(scan.table_metadata, scan.io, scan.projection(), scan.row_filter, scan.case_sensitive)
-        # PyIceberg's own reader of batches reads all files ahead, however slowly they are asked for.
-        for group in _groups(list(scan.plan_files())):
-            for batch in arrow.to_record_batches(group):
-                table = pa.Table.from_batches([batch]).select(self.schema.names).cast(self.schema)
-                yield from table.to_batches(max_chunksize=_BATCH_ROWS)
-
-    def _scan(self) -> "DataScan":
-        from pyiceberg.expressions import EqualTo
-
+    @property
+    def _belonging(self) -> dict[str, Any]:
         column = _BELONG_BY[self.name]
-        return self.lake.table(self.name).scan(
-            row_filter=EqualTo(column, getattr(self.publication, column)),
-            selected_fields=tuple(self.schema.names),
-            snapshot_id=self.publication.snapshots[self.name],
-        )
-
-
-def _groups(tasks: "Sequence[FileScanTask]") -> "Iterator[list[FileScanTask]]":
-    """``tasks`` in order, as many together as ``_GROUP_BYTES`` allow, at least one."""
-    group: list[FileScanTask] = []
-    size = 0
-    for task in tasks:
-        if group and size + task.file.file_size_in_bytes > _GROUP_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(task)
-        size += task.file.file_size_in_bytes
-    if group:
-        yield group
+        return {column: getattr(self.publication, column)}

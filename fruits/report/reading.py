@@ -3,8 +3,7 @@
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -12,14 +11,11 @@ from typing import Any
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError, ClientError
-from obstore.exceptions import BaseError
 
 from fruits.errors import FruitsError
 from fruits.gates import Gate
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import existing_lake
+from fruits.lake.existing import existing_lake, explained
 from fruits.lake.publication import Publication, publications, run_head
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.planning import run_slug
@@ -50,8 +46,6 @@ MOST_EXAMPLES = 24
 MOST_EXAMPLES_OF_A_REASON = 6
 MOST_PUBLICATIONS = 20
 
-_ROWS_AT_ONCE = 8_192
-_READ_AHEAD = 2**20
 _KNOWN_SHOWN = 5
 
 Documents = Mapping[TaskName, Mapping[str, Any]]
@@ -71,7 +65,7 @@ def read_overview(settings: Settings) -> Overview:
     Raises:
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
-    with _readable(settings):
+    with explained(settings):
         lake = existing_lake(settings)
         published = publications(lake)
         if not published:
@@ -96,7 +90,7 @@ def read_run(settings: Settings, slug: str) -> RunReport:
         UnknownRunError: when there are no documents of it; says how to list the runs.
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
-    with _readable(settings):
+    with explained(settings):
         documents = _documents_of(settings, slug)
         lake = existing_lake(settings)
         published = publications(lake)
@@ -163,7 +157,7 @@ def read_quarantine(lake: Lake, snapshot_id: int, model_id: str) -> Quarantine:
     columns = ("key", "etag", "reason", "detail", "size", "last_modified")
     counts: Counter[str] = Counter()
     newest: dict[str, pa.Table] = {}
-    for batch in _scan(lake, "quarantine", snapshot_id, columns, model_id=model_id).to_arrow_batch_reader():
+    for batch in lake.batches("quarantine", snapshot_id, columns, model_id=model_id):
         rows = pa.Table.from_batches([batch])
         for reason in rows["reason"].unique().to_pylist():
             of_reason = rows.filter(pc.equal(rows["reason"], reason))
@@ -177,12 +171,12 @@ def read_quarantine(lake: Lake, snapshot_id: int, model_id: str) -> Quarantine:
 
 def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
     """Embeddings of a PCA version on their first two components; which are shown, a hash of their key decides."""
-    tasks = list(_scan(lake, "embeddings", snapshot_id, pca_id=pca_id).plan_files())
+    tasks = lake.scan("embeddings", snapshot_id, pca_id=pca_id).plan_files()
     total = sum(task.file.record_count for task in tasks)
     share = MOST_POINTS / min(total, MOST_ROWS_READ) if total > MOST_POINTS else 1.0
     points: dict[str, list[tuple[float, float]]] = {}
     read = 0
-    for rows in _live_batches(lake.table("embeddings").io, tasks, ("key", "label", "embedding")):
+    for rows in lake.batches("embeddings", snapshot_id, ("key", "label", "embedding"), pca_id=pca_id):
         read += rows.num_rows
         chosen = [row for row, key in enumerate(rows["key"].to_pylist()) if zlib.crc32(key.encode()) < share * 2**32]
         sample = rows.take(pa.array(chosen, pa.int64()))
@@ -193,20 +187,6 @@ def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
             break
     ordered = dict(sorted(points.items(), key=lambda item: (-len(item[1]), item[0])))
     return EmbeddingMap(ordered, read, total if read >= MOST_ROWS_READ else read)
-
-
-@contextmanager
-def _readable(settings: Settings) -> Iterator[None]:
-    """Turn what stores, catalog and tables raise into a message that says what to check."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (OSError, BaseError, SQLAlchemyError, BotoCoreError, ClientError) as error:
-        reason = " ".join(str(error).partition("\n")[0].split())
-        raise FruitsError(
-            f"lake {settings.lake} cannot be read: {reason}; check FRUITS_LAKE, FRUITS_CATALOG_URI and the network"
-        ) from error
 
 
 def _documents_of(settings: Settings, slug: str) -> Documents:
@@ -283,39 +263,3 @@ def _examples(by_reason: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[Quarant
     places = [(turn, reason) for reason, rows in enumerate(by_reason) for turn in range(len(rows))]
     chosen = sorted(sorted(places)[:MOST_EXAMPLES], key=lambda place: place[::-1])
     return tuple(QuarantinedObject(**by_reason[reason][turn]) for turn, reason in chosen)
-
-
-def _scan(lake: Lake, name: TableName, snapshot_id: int, columns: tuple[str, ...] = ("*",), **equal: str) -> Any:
-    """A scan of a table at a snapshot, of the rows where each column in ``equal`` has that value."""
-    from pyiceberg.expressions import AlwaysTrue, And, EqualTo
-
-    condition: Any = AlwaysTrue()
-    for column, value in equal.items():
-        condition = And(condition, EqualTo(column, value))
-    return lake.table(name).scan(row_filter=condition, selected_fields=columns, snapshot_id=snapshot_id)
-
-
-def _live_batches(io: Any, tasks: Iterable[Any], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The files of a scan, a few rows at a time, without the rows that were deleted since.
-
-    PyIceberg (0.12) reads whole files, several at once, even for a batch reader: with vectors that is the whole table.
-    """
-    for task in tasks:
-        deleted = _deleted_positions(io, task)
-        start = 0
-        with io.new_input(task.file.file_path).open() as stream:
-            file = pq.ParquetFile(stream, buffer_size=_READ_AHEAD)
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                positions = pa.array(range(start, start + batch.num_rows), pa.int64())
-                start += batch.num_rows
-                yield batch.filter(pc.invert(pc.is_in(positions, deleted))) if len(deleted) else batch
-
-
-def _deleted_positions(io: Any, task: Any) -> pa.Array:
-    """Rows of a data file that its position delete files name (Iceberg specification, version 2)."""
-    found = [pa.array([], pa.int64())]
-    for deletes in task.delete_files:
-        with io.new_input(deletes.file_path).open() as stream:
-            rows = pq.read_table(stream, columns=["file_path", "pos"])
-        found += rows.filter(pc.equal(rows["file_path"], task.file.file_path))["pos"].chunks
-    return pa.concat_arrays(found)

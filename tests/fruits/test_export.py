@@ -7,8 +7,9 @@ import pytest
 from fruits import export as module
 from fruits.errors import FruitsError
 from fruits.export import FORMATS, export
-from fruits.lake import published as published_rows
+from fruits.lake import catalog
 from fruits.lake.catalog import Lake
+from fruits.lake.published import current_publication
 from fruits.settings import Settings
 
 pytestmark = pytest.mark.jobs
@@ -49,7 +50,7 @@ def _plane(d=3):
 
 @pytest.fixture
 def publication(lake):
-    return published_rows.current_publication(Lake.open(lake))
+    return current_publication(Lake.open(lake))
 
 
 def spelled(path):
@@ -84,7 +85,7 @@ class TestParquet:
 
     def test_batches_change_nothing_and_progress_is_told(self, lake, tmp_path, monkeypatch):
         whole = pq.read_table(export(lake, "features", tmp_path / "whole", "parquet").path)
-        monkeypatch.setattr(published_rows, "_BATCH_ROWS", 7)
+        monkeypatch.setattr(catalog, "_BATCH_ROWS", 7)
         told = []
         done = export(lake, "features", tmp_path / "x", "parquet", progress=lambda *counts: told.append(counts))
         assert pq.read_table(done.path).equals(whole)
@@ -194,15 +195,3 @@ class TestAsked:
         fake_run(folder_lake).publish(MODEL, "pca-none")
         done = export(folder_lake, "embeddings", tmp_path / "x", kind)
         assert (done.rows, done.path.stat().st_size > 0) == (0, True)
-
-
-def test_files_are_read_in_bounded_groups(lake, publication, monkeypatch):
-    """However many files there are: all rows, and no more at once than the bound allows."""
-    rows = published_rows.PublishedRows(Lake.open(lake), publication, "features", ("key",))
-    tasks = list(rows._scan().plan_files())
-    sizes = sum(task.file.file_size_in_bytes for task in tasks)
-    monkeypatch.setattr(published_rows, "_GROUP_BYTES", sizes)
-    assert list(map(len, published_rows._groups([*tasks, *tasks]))) == [len(tasks)] * 2
-    monkeypatch.setattr(published_rows, "_GROUP_BYTES", 1)
-    assert list(map(len, published_rows._groups([*tasks, *tasks]))) == [1] * (2 * len(tasks))
-    assert sum(batch.num_rows for batch in rows.batches()) == len(PHOTOS)

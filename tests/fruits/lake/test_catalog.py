@@ -5,11 +5,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.table import DataScan, FileScanTask
 
 from fruits.errors import FruitsError
+from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
 from fruits.lake.schemas import EMBEDDINGS, FEATURES, QUARANTINE, TABLES
@@ -137,6 +142,48 @@ class TestReading:
         assert sorted(now["key"].to_pylist()) == ["a", "b"]
         assert lake.read("features", None, model_id="m", key="b").num_rows == 1
 
+    @pytest.mark.parametrize("table", [EMBEDDINGS, QUARANTINE], ids=lambda one: f"{one.name} by {one.partition_by}")
+    @pytest.mark.parametrize("small", [0, 2**20], ids=["streamed", "read ahead"])
+    def test_batches_are_the_rows_that_are_left_few_at_a_time(self, lake, tmp_path, monkeypatch, table, small):
+        """With position deletes as Spark writes them, in a file with several row groups and in one of many files."""
+        monkeypatch.setattr(catalog, "_BATCH_ROWS", 4)
+        monkeypatch.setattr(catalog, "_FILES_AHEAD", 2)
+        monkeypatch.setattr(catalog, "_SMALL_FILE_BYTES", small)
+        with lake.table(table.name).transaction() as change:
+            change.set_properties({"write.parquet.row-group-limit": "6"})
+            for first in (0, 20, 40, 60):
+                keys = [f"k{number}" for number in range(first, first + 20)]
+                change.append(pa.concat_tables(numbered(table, keys, one) for one in ("wanted", "other")))
+        equal = {table.partition_by or "model_id": "wanted"}
+        scanned = [task.file.file_path for task in lake.scan(table.name, None, **equal).plan_files()]
+        assert len(scanned) == 4
+        delete_rows(monkeypatch, tmp_path, {scanned[1]: [0, 5, 7, 19], scanned[2]: [*range(20)]})
+        for columns in (("*",), ("run_id", "key")):
+            batches = list(lake.batches(table.name, None, columns, **equal))
+            found, expected = pa.Table.from_batches(batches), lake.read(table.name, None, columns, **equal)
+            assert found.column_names == expected.column_names
+            assert found.to_pylist() == expected.to_pylist()
+            assert found.num_rows == 80 - 4 - 20
+            assert 0 < min(map(len, batches)) <= max(map(len, batches)) <= 4
+
+    def test_batches_take_the_memory_of_a_row_group_not_of_a_file(self, lake):
+        keys = [f"k{number}" for number in range(100_000)]
+        noise = np.random.default_rng(0).random((len(keys), 128), dtype=np.float32)
+        vectors = pa.FixedSizeListArray.from_arrays(noise.ravel(), noise.shape[1])
+        place, field = EMBEDDINGS.schema.get_field_index("embedding"), EMBEDDINGS.schema.field("embedding")
+        wide = numbered(EMBEDDINGS, keys, "p").set_column(place, field, vectors.cast(field.type))
+        with lake.table("embeddings").transaction() as change:
+            change.set_properties({"write.parquet.row-group-limit": "2000"})
+            change.append(wide)
+        rows, size, before = wide.num_rows, wide.nbytes, pa.total_allocated_bytes()
+        assert [file.rows for file in lake.files("embeddings", lake.head("embeddings"))] == [rows]
+        most = 0
+        for batch in lake.batches("embeddings", None, pca_id="p"):
+            most = max(most, pa.total_allocated_bytes() - before)
+            rows -= batch.num_rows
+        assert rows == 0
+        assert most < size / 4
+
     def test_a_branch_that_does_not_exist_has_no_head(self, lake):
         assert lake.head("features", "run_nobody") is None
 
@@ -164,6 +211,45 @@ def row(key, model_id):
     """A row of features."""
     values = {"key": key, "model_id": model_id, "vector": [1.0, 2.0], "last_modified": 0, "size": 1, "phash": 0}
     return {**dict.fromkeys(FEATURES.schema.names, ""), **values, "width": 1, "height": 1}
+
+
+def numbered(table, keys, identity):
+    """Rows of embeddings or of quarantine with these keys, of one backbone and PCA version."""
+    row = {
+        "model_id": identity,
+        "pca_id": identity,
+        "embedding": [1.0, 2.0],
+        "residual": 0.0,
+        "size": 1,
+        "last_modified": 0,
+    }
+    values = {name: pa.array([row.get(name, "")]) for name in table.schema.names}
+    columns = [values[field.name].cast(field.type).take(pa.array([0] * len(keys))) for field in table.schema]
+    return pa.table(columns, table.schema).set_column(0, table.schema.field("key"), pa.array(keys))
+
+
+def delete_rows(monkeypatch, folder, positions):
+    """Have all scans find a position delete file, which PyIceberg cannot write, with rows of these data files."""
+    path = f"{folder}/deletes.parquet"
+    named = [(file, position) for file, deleted in positions.items() for position in deleted]
+    pq.write_table(
+        pa.table({"file_path": [file for file, _ in named], "pos": [position for _, position in named]}), path
+    )
+    deletes = DataFile.from_args(
+        content=DataFileContent.POSITION_DELETES,
+        file_path=path,
+        file_format=FileFormat.PARQUET,
+        record_count=len(named),
+    )
+    plan_files = DataScan.plan_files
+
+    def planned(scan):
+        return [
+            FileScanTask(task.file, {deletes} if task.file.file_path in positions else None, task.residual)
+            for task in plan_files(scan)
+        ]
+
+    monkeypatch.setattr(DataScan, "plan_files", planned)
 
 
 class TestSparkConfiguration:

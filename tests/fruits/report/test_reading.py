@@ -1,16 +1,14 @@
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 
 import obstore
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from pyiceberg.io.pyarrow import PyArrowFileIO
 
 from fruits.embedded.run import _write_report
 from fruits.errors import FruitsError
+from fruits.lake import catalog
 from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, QUARANTINE
@@ -260,34 +258,12 @@ def test_a_map_of_many_is_a_sample_that_is_always_the_same(settings):
 def test_reading_for_the_map_ends_somewhere(settings, monkeypatch):
     monkeypatch.setattr(reading, "MOST_ROWS_READ", 2_000)
     monkeypatch.setattr(reading, "MOST_POINTS", 100)
-    monkeypatch.setattr(reading, "_ROWS_AT_ONCE", 500)
+    monkeypatch.setattr(catalog, "_BATCH_ROWS", 500)
     lake = Lake.open(settings)
     append(lake, EMBEDDINGS, [embedding(f"photo-{number}", "Kiwi", number, 0.0) for number in range(5_000)])
     found = reading.read_map(lake, lake.head("embeddings"), PCA_ID)
     assert (found.read, found.total) == (2_000, 5_000)
     assert 50 < found.shown < 150
-
-
-@dataclass
-class File:
-    file_path: str
-    record_count: int = 0
-
-
-@dataclass
-class Task:
-    file: File
-    delete_files: list[File] = field(default_factory=list)
-
-
-def test_rows_deleted_since_are_not_shown(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_ROWS_AT_ONCE", 4)
-    data, other, deletes = (f"{tmp_path}/{name}.parquet" for name in ("data", "other", "deletes"))
-    pq.write_table(pa.table({"key": [f"k{number}" for number in range(10)], "vector": range(10)}), data)
-    pq.write_table(pa.table({"file_path": [data, other, data, data], "pos": [0, 1, 5, 9]}), deletes)
-    rows = reading._live_batches(PyArrowFileIO(), [Task(File(data), [File(deletes)])], ("key",))
-    keys = [key for batch in rows for key in batch["key"].to_pylist()]
-    assert keys == ["k1", "k2", "k3", "k4", "k6", "k7", "k8"]
 
 
 def test_a_run_without_photos_to_show_does_not_ask_the_bucket(settings):
@@ -305,7 +281,7 @@ def test_a_lake_that_cannot_be_read_is_named(published, tmp_path):
         read_run(wrong, SLUG)
     for path in (tmp_path / published.lake.rpartition("/")[2] / "tables").rglob("*.parquet"):
         path.unlink()
-    with pytest.raises(FruitsError, match=r"lake file:///.* cannot be read: .*; check FRUITS_LAKE, FRUITS_CATALOG_URI"):
+    with pytest.raises(FruitsError, match=r"lake file:///.*: .*; check FRUITS_LAKE, FRUITS_CATALOG_URI"):
         read_overview(published)
 
 
