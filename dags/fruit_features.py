@@ -67,7 +67,7 @@ PARAMS = {
         None,
         type=["null", "string"],
         title="Prefix",
-        description="Only keys that start with this, such as Training/ or dt=2026-11-20/; it lies within FRUITS_PREFIX. "
+        description="Only keys that start with this, such as Training/ or dt=2026-11-20/, within FRUITS_PREFIX. "
         "Empty: all of that.",
     ),
     "keys": Param(
