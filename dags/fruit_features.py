@@ -135,12 +135,12 @@ PARAMS = {
         description="Photos are planned when no upload came in for this long, or for ten times as long kept coming.",
     ),
     "sensor_timeout": Param(
-        3_600,
-        type="integer",
+        None,
+        type=["null", "integer"],
         minimum=1,
         maximum=604_800,
         title="Sensor time-out (s)",
-        description="How long to wait for photos to come.",
+        description="How long to wait for photos to come. Empty: an hour, but not at all for a prefix of your own.",
     ),
 }
 

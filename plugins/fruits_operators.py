@@ -28,6 +28,7 @@ from fruits.runs import TASKS, TaskName, read_documents
 from fruits.settings import DagSettings, Settings
 from fruits.turns import take_turn
 
+_SENSOR_SECONDS = 3_600
 _TURN_PAUSE = 3.0  # seconds between two looks at whose turn it is
 _MOST_PERIODS = 10
 _LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
@@ -59,14 +60,21 @@ def mendable_errors() -> Iterator[None]:
 class PhotosPresentSensor(S3KeySensor):
     """Waits until there is an object under the prefix; the wait is bounded by the run's param ``sensor_timeout``.
 
+    Without that it waits an hour, but not at all for a prefix of the run's own, which is likelier mistyped.
     ``bucket_key`` is the prefix, taken literally. Each poke stops at the first key it finds (amazon provider 9.39), so
     a large prefix costs one page of the listing.
     """
 
     def execute(self, context: Context) -> None:
         """Look once; defer when there is nothing yet."""
-        self.timeout = context["params"]["sensor_timeout"]
-        self.bucket_key = f"{glob.escape(self.bucket_key)}*"
+        params, prefix = context["params"], self.bucket_key
+        self.timeout = params["sensor_timeout"] or _SENSOR_SECONDS
+        self.bucket_key = f"{glob.escape(prefix)}*"
+        if params.get("prefix") and not params["sensor_timeout"] and not self.poke(context):
+            _fail(
+                f"no object under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
+                "correct the param `prefix`, or give a `sensor_timeout` to wait for them"
+            )
         super().execute(context)
 
     def poke(self, context: Context) -> bool:
@@ -82,7 +90,7 @@ class PhotosPresentSensor(S3KeySensor):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSensorTimeout:
-            seconds = context["params"]["sensor_timeout"]
+            seconds = context["params"]["sensor_timeout"] or _SENSOR_SECONDS
             _fail(
                 f"no object came under s3://{self.bucket_name}/{self.bucket_key} within {seconds} s; "
                 "upload photos as [Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`"

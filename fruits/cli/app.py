@@ -196,7 +196,7 @@ def rollback(
     with opened(data, "lake") as place:
         lake = existing_lake(place.settings)
         question = command.preview(lake, publication)
-        if not yes and not typer.confirm(question, err=True):
+        if question and not yes and not typer.confirm(question, err=True):
             raise typer.Exit(ExitCode.BAD_INPUT)
         document = command.run(lake, publication)
     answer(document, command.render, as_json=as_json)

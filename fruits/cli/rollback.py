@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 
 
 def preview(lake: "Lake", wanted: str) -> str:
-    """What a person is asked to confirm.
+    """What a person is asked to confirm; nothing where it is the current publication.
 
     Raises:
         FruitsError: when there is no such publication, or it can't be read any more.
     """
     published = publications(lake)
     chosen = choose(lake, published, wanted)
+    if chosen == published[-1]:
+        return ""
     features = (chosen.counts or {}).get("features", 0)
     return (
         f"Roll back from {published[-1].publication_id} to {chosen.publication_id} of {str(chosen.published_at)[:19]} "

@@ -1,7 +1,7 @@
 """``fruits status``: what readers see now, the last runs, and where one can roll back to."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
@@ -21,14 +21,11 @@ _CHANGES = ("create", "update", "delete")
 def read(settings: Settings, lake: "Lake", *, runs: int, with_publications: bool) -> dict[str, Any]:
     """The status of a lake, with its newest ``runs`` runs. Reads only."""
     published = publications(lake)
-    described = chain_runs(settings)
-    newest = list(islice(described, runs))
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
         "publication": _current(lake, published[-1]) if published else None,
-        "pending": _pending(chain(newest, described)),
-        "runs": newest,
+        "runs": list(islice(chain_runs(settings), runs)),
         "publications": _history(lake, published) if with_publications else None,
     }
 
@@ -62,6 +59,7 @@ def _row(publication: Publication) -> dict[str, Any]:
         "pca_id": publication.pca_id,
         "features": (publication.counts or {}).get("features", 0),
         "quarantined": (publication.counts or {}).get("quarantine", 0),
+        "remaining": (publication.counts or {}).get("remaining", 0),
     }
 
 
@@ -81,11 +79,6 @@ def chain_runs(settings: Settings) -> Iterator[dict[str, Any]]:
         documents = current_documents(read_documents(settings, slug))
         if not of_maintenance(documents):
             yield describe_run(documents, slug)
-
-
-def _pending(runs: Iterable[Mapping[str, Any]]) -> int | None:
-    """What the newest run left over that planned to change something, not just to look."""
-    return next((run["pending"] for run in runs if run["pending"] is not None and run["outcome"] != "dry run"), None)
 
 
 def describe_run(documents: Mapping[Any, Mapping[str, Any]], slug: str) -> dict[str, Any]:
@@ -110,7 +103,7 @@ def render(status: Document) -> Iterable[RenderableType]:
     """For a terminal."""
     current = status["publication"]
     yield fields([("lake", status["lake"]), ("bucket", status["bucket"])])
-    yield _publication_fields(current, status["pending"]) if current else "nothing published yet"
+    yield _publication_fields(current) if current else "nothing published yet"
     if status["runs"]:
         columns = ("run", "started", "outcome", ">seconds", *(f">{name}" for name in _CHANGES), ">pending")
         yield ""
@@ -124,7 +117,7 @@ def render(status: Document) -> Iterable[RenderableType]:
         yield table(columns, (_publication_row(one) for one in status["publications"]))
 
 
-def _publication_fields(current: Document, pending: int | None) -> RenderableType:
+def _publication_fields(current: Document) -> RenderableType:
     pca, probe, gates = current["pca"], current["probe"], current["gates"]
     broken = [f"{gate['name']} ({gate['severity']})" for gate in gates if not gate["passed"]]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in current["quarantine"].items())
@@ -151,7 +144,7 @@ def _publication_fields(current: Document, pending: int | None) -> RenderableTyp
                 f"{len(gates) - len(broken)} of {len(gates)} passed"
                 + (f"; not: {', '.join(broken)}" if broken else ""),
             ),
-            ("pending", None if pending is None else f"{pending:,} photos that the last run left over"),
+            ("remaining", f"{current['remaining']:,} objects that its run left over"),
         ]
     )
 

@@ -182,6 +182,21 @@ class TestPhotosPresent:
         assert "`prefix`" in message
         assert "`sensor_timeout`" in message
 
+    def test_a_mistyped_prefix_is_not_waited_for(
+        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        put("Training/Apple/1.jpg")
+        context = run_params(sensor_timeout=None)
+        context["params"]["prefix"] = "Trainnig/"
+        with pytest.raises(AirflowFailException, match=f"no object under s3://{bucket}/Trainnig/; .* `prefix`"):
+            present_sensor(operators, bucket, "Trainnig/").execute(context)
+        context["params"]["prefix"] = "Training/"
+        present_sensor(operators, bucket, "Training/").execute(context)
+        deferred = deferral(present_sensor(operators, bucket, "Test/"), sensor_timeout=None)
+        assert deferred.timeout == timedelta(hours=1), "for the settings' prefix"
+
 
 class TestUploadsSettled:
     def test_old_photos_need_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:

@@ -89,7 +89,7 @@ def publish_run(run, model_id: str, pca_id: str, features: int) -> None:
         published_at=datetime.now(UTC),
         model_id=model_id,
         pca_id=pca_id,
-        counts={**counts, "features": features, "quarantine": len(QUARANTINED)},
+        counts={**counts, "features": features, "quarantine": len(QUARANTINED), "remaining": 4},
     )
     publish(run.lake, run.base.to_document(), run.slug, row)
 

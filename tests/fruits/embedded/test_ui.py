@@ -199,7 +199,7 @@ def test_a_run_beside_the_ui_uses_its_s3_server(ui: UI, tmp_path: Path) -> None:
 def test_a_run_asked_for_over_the_api_waits_for_photos_and_for_quiet(ui: UI, card: Card) -> None:
     """Scheduler, workers and triggerer for real: both sensors are deferred before the plan is made."""
     token = ui.token()
-    conf = {"prefix": "asked/", "dry_run": True, "settle_seconds": SETTLE_SECONDS}
+    conf = {"prefix": "asked/", "sensor_timeout": 600, "dry_run": True, "settle_seconds": SETTLE_SECONDS}
     # Switching the DAG on starts its scheduled run as well, and runs take turns: this one is to be the first.
     asked = {"logical_date": None, "run_after": "2026-01-01T00:00:00Z", "conf": conf}
     status, text = ui.answer(f"{DAG}/dagRuns", "POST", asked, token)
