@@ -271,11 +271,10 @@ def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) ->
 def woken(ui: UI, token: str, keys: set[str]) -> list[dict[str, Any]]:
     """The runs, newest first, that events of these keys started. Until there is one, runs in its way are ended."""
     runs = json.loads(ui.answer(f"{DAG}/dagRuns?order_by=-run_after", token=token)[1])["dag_runs"]
-    # Of one that has not started, Airflow (3.3) cannot tell the events: it answers 500.
     started = [run for run in runs if run["run_type"] == "asset_triggered" and run["start_date"]]
     found = [run for run in started if any(keys & set(event["keys"]) for event in payloads(ui, token, run))]
     for run in runs:
-        if not found and run["state"] in ("queued", "running"):
+        if not found and run["state"] == "running":
             finish(ui, token, run)
     facts = ("dag_run_id", "run_type", "data_interval_start", "logical_date")
     return [{fact: run[fact] for fact in facts} for run in found]
@@ -289,12 +288,22 @@ def finish(ui: UI, token: str, run: dict[str, Any]) -> None:
 def payloads(ui: UI, token: str, run: dict[str, Any]) -> list[dict[str, Any]]:
     """What the events tell by which a run was started: how many messages, and the first few object keys."""
     path = f"{DAG}/dagRuns/{quote(run['dag_run_id'])}/upstreamAssetEvents"
-    return [event["extra"]["payload"] for event in json.loads(ui.answer(path, token=token)[1])["asset_events"]]
+    return [event["extra"]["payload"] for event in asset_events(ui, path, token)]
+
+
+def asset_events(ui: UI, path: str, token: str) -> list[dict[str, Any]]:
+    """The events at a path. Airflow (3.3) answers 500 until the runs that they made have started: it is asked again."""
+
+    def events() -> dict[str, Any] | None:
+        status, text = ui.answer(path, token=token)
+        return json.loads(text) if status == 200 else None
+
+    return list(wait_until(events)["asset_events"])
 
 
 def messages(ui: UI, token: str) -> int:
     """How many of the queue's messages have become events of the photos."""
-    events = json.loads(ui.answer("/api/v2/assets/events?limit=100", token=token)[1])["asset_events"]
+    events = asset_events(ui, "/api/v2/assets/events?limit=100", token)
     return sum(event["extra"]["payload"]["messages"] for event in events if event["name"] == "fruits_photos")
 
 
