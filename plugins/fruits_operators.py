@@ -212,7 +212,7 @@ class TurnTrigger(BaseTrigger):
         yield TriggerEvent({})
 
     async def _must_wait(self, settings: Settings) -> bool:
-        """Whether another run has the turn, or nobody can tell."""
+        """Take the turn if it is free; whether another run has it, or nobody can tell."""
         try:
             other = await asyncio.to_thread(take_turn, settings, self.run_slug)
         except (BaseError, FruitsError, OSError) as error:
