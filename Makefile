@@ -3,10 +3,11 @@ PYTHON ?= python3
 AIRFLOW := .venvs/airflow/bin/python
 JOBS := .venvs/jobs/bin/python
 SETUP = @$(PYTHON) scripts/setup.py
+COMPOSE = @$(PYTHON) scripts/compose.py
 export IMAGES PHOTO KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run ui put airflow stop test lint lock clean distclean
+.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-compose lint lock clean distclean
 
 help:  ## List what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +32,24 @@ airflow:  ## Airflow's own command line, while `make ui` runs (ARGS="backfill cr
 
 stop:  ## Stop what `make ui` started
 	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m fruits.embedded stop; fi
+
+up:  ## The production shape, in containers: docker-compose.yaml (IMAGES=folder: the bucket mirrors it)
+	$(COMPOSE) up $(if $(IMAGES),--images "$$IMAGES")
+
+down:  ## Stop what `make up` started; all data stays
+	$(COMPOSE) down
+
+logs:  ## What the containers say, as they say it (ARGS=scheduler for one of them)
+	@docker compose logs --follow --tail 100 $(ARGS)
+
+password:  ## The password of `make up`'s Airflow
+	$(COMPOSE) password
+
+backup:  ## Dump the databases of `make up` into a new folder of backups/
+	$(COMPOSE) backup
+
+restore:  ## Put them back (BACKUP=backups/20261125T120000)
+	$(COMPOSE) restore "$(BACKUP)"
 
 # Each test runs in the environment it is for. Both run whatever the first says. pytest's 5 means that no test was
 # selected: with ARGS that may be so in one of them, not in both.

@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Set up, and return the exit code."""
     parser = argparse.ArgumentParser(description="Make this machine ready to run Fruits.")
     parser.add_argument("--dev", action="store_true", help="add what tests and lint need")
+    parser.add_argument("--jobs-only", action="store_true", help="the jobs environment alone: what a Spark worker needs")
     parser.add_argument("--lock", action="store_true", help="write requirements/*.txt from *.in, then stop")
     parser.add_argument("--upgrade", action="store_true", help="with --lock: to the newest versions that fit together")
     args = parser.parse_args(argv)
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.lock:
                 compile_locks(upgrade=args.upgrade)
             else:
-                set_up(dev=args.dev)
+                set_up(dev=args.dev, jobs_only=args.jobs_only)
     except (SetupError, OSError) as error:
         print(f"\nSet-up failed: {error}", file=sys.stderr)
         return 1
@@ -125,13 +126,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def set_up(*, dev: bool) -> None:
+def set_up(*, dev: bool, jobs_only: bool = False) -> None:
     """Do what is missing, in the order in which it is likeliest to fail early."""
     java = find_java(os.environ) or install_java()
     if dev:
         install_browser()
     for environment in ENVIRONMENTS:
-        make_environment(environment, dev=dev)
+        if environment.name == "jobs" or not jobs_only:
+            make_environment(environment, dev=dev)
     spark = next((VENVS / "jobs").glob("lib/python3*/site-packages/pyspark"))
     write_text(VENVS / "java_home", f"{java.home}\n")
     programs = VENVS / "jobs" / "bin"

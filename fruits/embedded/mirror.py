@@ -1,6 +1,7 @@
 """Mirror a folder of photos into the bucket: what is new, changed or gone in the folder is so in the bucket."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from pathlib import Path
 import obstore
 from obstore.exceptions import BaseError
 
-from fruits.errors import FruitsError
+from fruits.errors import ExitCode, FruitsError
 from fruits.listing import list_objects
 from fruits.settings import Settings
 from fruits.stores import explain, photo_store
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"})
 _THREADS = 16
+_MOST_SHOWN = 5
 _ONE_PART = 1024 * 1024 * 1024  # one PUT each, so that the ETag is the content's MD5
 
 
@@ -74,3 +76,20 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None])
 def _is_photo(name: str) -> bool:
     """Whether a file name has a photo's suffix, and is one that an object key can be."""
     return Path(name).suffix.lower() in SUFFIXES and name.isprintable()
+
+
+def main(folder: str) -> int:
+    """Mirror ``folder`` into the bucket of the settings, and say what was done; returns an exit code."""
+    try:
+        done = mirror(Path(folder), Settings.load(), lambda done, total: None)
+    except FruitsError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(f"bucket: {done.uploaded} uploaded, {done.removed} removed, {done.unchanged} unchanged")
+    if done.skipped:
+        print(f"no photos, left out: {', '.join(done.skipped[:_MOST_SHOWN])}{' ...' if len(done.skipped) > _MOST_SHOWN else ''}")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

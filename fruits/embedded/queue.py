@@ -1,9 +1,9 @@
-"""The embedded stack's events: an SQS queue on this machine, and the bridge over which the S3 server's news get to it.
+"""The events of an S3 server of ours: an SQS queue, and the bridge over which the server's news get to it.
 
-``python -m fruits.embedded.queue DATA``, which ``make ui`` starts, serves both. SeaweedFS posts every change of its
-files to a webhook, in its own words; the bridge repeats those that are about photos in the words of S3's event
-notifications, so that Airflow reads the same from this queue as from AWS's. The queue is in memory: what it loses, the
-hourly sweep finds.
+``python -m fruits.embedded.queue DATA``, which ``make ui`` and docker-compose.yaml start, serves both. SeaweedFS posts
+every change of its files to a webhook, in its own words; the bridge repeats those that are about photos in the words of
+S3's event notifications, so that Airflow reads the same from this queue as from AWS's. The queue is in memory: one that
+is started again begins with a message, which wakes the DAG to look for what was missed.
 """
 
 import base64
@@ -34,7 +34,6 @@ from fruits.errors import FruitsError
 
 log = logging.getLogger("fruits")
 
-_HOST = "127.0.0.1"
 _ACCOUNT = "123456789012"  # whose queue it is, says moto
 _NAME = "fruits-events"
 _FOLDER = "/buckets/"  # of all buckets, in SeaweedFS's file system
@@ -49,11 +48,17 @@ _START_SECONDS = 60
 
 @dataclass(frozen=True)
 class EventQueue:
-    """Where the queue and the bridge listen; ``token`` is what the S3 server shows to the bridge."""
+    """Where the queue and the bridge are; ``token`` is what the S3 server shows to the bridge.
+
+    ``host`` is what others call this machine, ``bind`` the address that is listened on.
+    """
 
     sqs_port: int
     webhook_port: int
     token: str
+    host: str = "127.0.0.1"
+    bind: str = "127.0.0.1"
+    bucket: str = BUCKET
 
     @classmethod
     def choose(cls, data: Path) -> Self:
@@ -71,7 +76,7 @@ class EventQueue:
     @property
     def endpoint(self) -> str:
         """URL of the SQS server."""
-        return f"http://{_HOST}:{self.sqs_port}"
+        return f"http://{self.host}:{self.sqs_port}"
 
     @property
     def url(self) -> str:
@@ -83,15 +88,15 @@ class EventQueue:
         """SeaweedFS's ``notification.toml``: every change in the bucket of photos goes to the bridge."""
         return f"""[notification.webhook]
 enabled = true
-endpoint = "http://{_HOST}:{self.webhook_port}/"
+endpoint = "http://{self.host}:{self.webhook_port}/"
 bearer_token = "{self.token}"
-path_prefixes = ["{_FOLDER}{BUCKET}/"]
+path_prefixes = ["{_FOLDER}{self.bucket}/"]
 """
 
     def serving(self) -> bool:
         """Whether the bridge listens; it is the last to."""
         with socket.socket() as probe:
-            return probe.connect_ex((_HOST, self.webhook_port)) == 0
+            return probe.connect_ex((self.bind, self.webhook_port)) == 0
 
     def client(self) -> Any:
         """A boto3 client of the SQS server, which takes any keys."""
@@ -150,7 +155,7 @@ class Bridge(ThreadingHTTPServer):
     """The webhook's server, listening: what the S3 server posts goes to the queue, translated."""
 
     def __init__(self, queue: EventQueue) -> None:
-        super().__init__((_HOST, queue.webhook_port), _Webhook)
+        super().__init__((queue.bind, queue.webhook_port), _Webhook)
         self.queue = queue
         self.client = queue.client()
         self.expected = f"Bearer {queue.token}".encode()
@@ -160,7 +165,7 @@ class Bridge(ThreadingHTTPServer):
         if not hmac.compare_digest(authorization.encode(), self.expected):
             return HTTPStatus.UNAUTHORIZED
         try:
-            notification = s3_notification(json.loads(body))
+            notification = s3_notification(json.loads(body), self.queue.bucket)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             log.warning("webhook: not an event of SeaweedFS: %r", error)
             return HTTPStatus.BAD_REQUEST
@@ -193,13 +198,15 @@ class _Webhook(BaseHTTPRequestHandler):
         """Say nothing: there is one request for each photo."""
 
 
-def serve(queue: EventQueue) -> None:
-    """Serve queue and bridge until the process is ended."""
+def serve(queue: EventQueue, *, again: bool = False) -> None:
+    """Serve queue and bridge until the process is ended; ``again``: not for the first time, so something was missed."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
-    ThreadedMotoServer(_HOST, queue.sqs_port, verbose=False).start()
+    ThreadedMotoServer(queue.bind, queue.sqs_port, verbose=False).start()
     queue.client().create_queue(QueueName=_NAME)
+    if again:
+        queue.client().send_message(QueueUrl=queue.url, MessageBody=json.dumps({"Event": "fruits:QueueStartedAgain"}))
     with Bridge(queue) as server:
         log.info("queue %s", queue.url)
         server.serve_forever()
@@ -234,4 +241,8 @@ def start_queue(data: Path) -> tuple[EventQueue, "subprocess.Popen[bytes]"]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    serve(EventQueue.read(Path(sys.argv[1])))
+    data = Path(sys.argv[1])
+    started = data / "queue.started"
+    again = started.exists()
+    started.touch()
+    serve(EventQueue.read(data), again=again)

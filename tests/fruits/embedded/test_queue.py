@@ -278,6 +278,9 @@ def test_objects_put_and_deleted_over_s3_are_in_the_queue(tmp_path):
         while not queue.serving():
             assert again.poll() is None
             time.sleep(0.1)
+        (woken,) = queue.client().receive_message(QueueUrl=queue.url)["Messages"]  # to look for what was missed
+        assert json.loads(woken["Body"]) == {"Event": "fruits:QueueStartedAgain"}
+        queue.client().delete_message(QueueUrl=queue.url, ReceiptHandle=woken["ReceiptHandle"])
         client.put_object(Bucket="fruits", Key="heard.jpg", Body=b"photo")
         assert "heard.jpg" in {key for _, key, _, _ in received(queue, 1)}
     finally:
