@@ -55,12 +55,15 @@ restore:  ## Put them back (BACKUP=backups/20261125T120000)
 # selected: with ARGS that may be so in one of them, not in both.
 test: setup-dev  ## All tests (ARGS="-k moments" for some of them)
 	@jobs=0; JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) -m pytest -m "not airflow" $(ARGS) || jobs=$$?; \
-	airflow=0; $(AIRFLOW) -m pytest -m "airflow" $(ARGS) || airflow=$$?; \
+	airflow=0; $(AIRFLOW) -m pytest -m "airflow and not compose" $(ARGS) || airflow=$$?; \
 	case "$$jobs $$airflow" in \
 		"0 0") ;; \
 		"0 5" | "5 0") $(if $(ARGS),true,echo "One environment has no tests." && false) ;; \
 		*) echo "Tests failed (pytest returned $$jobs in the jobs environment, $$airflow in the airflow environment)."; false ;; \
 	esac
+
+test-compose: setup-dev  ## What docker-compose.yaml promises, in real containers: needs Docker, takes 20 min
+	@$(AIRFLOW) -m pytest -m compose -s tests/docker $(ARGS)
 
 # A registry or a folder of one person's machine, named in a file, breaks everyone behind a mirror and everyone else.
 lint: setup-dev  ## Style, types, shell scripts, and that no file names a registry or somebody's machine

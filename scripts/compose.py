@@ -64,7 +64,12 @@ FORMATS = {
 """What each variable of .env has to look like, as a regular expression and in words."""
 
 SECRETS = ("POSTGRES_PASSWORD", "AIRFLOW_FERNET_KEY", *(name for name, form in FORMATS.items() if form is _SECRET))
-_PORTS = {"AIRFLOW_PORT": "api-server", "SPARK_UI_PORT": "spark-master", "HISTORY_PORT": "history-server", "S3_PORT": "s3"}
+_PORTS = {
+    "AIRFLOW_PORT": "api-server",
+    "SPARK_UI_PORT": "spark-master",
+    "HISTORY_PORT": "history-server",
+    "S3_PORT": "s3",
+}
 
 
 class DeployError(Exception):
@@ -117,6 +122,7 @@ def up(images: Path | None) -> int:
     check_settings(settings)
     check_room()
     check_ports(settings)
+    check_code()
     compose("build")
     print("\nStarting; the first time takes two minutes", flush=True)
     if compose("up", "--detach", "--wait", "--wait-timeout", str(_READY_SECONDS), "--remove-orphans", check=False):
@@ -128,8 +134,12 @@ def up(images: Path | None) -> int:
     print(f"  user           {settings['AIRFLOW_ADMIN_USER']}")
     print("  password       make password")
     print(f"  photos         s3://{settings['FRUITS_BUCKET']}{_on(settings)}")
-    print(f"  Spark          http://127.0.0.1:{settings['SPARK_UI_PORT']}, past jobs: http://127.0.0.1:{settings['HISTORY_PORT']}")
-    print("\nPhotos that come into the bucket are worked on from now on. `make logs` shows what happens, `make down` stops it.")
+    print(
+        f"  Spark          http://127.0.0.1:{settings['SPARK_UI_PORT']}, past jobs: http://127.0.0.1:{settings['HISTORY_PORT']}"
+    )
+    print(
+        "\nPhotos that come into the bucket are worked on from now on. `make logs` shows what happens, `make down` stops it."
+    )
     return 0
 
 
@@ -142,7 +152,8 @@ def seed(images: Path) -> None:
     """Have the bucket mirror a folder of photos."""
     where = ("--volume", f"{images.resolve()}:/images:ro")
     program = ("/opt/fruits/.venvs/airflow/bin/python", "-m", "fruits.embedded.mirror", "/images")
-    compose("run", "--rm", "--no-deps", *where, "--entrypoint", program[0], "fruits", *program[1:])
+    user = f"{os.getuid()}:{os.getgid()}"  # whoever may read the folder here may read it there
+    compose("run", "--rm", "--no-deps", "--user", user, *where, "--entrypoint", program[0], "fruits", *program[1:])
 
 
 def why_not_up() -> str:
@@ -153,8 +164,12 @@ def why_not_up() -> str:
         service, state, code, *health = line.split(" ")
         well = (state == "running" and health in ([""], ["healthy"])) or (state == "exited" and code == "0")
         if not well and state != "created":
-            said = read("docker", "compose", "--ansi", "never", "logs", "--no-log-prefix", "--tail", str(_LOG_LINES), service)
-            parts.append(f"{service} ({state}{' ' + health[0] if health and health[0] else ''}, exit code {code}) said:\n{said}")
+            said = read(
+                "docker", "compose", "--ansi", "never", "logs", "--no-log-prefix", "--tail", str(_LOG_LINES), service
+            )
+            parts.append(
+                f"{service} ({state}{' ' + health[0] if health and health[0] else ''}, exit code {code}) said:\n{said}"
+            )
     told = "\n".join(parts) or "See what Docker said above."
     return f"Not all parts came up. {told}\nMend what it says and run `make up` again; nothing is lost."
 
@@ -165,18 +180,28 @@ def why_not_up() -> str:
 def check_docker() -> None:
     """See that there is a Docker engine and compose, new enough, and that we may use them."""
     if shutil.which("docker") is None:
-        raise DeployError("Docker is not installed. On Ubuntu: sudo apt-get install -y docker.io docker-compose-v2 docker-buildx")
-    engine = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False)
+        raise DeployError(
+            "Docker is not installed. On Ubuntu: sudo apt-get install -y docker.io docker-compose-v2 docker-buildx"
+        )
+    engine = subprocess.run(
+        ["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True, check=False
+    )
     if engine.returncode:
         said = engine.stderr.strip()
-        fix = "sudo usermod -aG docker $USER, then log in again" if "permission denied" in said else "sudo systemctl start docker"
+        fix = (
+            "sudo usermod -aG docker $USER, then log in again"
+            if "permission denied" in said
+            else "sudo systemctl start docker"
+        )
         raise DeployError(f"The Docker engine does not answer: {said}\nTry: {fix}")
     plugin = subprocess.run(["docker", "compose", "version", "--short"], capture_output=True, text=True, check=False)
     if plugin.returncode:
         raise DeployError("Docker has no `compose`. On Ubuntu: sudo apt-get install -y docker-compose-v2 docker-buildx")
     for what, found, oldest in (("engine", engine.stdout, OLDEST_ENGINE), ("compose", plugin.stdout, OLDEST_COMPOSE)):
         if parse_version(found) < oldest:
-            raise DeployError(f"Docker {what} {found.strip()} is too old; {'.'.join(map(str, oldest))} or newer is needed")
+            raise DeployError(
+                f"Docker {what} {found.strip()} is too old; {'.'.join(map(str, oldest))} or newer is needed"
+            )
 
 
 def parse_version(text: str) -> tuple[int, ...]:
@@ -218,6 +243,14 @@ def check_ports(settings: Mapping[str, str]) -> None:
                     f"{name}={settings[name]}: {error.strerror}. Another program listens there; end it, or set {name} in .env "
                     "to a free port"
                 ) from None
+
+
+def check_code() -> None:
+    """See that the containers, which run as a user of their own, can read the code that they mount."""
+    folders = [ROOT / name for name in ("dags", "docker", "fruits", "plugins", "spark_jobs")]
+    closed = [path for folder in folders for path in (folder, *folder.rglob("*")) if not path.stat().st_mode & 0o004]
+    if closed:
+        raise DeployError(f"{closed[0]}: other users can't read it, and the containers are such; chmod -R o+rX {ROOT}")
 
 
 # Settings
@@ -269,7 +302,9 @@ def read_settings(file: Path) -> dict[str, str]:
             continue
         found = re.fullmatch(r"([A-Z][A-Z0-9_]*)=(.*)", line.strip())
         if not found or re.search(r"^['\"]|\s#|\$", found[2]):
-            raise DeployError(f"{file.name}, line {number}: expected NAME=value without quotes, $ or a comment, found {line!r}")
+            raise DeployError(
+                f"{file.name}, line {number}: expected NAME=value without quotes, $ or a comment, found {line!r}"
+            )
         settings[found[1]] = found[2]
     return settings
 
@@ -287,11 +322,16 @@ def check_settings(settings: Mapping[str, str]) -> None:
     if "local" not in profiles and "//queue:" in settings["FRUITS_EVENT_QUEUE"]:
         problems.append("FRUITS_EVENT_QUEUE: queue is that of the profile local; give the one on AWS, or nothing")
     if "postgres" not in profiles and settings["POSTGRES_HOST"] == "postgres":
-        problems.append("POSTGRES_HOST=postgres: that is the server of the profile postgres; add it, or give RDS's address")
+        problems.append(
+            "POSTGRES_HOST=postgres: that is the server of the profile postgres; add it, or give RDS's address"
+        )
     if "postgres" not in profiles and not settings["POSTGRES_PASSWORD"]:
         problems.append("POSTGRES_PASSWORD: expected that of RDS's superuser")
     if problems:
-        raise DeployError("Mend these lines of .env (.env.example says what they are for):\n" + "\n".join(f"  {one}" for one in problems))
+        raise DeployError(
+            "Mend these lines of .env (.env.example says what they are for):\n"
+            + "\n".join(f"  {one}" for one in problems)
+        )
 
 
 # Back-ups
@@ -322,9 +362,13 @@ def restore(folder: Path) -> int:
     for database, dump in dumps.items():
         with dump.open("rb") as file:
             options = ("--clean", "--if-exists", "--single-transaction", "--exit-on-error", "--role", database)
-            done = subprocess.run(postgres("pg_restore", *options, "--dbname", database), stdin=file, check=False, cwd=ROOT)
+            done = subprocess.run(
+                postgres("pg_restore", *options, "--dbname", database), stdin=file, check=False, cwd=ROOT
+            )
         if done.returncode:
-            raise DeployError(f"{dump}: not restored, see above; database {database} is as it was. Airflow is stopped: `make up`")
+            raise DeployError(
+                f"{dump}: not restored, see above; database {database} is as it was. Airflow is stopped: `make up`"
+            )
     print("Restored. `make up` starts Airflow again.")
     return 0
 
@@ -346,7 +390,9 @@ def compose(*arguments: str, check: bool = True) -> int:
     """
     code = subprocess.run(["docker", "compose", *arguments], cwd=ROOT, check=False).returncode
     if code and check:
-        raise DeployError(f"`docker compose {' '.join(arguments[:1])}` returned {code}: see what it said above, then try again")
+        raise DeployError(
+            f"`docker compose {' '.join(arguments[:1])}` returned {code}: see what it said above, then try again"
+        )
     return code
 
 

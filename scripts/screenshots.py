@@ -113,7 +113,7 @@ def log_in(driver: Chrome, ui: UI) -> None:
     driver.get(f"{ui.url}/auth/login")
     wait_until(driver, lambda: driver.find_element(By.NAME, "username"), "the login form").send_keys(ui.user)
     driver.find_element(By.NAME, "password").send_keys(ui.password)
-    driver.find_element(By.CSS_SELECTOR, "button[type=submit]").click()
+    driver.find_element(By.CSS_SELECTOR, "[type=submit]").click()
     wait_until(driver, lambda: "/auth/login" not in driver.current_url, "the page after the login")
 
 

@@ -103,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Set up, and return the exit code."""
     parser = argparse.ArgumentParser(description="Make this machine ready to run Fruits.")
     parser.add_argument("--dev", action="store_true", help="add what tests and lint need")
-    parser.add_argument("--jobs-only", action="store_true", help="the jobs environment alone: what a Spark worker needs")
+    parser.add_argument(
+        "--jobs-only", action="store_true", help="the jobs environment alone: what a Spark worker needs"
+    )
     parser.add_argument("--lock", action="store_true", help="write requirements/*.txt from *.in, then stop")
     parser.add_argument("--upgrade", action="store_true", help="with --lock: to the newest versions that fit together")
     args = parser.parse_args(argv)

@@ -87,7 +87,9 @@ def main(folder: str) -> int:
         return error.exit_code
     print(f"bucket: {done.uploaded} uploaded, {done.removed} removed, {done.unchanged} unchanged")
     if done.skipped:
-        print(f"no photos, left out: {', '.join(done.skipped[:_MOST_SHOWN])}{' ...' if len(done.skipped) > _MOST_SHOWN else ''}")
+        print(
+            f"no photos, left out: {', '.join(done.skipped[:_MOST_SHOWN])}{' ...' if len(done.skipped) > _MOST_SHOWN else ''}"
+        )
     return ExitCode.OK
 
 

@@ -1,0 +1,223 @@
+"""What a run costs at 100,000, a million and a hundred million photos: a model, and the figures that it is fed.
+
+Measures on this machine, on one core each, what grows with the number of photos (listing, planning, GET to feature,
+moments, projection, bytes of a row), and multiplies. What it does not measure is an option with a default: the time of a
+Spark session, and of one LIST page of S3. Needs the jobs environment.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fruits.backbones.stage import load_backbone, stage
+from fruits.embedded.mirror import mirror
+from fruits.embedded.stack import environment_of, running_stack
+from fruits.featurizing import featurize_entries
+from fruits.generator import generate
+from fruits.listing import ListedObject, list_objects
+from fruits.moments import merge, moments_of
+from fruits.pca import fit, transform
+from fruits.planning import Action, Entry, KeyRules, KnownObject, RunRequest, make_plan
+from fruits.settings import Settings
+from fruits.stores import photo_store
+
+WIDTH = 1280
+PAGE = 1_000  # keys of one LIST
+SIZES = (100_000, 1_000_000, 100_000_000)
+NOW = datetime(2026, 11, 25, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one core, and bytes, for one photo unless its name says otherwise."""
+
+    list: float
+    plan: float
+    plan_bytes: float
+    featurize: float
+    moments: float
+    project: float
+    fit_once: float
+    merge_once: float
+    feature_bytes: float
+    embedding_bytes: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print figures and model."""
+    args = parse_args(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    costs = measure(args.photos, args.keys, args.components)
+    print_costs(costs)
+    print_model(costs, args)
+    return 0
+
+
+def measure(photos: int, keys: int, components: int) -> Costs:
+    """All figures."""
+    plan, plan_bytes = planning(keys)
+    rows = np.random.default_rng(0).standard_normal((20_000, WIDTH), dtype=np.float32)
+    moments = moments_of(rows)
+    pca = fit(moments, components)
+    embedded, _ = transform(pca, rows)
+    listing, featurizing = from_bucket(photos)
+    return Costs(
+        list=listing,
+        plan=plan,
+        plan_bytes=plan_bytes,
+        featurize=featurizing,
+        moments=best(lambda: moments_of(rows)) / len(rows),
+        project=best(lambda: transform(pca, rows)) / len(rows),
+        fit_once=best(lambda: fit(moments, components)),
+        merge_once=best(lambda: merge(moments, moments)),
+        feature_bytes=stored_bytes(rows),
+        embedding_bytes=stored_bytes(embedded),
+    )
+
+
+def planning(keys: int) -> tuple[float, float]:
+    """Seconds and bytes of memory for each of so many unchanged photos."""
+    before = resident_bytes()
+    listed = [ListedObject(f"Training/Kiwi/{n:09}.jpg", f"{n:032x}", 5_000, NOW) for n in range(keys)]
+    known = {one.key: KnownObject(one.etag, NOW, "Kiwi", "train") for one in listed}
+    settings = Settings.load(lake="file:///lake", catalog_uri="sqlite:////catalog.db")
+    started = time.perf_counter()
+    plan = make_plan(listed, known, KeyRules.of(settings), RunRequest(prefix=""))
+    spent = time.perf_counter() - started
+    if plan.counts[Action.UNCHANGED] != keys:
+        raise AssertionError("the plan found work where there is none")
+    return spent / keys, (resident_bytes() - before) / keys
+
+
+def from_bucket(photos: int) -> tuple[float, float]:
+    """Seconds of listing and of GET to feature for each photo, against an S3 server on this machine."""
+    with tempfile.TemporaryDirectory() as folder, running_stack(Path(folder)) as stack, environment_of(stack):
+        server = stack.client()
+        for n in range(2 * PAGE):
+            server.put_object(Bucket=stack.environment["FRUITS_BUCKET"], Key=f"listed/{n}.jpg", Body=b"")
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])  # one core for us, the server has the others
+        kinds = 16
+        generate(Path(folder) / "photos", kinds=kinds, per_kind_train=max(1, photos // kinds), per_kind_test=1)
+        settings = Settings.load()
+        listing = best(lambda: list(list_objects(settings, "listed/"))) / (2 * PAGE)
+        mirror(Path(folder) / "photos", settings.model_copy(update={"prefix": "photos/"}), lambda done, total: None)
+        listed = list(list_objects(settings, "photos/"))
+        backbone = load_backbone(settings, stage(settings).model_id)
+        entries = [Entry(one.key, one.etag, one.size, one.last_modified, Action.CREATE, "x", "train") for one in listed]
+        store = photo_store(settings)
+        featurizing = best(lambda: list(featurize_entries(entries, store, backbone, settings)), times=2)
+        return listing, featurizing / len(listed)
+
+
+def stored_bytes(vectors: np.ndarray[Any, Any]) -> float:
+    """Bytes of a row's vector in Parquet, as the tables store it."""
+    with tempfile.TemporaryDirectory() as folder:
+        column = pa.array(list(vectors), pa.list_(pa.float32()))
+        pq.write_table(pa.table({"vector": column}), Path(folder) / "rows.parquet", compression="zstd")
+        return (Path(folder) / "rows.parquet").stat().st_size / len(vectors)
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def best(work: Callable[[], object], times: int = 3) -> float:
+    """The least seconds that ``work`` takes."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return min(once() for _ in range(times))
+
+
+def print_costs(costs: Costs) -> None:
+    """What was measured."""
+    print("measured, on one core")
+    print(f"  list        {1e3 * costs.list * PAGE:8.1f} ms of 1,000 keys, S3 server on this machine")
+    print(
+        f"  plan        {1e6 * costs.plan:8.1f} µs and {costs.plan_bytes:,.0f} bytes of memory for a photo that is known"
+    )
+    print(f"  featurize   {1 / costs.featurize:8.0f} photos/s, GET to feature")
+    print(f"  moments     {1 / costs.moments:8,.0f} rows/s")
+    print(f"  project     {1 / costs.project:8,.0f} rows/s")
+    print(
+        f"  fit         {costs.fit_once:8.2f} s, merging moments {1e3 * costs.merge_once:.0f} ms, whatever the number of photos"
+    )
+    print(f"  stored      {costs.feature_bytes:8,.0f} bytes of a feature, {costs.embedding_bytes:,.0f} of an embedding")
+
+
+def print_model(costs: Costs, args: argparse.Namespace) -> None:
+    """The model: seconds of wall time, for so many cores of executors."""
+    print(
+        f"\nmodel: {args.cores} executor cores, {args.session:g} s a Spark session, {1e3 * args.page:g} ms a LIST page of S3"
+    )
+    header = (
+        "photos",
+        "list",
+        "plan",
+        "memory",
+        "first run",
+        f"+{args.increment:,}",
+        "refit",
+        "features",
+        "embeddings",
+    )
+    print("".join(f"{name:>13}" for name in header))
+    for n in SIZES:
+        listing = n / PAGE * (args.page + costs.list * PAGE)
+        planning_seconds = n * costs.plan
+        fixed = 3 * args.session + costs.fit_once
+        first = fixed + listing + planning_seconds + n * (costs.featurize + costs.moments + costs.project) / args.cores
+        increment = 3 * args.session + listing + planning_seconds
+        increment += args.increment * (costs.featurize + costs.moments + costs.project) / args.cores
+        refit = costs.fit_once + n * costs.project / args.cores
+        cells = (
+            f"{n:,}", duration(listing), duration(planning_seconds), size(n * costs.plan_bytes), duration(first),
+            duration(increment), duration(refit), size(n * costs.feature_bytes), size(n * costs.embedding_bytes),
+        )  # fmt: skip
+        print("".join(f"{cell:>13}" for cell in cells))
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes, hours or days: whichever reads best."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def size(count: float) -> str:
+    """Bytes as GB or MB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=512, help="photos to featurize (%(default)s)")
+    parser.add_argument("--keys", type=int, default=500_000, help="keys to plan with (%(default)s)")
+    parser.add_argument("--components", type=int, default=128, help="of the PCA (%(default)s)")
+    parser.add_argument("--increment", type=int, default=1_000, help="photos of an increment (%(default)s)")
+    parser.add_argument("--cores", type=int, default=8, help="cores of all executors (%(default)s)")
+    parser.add_argument("--session", type=float, default=8.0, help="seconds to start a Spark session (%(default)s)")
+    parser.add_argument("--page", type=float, default=0.15, help="seconds of S3 for one LIST page (%(default)s)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

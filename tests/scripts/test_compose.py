@@ -1,0 +1,357 @@
+"""`make up` stops early, in plain words, at whatever is not as it should be; docker-compose.yaml keeps its promises.
+
+What the containers do is tested by `make test-compose`, which needs Docker.
+"""
+
+import importlib.util
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from fruits.settings import Settings
+
+pytestmark = pytest.mark.airflow
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fruits_compose", REPOSITORY / "scripts" / "compose.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+compose: Any = load()
+
+ANSWERS = {
+    "version": "28.2.2",
+    "compose version": "2.26.1",
+    "info": "16000000000 /nowhere",
+    "image": "",
+    "compose ps": "",
+}
+
+
+@pytest.fixture(autouse=True)
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A checkout of its own, with the real .env.example, whose ports are free ones."""
+    text = (REPOSITORY / ".env.example").read_text()
+    for name in compose._PORTS:
+        text = compose.with_values(text, {name: str(free_port())})
+    (tmp_path / ".env.example").write_text(text)
+    for name in ("dags", "docker", "fruits", "plugins", "spark_jobs"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(compose, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def docker(tmp_path, monkeypatch):
+    """A stand-in for Docker that answers as told and notes what it was asked to do."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def make(script: str = "", **answers: str) -> Path:
+        cases = {**ANSWERS, **{name.replace("_", " "): answer for name, answer in answers.items()}}
+        lines = "\n".join(f'"{question} "*|"{question}") echo "{answer}";;' for question, answer in cases.items())
+        asked = tmp_path / "asked"
+        (folder / "docker").write_text(f'#!/bin/sh\necho "$*" >> {asked}\n{script}\ncase "$*" in\n{lines}\nesac\n')
+        (folder / "docker").chmod(0o755)
+        return asked
+
+    return make
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def up(capsys) -> tuple[int, str]:
+    code = compose.main(["up"])
+    return code, capsys.readouterr().err
+
+
+def settings_with(checkout: Path, **values: str) -> None:
+    (checkout / ".env").write_text(compose.with_values((checkout / ".env.example").read_text(), values))
+
+
+# The way it should go
+
+
+def test_a_first_start_makes_secrets_that_only_the_owner_reads_and_says_how_to_log_in(checkout, docker, capsys):
+    asked = docker()
+    assert compose.main(["up"]) == 0
+    said = capsys.readouterr().out
+    file = checkout / ".env"
+    settings = compose.read_settings(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    values = [settings[name] for name in compose.SECRETS]
+    assert all(len(value) >= 40 for value in values)
+    assert len(set(values)) == len(values)
+    assert f"http://127.0.0.1:{settings['AIRFLOW_PORT']}" in said
+    assert "make password" in said
+    assert not any(value in said for value in values)
+    did = asked.read_text()
+    assert did.index("compose build") < did.index("compose up --detach --wait")
+
+
+def test_a_second_start_changes_no_secret(checkout, docker):
+    docker()
+    assert compose.main(["up"]) == 0
+    first = (checkout / ".env").read_text()
+    assert compose.main(["up"]) == 0
+    assert (checkout / ".env").read_text() == first
+
+
+def test_secrets_that_are_missing_are_added_and_the_rest_stays(checkout, docker):
+    docker()
+    settings_with(checkout, FRUITS_BUCKET="mine")
+    text = (checkout / ".env").read_text().replace("SPARK_SECRET=\n", "")
+    (checkout / ".env").write_text(text + "FRUITS_BACKBONE=MobileNetV2\n")
+    assert compose.main(["up"]) == 0
+    settings = compose.read_settings(checkout / ".env")
+    assert len(settings["SPARK_SECRET"]) == 48
+    assert (settings["FRUITS_BUCKET"], settings["FRUITS_BACKBONE"]) == ("mine", "MobileNetV2")
+
+
+def test_on_aws_no_key_is_made(checkout, docker):
+    docker()
+    settings_with(checkout, COMPOSE_PROFILES="postgres", FRUITS_S3_ENDPOINT="", FRUITS_EVENT_QUEUE="")
+    assert compose.main(["up"]) == 0
+    settings = compose.read_settings(checkout / ".env")
+    assert {name for name in settings if name.startswith("LOCAL_") and settings[name]} == set()
+
+
+def test_the_password_is_told_to_who_may_read_the_file(checkout, docker, capsys):
+    docker()
+    compose.main(["up"])
+    capsys.readouterr()
+    assert compose.main(["password"]) == 0
+    assert capsys.readouterr().out.strip() == compose.read_settings(checkout / ".env")["AIRFLOW_ADMIN_PASSWORD"]
+
+
+# Bad input: each stops before anything is started
+
+
+@pytest.mark.parametrize(
+    ("script", "answers", "expected"),
+    [
+        ("exit 1", {}, "The Docker engine does not answer"),
+        ('[ "$1" = version ] && { echo "permission denied" >&2; exit 1; }', {}, "usermod -aG docker"),
+        ('[ "$1" = compose ] && exit 1', {}, "Docker has no `compose`"),
+        ("", {"version": "24.0.7"}, "Docker engine 24.0.7 is too old; 25.0 or newer"),
+        ("", {"compose_version": "v2.10.0"}, "Docker compose v2.10.0 is too old; 2.24 or newer"),
+        ("", {"info": "4000000000 /nowhere"}, "Docker has 4.0 GB of memory; 7.5 GB or more are needed"),
+    ],
+    ids=["engine", "permission", "compose", "old engine", "old compose", "memory"],
+)
+def test_a_machine_that_is_not_up_to_it_is_told_why(docker, capsys, script, answers, expected):
+    asked = docker(script, **answers)
+    code, said = up(capsys)
+    assert code == 2
+    assert expected in said
+    assert "compose build" not in asked.read_text()
+
+
+def test_no_docker_at_all_is_told_with_what_to_install(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, said = up(capsys)
+    assert code == 2
+    assert "Docker is not installed" in said
+    assert "apt-get install" in said
+
+
+def test_a_full_disk_is_told(docker, tmp_path, capsys, monkeypatch):
+    docker(info=f"16000000000 {tmp_path}")
+    monkeypatch.setattr(compose, "LEAST_DISK", 10**18)
+    code, said = up(capsys)
+    assert code == 2
+    assert f"GB are free at {tmp_path}; 1000000000 GB or more are needed" in said
+
+
+def test_a_port_that_is_taken_is_told_with_its_variable(checkout, docker, capsys):
+    asked = docker()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings_with(checkout, AIRFLOW_PORT=str(port))
+        code, said = up(capsys)
+    assert code == 2
+    assert f"AIRFLOW_PORT={port}: Address already in use" in said
+    assert "set AIRFLOW_PORT in .env to a free port" in said
+    assert "compose build" not in asked.read_text()
+
+
+def test_a_port_that_is_our_own_is_no_obstacle(checkout, docker):
+    docker(compose_ps="api-server")
+    with socket.socket() as ours:
+        ours.bind(("127.0.0.1", 0))
+        ours.listen()
+        settings_with(checkout, AIRFLOW_PORT=str(ours.getsockname()[1]))
+        assert compose.main(["up"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"FRUITS_BUCKET": "My Bucket"}, "FRUITS_BUCKET=My Bucket: expected a bucket's name"),
+        ({"FRUITS_BUCKET": ""}, "FRUITS_BUCKET=: expected a bucket's name"),
+        ({"FRUITS_LAKE": "/tmp/lake"}, "FRUITS_LAKE=/tmp/lake: expected s3://bucket/prefix"),
+        ({"FRUITS_EVENT_QUEUE": "fruits-events"}, "FRUITS_EVENT_QUEUE=fruits-events: expected a queue's URL"),
+        ({"SPARK_WORKER_MEMORY": "2 GB"}, "SPARK_WORKER_MEMORY=2 GB: expected a size such as 2g"),
+        ({"SPARK_WORKER_CORES": "many"}, "SPARK_WORKER_CORES=many: expected a count"),
+        ({"SPARK_MASTER": "cluster"}, "SPARK_MASTER=cluster: expected spark://host:7077"),
+        ({"COMPOSE_PROFILES": "locale"}, "COMPOSE_PROFILES=locale: expected local and postgres"),
+        ({"AIRFLOW_FERNET_KEY": "short"}, "AIRFLOW_FERNET_KEY=***: expected 32 bytes"),
+        ({"AIRFLOW_ADMIN_PASSWORD": "admin"}, "AIRFLOW_ADMIN_PASSWORD=***: expected 16 or more"),
+        ({"POSTGRES_PASSWORD": "p@ss'word"}, "POSTGRES_PASSWORD=***: expected 8 or more"),
+        ({"COMPOSE_PROFILES": "postgres"}, "FRUITS_S3_ENDPOINT: s3 is the server of the profile local"),
+        ({"COMPOSE_PROFILES": "postgres"}, "FRUITS_EVENT_QUEUE: queue is that of the profile local"),
+        ({"COMPOSE_PROFILES": "local"}, "POSTGRES_HOST=postgres: that is the server of the profile postgres"),
+        ({"COMPOSE_PROFILES": "local", "POSTGRES_HOST": "rds"}, "POSTGRES_PASSWORD: expected that of RDS's superuser"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_named_with_what_was_expected(checkout, docker, capsys, values, expected):
+    asked = docker()
+    settings_with(checkout, **values)
+    code, said = up(capsys)
+    assert code == 2
+    assert expected in said
+    assert "compose build" not in asked.read_text()
+
+
+@pytest.mark.parametrize("line", ["FRUITS_BUCKET fruits", 'FRUITS_BUCKET="fruits"', "A=$HOME", "B=1 # one", "b=1"])
+def test_a_line_that_is_no_variable_is_named_by_its_number(checkout, docker, capsys, line):
+    docker()
+    (checkout / ".env").write_text(f"# a comment\n\n{line}\n")
+    code, said = up(capsys)
+    assert code == 2
+    assert ".env, line 3: expected NAME=value" in said
+
+
+def test_code_that_the_containers_can_not_read_is_told(checkout, docker, capsys):
+    docker()
+    (checkout / "fruits" / "chain.py").touch(mode=0o600)
+    code, said = up(capsys)
+    assert code == 2
+    assert f"chain.py: other users can't read it, and the containers are such; chmod -R o+rX {checkout}" in said
+
+
+def test_a_folder_of_photos_that_is_not_there_is_told_first(capsys):
+    assert compose.main(["up", "--images", "/no/such/folder"]) == 2
+    assert "IMAGES=/no/such/folder: no such folder" in capsys.readouterr().err
+
+
+def test_when_a_part_does_not_come_up_its_last_words_are_told(docker, capsys):
+    script = 'case "$*" in *"up --detach"*) exit 1;; *logs*) echo "init: bucket gone"; exit;; esac'
+    docker(script, compose_ps="init exited 2 ")
+    code, said = up(capsys)
+    assert code == 2
+    assert "init (exited, exit code 2) said:\ninit: bucket gone" in said
+    assert "run `make up` again" in said
+
+
+def test_a_dump_that_fails_leaves_no_file_that_looks_like_one(checkout, docker, capsys):
+    docker('[ "$2" = exec ] && exit 1')
+    settings_with(checkout)
+    assert compose.main(["backup", str(checkout / "dump")]) == 2
+    assert "database airflow could not be dumped" in capsys.readouterr().err
+    assert list((checkout / "dump").glob("*.dump")) == []
+
+
+def test_what_is_no_back_up_is_not_restored(checkout, docker, capsys):
+    asked = docker()
+    assert compose.main(["restore", str(checkout)]) == 2
+    assert "airflow.dump: no such file" in capsys.readouterr().err
+    assert not asked.exists()
+
+
+# docker-compose.yaml
+
+
+@pytest.fixture(scope="module")
+def file() -> dict[str, Any]:
+    return dict(yaml.safe_load((REPOSITORY / "docker-compose.yaml").read_text()))
+
+
+def running(file: dict[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in file["services"].items() if one["restart"] != "no"}
+
+
+def test_every_service_that_runs_is_watched_restarted_bounded_and_has_its_log_rotated(file):
+    assert len(running(file)) == 10
+    for name, service in running(file).items():
+        assert service["restart"] == "unless-stopped", name
+        assert service["healthcheck"]["test"], name
+        assert service["mem_limit"], name
+        assert service["logging"]["options"]["max-size"], name
+
+
+def test_nothing_listens_but_on_this_host_and_nothing_gains_rights(file):
+    for name, service in file["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("privileged"), name
+
+
+def test_code_is_mounted_read_only_and_data_is_in_named_volumes(file):
+    for name, service in file["services"].items():
+        for volume in service.get("volumes", ()):
+            source, *_, mode = volume.split(":")
+            if source.startswith("."):
+                assert mode == "ro", f"{name}: {volume}"
+            else:
+                assert source in file["volumes"], f"{name}: {volume}"
+
+
+def test_no_image_is_taken_as_it_comes(file):
+    images = {service["image"] for service in file["services"].values()}
+    foreign = {image for image in images if not image.startswith("${COMPOSE_PROJECT_NAME}-")}
+    assert foreign == {"postgres:17-bookworm"}
+    dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text()
+    bases = set(re.findall(r"^(?:FROM|ARG PYTHON_IMAGE=) ?(\S+)", dockerfile, re.MULTILINE))
+    assert bases == {"python:3.11-slim-bookworm", "${PYTHON_IMAGE}", "jobs"}
+    assert set(re.findall(r"^USER (\w+)", dockerfile, re.MULTILINE)) == {"fruits"}
+
+
+def test_every_setting_reaches_airflow(file):
+    environment = file["services"]["scheduler"]["environment"]
+    assert {f"FRUITS_{name.upper()}" for name in Settings.model_fields} <= environment.keys()
+
+
+def test_secrets_reach_those_only_who_need_them(file):
+    def services_with(text: str) -> set[str]:
+        return {name for name, one in file["services"].items() if text in str(one.get("environment", ""))}
+
+    airflow = {"init", "api-server", "scheduler", "dag-processor", "triggerer", "fruits"}
+    assert services_with("${POSTGRES_PASSWORD") == {"postgres", "init"}
+    assert services_with("${AIRFLOW_ADMIN_PASSWORD") == {"init"}
+    for shared in ("${AIRFLOW_FERNET_KEY", "${AIRFLOW_JWT_SECRET", "${AIRFLOW_SECRET_KEY"):
+        assert services_with(shared) == airflow
+    assert services_with("${LOCAL_S3_SECRET_KEY") == airflow | {"spark-worker", "s3"}
+
+
+def test_every_variable_is_explained_in_the_example(file):
+    text = (REPOSITORY / ".env.example").read_text()
+    known = compose.read_settings(REPOSITORY / ".env.example").keys()
+    raw = (REPOSITORY / "docker-compose.yaml").read_text()
+    used = set(re.findall(r"\$\{([A-Z][A-Z0-9_]*)", raw)) - {"COMPOSE_PROJECT_NAME", "FRUITS_CATALOG_URI"}
+    assert used <= known
+    assert set(compose.FORMATS) <= known
+    assert all(compose.read_settings(REPOSITORY / ".env.example")[name] == "" for name in compose.SECRETS)
+    assert os.linesep * 3 not in text
