@@ -304,7 +304,9 @@ class TestSparkConfiguration:
 class TestWrongCatalog:
     @pytest.mark.parametrize("uri", ["mysql://ann:secret@host/lake", "catalog.db", "s3://bucket/catalog"])
     def test_another_kind_of_database_is_named_with_what_was_expected(self, lake_settings, uri):
-        with pytest.raises(FruitsError, match=r"FRUITS_CATALOG_URI expected sqlite:.* or postgresql://") as raised:
+        with pytest.raises(
+            FruitsError, match=r"FRUITS_CATALOG_URI expected sqlite:.*, postgresql://.*, glue://"
+        ) as raised:
             Lake.open(lake_settings(catalog_uri=uri))
         assert "secret" not in str(raised.value)
 
