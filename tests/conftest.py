@@ -96,3 +96,22 @@ def staged_models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Pat
     lake = tmp_path_factory.mktemp("staged")
     stage(Settings.load(lake=f"file://{lake}", catalog_uri=f"sqlite:///{lake}/catalog.db", s3_endpoint=stack.endpoint))
     return lake / "models"
+
+
+@pytest.fixture
+def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of moto's stand-in for AWS, which boto3 and Spark take for Glue. Only the airflow environment has it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_GLUE", f"http://{host}:{port}")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def glue_settings(make_settings: Callable[..., Settings], moto: str) -> Settings:
+    """Settings of a lake in S3 with its tables in Glue: moto keeps those for the process, hence the database's name."""
+    return make_settings("s3", catalog_uri="glue://", namespace=f"fruits_{uuid.uuid4().hex[:8]}")

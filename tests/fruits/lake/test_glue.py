@@ -8,8 +8,7 @@ import json
 import os
 import subprocess
 import threading
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,22 +54,9 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def glue(updates: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of a Glue of the test's own, where boto3 finds it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_GLUE", f"http://{host}:{port}")
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def settings(make_settings: Callable[..., Settings], glue: str) -> Settings:
-    """Settings of a lake in S3 with its tables in Glue; moto keeps them for the process, hence the database's name."""
-    return make_settings("s3", catalog_uri="glue://", namespace=f"fruits_{uuid.uuid4().hex[:8]}")
+def settings(updates: list[dict[str, Any]], glue_settings: Settings) -> Settings:
+    """Settings of a lake whose Glue compares versions."""
+    return glue_settings
 
 
 def feature(key: str) -> pa.Table:
@@ -294,9 +280,7 @@ print("ROWS", spark.table(f"{table}.branch_run_a").count())
 
 
 @pytest.mark.slow
-def test_spark_and_pyiceberg_work_on_the_same_tables(
-    settings: Settings, glue: str, updates: list[dict[str, Any]]
-) -> None:
+def test_spark_and_pyiceberg_work_on_the_same_tables(settings: Settings, updates: list[dict[str, Any]]) -> None:
     lake = Lake.open(settings)
     base = current_base(lake).to_document()
     commit_rows(lake, "features", lambda transaction: transaction.append(feature("a.jpg")))
