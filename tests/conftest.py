@@ -1,6 +1,7 @@
 """What tests share: a real S3 server, fresh buckets and lakes on it, and the real photos where they are."""
 
 import importlib.util
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -109,6 +110,38 @@ def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_ENDPOINT_URL_GLUE", f"http://{host}:{port}")
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture
+def operations(moto: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What moto was asked for, as IAM calls it: `glue:GetTable`."""
+    from moto.core.responses import BaseResponse
+
+    asked: set[str] = set()
+    call = BaseResponse.call_action
+
+    def recorded(self: BaseResponse) -> object:
+        asked.add(f"{self.service_name}:{self._get_action()}")
+        return call(self)
+
+    monkeypatch.setattr(BaseResponse, "call_action", recorded)
+    return asked
+
+
+@pytest.fixture(scope="session")
+def allowed() -> Callable[[str], set[str]]:
+    """The actions that a policy of infra/emr-serverless.json allows."""
+    policies = json.loads((Path(__file__).parents[1] / "infra" / "emr-serverless.json").read_text())
+
+    def allowed(policy: str) -> set[str]:
+        statements = [one for one in policies[policy]["Statement"] if one["Effect"] == "Allow"]
+        return {
+            action
+            for one in statements
+            for action in ([one["Action"]] if isinstance(one["Action"], str) else one["Action"])
+        }
+
+    return allowed
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[2]
 ACCOUNT = "123456789012"  # moto's
+KEY_PATTERN = r"""(?P<label>[^/]+) 'and' "more" $HOME/(?P<file>[^/]+)"""  # nothing that a shell would leave alone
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def service(lake: Settings, moto: str, monkeypatch: pytest.MonkeyPatch) -> Servi
         "EMR_ROLE": f"arn:aws:iam::{ACCOUNT}:role/fruits-jobs",
         "EMR_CODE": "s3://code/fruits",
         "EMR_LOGS": "s3://logs/fruits",
-        "KEY_PATTERN": r"(?P<label>[^/]+) \'and\' \"more\"/(?P<file>[^/]+)",
+        "KEY_PATTERN": KEY_PATTERN,
         "SPARK_DRIVER_MEMORY": "4g",
         "ALERT_EMAIL": "somebody@fruits.example",
         "EVENT_QUEUE": "",
@@ -176,7 +177,7 @@ class TestStart:
             "FRUITS_CATALOG_URI": "glue://",
             "FRUITS_NAMESPACE": lake.namespace,
             "FRUITS_S3_ENDPOINT": lake.s3_endpoint,
-            "FRUITS_KEY_PATTERN": "(?P<label>[^/]+) 'and' \"more\"/(?P<file>[^/]+)",
+            "FRUITS_KEY_PATTERN": KEY_PATTERN,
         }, "the job's settings, and nothing of Airflow's"
         assert stack.secret_key not in json.dumps([job.job_driver, overrides])
 
@@ -284,6 +285,25 @@ class TestEnd:
         deferred = deferral(emr_job(plugin))
         asyncio.run(made_again(deferred.trigger).on_kill())
         assert [job.state for job in service.jobs] == ["CANCELLED"]
+
+    def test_it_takes_no_more_than_the_policy_allows(
+        self, plugin: Any, service: Service, operations: set[str], allowed: Callable[[str], set[str]]
+    ) -> None:
+        service.jobs_are("RUNNING")
+        service.backend.applications[service.application].state = "STOPPED"
+        starting = deferral(emr_job(plugin))
+        assert starting.method_name == "execute"
+        service.backend.applications[service.application].state = "STARTED"
+        for try_number in (1, 2):
+            deferral(emr_job(plugin), try_number)
+        with pytest.raises(Exception, match="RUNNING"):
+            emr_job(plugin).resume_execution(
+                "execute_complete",
+                {"event": {"status": "failure", "message": ""}, "job_id": service.jobs[-1].id},
+                context(),
+            )
+        emr = {one for one in allowed("Airflow") if one.startswith("emr-serverless:")} - {"emr-serverless:TagResource"}
+        assert {one for one in operations if one.startswith("emr-serverless:")} == emr
 
     def test_a_job_that_was_lost_sight_of_is_cancelled_and_tried_again(self, plugin: Any, service: Service) -> None:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException

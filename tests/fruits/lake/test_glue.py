@@ -104,6 +104,18 @@ class TestLake:
         assert {one["SkipArchive"] for one in updates} == {True}, "else Glue would keep a version of each commit"
         assert all(one["VersionId"] for one in updates), "it is what Glue compares"
 
+    def test_it_takes_no_more_than_the_policies_allow(
+        self, settings: Settings, operations: set[str], allowed: Callable[[str], set[str]]
+    ) -> None:
+        lake = Lake.open(settings)
+        lake.check_bucket()
+        assert operations <= allowed("Airflow")
+        operations.clear()
+        lake = Lake.open(settings)  # as a job does: everything is there
+        write(lake, "a", current_base(lake).to_document())
+        assert operations <= allowed("Jobs")
+        assert {one for one in allowed("Jobs") if one.startswith("glue:")} == operations
+
     def test_many_that_open_a_new_one_at_once_find_the_same_tables(self, settings: Settings) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
@@ -280,12 +292,15 @@ print("ROWS", spark.table(f"{table}.branch_run_a").count())
 
 
 @pytest.mark.slow
-def test_spark_and_pyiceberg_work_on_the_same_tables(settings: Settings, updates: list[dict[str, Any]]) -> None:
+def test_spark_and_pyiceberg_work_on_the_same_tables(
+    settings: Settings, updates: list[dict[str, Any]], operations: set[str], allowed: Callable[[str], set[str]]
+) -> None:
     lake = Lake.open(settings)
     base = current_base(lake).to_document()
     commit_rows(lake, "features", lambda transaction: transaction.append(feature("a.jpg")))
     write(lake, "a", base)
     before = len(updates)
+    operations.clear()
     names = {
         "LAKE": settings.lake,
         "CATALOG_URI": "glue://",
@@ -302,6 +317,8 @@ def test_spark_and_pyiceberg_work_on_the_same_tables(settings: Settings, updates
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert "ROWS 2" in done.stdout, done.stderr[-3000:]
+    assert "glue:UpdateTable" in operations
+    assert operations <= allowed("Jobs")
     assert lake.read("features", lake.head("features", "run_a"))["key"].to_pylist() == ["a.jpg", "a.jpg"]
     by_spark = updates[before:]
     assert by_spark, "Spark has told Glue, too"
