@@ -41,7 +41,6 @@ Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by stage
 """
 
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
@@ -50,16 +49,15 @@ from fruits_events import photos_asset
 from fruits_operators import (
     TASK_DEFAULTS,
     PhotosPresentSensor,
-    SparkJobOperator,
     TurnSensor,
     UploadsSettledSensor,
     mendable_errors,
+    spark_job,
 )
 from fruits_timetables import SweepTimetable
 
 from fruits.settings import DagSettings
 
-SPARK_JOBS = Path(__file__).parents[1] / "spark_jobs"
 EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
 
 PARAMS = {
@@ -237,9 +235,6 @@ with DAG(
     )
     wait_for_turn = TurnSensor(task_id="wait_for_turn")
     planned = plan(prepared)
-    featurize, pca, validate = (
-        SparkJobOperator(task_id=job, job=job, application=str(SPARK_JOBS / f"{job}.py"), run=str(planned))
-        for job in ("featurize", "pca", "validate")
-    )
+    featurize, pca, validate = (spark_job(job, str(planned)) for job in ("featurize", "pca", "validate"))
     prepared >> wait_for_images >> uploads_settled >> wait_for_turn >> planned
     planned >> featurize >> pca >> validate >> publish(planned)

@@ -34,11 +34,10 @@ starts with `maintenance_`.
 """
 
 from datetime import datetime
-from pathlib import Path
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
 from fruits_alerts import alerts
-from fruits_operators import TASK_DEFAULTS, SparkJobOperator, TurnSensor, mendable_errors
+from fruits_operators import TASK_DEFAULTS, TurnSensor, mendable_errors, spark_job
 
 RUN_PREFIX = "maintenance__"  # both DAGs may have a run of the same id
 
@@ -112,10 +111,5 @@ with DAG(
     default_args=TASK_DEFAULTS,
 ) as dag:
     planned = plan()
-    maintain = SparkJobOperator(
-        task_id="maintain",
-        job="maintain",
-        application=str(Path(__file__).parents[1] / "spark_jobs" / "maintain.py"),
-        run=str(planned),
-    )
+    maintain = spark_job("maintain", str(planned))
     TurnSensor(task_id="wait_for_turn", run_prefix=RUN_PREFIX) >> planned >> maintain

@@ -303,13 +303,16 @@ def clock(settings: Settings) -> Found:
 
 
 def catalog(settings: Settings) -> Found:
-    """Whether the catalog's database answers and may be written."""
+    """Whether the catalog answers and, where a look can tell, may be written."""
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
     from fruits.lake.existing import existing_lake
 
-    engine: Any = vars(existing_lake(settings).catalog)["engine"]
+    opened = existing_lake(settings).catalog
+    if settings.catalog_kind == "glue":
+        return Found(f"Glue database {settings.namespace!r} can be read; only a run shows whether it may be written")
+    engine: Any = vars(opened)["engine"]
     shown = f"{settings.catalog_uri.get_secret_value().rpartition('@')[2]}, {settings.catalog_name!r}"
     try:
         with engine.connect() as connection:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fruits.errors import FruitsError
@@ -30,6 +30,32 @@ class DagSettings(BaseSettings):
     )
     spark_driver_memory: str = Field(
         default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver."
+    )
+    engine: Literal["spark-submit", "emr-serverless"] = Field(
+        default="spark-submit",
+        description="What runs the Spark jobs: `spark-submit`, on this machine or on the cluster of the connection "
+        "`spark_default`, or `emr-serverless` (docs/emr-serverless.md).",
+    )
+    emr_application: str | None = Field(
+        default=None, pattern=r"^[0-9a-z]{1,64}$", description="EMR Serverless: id of the application."
+    )
+    emr_role: str | None = Field(
+        default=None,
+        pattern=r"^arn:aws[a-zA-Z0-9-]*:iam::\d{12}:role/.+$",
+        description="EMR Serverless: ARN of the role that the jobs work as.",
+    )
+    emr_code: str | None = Field(
+        default=None,
+        description="EMR Serverless: `s3://bucket/prefix` that holds `spark_jobs/` and `jobs-env.tar.gz`.",
+    )
+    emr_jars: str = Field(
+        default="/usr/share/aws/iceberg/lib/iceberg-spark3-runtime.jar",
+        description="EMR Serverless: Iceberg's jars for the Spark of the application's release, separated by commas; "
+        "the default is where a release keeps its own.",
+    )
+    emr_logs: str | None = Field(
+        default=None,
+        description="EMR Serverless: `s3://bucket/prefix` for the jobs' logs. Unset: the service keeps them.",
     )
     event_queue: str | None = Field(
         default=None,  # one that is wrong must not stop the hourly sweep: whoever watches it says so
@@ -65,6 +91,23 @@ class DagSettings(BaseSettings):
             message = f"Settings are not usable; mend these environment variables (docs/configuration.md):\n{problems}"
             raise FruitsError(message) from None
 
+    @field_validator("emr_code", "emr_logs")
+    @classmethod
+    def _is_a_prefix_in_s3(cls, uri: str | None) -> str | None:
+        if uri is not None and not re.match("s3://[^/]", uri):
+            raise ValueError("expected s3://bucket/prefix")
+        return uri.rstrip("/") if uri else None
+
+    @model_validator(mode="after")
+    def _emr_serverless_is_described(self) -> Self:
+        needed = ("emr_application", "emr_role", "emr_code")
+        unset = [f"FRUITS_{name.upper()}" for name in needed if getattr(self, name) is None]
+        if self.engine == "emr-serverless" and unset:
+            raise ValueError(
+                f"{', '.join(unset)}: not set, and FRUITS_ENGINE=emr-serverless needs it; see docs/emr-serverless.md"
+            )
+        return self
+
     @field_validator("labels", "alert_email", mode="before", check_fields=False)
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
@@ -93,21 +136,25 @@ class Settings(DagSettings):
     )
 
     s3_endpoint: str | None = Field(default=None, description="URL of the S3 server; unset means AWS.")
-    s3_region: str = Field(default="us-east-1", description="Region of the S3 server.")
+    s3_region: str = Field(default="us-east-1", description="Region of the S3 server, of Glue and of EMR Serverless.")
 
     lake: str = Field(
         description="Where tables, backbones, manifests and run documents live: `file:///folder` or `s3://bucket/prefix`."
     )
     catalog_uri: SecretStr = Field(
-        description="Database of the Iceberg catalog: `sqlite:////folder/catalog.db` or "
-        "`postgresql://user:password@host:5432/database`."
+        description="The Iceberg catalog: `sqlite:////folder/catalog.db`, "
+        "`postgresql://user:password@host:5432/database`, or AWS Glue: `glue://`, `glue://123456789012` for that of "
+        "another account."
     )
     catalog_name: str = Field(
         default="fruits",
-        description="Name of the catalog. It is part of every table's identity: another name shows an empty catalog.",
+        description="Name of the catalog. It is part of every table's identity (not in Glue): another name shows an "
+        "empty catalog.",
     )
     namespace: str = Field(
-        default="fruits", pattern=r"^[a-z][a-z0-9_]*$", description="Iceberg namespace of the tables."
+        default="fruits",
+        pattern=r"^[a-z][a-z0-9_]*$",
+        description="Iceberg namespace of the tables; in Glue, the database.",
     )
 
     backbone: str = Field(
@@ -197,13 +244,45 @@ class Settings(DagSettings):
 
     @field_validator("catalog_uri")
     @classmethod
-    def _catalog_is_a_database(cls, uri: SecretStr) -> SecretStr:
+    def _catalog_is_one_we_know(cls, uri: SecretStr) -> SecretStr:
         parts = urlsplit(uri.get_secret_value())
         file = parts.scheme == "sqlite" and not parts.netloc and parts.path.startswith("//")
         server = parts.scheme == "postgresql" and parts.hostname and len(parts.path) > 1
-        if not (file or server):
-            raise ValueError("expected sqlite:////absolute/path.db or postgresql://user:password@host:5432/database")
+        glue = parts.scheme == "glue" and re.fullmatch(r"glue://(\d{12})?", uri.get_secret_value())
+        if not (file or server or glue):
+            raise ValueError(
+                "expected sqlite:////absolute/path.db, postgresql://user:password@host:5432/database, glue:// or "
+                "glue://<account of 12 digits>"
+            )
         return uri
+
+    @model_validator(mode="after")
+    def _emr_serverless_reaches_the_lake(self) -> Self:
+        if self.engine != "emr-serverless":
+            return self
+        problems = []
+        if self.lake_kind != "s3":
+            problems.append(
+                "FRUITS_LAKE: expected s3://bucket/prefix: EMR Serverless can't reach a folder of this machine"
+            )
+        if self.catalog_kind != "glue":
+            problems.append(
+                "FRUITS_CATALOG_URI: expected glue://: EMR Serverless can't reach a SQLite file, and a password of "
+                "PostgreSQL would be readable for whoever may look at its jobs"
+            )
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    @property
+    def catalog_kind(self) -> Literal["sqlite", "postgresql", "glue"]:
+        """What keeps the catalog."""
+        return urlsplit(self.catalog_uri.get_secret_value()).scheme  # type: ignore[return-value]
+
+    @property
+    def glue_account(self) -> str | None:
+        """The account whose Glue keeps the catalog, where it is another's."""
+        return urlsplit(self.catalog_uri.get_secret_value()).netloc or None if self.catalog_kind == "glue" else None
 
     @property
     def warehouse(self) -> str:
@@ -241,7 +320,9 @@ def count_or_share(value: Any) -> int | float:
 
 def _problem(detail: Mapping[str, Any]) -> str:
     """One line for one invalid setting: the variable, what is wrong, what it is for."""
-    name = str(detail["loc"][0]) if detail["loc"] else "settings"
+    if not detail["loc"]:  # several settings that do not go together: the message names them
+        return str(detail["msg"]).removeprefix("Value error, ")
+    name = str(detail["loc"][0])
     field = Settings.model_fields.get(name)
     variable = f"FRUITS_{name.upper()}"
     purpose = field.description if field else ""

@@ -89,7 +89,7 @@ def describe_catalog(settings: Settings) -> dict[str, Any]:
     User and password of the database are left out.
     """
     properties = catalog_properties(settings)
-    uri = properties["uri"]
+    uri = properties.get("uri", settings.catalog_uri.get_secret_value())  # Glue has none
     if "@" in uri:
         scheme, _, rest = uri.partition("://")
         uri = f"{scheme}://{rest.rpartition('@')[2]}"
@@ -98,7 +98,7 @@ def describe_catalog(settings: Settings) -> dict[str, Any]:
         "name": settings.catalog_name,
         "uri": uri,
         "warehouse": settings.warehouse,
-        "properties": {**properties, "uri": uri},
+        "properties": {**properties, **({"uri": uri} if "uri" in properties else {})},
         "namespace": settings.namespace,
         "spark": {key: value for key, value in spark_configuration(settings).items() if not key.endswith(secret)},
     }

@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
-from airflow.sdk import BaseSensorOperator, Context
+from airflow.sdk import BaseOperator, BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSensorTimeout
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
@@ -32,6 +33,8 @@ _SENSOR_SECONDS = 3_600
 _TURN_PAUSE = 3.0  # seconds between two looks at whose turn it is
 _MOST_PERIODS = 10
 _LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
+
+SPARK_JOBS = Path(__file__).parents[1] / "spark_jobs"
 
 
 TASK_DEFAULTS: dict[str, Any] = {
@@ -71,7 +74,7 @@ class PhotosPresentSensor(S3KeySensor):
         self.timeout = params["sensor_timeout"] or _SENSOR_SECONDS
         self.bucket_key = f"{glob.escape(prefix)}*"
         if params.get("prefix") and not params["sensor_timeout"] and not self.poke(context):
-            _fail(
+            fail(
                 f"no object under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
                 "correct the param `prefix`, or give a `sensor_timeout` to wait for them"
             )
@@ -91,7 +94,7 @@ class PhotosPresentSensor(S3KeySensor):
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSensorTimeout:
             seconds = context["params"]["sensor_timeout"] or _SENSOR_SECONDS
-            _fail(
+            fail(
                 f"no object came under s3://{self.bucket_name}/{self.bucket_key} within {seconds} s; "
                 "upload photos as [Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`"
             )
@@ -221,6 +224,37 @@ class TurnTrigger(BaseTrigger):
         return other is not None
 
 
+def spark_job(job: TaskName, run: str) -> BaseOperator:
+    """The task that runs a Spark job of ours by the engine that is set; ``run`` is the run's folder in the lake."""
+    if DagSettings.load().engine == "emr-serverless":
+        from fruits_emr import EmrJobOperator  # only then: it takes a second to import
+
+        return EmrJobOperator(task_id=job, job=job, run=run)
+    return SparkJobOperator(task_id=job, job=job, run=run)
+
+
+def is_published(settings: Settings, job: TaskName, run: str) -> bool:
+    """Whether a run is published already: what it wrote is what readers see, so there is nothing to do."""
+    done = published_run(settings, run) if job in TASKS else None
+    if done is not None:
+        logging.getLogger("fruits").info("%s: the run is published already, as %s", job, done.publication_id)
+    return done is not None
+
+
+@contextmanager
+def own_words(settings: Settings, job: TaskName, run: str, began: datetime) -> Iterator[None]:
+    """Say of a job that failed what its document says since it ``began``; what is to be mended is not tried again."""
+    try:
+        yield
+    except Exception as error:
+        with mendable_errors():
+            document = read_documents(settings, run).get(job, {})
+        if document.get("state") != "failed" or datetime.fromisoformat(document["started_at"]) < began:
+            raise  # the job did not get as far as a document, or left one only the last time
+        said = AirflowFailException if document.get("mendable") else AirflowException
+        raise said(document["error"]) from error
+
+
 class SparkJobOperator(SparkSubmitOperator):
     """Submits one of our Spark jobs from the jobs environment, and reports the job's own words when it fails."""
 
@@ -228,6 +262,7 @@ class SparkJobOperator(SparkSubmitOperator):
         settings = DagSettings()
         python = str(settings.jobs_env / "bin" / "python")
         super().__init__(
+            application=str(SPARK_JOBS / f"{job}.py"),
             application_args=["--run", run],
             name=f"fruits-{job}",
             spark_binary=str(settings.jobs_env / "bin" / "spark-submit"),
@@ -239,27 +274,16 @@ class SparkJobOperator(SparkSubmitOperator):
         self.job = job
 
     def execute(self, context: Context) -> None:
-        """Submit and wait; a failure that a person has to mend is not tried again.
-
-        A run that is published already, and was cleared, has nothing to do: what it wrote is what readers see.
-        """
+        """Submit and wait, unless the run is published already."""
         run, began = self.application_args[1], datetime.now(UTC)
         with mendable_errors():
             settings = Settings.load()
-            done = published_run(settings, run) if self.job in TASKS else None
-        if done is not None:
-            logging.getLogger("fruits").info("%s: the run is published already, as %s", self.job, done.publication_id)
-            return
-        try:
+            if is_published(settings, self.job, run):
+                return
+        with own_words(settings, self.job, run, began):
             super().execute(context)
-        except Exception as error:
-            with mendable_errors():
-                document = read_documents(settings, run).get(self.job, {})
-            if document.get("state") != "failed" or datetime.fromisoformat(document["started_at"]) < began:
-                raise  # the job did not get as far as a document, or left one only the last time
-            said = AirflowFailException if document.get("mendable") else AirflowException
-            raise said(document["error"]) from error
 
 
-def _fail(message: str) -> NoReturn:
+def fail(message: str) -> NoReturn:
+    """End the task with a message for whoever is to mend it; it is not tried again."""
     raise AirflowFailException(message) from None

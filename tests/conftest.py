@@ -1,6 +1,7 @@
 """What tests share: a real S3 server, fresh buckets and lakes on it, and the real photos where they are."""
 
 import importlib.util
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -96,3 +97,54 @@ def staged_models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Pat
     lake = tmp_path_factory.mktemp("staged")
     stage(Settings.load(lake=f"file://{lake}", catalog_uri=f"sqlite:///{lake}/catalog.db", s3_endpoint=stack.endpoint))
     return lake / "models"
+
+
+@pytest.fixture
+def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of moto's stand-in for AWS, which boto3 and Spark take for Glue. Only the airflow environment has it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_GLUE", f"http://{host}:{port}")
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def operations(moto: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What moto was asked for, as IAM calls it: `glue:GetTable`."""
+    from moto.core.responses import BaseResponse
+
+    asked: set[str] = set()
+    call = BaseResponse.call_action
+
+    def recorded(self: BaseResponse) -> object:
+        asked.add(f"{self.service_name}:{self._get_action()}")
+        return call(self)
+
+    monkeypatch.setattr(BaseResponse, "call_action", recorded)
+    return asked
+
+
+@pytest.fixture(scope="session")
+def allowed() -> Callable[[str], set[str]]:
+    """The actions that a policy of infra/emr-serverless.json allows."""
+    policies = json.loads((Path(__file__).parents[1] / "infra" / "emr-serverless.json").read_text())
+
+    def allowed(policy: str) -> set[str]:
+        statements = [one for one in policies[policy]["Statement"] if one["Effect"] == "Allow"]
+        return {
+            action
+            for one in statements
+            for action in ([one["Action"]] if isinstance(one["Action"], str) else one["Action"])
+        }
+
+    return allowed
+
+
+@pytest.fixture
+def glue_settings(make_settings: Callable[..., Settings], moto: str) -> Settings:
+    """Settings of a lake in S3 with its tables in Glue: moto keeps those for the process, hence the database's name."""
+    return make_settings("s3", catalog_uri="glue://", namespace=f"fruits_{uuid.uuid4().hex[:8]}")

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from fruits.errors import FruitsError
+from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
 
@@ -22,6 +22,7 @@ _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
 _BUCKET_PROPERTY = "fruits.bucket"
+_GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
 _TABLE_PROPERTIES = {
     "format-version": "2",
@@ -42,9 +43,9 @@ _TABLE_PROPERTIES = {
 
 def catalog_properties(settings: Settings) -> dict[str, str]:
     """The catalog as PyIceberg's ``load_catalog`` takes it."""
+    glue = {"type": "glue", "glue.region": settings.s3_region, **_glue_properties(settings)}
     return {
-        "type": "sql",
-        "uri": _database_uri(settings),
+        **(glue if settings.catalog_kind == "glue" else {"type": "sql", "uri": _database_uri(settings)}),
         "warehouse": settings.warehouse,
         **({"s3.endpoint": settings.s3_endpoint} if settings.s3_endpoint else {}),
         "s3.region": settings.s3_region,
@@ -62,19 +63,12 @@ def spark_configuration(settings: Settings) -> dict[str, str]:
 
 
 def _spark_catalog_properties(settings: Settings) -> dict[str, str]:
-    parts = urlsplit(settings.catalog_uri.get_secret_value())
+    glue = {"type": "glue", "client.region": settings.s3_region, **_glue_properties(settings)}
     properties = {
-        "type": "jdbc",
-        "jdbc.schema-version": "V1",
+        **(glue if settings.catalog_kind == "glue" else _jdbc_properties(settings)),
         "warehouse": settings.warehouse,
         "cache-enabled": "false",  # branches move under us: always read the current metadata
     }
-    if parts.scheme == "sqlite":
-        properties["uri"] = f"jdbc:sqlite:{unquote(parts.path)[1:]}?busy_timeout=30000"
-    else:
-        properties["uri"] = f"jdbc:postgresql://{parts.hostname}:{parts.port or 5432}{parts.path}"
-        properties["jdbc.user"] = unquote(parts.username or "")
-        properties["jdbc.password"] = unquote(parts.password or "")
     if settings.lake_kind == "s3":
         properties["io-impl"] = "org.apache.iceberg.aws.s3.S3FileIO"
         properties["client.region"] = settings.s3_region
@@ -84,9 +78,63 @@ def _spark_catalog_properties(settings: Settings) -> dict[str, str]:
     return properties
 
 
+def _glue_properties(settings: Settings) -> dict[str, str]:
+    """What PyIceberg and Spark call by the same names."""
+    account = {"glue.id": settings.glue_account} if settings.glue_account else {}
+    return {"glue.skip-archive": "true", **account}  # Glue keeps a limited number of old versions; each commit is one
+
+
+def _jdbc_properties(settings: Settings) -> dict[str, str]:
+    parts = urlsplit(settings.catalog_uri.get_secret_value())
+    properties = {"type": "jdbc", "jdbc.schema-version": "V1"}
+    if parts.scheme == "sqlite":
+        return {**properties, "uri": f"jdbc:sqlite:{unquote(parts.path)[1:]}?busy_timeout=30000"}
+    return {
+        **properties,
+        "uri": f"jdbc:postgresql://{parts.hostname}:{parts.port or 5432}{parts.path}",
+        "jdbc.user": unquote(parts.username or ""),
+        "jdbc.password": unquote(parts.password or ""),
+    }
+
+
 def _database_uri(settings: Settings) -> str:
     """As SQLAlchemy takes it."""
     return settings.catalog_uri.get_secret_value().replace("postgresql://", "postgresql+psycopg2://", 1)
+
+
+def open_catalog(settings: Settings, **properties: str) -> "Catalog":
+    """The catalog through PyIceberg. What Glue denies, now or later, is a ``FruitsError`` that says so."""
+    from pyiceberg.catalog import load_catalog
+
+    catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
+    if settings.catalog_kind == "glue":
+        client: Any = vars(catalog)["glue"]
+        client.meta.events.register("after-call.glue", _explain_denial)
+    return catalog
+
+
+def _explain_denial(parsed: Mapping[str, Any], model: Any, **_: object) -> None:
+    """An event handler of boto3's."""
+    error = parsed.get("Error", {})
+    if error.get("Code") == "AccessDeniedException":
+        raise FruitsError(
+            f"Glue denies {model.name}: {error.get('Message')}; the role needs glue:{model.name} on the catalog, the "
+            "database and its tables (docs/emr-serverless.md)"
+        )
+
+
+def glue_problem(settings: Settings, error: Exception) -> FruitsError:
+    """Turn what boto3 raised in front of Glue into a message that says what to check."""
+    from botocore.exceptions import ConnectionError as NoConnection
+    from botocore.exceptions import HTTPClientError
+
+    code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
+    place = f"Glue ({settings.s3_region}), database {settings.namespace!r}"
+    if code in _GLUE_TRANSIENT or isinstance(error, NoConnection | HTTPClientError):
+        return TransientError(f"{place}: {error}; check the network and FRUITS_S3_REGION")
+    return FruitsError(
+        f"{place}: {error}; check FRUITS_CATALOG_URI, FRUITS_S3_REGION, FRUITS_NAMESPACE and the AWS credentials"
+    )
 
 
 @dataclass(frozen=True)
@@ -113,10 +161,8 @@ class Lake:
     """The tables of one lake, through PyIceberg. Cheap to open; reads the catalog at each call."""
 
     def __init__(self, settings: Settings) -> None:
-        from pyiceberg.catalog import load_catalog
-
         self.settings = settings
-        self.catalog: Catalog = load_catalog(settings.catalog_name, **catalog_properties(settings))
+        self.catalog = open_catalog(settings)
 
     @classmethod
     def open(cls, settings: Settings) -> "Lake":
@@ -125,6 +171,7 @@ class Lake:
 
     @classmethod
     def _open(cls, settings: Settings, tries: int) -> "Lake":
+        from botocore.exceptions import BotoCoreError, ClientError
         from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
         try:
@@ -138,6 +185,8 @@ class Lake:
             shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
             reason = str(error).splitlines()[0]
             raise FruitsError(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
+        except (BotoCoreError, ClientError) as error:
+            raise glue_problem(settings, error) from error
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise FruitsError(f"lake {settings.lake}: {reason}; check FRUITS_LAKE and who may write there") from error
@@ -226,6 +275,7 @@ class Lake:
         Raises:
             FruitsError: when it holds another bucket's: reconciling would remove all of them.
         """
+        self.check_location()
         bound = self.bucket()
         if bound is None:
             with self.table("publications").transaction() as transaction:
@@ -234,6 +284,20 @@ class Lake:
             raise FruitsError(
                 f"lake {self.settings.lake} holds the photos of bucket {bound!r}, not of {self.settings.bucket!r}; set "
                 "FRUITS_BUCKET to that one, or FRUITS_LAKE and FRUITS_CATALOG_URI to another lake"
+            )
+
+    def check_location(self) -> None:
+        """See that the catalog's tables are the lake's: in Glue, say, another lake may have the same database.
+
+        Raises:
+            FruitsError: when they are in another lake.
+        """
+        location = self.table("publications").location()
+        if not location.startswith(f"{self.settings.warehouse}/"):
+            raise FruitsError(
+                f"FRUITS_LAKE is {self.settings.lake}, but the catalog's tables are in "
+                f"{location.rpartition('/tables/')[0]}; set FRUITS_LAKE and FRUITS_CATALOG_URI to the same lake, or "
+                "FRUITS_NAMESPACE to this lake's"
             )
 
     def holds(self, prefix: str) -> bool:
@@ -248,8 +312,13 @@ class Lake:
         return any(scan.to_arrow().num_rows for scan in scans)
 
     def _create_missing_tables(self) -> None:
-        self.catalog.create_namespace_if_not_exists(self.settings.namespace)
-        existing = {name for _, name in self.catalog.list_tables(self.settings.namespace)}
+        from pyiceberg.exceptions import NoSuchNamespaceError
+
+        try:
+            existing = {name for _, name in self.catalog.list_tables(self.settings.namespace)}
+        except NoSuchNamespaceError:  # only then: who may work with a database need not be allowed to create one
+            self.catalog.create_namespace_if_not_exists(self.settings.namespace)
+            existing = set()
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)

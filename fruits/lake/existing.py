@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from fruits.errors import FruitsError
-from fruits.lake.catalog import Lake, catalog_properties
+from fruits.lake.catalog import Lake, glue_problem, open_catalog
 from fruits.lake.schemas import TABLES
 from fruits.settings import Settings
 
@@ -34,12 +34,7 @@ def existing_lake(settings: Settings) -> Lake:
             "FRUITS_CATALOG_NAME and FRUITS_NAMESPACE"
         )
     lake = Lake(settings)
-    location = lake.table("publications").location()
-    if not location.startswith(f"{settings.warehouse}/"):
-        raise FruitsError(
-            f"FRUITS_LAKE is {settings.lake}, but the catalog's tables are in {location.rpartition('/tables/')[0]}; "
-            "set FRUITS_LAKE and FRUITS_CATALOG_URI to the same lake"
-        )
+    lake.check_location()
     return lake
 
 
@@ -68,15 +63,17 @@ def _local_parts(settings: Settings) -> list[Path]:
 
 def _tables(settings: Settings) -> set[str]:
     """The names of the tables in the catalog; empty when there is no catalog in the database."""
-    from pyiceberg.catalog import load_catalog
+    from botocore.exceptions import BotoCoreError, ClientError
     from pyiceberg.exceptions import NoSuchNamespaceError
     from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 
     try:
-        catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), init_catalog_tables="false")
+        catalog = open_catalog(settings, init_catalog_tables="false")
         return {name for _, name in catalog.list_tables(settings.namespace)}
     except NoSuchNamespaceError:
         return set()
+    except (BotoCoreError, ClientError) as error:
+        raise glue_problem(settings, error) from error
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
         absent = "no such table" in reason or ("does not exist" in reason and "iceberg_" in reason)

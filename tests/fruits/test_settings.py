@@ -76,6 +76,11 @@ def refusal_without(name: str) -> str:
         ("lake", "file:///", "file:///folder"),
         ("namespace", "Fruits!", "pattern"),
         ("spark_driver_memory", "lots", "pattern"),
+        ("engine", "yarn", "'spark-submit' or 'emr-serverless'"),
+        ("emr_application", "My app", "pattern"),
+        ("emr_role", "fruits-jobs", "pattern"),
+        ("emr_code", "/opt/fruits", "expected s3://bucket/prefix"),
+        ("emr_logs", "s3:///logs", "expected s3://bucket/prefix"),
         ("max_photo_bytes", "0", "greater than 0"),
         ("max_photo_pixels", "many", "integer"),
         ("gets_in_flight", "0", "greater than or equal to 1"),
@@ -159,6 +164,38 @@ def test_labels_are_separated_by_commas(monkeypatch, value, labels):
 def test_the_lake_may_be_a_folder_or_a_bucket(lake, kind, warehouse):
     settings = Settings.load(**{**REQUIRED, "lake": lake})
     assert (settings.lake_kind, settings.warehouse) == (kind, warehouse)
+
+
+EMR = {
+    "engine": "emr-serverless",
+    "emr_application": "00f1",
+    "emr_role": "arn:aws:iam::123456789012:role/fruits-jobs",
+    "emr_code": "s3://code/fruits/",
+}
+
+
+@pytest.mark.parametrize(("uri", "account"), [("glue://", None), ("glue://123456789012", "123456789012")])
+def test_the_catalog_may_be_glue(uri, account):
+    settings = Settings.load(**{**REQUIRED, "catalog_uri": uri})
+    assert (settings.catalog_kind, settings.glue_account) == ("glue", account)
+    assert Settings.load(**REQUIRED).catalog_kind == "postgresql"
+    assert Settings.load(**REQUIRED).glue_account is None
+
+
+@pytest.mark.parametrize("uri", ["glue://fruits", "glue://12345", "glue:", "glue:///", "glue://123456789012/fruits"])
+def test_what_only_looks_like_glue_is_refused(uri):
+    assert "glue:// or glue://<account of 12 digits>" in refusal(catalog_uri=uri)
+
+
+def test_emr_serverless_needs_all_of_its_settings_and_a_lake_that_it_can_reach():
+    message = refusal(engine="emr-serverless", emr_code="s3://code")
+    assert "  FRUITS_EMR_APPLICATION, FRUITS_EMR_ROLE: not set, and FRUITS_ENGINE=emr-serverless needs" in message
+    message = refusal(**EMR, lake="file:///lake")
+    assert "\n  FRUITS_LAKE: expected s3://bucket/prefix" in message
+    assert "\n  FRUITS_CATALOG_URI: expected glue://" in message
+    assert PASSWORD not in message
+    settings = Settings.load(**{**REQUIRED, **EMR, "catalog_uri": "glue://"})
+    assert (settings.engine, settings.emr_code) == ("emr-serverless", "s3://code/fruits")
 
 
 def test_submit_settings_need_no_variable_at_all(monkeypatch, tmp_path):

@@ -445,9 +445,7 @@ def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def spark_job(operators: Any) -> Any:
-    return operators.SparkJobOperator(
-        task_id="featurize", job="featurize", run="a_run", application=str(ROOT / "spark_jobs" / "featurize.py")
-    )
+    return operators.SparkJobOperator(task_id="featurize", job="featurize", run="a_run")
 
 
 class TestSparkJob:

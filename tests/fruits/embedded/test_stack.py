@@ -164,7 +164,14 @@ def test_the_environment_is_all_that_our_programs_and_awss_need(server, monkeypa
 
 def test_the_stack_never_points_at_somebodys_real_bucket_lake_or_account(server, monkeypatch):
     names = [
-        *("FRUITS_BUCKET", "FRUITS_LAKE", "FRUITS_CATALOG_URI", "FRUITS_S3_ENDPOINT", "FRUITS_S3_REGION"),
+        *(
+            "FRUITS_BUCKET",
+            "FRUITS_LAKE",
+            "FRUITS_CATALOG_URI",
+            "FRUITS_S3_ENDPOINT",
+            "FRUITS_S3_REGION",
+            "FRUITS_ENGINE",
+        ),
         *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION"),
     ]
     for name in names:

@@ -300,11 +300,37 @@ class TestSparkConfiguration:
         settings = lake_settings(catalog_uri="postgresql://ann@db.example/lake")
         assert in_spark(settings)["uri"] == "jdbc:postgresql://db.example:5432/lake"
 
+    @pytest.mark.parametrize("account", [None, "123456789012"])
+    def test_glue_is_the_same_on_both_sides(self, lake_settings, account):
+        settings = lake_settings(
+            catalog_uri=f"glue://{account or ''}", lake="s3://bucket/warehouse", s3_region="eu-west-3"
+        )
+        identity = {"glue.id": account} if account else {}
+        assert catalog_properties(settings) == {
+            "type": "glue",
+            "glue.region": "eu-west-3",
+            "glue.skip-archive": "true",
+            "warehouse": "s3://bucket/warehouse/tables",
+            "s3.region": "eu-west-3",
+            **identity,
+        }
+        assert in_spark(settings) == {
+            "type": "glue",
+            "client.region": "eu-west-3",
+            "glue.skip-archive": "true",
+            "warehouse": "s3://bucket/warehouse/tables",
+            "cache-enabled": "false",
+            "io-impl": "org.apache.iceberg.aws.s3.S3FileIO",
+            **identity,
+        }
+
 
 class TestWrongCatalog:
     @pytest.mark.parametrize("uri", ["mysql://ann:secret@host/lake", "catalog.db", "s3://bucket/catalog"])
     def test_another_kind_of_database_is_named_with_what_was_expected(self, lake_settings, uri):
-        with pytest.raises(FruitsError, match=r"FRUITS_CATALOG_URI expected sqlite:.* or postgresql://") as raised:
+        with pytest.raises(
+            FruitsError, match=r"FRUITS_CATALOG_URI expected sqlite:.*, postgresql://.*, glue://"
+        ) as raised:
             Lake.open(lake_settings(catalog_uri=uri))
         assert "secret" not in str(raised.value)
 
