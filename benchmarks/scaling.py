@@ -1,8 +1,8 @@
 """What a run costs at 100,000, a million and a hundred million photos: a model, and the figures that it is fed.
 
 Measures on this machine, on one core each, what grows with the number of photos (listing, planning, GET to feature,
-moments, projection, bytes of a row), and multiplies. What it does not measure is an option with a default: the time of a
-Spark session, and of one LIST page of S3. Needs the jobs environment.
+moments, projection, bytes of a row), and multiplies. What it does not measure is an option with a default: the seconds
+of a Spark session, and of one LIST page of S3. Needs the jobs environment.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from fruits.settings import Settings
 from fruits.stores import photo_store
 
 WIDTH = 1280
+GB = 1e9
 PAGE = 1_000  # keys of one LIST
 SIZES = (100_000, 1_000_000, 100_000_000)
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
@@ -112,7 +113,7 @@ def from_bucket(photos: int) -> tuple[float, float]:
         generate(Path(folder) / "photos", kinds=kinds, per_kind_train=max(1, photos // kinds), per_kind_test=1)
         settings = Settings.load()
         listing = best(lambda: list(list_objects(settings, "listed/"))) / (2 * PAGE)
-        mirror(Path(folder) / "photos", settings.model_copy(update={"prefix": "photos/"}), lambda done, total: None)
+        mirror(Path(folder) / "photos", settings.model_copy(update={"prefix": "photos/"}), lambda *_: None)
         listed = list(list_objects(settings, "photos/"))
         backbone = load_backbone(settings, stage(settings).model_id)
         entries = [Entry(one.key, one.etag, one.size, one.last_modified, Action.CREATE, "x", "train") for one in listed]
@@ -150,22 +151,21 @@ def print_costs(costs: Costs) -> None:
     print("measured, on one core")
     print(f"  list        {1e3 * costs.list * PAGE:8.1f} ms of 1,000 keys, S3 server on this machine")
     print(
-        f"  plan        {1e6 * costs.plan:8.1f} µs and {costs.plan_bytes:,.0f} bytes of memory for a photo that is known"
+        f"  plan        {1e6 * costs.plan:8.1f} µs and {costs.plan_bytes:,.0f} bytes of memory, a photo that is known"
     )
     print(f"  featurize   {1 / costs.featurize:8.0f} photos/s, GET to feature")
     print(f"  moments     {1 / costs.moments:8,.0f} rows/s")
     print(f"  project     {1 / costs.project:8,.0f} rows/s")
     print(
-        f"  fit         {costs.fit_once:8.2f} s, merging moments {1e3 * costs.merge_once:.0f} ms, whatever the number of photos"
+        f"  fit         {costs.fit_once:8.2f} s, merging {1e3 * costs.merge_once:.0f} ms, whatever the number of photos"
     )
     print(f"  stored      {costs.feature_bytes:8,.0f} bytes of a feature, {costs.embedding_bytes:,.0f} of an embedding")
 
 
 def print_model(costs: Costs, args: argparse.Namespace) -> None:
     """The model: seconds of wall time, for so many cores of executors."""
-    print(
-        f"\nmodel: {args.cores} executor cores, {args.session:g} s a Spark session, {1e3 * args.page:g} ms a LIST page of S3"
-    )
+    assumed = f"{args.session:g} s a Spark session, {1e3 * args.page:g} ms a LIST page of S3"
+    print(f"\nmodel: {args.cores} executor cores, {assumed}")
     header = (
         "photos",
         "list",
@@ -203,7 +203,7 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes as GB or MB."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+    return f"{count / GB:,.1f} GB" if count >= GB else f"{count / 1e6:,.0f} MB"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """What has to be there before Airflow starts: databases, tables, user, connections, buckets. The service ``init``.
 
-Safe to run again, which every ``make up`` does: passwords and connections are then what ``.env`` says. Ends with exit code
-2 and a message when something is missing that a person has to mend.
+Safe to run again, which every ``make up`` does: passwords and connections are then what ``.env`` says. Ends with exit
+code 2 and a message when something is missing that a person has to mend.
 """
 
 import json
@@ -81,8 +81,8 @@ def psycopg2_connection(host: str) -> Any:
             reason = str(error).strip().splitlines()[-1]
             if "password authentication failed" in reason:
                 raise FruitsError(
-                    f"postgres on {host}: {reason}. The database keeps the password that it was made with. Put that one "
-                    f"back into .env (POSTGRES_PASSWORD), or give the database the new one:\n"
+                    f"postgres on {host}: {reason}. The database keeps the password that it was made with. Put that "
+                    f"one back into .env (POSTGRES_PASSWORD), or give the database the new one:\n"
                     f"    docker compose exec postgres psql -U {user} -c \"ALTER ROLE {user} PASSWORD '...'\""
                 ) from None
             if time.monotonic() > deadline:

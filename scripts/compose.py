@@ -1,4 +1,4 @@
-"""``make up``, ``down``, ``logs``, ``backup``, ``restore``: docker-compose.yaml, with checks before and plain words after.
+"""``make up``, ``down``, ``logs``, ``backup``, ``restore``: docker-compose.yaml, checks before and plain words after.
 
 Standard library only, any Python from 3.9 on: the host needs Docker and nothing of ours.
 """
@@ -32,7 +32,7 @@ _PORT = (r"[1-9]\d{0,4}", "a port such as 8080")
 _COUNT = (r"[1-9]\d*", "a count such as 2")
 _SECRET = (r"[A-Za-z0-9_-]{16,}", "16 or more letters, digits, - and _; remove the line for a new one")
 FORMATS = {
-    "COMPOSE_PROFILES": (r"((local|postgres|tools)(,(?!$)|$))*", "local and postgres, separated by a comma, or nothing"),
+    "COMPOSE_PROFILES": (r"((local|postgres|tools)(,(?!$)|$))*", "local, postgres, both with a comma, or nothing"),
     "FRUITS_BUCKET": (r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "a bucket's name"),
     "FRUITS_LAKE": (r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", "s3://bucket/prefix"),
     "FRUITS_S3_ENDPOINT": (r"(https?://[^/]+.*)?", "a URL, or nothing for AWS"),
@@ -52,7 +52,7 @@ FORMATS = {
     "POSTGRES_USER": (r"\w+", "a role's name"),
     "POSTGRES_PASSWORD": (r"[^\s'\"$\\]{8,}", "8 or more characters without blanks, quotes, $ and backslashes"),
     "AIRFLOW_ADMIN_USER": (r"[\w.-]+", "a user's name"),
-    "AIRFLOW_FERNET_KEY": (r"[A-Za-z0-9_-]{43}=", "32 bytes in URL-safe base64; another key than before loses connections"),
+    "AIRFLOW_FERNET_KEY": (r"[A-Za-z0-9_-]{43}=", "32 bytes in URL-safe base64; another than before loses connections"),
     **dict.fromkeys(
         (
             "AIRFLOW_DB_PASSWORD", "CATALOG_DB_PASSWORD", "AIRFLOW_ADMIN_PASSWORD", "AIRFLOW_JWT_SECRET",
@@ -137,9 +137,7 @@ def up(images: Path | None) -> int:
     print(
         f"  Spark          http://127.0.0.1:{settings['SPARK_UI_PORT']}, past jobs: http://127.0.0.1:{settings['HISTORY_PORT']}"
     )
-    print(
-        "\nPhotos that come into the bucket are worked on from now on. `make logs` shows what happens, `make down` stops it."
-    )
+    print("\nPhotos that come into the bucket are worked on from now on. `make logs` shows it, `make down` stops it.")
     return 0
 
 
@@ -215,15 +213,15 @@ def check_room() -> None:
     memory, root = read("docker", "info", "--format", "{{.MemTotal}} {{.DockerRootDir}}").strip().split(" ", 1)
     if int(memory) < LEAST_MEMORY:
         raise DeployError(
-            f"Docker has {int(memory) / 1e9:.1f} GB of memory; {LEAST_MEMORY / 1e9:.1f} GB or more are needed. Take a larger machine "
-            "(or, with Docker Desktop, raise its limit)"
+            f"Docker has {int(memory) / 1e9:.1f} GB of memory; {LEAST_MEMORY / 1e9:.1f} GB or more are needed. Take a "
+            "larger machine (or, with Docker Desktop, raise its limit)"
         )
     built = bool(read("docker", "image", "ls", "--quiet", "fruits-airflow").strip())
     least = LEAST_DISK_BUILT if built else LEAST_DISK
     if Path(root).is_dir() and (free := shutil.disk_usage(root).free) < least:
         raise DeployError(
-            f"{free / 1e9:.1f} GB are free at {root}; {least / 1e9:.0f} GB or more are needed. Make room, for instance by "
-            "`docker builder prune` and `docker image prune`"
+            f"{free / 1e9:.1f} GB are free at {root}; {least / 1e9:.0f} GB or more are needed. Make room, for "
+            "instance by `docker builder prune` and `docker image prune`"
         )
 
 
@@ -240,8 +238,8 @@ def check_ports(settings: Mapping[str, str]) -> None:
                 probe.bind(("127.0.0.1", int(settings[name])))
             except OSError as error:
                 raise DeployError(
-                    f"{name}={settings[name]}: {error.strerror}. Another program listens there; end it, or set {name} in .env "
-                    "to a free port"
+                    f"{name}={settings[name]}: {error.strerror}. Another program listens there; end it, or set {name} "
+                    "in .env to a free port"
                 ) from None
 
 
@@ -343,7 +341,7 @@ def backup(folder: Path) -> int:
     for database in ("airflow", "catalog"):
         part = folder / f"{database}.part"
         with part.open("wb") as file:
-            os.chmod(part, 0o600)
+            part.chmod(0o600)
             subprocess.run(postgres("pg_dump", "--format=custom", database), stdout=file, check=False, cwd=ROOT)
         if not part.stat().st_size:
             raise DeployError(f"database {database} could not be dumped; is it running (`make up`)?")

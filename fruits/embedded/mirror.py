@@ -81,15 +81,14 @@ def _is_photo(name: str) -> bool:
 def main(folder: str) -> int:
     """Mirror ``folder`` into the bucket of the settings, and say what was done; returns an exit code."""
     try:
-        done = mirror(Path(folder), Settings.load(), lambda done, total: None)
+        done = mirror(Path(folder), Settings.load(), lambda *_: None)
     except FruitsError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     print(f"bucket: {done.uploaded} uploaded, {done.removed} removed, {done.unchanged} unchanged")
     if done.skipped:
-        print(
-            f"no photos, left out: {', '.join(done.skipped[:_MOST_SHOWN])}{' ...' if len(done.skipped) > _MOST_SHOWN else ''}"
-        )
+        more = f" and {len(done.skipped) - _MOST_SHOWN} more" if len(done.skipped) > _MOST_SHOWN else ""
+        print(f"no photos, left out: {', '.join(done.skipped[:_MOST_SHOWN])}{more}")
     return ExitCode.OK
 
 

@@ -1,6 +1,6 @@
-"""docker-compose.yaml as its users meet it: a copy of the checkout, `make up`, real containers. Run by `make test-compose`.
+"""docker-compose.yaml as its users meet it: a copy of the checkout, `make up`, real containers.
 
-The tests are steps of one deployment's life, in this order; each leaves it running.
+`make test-compose` runs it. The tests are steps of one deployment's life, in this order; each leaves it running.
 """
 
 import importlib.util
@@ -30,8 +30,11 @@ pytestmark = [pytest.mark.airflow, pytest.mark.compose]
 ROOT = Path(__file__).parents[2]
 PORTS = ("AIRFLOW_PORT", "SPARK_UI_PORT", "HISTORY_PORT", "S3_PORT")
 RUNNING = frozenset(
-    "postgres api-server scheduler dag-processor triggerer spark-master spark-worker history-server s3 queue".split()
-)
+    {
+        "postgres", "api-server", "scheduler", "dag-processor", "triggerer",
+        "spark-master", "spark-worker", "history-server", "s3", "queue",
+    }
+)  # fmt: skip
 PUBLISHED_SECONDS = 900
 
 
@@ -182,7 +185,7 @@ def test_the_ui_takes_the_generated_password_and_no_other(deployment):
         driver.get(f"{ui.url}/dags/fruit_features")
         screenshots.wait_until(driver, lambda: screenshots.button(driver, "Trigger"), "the DAG's page")
     with pytest.raises(urllib.error.HTTPError) as refused:
-        deployment.api("dags", password="airflow")
+        deployment.api("dags", "airflow")
     assert refused.value.code == 401
 
 
