@@ -138,7 +138,7 @@ class TestWhatIsWrongWithS3:
 @pytest.mark.parametrize(
     ("said", "explained"),
     [
-        ("... <Code>AccessDenied</Code> ...", "the role needs s3:ListBucket and s3:GetObject"),
+        ("... <Code>AccessDenied</Code> ...", "it denies access (bucket 'fruits'); the role lacks that permission"),
         ("An error occurred (ExpiredToken) when calling", "the session token has expired"),
         ('Read timeout on endpoint URL: "https://x"', "it does not answer"),
         ("Something else\nin two lines\n\nDebug source:\nSource {}", "Something else in two lines."),
