@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import boto3
 
@@ -95,7 +95,17 @@ class Account:
         if stack["StackStatus"] != "CREATE_COMPLETE":
             raise FruitsError(f"stack {name}: {stack['StackStatus']}: {stack.get('StackStatusReason')}")
         self.outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
-        self.role = self.client("iam").list_roles()["Roles"][0]["RoleName"]
+        self.role = next(
+            role["RoleName"]
+            for role in self.client("iam").list_roles()["Roles"]
+            if role["RoleName"].startswith(f"{name}-HostRole")
+        )
+        queues = rendered(name, "PhotosBucket")["NotificationConfiguration"]["QueueConfigurations"]
+        configurations = [{"QueueArn": queue["Queue"], "Events": [queue["Event"]]} for queue in queues]
+        self.client("s3").put_bucket_notification_configuration(  # moto leaves it out, too
+            Bucket=self.outputs["PhotosBucket"],
+            NotificationConfiguration={"QueueConfigurations": configurations},
+        )
 
     def statements(self, policy: str = "pipeline") -> list[Statement]:
         """The statements of one of the role's policies."""
@@ -140,9 +150,18 @@ class Account:
         }
 
 
+def rendered(stack: str, resource: str) -> dict[str, Any]:
+    """The properties of a resource of a deployed stack, with what it refers to filled in."""
+    from moto.cloudformation.models import cloudformation_backends
+    from moto.cloudformation.parsing import clean_json
+
+    deployed = cloudformation_backends["123456789012"][REGION].get_stack(stack)
+    return dict(clean_json(deployed.template_dict["Resources"][resource]["Properties"], deployed.resource_map))
+
+
 @contextmanager
 def running_account() -> Iterator[Account]:
-    """moto's server on a port of 127.0.0.1, without judging yet; see ``judged``."""
+    """The server of moto on a port of 127.0.0.1, without judging yet; see ``judged``."""
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.server import ThreadedMotoServer
 
@@ -168,7 +187,8 @@ def _as_aws_judges(account: Account) -> Iterator[None]:
     from moto.s3.responses import ACTION_MAP
     from moto.sns.responses import SNSResponse
 
-    check, judge_s3 = IAMRequestBase.check_action_permitted, ActionAuthenticatorMixin._authenticate_and_authorize_s3_action  # noqa: SLF001
+    check = IAMRequestBase.check_action_permitted
+    judge_s3 = ActionAuthenticatorMixin._authenticate_and_authorize_s3_action  # noqa: SLF001
 
     def noted(request: Any, resource: str) -> None:
         request._action = request._action.removesuffix("Batch")  # noqa: SLF001
@@ -182,7 +202,8 @@ def _as_aws_judges(account: Account) -> Iterator[None]:
     def each_key(response: Any, bucket_name: str | None = None, key_name: str | None = None) -> None:
         keys = [key_name]
         if response.data.get("Action") == "DeleteObject" and key_name is None:
-            keys = [element.text for element in ElementTree.fromstring(response.body).iter() if element.tag.endswith("Key")]  # noqa: S314 -- our own request
+            tree = ET.fromstring(response.body)  # noqa: S314 -- our own request
+            keys = [element.text for element in tree.iter() if element.tag.endswith("Key")]
         for key in keys:
             judge_s3(response, bucket_name=bucket_name, key_name=key)
 
