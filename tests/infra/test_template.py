@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,16 @@ def only(found: list[Any]) -> Any:
     return found[0]
 
 
+def taken(sqs: Any, url: str) -> list[str]:
+    """The bodies of a queue's messages, which are deleted."""
+    bodies = []
+    while messages := sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10).get("Messages"):
+        for message in messages:
+            sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+            bodies.append(message["Body"])
+    return bodies
+
+
 def host(account: Any, name: str = "fruits") -> dict[str, Any]:
     filters = [{"Name": "tag:Name", "Values": [name]}]
     reservations = account.client("ec2").describe_instances(Filters=filters)["Reservations"]
@@ -147,15 +158,13 @@ class TestEvents:
     def test_each_change_of_a_photo_is_a_message(self, account):
         s3, sqs, bucket = account.client("s3"), account.client("sqs"), account.outputs["PhotosBucket"]
         url = f"{account.endpoint}/123456789012/fruits-events"
-        sqs.purge_queue(QueueUrl=url)
+        taken(sqs, url)
         s3.put_object(Bucket=bucket, Key="Training/Kiwi/1.jpg", Body=b"photo")
         s3.delete_object(Bucket=bucket, Key="Training/Kiwi/1.jpg")
         s3.put_object(Bucket=account.outputs["Lake"].split("/")[2], Key="lake/x", Body=b"no photo")
-        messages = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]
-        records = [record for message in messages for record in json.loads(message["Body"])["Records"]]
+        records = [record for body in taken(sqs, url) for record in json.loads(body).get("Records", [])]
         assert {record["s3"]["bucket"]["name"] for record in records} == {bucket}
         assert [record["eventName"].split(":")[0] for record in records] == ["ObjectCreated", "ObjectRemoved"]
-        sqs.purge_queue(QueueUrl=url)
 
     def test_the_queue_takes_them_from_this_bucket_only(self, account, rendered):
         policy = rendered("EventQueuePolicy")
@@ -199,7 +208,11 @@ class TestHost:
         assert group["IpPermissions"] == []
         assert template["Resources"]["HostSecurityGroup"]["Properties"]["SecurityGroupIngress"] == []
         assert not [one for one in template["Resources"].values() if one["Type"].endswith("SecurityGroupIngress")]
-        assert sorted(rule["FromPort"] for rule in group["IpPermissionsEgress"]) == [80, 443, 5432]
+        assert sorted(rule["FromPort"] for rule in rendered("HostSecurityGroup")["SecurityGroupEgress"]) == [
+            80,
+            443,
+            5432,
+        ]
 
     def test_its_metadata_answer_tokens_only_and_containers_too(self, account, template):
         reference = template["Resources"]["Host"]["Properties"]["LaunchTemplate"]
@@ -463,7 +476,7 @@ class TestSetUp:
 
     def origin(self, folder: Path) -> None:
         (folder / ".env.example").write_text(
-            "# Which services run\nCOMPOSE_PROFILES=postgres,local\nFRUITS_LAKE=\nX=1\n"
+            "# Which services run\nCOMPOSE_PROFILES=postgres,local\nFRUITS_LAKE=\nFRUITS_S3_ENDPOINT=http://s3:8333\nX=1\n"
         )
         identity = {
             "GIT_AUTHOR_NAME": "a",
@@ -515,6 +528,7 @@ class TestSetUp:
             "COMPOSE_PROFILES": "postgres",
             "FRUITS_BUCKET": account.outputs["PhotosBucket"],
             "FRUITS_LAKE": account.outputs["Lake"],
+            "FRUITS_S3_ENDPOINT": "",
             "FRUITS_S3_REGION": "us-east-1",
             "FRUITS_EVENT_QUEUE": account.outputs["EventQueue"],
             "FRUITS_ALERT_SNS_TOPIC": account.outputs["AlertTopic"],
@@ -561,3 +575,9 @@ class TestSetUp:
     def test_the_signal_is_for_a_resource_that_waits_for_one(self, template, account):
         (resource,) = re.findall(r"RESOURCE='(\w+)'", user_data(account))
         assert "CreationPolicy" in template["Resources"][resource]
+
+
+def test_the_guides_costs_are_those_of_the_script():
+    done = subprocess.run([sys.executable, ROOT / "infra" / "costs.py"], capture_output=True, text=True, check=True)
+    assert done.stdout in (ROOT / "docs" / "deploy-aws.md").read_text()
+    assert re.search(r"^\| 1,000,000 \| .* \| \*\*\$\d+\*\* \|$", done.stdout, re.MULTILINE)
