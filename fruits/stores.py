@@ -48,14 +48,13 @@ _DENIED = re.compile(
 
 _DENIED_REQUESTS = (
     r'not authorized to perform: (?P<request>\S+?)(?: on resource: "?(?P<arn>[^\s"]+)"?)?(?:[\s<]|$)',  # AWS itself
-    r"performing GET \w+://[^/]+/(?P<bucket>[^/?]*)/?\?(?P<request>list-type)",  # obstore
-    r"performing (?P<request>[A-Z]+) \w+://[^/]+/(?P<bucket>[^/?]+)/(?P<key>\S+) in",
+    r"performing (?P<request>[A-Z]+) (?P<url>\S+) in",  # obstore
     r"(?P<request>DeleteObjects) request failed for key (?P<key>.+?): ",
     r"key '(?P<key>[^']+)' in bucket '(?P<bucket>[^']+)': AWS Error ACCESS_DENIED during (?P<request>\w+)",  # PyArrow
     r"when calling the (?P<request>\w+) operation",  # boto3
 )
 _PERMISSIONS = {
-    **dict.fromkeys(("ListObjects", "ListObjectsV2", "HeadBucket", "list-type"), "s3:ListBucket"),
+    **dict.fromkeys(("ListObjects", "ListObjectsV2", "HeadBucket"), "s3:ListBucket"),
     **dict.fromkeys(("GetObject", "HeadObject", "GET", "HEAD"), "s3:GetObject"),
     **dict.fromkeys(("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "s3:PutObject"),
     **dict.fromkeys(("PutObject", "PUT", "POST"), "s3:PutObject"),
@@ -185,12 +184,22 @@ def denied_permission(said: str, bucket: str = "") -> str | None:
     if found is None:
         return "access"
     parts = found.groupdict()
+    if "url" in parts:
+        parts |= _requested(parts["url"])
     permission = _PERMISSIONS.get(parts["request"], parts["request"])
-    where = parts.get("arn")
-    if where is None and permission.startswith("s3:"):
-        key = unquote(parts.get("key") or "")
-        where = "/".join(filter(None, (f"arn:aws:s3:::{parts.get('bucket') or bucket or '...'}", key)))
-    return f"{permission} on {where}" if where else permission
+    if parts.get("arn") is None and permission.startswith("s3:"):
+        place = (parts.get("bucket") or bucket or "...", parts.get("key"))
+        parts["arn"] = f"arn:aws:s3:::{'/'.join(filter(None, place))}"
+    return f"{permission} on {parts['arn']}" if parts.get("arn") else permission
+
+
+def _requested(url: str) -> dict[str, str]:
+    """Bucket and key of a request; for a listing, that it is one."""
+    parts = urlsplit(url)
+    host, path = parts.hostname or "", unquote(parts.path).lstrip("/")
+    bucket, _, key = (host.partition(".s3")[0], "", path) if ".amazonaws.com" in host else path.partition("/")
+    listing = {"request": "ListObjectsV2"} if "list-type" in parts.query else {}
+    return {"bucket": bucket, "key": key, **listing}
 
 
 def explain(error: Exception, settings: Settings, bucket: str) -> FruitsError:
