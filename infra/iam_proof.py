@@ -208,7 +208,7 @@ def _as_aws_judges(account: Account) -> Iterator[None]:
             judge_s3(response, bucket_name=bucket_name, key_name=key)
 
     def topic(response: Any) -> str:
-        return response._get_param("TopicArn") or "*"  # noqa: SLF001
+        return response._get_param("TopicArn") or response._get_param("TargetArn") or "*"  # noqa: SLF001
 
     with (
         patch.object(IAMRequestBase, "check_action_permitted", noted),
