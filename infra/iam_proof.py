@@ -53,8 +53,8 @@ NEVER_USED = frozenset({"s3:AbortMultipartUpload"})
 Statement = Mapping[str, Any]
 Step = tuple[str, Callable[[], object]]
 
-_IMAGE = "AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>"
-_PARAMETERS = {"RepositoryUrl": "https://git.example.com/fruits.git", "Image": "ami-12c6146b"}
+_TYPE = "      InstanceType: !Ref InstanceType\n"
+_PARAMETERS = {"RepositoryUrl": "https://git.example.com/fruits.git"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Account:
         with warnings.catch_warnings(action="ignore"):  # of resources that moto can't make
             cloudformation.create_stack(
                 StackName=name,
-                TemplateBody=template.replace(_IMAGE, "String"),  # moto has none of Canonical's parameters
+                TemplateBody=template.replace(_TYPE, f"{_TYPE}      ImageId: ami-12c6146b\n"),  # moto wants it here
                 Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in values.items()],
                 Capabilities=["CAPABILITY_IAM"],
             )

@@ -1,7 +1,7 @@
 """infra/fruits.yaml, deployed to moto: what it makes is as safe and as connected as it should be.
 
 moto (5.2) can't make policies of buckets, queue and topic, subscriptions, alarms and secrets from a template, takes no
-notice of most properties of a bucket, and can't look up Canonical's image. Those are rendered with the stack's own
+notice of most properties of a bucket, and of the image of a launch template. Those are rendered with the stack's own
 names and looked at, and given to moto where it has an API for them.
 """
 
@@ -39,6 +39,7 @@ BAD_VALUES = {
         "https://a b",
     ],
     "Revision": ["", "-b", "a b", "'$(reboot)'", "a;b"],
+    "Image": ["", "ami-12c6146b", "/aws/service/canonical/ubuntu/server/22.04/stable/current/amd64/hvm/ebs-gp2/ami-id"],
     "InstanceType": ["", "large", "m7i.xlarge extra", "M7i.xlarge"],
     "RdsInstanceClass": ["", "t4g.small", "db.t4g"],
     "AlertEmail": ["nobody", "a@b", "a@b.c d@e.f", "a b@c.d"],
@@ -47,6 +48,10 @@ GOOD_VALUES = {
     "Name": ["fruits", "orchard-7"],
     "RepositoryUrl": ["https://git.example.com/some/fruits.git"],
     "Revision": ["main", "v1.2.0", "0123abc", "feature/x"],
+    "Image": [
+        "/aws/service/canonical/ubuntu/server/24.04/stable/current/arm64/hvm/ebs-gp3/ami-id",
+        "/aws/service/canonical/ubuntu/server/24.04/stable/20261101/amd64/hvm/ebs-gp3/ami-id",
+    ],
     "InstanceType": ["m7i.xlarge", "m7i-flex.large"],
     "RdsInstanceClass": ["db.t4g.small", "db.m7g.large"],
     "AlertEmail": ["", "grower@example.com"],
@@ -236,8 +241,9 @@ class TestHost:
     def test_it_is_ubuntu_by_the_parameter_that_canonical_keeps(self, template):
         known = "/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id"
         assert template["Parameters"]["Image"]["Default"] == known
-        text = (ROOT / "infra" / "fruits.yaml").read_text()
-        assert "Image:\n    Type: AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>\n" in text
+        data = template["Resources"]["HostTemplate"]["Properties"]["LaunchTemplateData"]
+        assert data["ImageId"] == {"Fn::Sub": "resolve:ssm:${Image}"}
+        assert "ImageId" not in template["Resources"]["Host"]["Properties"], "it would win over the launch template's"
 
     def test_cloudformation_waits_for_its_word(self, template):
         assert template["Resources"]["Host"]["CreationPolicy"] == {"ResourceSignal": {"Count": 1, "Timeout": "PT45M"}}
