@@ -583,6 +583,16 @@ class TestSetUp:
         assert "CreationPolicy" in template["Resources"][resource]
 
 
+def test_the_guides_deploy_command_has_every_parameter(template):
+    guide = (ROOT / "docs" / "deploy-aws.md").read_text()
+    command = guide[guide.index("aws cloudformation deploy ") : guide.index("Only `RepositoryUrl` has no default")]
+    given = dict(re.findall(r"(\w+)=(\S+)", command))
+    assert given.keys() == template["Parameters"].keys()
+    for name, parameter in template["Parameters"].items():
+        if name not in {"RepositoryUrl", "AlertEmail"}:
+            assert given[name] == str(parameter["Default"]), name
+
+
 def test_the_guides_costs_are_those_of_the_script():
     done = subprocess.run([sys.executable, ROOT / "infra" / "costs.py"], capture_output=True, text=True, check=True)
     assert done.stdout in (ROOT / "docs" / "deploy-aws.md").read_text()
