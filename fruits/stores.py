@@ -182,7 +182,7 @@ def denied_permission(said: str, bucket: str = "") -> str | None:
         return None
     found = next(filter(None, (re.search(pattern, said) for pattern in _DENIED_REQUESTS)), None)
     if found is None:
-        return "access"
+        return f"access to bucket {bucket!r}" if bucket else "access"
     parts = found.groupdict()
     if "url" in parts:
         parts |= _requested(parts["url"])
@@ -217,7 +217,7 @@ def explain(error: Exception, settings: Settings, bucket: str) -> FruitsError:
         return TransientError(f"S3 server {server}: it does not answer; check FRUITS_S3_ENDPOINT and the network.")
     cause = next((said for sign, said in causes.items() if sign in text), None)
     if cause is None and (permission := denied_permission(text, bucket)):
-        cause = f"it denies {permission} (bucket {bucket!r}); the role lacks that permission"
+        cause = f"it denies {permission}; the role lacks that permission"
     if cause is None:
         cause = " ".join(text.partition("\n\n")[0].split())
     return FruitsError(f"S3 server {server}: {cause}.")

@@ -142,7 +142,7 @@ class TestWhatIsWrongWithS3:
 @pytest.mark.parametrize(
     ("said", "explained"),
     [
-        ("... <Code>AccessDenied</Code> ...", "it denies access (bucket 'fruits'); the role lacks that permission"),
+        ("... <Code>AccessDenied</Code> ...", "it denies access to bucket 'fruits'; the role lacks that permission"),
         ("An error occurred (ExpiredToken) when calling", "the session token has expired"),
         ('Read timeout on endpoint URL: "https://x"', "it does not answer"),
         ("Something else\nin two lines\n\nDebug source:\nSource {}", "Something else in two lines."),
@@ -213,7 +213,7 @@ ENRICHED = (
             "User: a is not authorized to perform: sns:Publish on resource: arn:aws:sns:x:1:alerts because",
             "sns:Publish on arn:aws:sns:x:1:alerts",
         ),
-        ("S3Exception: Access Denied (Service: S3, Status Code: 403)", "access"),
+        ("S3Exception: Access Denied (Service: S3, Status Code: 403)", "access to bucket 'asked'"),
         ("Error performing GET http://127.0.0.1:1/lake/x in 4ms - 404 Not Found: NoSuchKey", None),
         ("403 Forbidden: <Error><Code>SignatureDoesNotMatch</Code></Error>", None),
         ("anything else", None),
