@@ -66,11 +66,12 @@ test-compose: setup-dev  ## What docker-compose.yaml promises, in real container
 	@$(AIRFLOW) -m pytest -m compose -s tests/docker $(ARGS)
 
 # A registry or a folder of one person's machine, named in a file, breaks everyone behind a mirror and everyone else.
-lint: setup-dev  ## Style, types, shell scripts, and that no file names a registry or somebody's machine
+lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no file names a registry or somebody's machine
 	@.venvs/jobs/bin/ruff check
 	@.venvs/jobs/bin/ruff format --check
 	@.venvs/jobs/bin/mypy
 	@$(JOBS) scripts/reference_docs.py --check
+	@.venvs/airflow/bin/cfn-lint infra/fruits.yaml
 	@git grep --untracked -lzE '^#!.*[/ ](ba)?sh' | xargs -0 .venvs/jobs/bin/shellcheck
 	@git grep --untracked -nIE 'pypi[.]org|files[.]pythonhosted|repo1?[.]maven|/[w]ork/|/[r]oot/'; test $$? -eq 1
 

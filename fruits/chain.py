@@ -39,6 +39,7 @@ from fruits.runs import (
     task_document,
 )
 from fruits.settings import Settings
+from fruits.stores import check_lake, check_photo
 from fruits.turns import end_turn, hold_turn
 
 log = logging.getLogger("fruits")
@@ -57,7 +58,11 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
     Raises:
         FruitsError: saying what is missing and what to do.
     """
-    next(islice(list_objects(settings, request.prefix), 1), None)
+    first = next(islice(list_objects(settings, request.prefix), 1), None)
+    if first is not None and first.size:
+        check_photo(settings, first.key)
+    if settings.lake_kind == "s3":  # what is denied is known now, not after the first job
+        check_lake(settings)
     lake = Lake.open(settings)
     lake.check_bucket()
     chosen = with_backbone(settings, request)

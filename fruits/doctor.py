@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -85,8 +84,11 @@ def examine(checks: Sequence[Check]) -> list[Finding]:
 
 
 def _finding(check: Check) -> Finding:
+    from fruits.stores import denials_explained
+
     try:
-        found = check.look()
+        with denials_explained():
+            found = check.look()
     except FruitsError as error:
         return Finding(check.name, "fail", str(error), "see what it says")
     except Exception as error:  # noqa: BLE001 -- whatever breaks a check is what it found
@@ -264,21 +266,15 @@ def credentials() -> Found:
 
 def bucket(settings: Settings) -> Found:
     """Whether the bucket can be listed and an object in it read."""
-    import obstore
-    from obstore.exceptions import BaseError
-
     from fruits.listing import list_objects
-    from fruits.stores import explain, photo_store
+    from fruits.stores import check_photo
 
     first = next(islice(list_objects(settings, settings.prefix), 1), None)
     place = f"s3://{settings.bucket}/{settings.prefix}"
     if first is None:
         return Found(f"{place} is empty", "warn", "upload photos as [Training|Test]/<label>/<file>")
-    try:
-        if first.size:
-            obstore.get_range(photo_store(settings), first.key, start=0, length=1)
-    except BaseError as error:
-        raise explain(error, settings, settings.bucket) from error
+    if first.size:
+        check_photo(settings, first.key)
     return Found(f"{place} can be listed, and {first.key} be read")
 
 
@@ -336,14 +332,10 @@ def lake(settings: Settings) -> Found:
         except OSError as error:
             return Found(f"{folder}: {error.strerror}", "fail", "see who may write there, and how much room there is")
         return Found(f"{folder} can be written")
-    import obstore
+    from fruits.stores import check_lake
 
-    from fruits.stores import lake_store, write_bytes
-
-    store, name = lake_store(settings, "doctor"), uuid.uuid4().hex
-    write_bytes(store, name, b"?")
-    obstore.delete(store, name)
-    return Found(f"{settings.lake} can be written")
+    check_lake(settings)
+    return Found(f"{settings.lake} can be written, read, listed and cleaned up")
 
 
 def lake_of_bucket(settings: Settings) -> Found:
@@ -387,7 +379,8 @@ def queue(settings: Settings) -> Found:
     try:
         answer = client.get_queue_attributes(QueueUrl=settings.event_queue, AttributeNames=names)
     except (BotoCoreError, ClientError) as error:
-        return Found(f"{settings.event_queue}: {error}", "fail", "check FRUITS_EVENT_QUEUE, and that it may be read")
+        fix = "check FRUITS_EVENT_QUEUE, and that the role may sqs:GetQueueAttributes there"
+        return Found(f"{settings.event_queue}: {error}", "fail", fix)
     waiting, in_flight = (int(answer["Attributes"][name]) for name in names)
     shown = f"{settings.event_queue}: {waiting:,} messages wait, {in_flight:,} are being handled"
     if waiting > MANY_MESSAGES:

@@ -13,7 +13,7 @@ from obstore.store import ObjectStore
 import fruits
 from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
-from fruits.stores import lake_store, read_json, write_json
+from fruits.stores import denials_explained, lake_store, read_json, write_json
 
 TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "maintain"]
 
@@ -121,7 +121,8 @@ def run_document(settings: Settings, task: TaskName, run_id: str, slug: str, **k
     document.record(**known)
     write_json(store, path, document.content)
     try:
-        yield document
+        with denials_explained():
+            yield document
     except BaseException as error:
         document.finish(error)
         write_json(store, path, document.content)

@@ -23,6 +23,7 @@ from fruits.manifest import read_manifest
 from fruits.planning import Action, RunRequest
 from fruits.runs import TASKS, RunDocument, TaskName, check_tasks_before, read_plan, run_store, task_document
 from fruits.settings import Settings
+from fruits.stores import denials_explained
 from fruits.turns import end_turn, hold_turn
 
 if TYPE_CHECKING:
@@ -138,21 +139,8 @@ def run_job(
     arguments = _parser(task, description).parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stdout)
     try:
-        settings = Settings.load()
-        plan = read_plan(settings, arguments.run)
-        with (
-            task_document(settings, task, plan) as document,
-            # A dry run changes nothing, so it need not wait.
-            nullcontext() if plan["request"]["dry_run"] else hold_turn(settings, plan["slug"]),
-        ):
-            lake = Lake.open(settings)
-            if task in TASKS:
-                check_tasks_before(settings, task, plan)
-                check_current(lake, plan)
-            with _session(f"fruits {task}", settings, document) as spark, _executor_errors():
-                work(Job(settings, spark, lake, plan, document))
-        if last:
-            end_turn(settings, plan["slug"])
+        with denials_explained():
+            _run(task, arguments.run, work, last=last)
     except FruitsError as error:
         log.error("%s", error)
         return error.exit_code
@@ -160,6 +148,24 @@ def run_job(
         log.exception("%s failed", task)
         return ExitCode.UNEXPECTED
     return ExitCode.OK
+
+
+def _run(task: TaskName, run: str, work: Callable[[Job], None], *, last: bool) -> None:
+    settings = Settings.load()
+    plan = read_plan(settings, run)
+    with (
+        task_document(settings, task, plan) as document,
+        # A dry run changes nothing, so it need not wait.
+        nullcontext() if plan["request"]["dry_run"] else hold_turn(settings, plan["slug"]),
+    ):
+        lake = Lake.open(settings)
+        if task in TASKS:
+            check_tasks_before(settings, task, plan)
+            check_current(lake, plan)
+        with _session(f"fruits {task}", settings, document) as spark, _executor_errors():
+            work(Job(settings, spark, lake, plan, document))
+    if last:
+        end_turn(settings, plan["slug"])
 
 
 def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:

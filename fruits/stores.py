@@ -1,7 +1,10 @@
 """The one way to S3 and to the lake's files: obstore stores, small documents in them, a boto3 client to list with."""
 
 import json
-from collections.abc import Mapping
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -15,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from botocore.utils import parse_timestamp
 from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from fruits.errors import FruitsError, TransientError
@@ -36,6 +40,27 @@ _TRANSIENT = (
     "status code 50",
 )
 """Signs, in what obstore and boto3 say, that the same request may succeed later."""
+
+_DENIED = re.compile(
+    r"AccessDenied|Access Denied|ACCESS_DENIED|not authorized to perform|\(403\) when calling|403 Forbidden: *(?:\n|$)"
+)
+"""Signs of a denial in what AWS, obstore, boto3, PyArrow and the Java SDK say."""
+
+_DENIED_REQUESTS = (
+    r'not authorized to perform: (?P<request>\S+?)(?: on resource: "?(?P<arn>[^\s"]+)"?)?(?:[\s<]|$)',  # AWS itself
+    r"performing (?P<request>[A-Z]+) (?P<url>\S+) in",  # obstore
+    r"(?P<request>DeleteObjects) request failed for key (?P<key>.+?): ",
+    r"key '(?P<key>[^']+)' in bucket '(?P<bucket>[^']+)': AWS Error ACCESS_DENIED during (?P<request>\w+)",  # PyArrow
+    r"when calling the (?P<request>\w+) operation",  # boto3
+)
+_PERMISSIONS = {
+    **dict.fromkeys(("ListObjects", "ListObjectsV2", "HeadBucket"), "s3:ListBucket"),
+    **dict.fromkeys(("GetObject", "HeadObject", "GET", "HEAD"), "s3:GetObject"),
+    **dict.fromkeys(("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "s3:PutObject"),
+    **dict.fromkeys(("PutObject", "PUT", "POST"), "s3:PutObject"),
+    **dict.fromkeys(("DeleteObject", "DeleteObjects", "DELETE"), "s3:DeleteObject"),
+}
+"""The permission that a request needs, by operation or HTTP method."""
 
 
 def photo_store(settings: Settings) -> S3Store:
@@ -104,21 +129,97 @@ def exists(store: ObjectStore, path: str) -> bool:
     return True
 
 
+def check_photo(settings: Settings, key: str) -> None:
+    """See that an object of the bucket can be read.
+
+    Raises:
+        FruitsError: saying what is denied or wrong.
+    """
+    try:
+        obstore.get_range(photo_store(settings), key, start=0, length=1)
+    except (FileNotFoundError, ValueError):  # gone meanwhile; a key that obstore takes for a wrong path
+        return
+    except BaseError as error:
+        raise explain(error, settings, settings.bucket) from error
+
+
+def check_lake(settings: Settings) -> None:
+    """See that a lake in a bucket can be written, read, listed and cleaned up; leaves nothing behind.
+
+    Raises:
+        FruitsError: saying what is denied or wrong.
+    """
+    store, name = lake_store(settings, "checks"), uuid.uuid4().hex
+    try:
+        write_bytes(store, name, b"?")
+        read_bytes(store, name)
+        next(iter(obstore.list(store)))
+        obstore.delete(store, name)
+    except (BaseError, FileNotFoundError) as error:
+        raise explain(error, settings, urlsplit(settings.lake).netloc) from error
+
+
+@contextmanager
+def denials_explained() -> Iterator[None]:
+    """Raise what is denied inside as a ``FruitsError`` that names the missing permission."""
+    try:
+        yield
+    except FruitsError:
+        raise
+    except Exception as error:
+        permission = denied_permission(str(error))
+        if permission is None:
+            raise
+        raise FruitsError(f"AWS denies {permission}; the role lacks that permission.") from error
+
+
+def denied_permission(said: str, bucket: str = "") -> str | None:
+    """The permission that is missing, such as ``s3:PutObject on arn:aws:s3:::fruits/1.jpg``; None for no denial.
+
+    AWS names it in most of its answers. Where it does not (HEAD, other servers), the request tells.
+    """
+    if not _DENIED.search(said):
+        return None
+    found = next(filter(None, (re.search(pattern, said) for pattern in _DENIED_REQUESTS)), None)
+    if found is None:
+        return f"access to bucket {bucket!r}" if bucket else "access"
+    parts = found.groupdict()
+    if "url" in parts:
+        parts |= _requested(parts["url"])
+    permission = _PERMISSIONS.get(parts["request"], parts["request"])
+    if parts.get("arn") is None and permission.startswith("s3:"):
+        place = (parts.get("bucket") or bucket or "...", parts.get("key"))
+        parts["arn"] = f"arn:aws:s3:::{'/'.join(filter(None, place))}"
+    return f"{permission} on {parts['arn']}" if parts.get("arn") else permission
+
+
+def _requested(url: str) -> dict[str, str]:
+    """Bucket and key of a request; for a listing, that it is one."""
+    parts = urlsplit(url)
+    host, path = parts.hostname or "", unquote(parts.path).lstrip("/")
+    bucket, _, key = (host.partition(".s3")[0], "", path) if ".amazonaws.com" in host else path.partition("/")
+    listing = {"request": "ListObjectsV2"} if "list-type" in parts.query else {}
+    return {"bucket": bucket, "key": key, **listing}
+
+
 def explain(error: Exception, settings: Settings, bucket: str) -> FruitsError:
     """Turn what an S3 server answered into a message that says what to do."""
     text = str(error)
     server = settings.s3_endpoint or f"AWS ({settings.s3_region})"
     causes = {
-        "NoSuchBucket": f"bucket {bucket!r} does not exist there; create it, or set FRUITS_BUCKET to the right one",
+        "NoSuchBucket": f"bucket {bucket!r} does not exist there; create it, or correct FRUITS_BUCKET or FRUITS_LAKE",
         "InvalidAccessKeyId": "it does not know the access key; check AWS_ACCESS_KEY_ID, profile or instance role",
         "SignatureDoesNotMatch": "it refuses the secret key; check AWS_SECRET_ACCESS_KEY",
-        "AccessDenied": f"it denies access to bucket {bucket!r}; the role needs s3:ListBucket and s3:GetObject on it",
         "ExpiredToken": "the session token has expired; fetch new credentials",
         "Unable to locate credentials": _NO_CREDENTIALS,
     }
     if any(sign in text for sign in _TRANSIENT):
         return TransientError(f"S3 server {server}: it does not answer; check FRUITS_S3_ENDPOINT and the network.")
-    cause = next((said for sign, said in causes.items() if sign in text), " ".join(text.partition("\n\n")[0].split()))
+    cause = next((said for sign, said in causes.items() if sign in text), None)
+    if cause is None and (permission := denied_permission(text, bucket)):
+        cause = f"it denies {permission}; the role lacks that permission"
+    if cause is None:
+        cause = " ".join(text.partition("\n\n")[0].split())
     return FruitsError(f"S3 server {server}: {cause}.")
 
 

@@ -27,6 +27,7 @@ from fruits.lake.catalog import Lake
 from fruits.planning import run_slug
 from fruits.runs import TASKS, TaskName, read_documents
 from fruits.settings import DagSettings, Settings
+from fruits.stores import denials_explained
 from fruits.turns import take_turn
 
 _SENSOR_SECONDS = 3_600
@@ -53,7 +54,8 @@ TASK_DEFAULTS: dict[str, Any] = {
 def mendable_errors() -> Iterator[None]:
     """Fail at once on an error that a person has to mend: trying again would only meet it again."""
     try:
-        yield
+        with denials_explained():
+            yield
     except TransientError:
         raise
     except FruitsError as error:

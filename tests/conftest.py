@@ -16,7 +16,9 @@ from fruits.settings import Settings
 # Each environment lacks the other's packages, so it cannot even import the other's tests. `make test` runs both.
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
 collect_ignore = (
-    ["spark_jobs"] if IN_AIRFLOW else ["dags", "plugins", "fruits/embedded/test_run.py", "fruits/embedded/test_ui.py"]
+    ["spark_jobs"]
+    if IN_AIRFLOW
+    else ["dags", "infra", "plugins", "fruits/embedded/test_run.py", "fruits/embedded/test_ui.py"]
 )
 
 SHARED = Path(__file__).parents[2] / "shared"

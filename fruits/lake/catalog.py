@@ -11,6 +11,7 @@ import pyarrow as pa
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
+from fruits.stores import denials_explained
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -176,7 +177,8 @@ class Lake:
 
         try:
             lake = cls(settings)
-            lake._create_missing_tables()
+            with denials_explained():
+                lake._create_missing_tables()
         except SQLAlchemyError as error:
             # The first programs to open a new lake all make the same things: whoever was outrun looks again.
             outrun = isinstance(error, IntegrityError) or "already exists" in str(error)

@@ -9,6 +9,7 @@ from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, glue_problem, open_catalog
 from fruits.lake.schemas import TABLES
 from fruits.settings import Settings
+from fruits.stores import denials_explained
 
 
 class NoLakeError(FruitsError):
@@ -46,7 +47,8 @@ def explained(settings: Settings) -> Iterator[None]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        with denials_explained():
+            yield
     except (BotoCoreError, ClientError, BaseError, SQLAlchemyError, OSError) as error:
         reason = " ".join(str(error).partition("\n")[0].split()) or type(error).__name__
         raise FruitsError(

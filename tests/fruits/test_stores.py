@@ -8,6 +8,10 @@ from fruits import stores
 from fruits.embedded.stack import free_ports
 from fruits.errors import FruitsError
 from fruits.stores import (
+    check_lake,
+    check_photo,
+    denials_explained,
+    denied_permission,
     exists,
     explain,
     lake_store,
@@ -138,7 +142,7 @@ class TestWhatIsWrongWithS3:
 @pytest.mark.parametrize(
     ("said", "explained"),
     [
-        ("... <Code>AccessDenied</Code> ...", "the role needs s3:ListBucket and s3:GetObject"),
+        ("... <Code>AccessDenied</Code> ...", "it denies access to bucket 'fruits'; the role lacks that permission"),
         ("An error occurred (ExpiredToken) when calling", "the session token has expired"),
         ('Read timeout on endpoint URL: "https://x"', "it does not answer"),
         ("Something else\nin two lines\n\nDebug source:\nSource {}", "Something else in two lines."),
@@ -149,3 +153,89 @@ def test_what_a_server_may_say_is_explained(make_settings, said, explained):
     assert message.startswith("S3 server AWS (us-east-1): ")
     assert explained in message
     assert "Debug" not in message
+
+
+BODY = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+ENRICHED = (
+    "User: arn:aws:sts::123456789012:assumed-role/fruits/i-1 is not authorized to perform: s3:PutObject on resource: "
+    '"arn:aws:s3:::lake/lake/runs/one.json" because no identity-based policy allows the s3:PutObject action'
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "permission"),
+    [
+        (  # obstore, of a request by path
+            f"Error performing PUT http://127.0.0.1:1/lake/a%20b/c.json in 4ms - ... 403 Forbidden: {BODY}",
+            "s3:PutObject on arn:aws:s3:::lake/a b/c.json",
+        ),
+        (
+            "Error performing HEAD http://127.0.0.1:1/lake/x in 4ms - ... 403 Forbidden: \n\nDebug",
+            "s3:GetObject on arn:aws:s3:::lake/x",
+        ),
+        (
+            f"Error performing GET http://127.0.0.1:1/lake?list-type=2&prefix=x%2F in 4ms - ... 403 Forbidden: {BODY}",
+            "s3:ListBucket on arn:aws:s3:::lake",
+        ),
+        (  # obstore, of a request by host name, as on AWS
+            f"Error performing GET https://photos.s3.x.amazonaws.com/Kiwi/1.jpg in 4ms - ... 403 Forbidden: {BODY}",
+            "s3:GetObject on arn:aws:s3:::photos/Kiwi/1.jpg",
+        ),
+        (
+            f"Error performing GET https://photos.s3.x.amazonaws.com/?list-type=2 in 4ms - ... 403 Forbidden: {BODY}",
+            "s3:ListBucket on arn:aws:s3:::photos",
+        ),
+        (
+            "DeleteObjects request failed for key lake/x/a b.json: Access Denied (code: AccessDenied)",
+            "s3:DeleteObject on arn:aws:s3:::asked/lake/x/a b.json",
+        ),
+        (  # PyArrow
+            "key 'lake/t/x' in bucket 'lake': AWS Error ACCESS_DENIED during CreateMultipartUpload operation: Access",
+            "s3:PutObject on arn:aws:s3:::lake/lake/t/x",
+        ),
+        (  # boto3
+            "An error occurred (AccessDenied) when calling the ListObjectsV2 operation: Access Denied",
+            "s3:ListBucket on arn:aws:s3:::asked",
+        ),
+        (
+            "An error occurred (403) when calling the HeadObject operation: Forbidden",
+            "s3:GetObject on arn:aws:s3:::asked",
+        ),
+        (  # AWS itself, by whatever client
+            f"An error occurred (AccessDenied) when calling the PutObject operation: {ENRICHED}",
+            "s3:PutObject on arn:aws:s3:::lake/lake/runs/one.json",
+        ),
+        (
+            f"software.amazon.awssdk.services.s3.model.S3Exception: {ENRICHED} (Service: S3, Status Code: 403)",
+            "s3:PutObject on arn:aws:s3:::lake/lake/runs/one.json",
+        ),
+        (
+            "User: a is not authorized to perform: sns:Publish on resource: arn:aws:sns:x:1:alerts because",
+            "sns:Publish on arn:aws:sns:x:1:alerts",
+        ),
+        ("S3Exception: Access Denied (Service: S3, Status Code: 403)", "access to bucket 'asked'"),
+        ("Error performing GET http://127.0.0.1:1/lake/x in 4ms - 404 Not Found: NoSuchKey", None),
+        ("403 Forbidden: <Error><Code>SignatureDoesNotMatch</Code></Error>", None),
+        ("anything else", None),
+    ],
+)  # fmt: skip
+def test_a_denial_is_told_by_the_permission_that_is_missing(said, permission):
+    assert denied_permission(said, "asked") == permission
+
+
+def test_what_is_denied_is_named_wherever_it_comes_up():
+    named = r"AWS denies s3:PutObject on arn:aws:s3:::lake/lake/runs/one.json; the role lacks that permission"
+    with pytest.raises(FruitsError, match=named), denials_explained():
+        raise OSError(ENRICHED)
+    with pytest.raises(OSError, match="disk full"), denials_explained():
+        raise OSError("disk full")
+
+
+def test_the_checks_of_bucket_and_lake_find_nothing_where_all_is_well(stack, make_settings, bucket):
+    settings = make_settings("s3")
+    stack.client().put_object(Bucket=bucket, Key="Kiwi/1.jpg", Body=b"photo")
+    check_photo(settings, "Kiwi/1.jpg")
+    check_photo(settings, "Kiwi/gone.jpg")
+    check_lake(settings)
+    name = settings.lake.split("/")[2]
+    assert stack.client().list_objects_v2(Bucket=name)["KeyCount"] == 0, "nothing is left behind"
