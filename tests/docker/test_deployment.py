@@ -120,7 +120,7 @@ def eventually(look: Callable[[], bool], what: str, seconds: float = PUBLISHED_S
     started = time.monotonic()
     while not look():
         assert time.monotonic() - started < seconds, f"{what}: not within {seconds} s"
-        time.sleep(1)
+        time.sleep(5)  # looking costs a second or two of a core, which the chain needs
     return time.monotonic() - started
 
 
