@@ -29,12 +29,19 @@ class Standalone:
     environment: Mapping[str, str]
     port: int
     ui_port: int
+    history_port: int
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    workers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         """The master, as spark-submit takes it."""
         return f"spark://127.0.0.1:{self.port}"
+
+    @property
+    def history(self) -> str:
+        """API of the history server."""
+        return f"http://127.0.0.1:{self.history_port}/api/v1"
 
     @property
     def event_logs(self) -> Path:
@@ -52,22 +59,28 @@ class Standalone:
         self.processes.append(process)
         return process
 
-    def start_worker(self) -> "subprocess.Popen[bytes]":
+    def start_worker(self) -> None:
         """One more worker of a core and a gigabyte, once the master knows it."""
         before = self.alive()
         work = self.folder / f"work-{len(self.processes)}"
         size = ("--cores", 1, "--memory", "1g", "--work-dir", work)
-        worker = self.start("worker.Worker", "--host", "127.0.0.1", "--webui-port", free_port(), *size, self.url)
+        where = ("--host", "127.0.0.1", "--webui-port", free_port())
+        self.workers.append(self.start("worker.Worker", *where, *size, self.url))
         wait_for(lambda: self.alive() > before, "a worker is registered")
-        return worker
+
+    def kill_worker(self) -> None:
+        """The newest worker, its executors and their Python are gone."""
+        kill_group(self.workers.pop())
 
     def alive(self) -> int:
         """How many workers the master has."""
         return int(get_json(f"http://127.0.0.1:{self.ui_port}/json/")["aliveworkers"])
 
-    def submit(self, script: Path, *arguments: str, options: Mapping[str, object] | None = None) -> "subprocess.Popen[str]":
+    def submit(
+        self, script: Path, *arguments: str, options: Mapping[str, object] | None = None
+    ) -> "subprocess.Popen[str]":
         """spark-submit, as Airflow calls it; its output comes on one stream."""
-        settings = {"spark.eventLog.enabled": "true", "spark.eventLog.dir": self.event_logs.as_uri(), **(options or {})}
+        settings = dict(options or {})
         master = str(settings.pop("spark.master", self.url))
         conf = [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
         command = [ENVIRONMENT / "bin" / "spark-submit", "--master", master, *conf, script, *arguments]
@@ -79,21 +92,22 @@ class Standalone:
 
 @contextmanager
 def standalone(folder: Path, *, workers: int) -> Iterator[Standalone]:
-    """A running cluster whose executors have this process' environment variables, and its last processes ended."""
+    """A running cluster, its daemons ended afterwards; executors have the environment variables of this process."""
     for name in ("conf", "events"):
         (folder / name).mkdir(parents=True)
-    (folder / "conf" / "spark-defaults.conf").write_text(
-        "spark.executor.memory 512m\nspark.driver.memory 1g\nspark.ui.enabled false\n"
-    )
-    environment = {
-        **os.environ,
-        "SPARK_HOME": str(SPARK),
-        "SPARK_LOCAL_IP": "127.0.0.1",
-        "SPARK_CONF_DIR": str(folder / "conf"),
-        "SPARK_DAEMON_MEMORY": "256m",
-        "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
+    cluster = Standalone(folder, daemon_environment(folder), *(free_port() for _ in range(3)))
+    defaults = {
+        "spark.executor.memory": "512m",
+        "spark.driver.memory": "1g",
+        "spark.ui.enabled": "false",
+        "spark.eventLog.enabled": "true",
+        "spark.eventLog.compress": "false",
+        "spark.eventLog.dir": cluster.event_logs.as_uri(),
+        "spark.history.fs.logDirectory": cluster.event_logs.as_uri(),
+        "spark.history.ui.port": cluster.history_port,
     }
-    cluster = Standalone(folder, environment, free_port(), free_port())
+    lines = (f"{key} {value}\n" for key, value in defaults.items())
+    (folder / "conf" / "spark-defaults.conf").write_text("".join(lines))
     try:
         cluster.start("master.Master", "--host", "127.0.0.1", "--port", cluster.port, "--webui-port", cluster.ui_port)
         wait_for(lambda: cluster.alive() == 0, "the master answers")
@@ -103,6 +117,18 @@ def standalone(folder: Path, *, workers: int) -> Iterator[Standalone]:
     finally:
         for process in reversed(cluster.processes):
             kill_group(process)
+
+
+def daemon_environment(folder: Path) -> dict[str, str]:
+    """Environment of the cluster's daemons, which executors inherit."""
+    return {
+        **os.environ,
+        "SPARK_HOME": str(SPARK),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_CONF_DIR": str(folder / "conf"),
+        "SPARK_DAEMON_MEMORY": "256m",
+        "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
+    }
 
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:

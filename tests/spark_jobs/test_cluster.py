@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.spark_jobs.standalone import ENVIRONMENT, ROOT, free_port, get_json, kill_group, standalone, wait_for
 
 import fruits
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.planning import run_slug
+from tests.spark_jobs.standalone import ENVIRONMENT, ROOT, free_port, get_json, standalone, wait_for
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 
@@ -61,7 +61,11 @@ def planned(chain, new_settings, first):
 def contents(rows):
     """Rows but for the run that wrote them, with the bits of their vectors."""
     return [
-        {name: np.float32(value).tobytes() if name == "vector" else value for name, value in row.items() if name != "run_id"}
+        {
+            name: np.float32(value).tobytes() if name == "vector" else value
+            for name, value in row.items()
+            if name != "run_id"
+        }
         for row in rows
     ]
 
@@ -77,7 +81,9 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
         assert contents(chain.rows(settings, table)) == contents(chain.rows(local, table))
     documents = chain.documents(settings, "clustered")
     assert documents["featurize"]["images"] == len(first.photos)
-    verdicts = [{gate["name"]: gate["passed"] for gate in run["validate"]["gates"]} for run in (documents, first.documents)]
+    verdicts = [
+        {gate["name"]: gate["passed"] for gate in run["validate"]["gates"]} for run in (documents, first.documents)
+    ]
     assert verdicts[0] == verdicts[1]
 
     (mine, my_pca), (theirs, their_pca) = (fitted(chain, one, first.documents["plan"]) for one in (settings, local))
@@ -92,15 +98,14 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
     np.testing.assert_allclose(*([row["embedding"] for row in rows] for rows in embeddings), atol=1e-4)
 
     # Each executor had its share, and the history server tells of each job from its event log.
-    cluster.environment["SPARK_HISTORY_OPTS"] = ""
-    history = history_server(cluster)
+    cluster.start("history.HistoryServer")
     applications = wait_for(
-        lambda: len(found := get_json(f"{history}/applications?status=completed")) >= len(JOBS) and found,
+        lambda: len(found := get_json(f"{cluster.history}/applications?status=completed")) >= len(JOBS) and found,
         "the history server lists the applications",
     )
     names = {application["name"]: application["id"] for application in applications}
     assert {f"fruits {job}" for job in JOBS} <= set(names)
-    executors = get_json(f"{history}/applications/{names['fruits featurize']}/executors")
+    executors = get_json(f"{cluster.history}/applications/{names['fruits featurize']}/executors")
     assert {one["totalTasks"] > 0 for one in executors if one["id"] != "driver"} == {True}
     assert len(executors) == 3
 
@@ -112,19 +117,8 @@ def fitted(chain, settings, plan):
     return moments, load_versions(lake, snapshots["pca_models"], plan["model_id"])[-1].pca
 
 
-def history_server(cluster):
-    """Address of the API of a history server over the cluster's event logs."""
-    port = free_port()
-    with (cluster.folder / "conf" / "spark-defaults.conf").open("a") as defaults:
-        defaults.write(f"spark.history.fs.logDirectory {cluster.event_logs.as_uri()}\nspark.history.ui.port {port}\n")
-    cluster.start("history.HistoryServer")
-    return f"http://127.0.0.1:{port}/api/v1"
-
-
 class TestPackedEnvironment:
-    def test_executors_run_the_archives_python_and_give_the_same_rows(
-        self, chain, first, submit, planned, tmp_path
-    ):
+    def test_executors_run_the_archives_python_and_give_the_same_rows(self, chain, first, submit, planned, tmp_path):
         archive = tmp_path / "jobs-env.tar.gz"
         assert package().main(["--output", str(archive)]) == 0
         driver = tmp_path / "driver.py"
@@ -137,7 +131,9 @@ class TestPackedEnvironment:
         assert "/work-" in prefix
         assert prefix.endswith("/environment")
         assert library == f"{prefix}/lib/{PYTHON}/site-packages/fruits/__init__.py"
-        assert contents(chain.branch_rows(settings, "packed", "features")) == contents(chain.rows(first.settings, "features"))
+        assert contents(chain.branch_rows(settings, "packed", "features")) == contents(
+            chain.rows(first.settings, "features")
+        )
 
     def test_another_release_is_refused_with_what_to_do(self, chain, submit, planned, tmp_path):
         archive = altered_environment(tmp_path)
@@ -187,7 +183,9 @@ def altered_environment(folder):
     alteration = b"\nSPECKLE = 1\n"
     with tarfile.open(archive, "w:gz") as tar:
         package().add_python(tar, package().python_of(ENVIRONMENT))
-        tar.add(LIBRARY, f"{packages}/fruits", filter=lambda entry: None if entry.name.endswith("/images.py") else entry)
+        tar.add(
+            LIBRARY, f"{packages}/fruits", filter=lambda entry: None if entry.name.endswith("/images.py") else entry
+        )
         files = {
             f"{packages}/fruits/images.py": (LIBRARY / "images.py").read_bytes() + alteration,
             f"{packages}/others.pth": f"{ENVIRONMENT / packages}\n".encode(),
@@ -220,7 +218,7 @@ def test_a_worker_that_dies_in_the_middle_changes_no_row(chain, first, cluster, 
 
     try:
         application = wait_for(in_the_middle, "featurize is under way", seconds=200)
-        kill_group(cluster.processes[-1] if "worker" in str(cluster.processes[-1].args[1]) else cluster.workers()[-1])
+        cluster.kill_worker()
         said, _ = process.communicate(timeout=300)
     finally:
         process.kill()
@@ -249,9 +247,7 @@ class TestAClusterThatCannot:
         assert "spark_default" in error
 
     def test_workers_that_are_too_small_end_the_wait(self, chain, submit, planned):
-        error = self.failure(
-            chain, submit, planned, ExitCode.BAD_INPUT, seconds=5, **{"spark.executor.memory": "64g"}
-        )
+        error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, seconds=5, **{"spark.executor.memory": "64g"})
         assert "no executor within 5 s (FRUITS_EXECUTOR_SECONDS)" in error
         assert "spark.executor.memory 64g" in error
 
