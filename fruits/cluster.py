@@ -29,6 +29,10 @@ _CAUSES = {
     r"InvalidClassException: ([^\n]*serialVersionUID[^\n]*)": (
         "its Spark is of another version than the driver's ({0}); it must be that of requirements/jobs.txt"
     ),
+    r"Cannot call methods on a stopped SparkContext": (
+        "the master did not take the application, or ended it. If what listens there is a Spark master, and of the "
+        "driver's version, its log has the reason; otherwise correct the connection spark_default"
+    ),
     r"Master removed our application: (\w+)": (
         "executors ended as soon as they began ({0}); the reason is in a worker's folder work/<application>/<number>/"
         "stderr. Spark and Java must be the driver's, and the memory that is asked for must be there"
@@ -121,8 +125,8 @@ def explain_failure(account: str) -> str | None:
     if EXECUTOR_ERROR in account:
         return account.split(EXECUTOR_ERROR, 1)[1].splitlines()[0]
     host = re.search(r"\(TID \d+\) \((\S+) executor", account)
-    worker = f"worker {host[1]}" if host else "workers"
+    where = f"worker {host[1]}" if host else "cluster"
     for sign, meaning in _CAUSES.items():
         if found := re.search(sign, account):
-            return f"{worker}: {meaning.format(*found.groups())}"
+            return f"{where}: {meaning.format(*found.groups())}"
     return None

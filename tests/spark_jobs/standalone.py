@@ -19,6 +19,7 @@ import pyspark
 ROOT = Path(__file__).parents[2]
 SPARK = Path(pyspark.__file__).parent
 ENVIRONMENT = Path(sys.prefix)
+QUICK = "-XX:TieredStopAtLevel=1"  # nothing here runs long enough to repay a better compilation
 
 
 @dataclass
@@ -26,7 +27,6 @@ class Standalone:
     """The cluster: what it runs in ``folder``, and how to submit to it."""
 
     folder: Path
-    environment: Mapping[str, str]
     port: int
     ui_port: int
     history_port: int
@@ -53,8 +53,10 @@ class Standalone:
         name = f"{role.rpartition('.')[2].lower()}-{len(self.processes)}"
         with (self.folder / f"{name}.log").open("wb") as log:
             command = [SPARK / "bin" / "spark-class", f"org.apache.spark.deploy.{role}", *map(str, arguments)]
+            daemon = {"SPARK_HOME": str(SPARK), "SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK}
+            environment = {**spark_environment(self.folder), **daemon}
             process = subprocess.Popen(
-                command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+                command, env=environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
             )
         self.processes.append(process)
         return process
@@ -84,7 +86,7 @@ class Standalone:
         master = str(settings.pop("spark.master", self.url))
         conf = [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
         command = [ENVIRONMENT / "bin" / "spark-submit", "--master", master, *conf, script, *arguments]
-        environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_CONF_DIR": str(self.folder / "conf")}
+        environment = spark_environment(self.folder)
         return subprocess.Popen(
             command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -95,10 +97,12 @@ def standalone(folder: Path, *, workers: int) -> Iterator[Standalone]:
     """A running cluster, its daemons ended afterwards; executors have the environment variables of this process."""
     for name in ("conf", "events"):
         (folder / name).mkdir(parents=True)
-    cluster = Standalone(folder, daemon_environment(folder), *(free_port() for _ in range(3)))
+    cluster = Standalone(folder, *(free_port() for _ in range(3)))
     defaults = {
         "spark.executor.memory": "512m",
         "spark.driver.memory": "1g",
+        "spark.driver.extraJavaOptions": QUICK,
+        "spark.executor.extraJavaOptions": QUICK,
         "spark.ui.enabled": "false",
         "spark.eventLog.enabled": "true",
         "spark.eventLog.compress": "false",
@@ -119,15 +123,12 @@ def standalone(folder: Path, *, workers: int) -> Iterator[Standalone]:
             kill_group(process)
 
 
-def daemon_environment(folder: Path) -> dict[str, str]:
-    """Environment of the cluster's daemons, which executors inherit."""
+def spark_environment(folder: Path) -> dict[str, str]:
+    """Environment of the daemons, which executors inherit, and of drivers: this one's but for where Python looks."""
     return {
-        **os.environ,
-        "SPARK_HOME": str(SPARK),
+        **{name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYSPARK"))},
         "SPARK_LOCAL_IP": "127.0.0.1",
         "SPARK_CONF_DIR": str(folder / "conf"),
-        "SPARK_DAEMON_MEMORY": "256m",
-        "SPARK_DAEMON_JAVA_OPTS": "-XX:TieredStopAtLevel=1",
     }
 
 
