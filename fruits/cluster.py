@@ -83,14 +83,17 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
     context = spark.sparkContext
     if str(context.master).startswith("local"):
         return
-    late = threading.Event()
+    late, done = threading.Event(), threading.Event()
 
     def give_up() -> None:
-        late.set()
-        context.cancelAllJobs()
+        wait = seconds
+        while not done.wait(wait):
+            late.set()
+            context.cancelAllJobs()
+            wait = 1.0  # and again: on a busy host, the task may not have been submitted yet
 
-    timer = threading.Timer(seconds, give_up)
-    timer.start()
+    watch = threading.Thread(target=give_up, daemon=True)
+    watch.start()
     try:
         spark.range(0, 1, 1, 1).count()
     except Exception as error:
@@ -104,7 +107,8 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
             "work on them: see the master's page, add workers, or ask for less in spark-defaults.conf"
         ) from error
     finally:
-        timer.cancel()
+        done.set()
+        watch.join()
 
 
 @contextmanager

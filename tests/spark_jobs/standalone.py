@@ -81,11 +81,13 @@ class Standalone:
     def submit(
         self, script: Path, *arguments: str, options: Mapping[str, object] | None = None
     ) -> "subprocess.Popen[str]":
-        """spark-submit, as Airflow calls it; its output comes on one stream."""
-        settings = dict(options or {})
-        master = str(settings.pop("spark.master", self.url))
-        conf = [word for key, value in settings.items() for word in ("--conf", f"{key}={value}")]
-        command = [ENVIRONMENT / "bin" / "spark-submit", "--master", master, *conf, script, *arguments]
+        """spark-submit with options, which start with ``--``, and properties of Spark; its output is one stream."""
+        words = [
+            word
+            for name, value in {"--master": self.url, **(options or {})}.items()
+            for word in ((name, str(value)) if name.startswith("--") else ("--conf", f"{name}={value}"))
+        ]
+        command = [ENVIRONMENT / "bin" / "spark-submit", *words, script, *arguments]
         environment = spark_environment(self.folder)
         return subprocess.Popen(
             command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -134,9 +136,9 @@ def spark_environment(folder: Path) -> dict[str, str]:
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:
     """End a daemon and what it started, executors and their Python, as a power cut does."""
-    with suppress(ProcessLookupError):
+    if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.wait()
 
 
 def free_port() -> int:
@@ -153,10 +155,10 @@ def get_json(url: str) -> Any:
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    """The first true answer of ``condition``; a server that does not answer yet is no answer."""
+    """The first true answer of ``condition``; a server that does not answer yet, or not with JSON, is no answer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             if answer := condition():
                 return answer
         time.sleep(0.05)

@@ -124,7 +124,7 @@ class TestPackedEnvironment:
         driver = tmp_path / "driver.py"
         driver.write_text(WHERE_PYTHON_IS)
         settings = planned("packed")
-        options = {"spark.archives": f"{archive}#environment", "spark.cores.max": 1, **PACKED}
+        options = {"--archives": f"{archive}#environment", "spark.cores.max": 1, **PACKED}
         code, said = submit("featurize", settings, "packed", script=driver, **options)
         assert code == ExitCode.OK, said
         prefix, library = next(line for line in said.splitlines() if line.startswith("EXECUTOR ")).split()[1:]
@@ -138,7 +138,7 @@ class TestPackedEnvironment:
     def test_another_release_is_refused_with_what_to_do(self, chain, submit, planned, tmp_path):
         archive = altered_environment(tmp_path)
         settings = planned("altered")
-        options = {"spark.archives": f"{archive}#environment", "spark.cores.max": 1, **PACKED}
+        options = {"--archives": f"{archive}#environment", "spark.cores.max": 1, **PACKED}
         code, said = submit("featurize", settings, "altered", **options)
         assert code == ExitCode.BAD_INPUT, said
         document = chain.documents(settings, "altered")["featurize"]
@@ -212,9 +212,11 @@ def test_a_worker_that_dies_in_the_middle_changes_no_row(chain, first, cluster, 
     api = f"http://127.0.0.1:{port}/api/v1/applications"
 
     def in_the_middle():
-        application = get_json(api)[0]["id"]
-        stages = get_json(f"{api}/{application}/stages?status=active")
-        return application if any(3 <= one["numCompleteTasks"] < one["numTasks"] / 2 for one in stages) else None
+        for application in get_json(api):
+            stages = get_json(f"{api}/{application['id']}/stages?status=active")
+            if any(3 <= one["numCompleteTasks"] < one["numTasks"] / 2 for one in stages):
+                return application["id"]
+        return None
 
     try:
         application = wait_for(in_the_middle, "featurize is under way", seconds=200)
@@ -241,7 +243,7 @@ def events(cluster, application):
 class TestAClusterThatCannot:
     def test_a_master_that_does_not_answer_is_named_with_its_connection(self, chain, submit, planned):
         master = f"spark://127.0.0.1:{free_port()}"
-        error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, **{"spark.master": master})
+        error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, **{"--master": master})
         assert f"Spark master {master} does not answer" in error
         assert "Connection refused" in error
         assert "spark_default" in error
@@ -252,7 +254,7 @@ class TestAClusterThatCannot:
         assert "spark.executor.memory 64g" in error
 
     def test_executors_that_cannot_start_are_no_stack_trace(self, chain, submit, planned):
-        options = {"spark.executor.extraJavaOptions": "-XX:NoSuchOption"}
+        options = {"spark.executor.extraJavaOptions": "--no-such-option"}
         error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, **options)
         assert "executors ended as soon as they began (FAILED)" in error
         assert "stderr" in error
