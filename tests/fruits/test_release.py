@@ -91,7 +91,8 @@ class TestSameRelease:
         self, monkeypatch: pytest.MonkeyPatch, missing: str
     ) -> None:
         """A function refers to modules of ours: unpickling it on such a worker would be the first thing to fail."""
-        checked = self.sent_to_a_worker(pickle_bomb)
+        bomb = _Bomb()
+        checked = self.sent_to_a_worker(lambda batches: (bomb, batches))
         monkeypatch.setitem(sys.modules, missing, None)
         monkeypatch.setitem(sys.modules, "fruits.release", None)
         with pytest.raises(
@@ -113,7 +114,3 @@ class _Bomb:
 
 def _explode() -> None:
     raise AssertionError("unpickled on a worker of another release")
-
-
-def pickle_bomb(batches, bomb=_Bomb()):  # type: ignore[no-untyped-def] # noqa: B008
-    return batches
