@@ -254,7 +254,7 @@ class TestAClusterThatCannot:
         assert "spark.executor.memory 64g" in error
 
     def test_executors_that_cannot_start_are_no_stack_trace(self, chain, submit, planned):
-        options = {"spark.executor.extraJavaOptions": "--no-such-option"}
+        options = {"spark.executor.extraJavaOptions": "-XX:MaxMetaspaceSize=none", "spark.cores.max": 1}
         error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, **options)
         assert "executors ended as soon as they began (FAILED)" in error
         assert "stderr" in error
