@@ -34,8 +34,7 @@ _CAUSES = {
         "driver's version, its log has the reason; otherwise correct the connection spark_default"
     ),
     r"Master removed our application: (\w+)": (
-        "executors ended as soon as they began ({0}); the reason is in a worker's folder work/<application>/<number>/"
-        "stderr. Spark and Java must be the driver's, and the memory that is asked for must be there"
+        "executors could not be started ({0}); the reason is in a worker's folder work/<application>/<number>/stderr"
     ),
 }
 """What Spark says of an executor that it could not use, and what that means."""
@@ -103,8 +102,9 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
         memory = context.getConf().get("spark.executor.memory", "1g")
         raise TransientError(
             f"Spark master {context.master}: no executor within {seconds:g} s (FRUITS_EXECUTOR_SECONDS). Asked for: "
-            f"spark.executor.cores {cores}, spark.executor.memory {memory}. No worker is that large, or others are at "
-            "work on them: see the master's page, add workers, or ask for less in spark-defaults.conf"
+            f"spark.executor.cores {cores}, spark.executor.memory {memory}. See the master's page: no worker is that large, "
+            "others are at work on them (add workers, or ask for less in spark-defaults.conf), or executors end as soon as "
+            "they begin (work/<application>/<number>/stderr on a worker: Spark, Java and options must be the driver's)"
         ) from error
     finally:
         done.set()

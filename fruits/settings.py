@@ -125,7 +125,7 @@ class Settings(DagSettings):
     gets_in_flight: int = Field(default=16, ge=1, le=256, description="Concurrent GETs of each Spark core.")
     photos_per_task: int = Field(default=64, ge=1, description="Photos that one Spark task featurizes.")
     executor_seconds: int = Field(
-        default=600, ge=1, description="How long a job waits for a cluster to give it an executor, in seconds."
+        default=300, ge=1, description="How long a job waits for a cluster to give it an executor, in seconds."
     )
 
     n_components: int | float = Field(

@@ -54,10 +54,10 @@ def test_an_executor_that_cannot_be_used_is_a_sentence(account: str, told: str) 
     assert "\n" not in message
 
 
-def test_executors_that_end_at_once_are_no_ones_in_particular() -> None:
+def test_executors_that_cannot_be_started_are_no_ones_in_particular() -> None:
     message = explain_failure("Job aborted due to stage failure: Master removed our application: FAILED")
     assert message is not None
-    assert message.startswith("cluster: executors ended as soon as they began (FAILED)")
+    assert message.startswith("cluster: executors could not be started (FAILED)")
 
 
 def test_a_master_that_takes_no_application_is_to_be_looked_at() -> None:

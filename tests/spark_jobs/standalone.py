@@ -109,7 +109,6 @@ def standalone(folder: Path, *, workers: int) -> Iterator[Standalone]:
         "spark.eventLog.enabled": "true",
         "spark.eventLog.compress": "false",
         "spark.eventLog.dir": cluster.event_logs.as_uri(),
-        "spark.deploy.maxExecutorRetries": "3",
         "spark.history.fs.logDirectory": cluster.event_logs.as_uri(),
         "spark.history.ui.port": cluster.history_port,
     }
