@@ -102,9 +102,9 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
         memory = context.getConf().get("spark.executor.memory", "1g")
         raise TransientError(
             f"Spark master {context.master}: no executor within {seconds:g} s (FRUITS_EXECUTOR_SECONDS). Asked for: "
-            f"spark.executor.cores {cores}, spark.executor.memory {memory}. See the master's page: no worker is that large, "
-            "others are at work on them (add workers, or ask for less in spark-defaults.conf), or executors end as soon as "
-            "they begin (work/<application>/<number>/stderr on a worker: Spark, Java and options must be the driver's)"
+            f"spark.executor.cores {cores}, spark.executor.memory {memory}. See the master's page: no worker is that "
+            "large, others are at work on them (add workers, or ask for less in spark-defaults.conf), or executors end as "
+            "soon as they begin (work/<application>/<number>/stderr on a worker; Spark and Java must be the driver's)"
         ) from error
     finally:
         done.set()
