@@ -104,7 +104,8 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
             f"Spark master {context.master}: no executor within {seconds:g} s (FRUITS_EXECUTOR_SECONDS). Asked for: "
             f"spark.executor.cores {cores}, spark.executor.memory {memory}. See the master's page: no worker is that "
             "large, others are at work on them (add workers, or ask for less in spark-defaults.conf), or executors end "
-            "as soon as they begin (work/<application>/<number>/stderr on a worker; Spark and Java must be the driver's)"
+            "as soon as they begin (work/<application>/<number>/stderr on a worker; Spark and Java must be the "
+            "driver's)"
         ) from error
     finally:
         done.set()
