@@ -19,6 +19,10 @@ class FruitsError(Exception):
     exit_code = ExitCode.BAD_INPUT
 
 
+EXECUTOR_ERROR = f"{FruitsError.__module__}.{FruitsError.__qualname__}: "
+"""What stands before a ``FruitsError``'s message in Spark's account of an executor's failure."""
+
+
 class TransientError(FruitsError):
     """A server did not answer, or others were always quicker: the same again may succeed."""
 

@@ -171,6 +171,9 @@ class Settings(DagSettings):
     max_photo_pixels: int = Field(default=100_000_000, gt=0, description="Photos with more pixels are quarantined.")
     gets_in_flight: int = Field(default=16, ge=1, le=256, description="Concurrent GETs of each Spark core.")
     photos_per_task: int = Field(default=64, ge=1, description="Photos that one Spark task featurizes.")
+    executor_seconds: int = Field(
+        default=300, ge=1, description="How long a job waits for a cluster to give it an executor, in seconds."
+    )
 
     n_components: int | float = Field(
         default=0.95,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fruits.cluster import await_executor, check_master, executor_errors
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake, spark_configuration
@@ -21,6 +22,7 @@ from fruits.lake.publication import check_current, written_head
 from fruits.lake.schemas import TableName
 from fruits.manifest import read_manifest
 from fruits.planning import Action, RunRequest
+from fruits.release import BatchFunction, same_release
 from fruits.runs import TASKS, RunDocument, TaskName, check_tasks_before, read_plan, run_store, task_document
 from fruits.settings import Settings
 from fruits.stores import denials_explained
@@ -162,7 +164,7 @@ def _run(task: TaskName, run: str, work: Callable[[Job], None], *, last: bool) -
         if task in TASKS:
             check_tasks_before(settings, task, plan)
             check_current(lake, plan)
-        with _session(f"fruits {task}", settings, document) as spark, _executor_errors():
+        with executor_errors(), _session(f"fruits {task}", settings, document) as spark:
             work(Job(settings, spark, lake, plan, document))
     if last:
         end_turn(settings, plan["slug"])
@@ -190,27 +192,23 @@ def _session(name: str, settings: Settings, document: RunDocument) -> Iterator["
         builder = SparkSession.builder.appName(name)
         for key, value in {**spark_configuration(settings), **_SESSION}.items():
             builder = builder.config(key, value)
+        check_master()
         spark = builder.getOrCreate()
-        spark.conf.set("spark.sql.shuffle.partitions", str(4 * spark.sparkContext.defaultParallelism))
         document.content["versions"]["spark"] = spark.version
     try:
+        with document.stage("session"):
+            await_executor(spark, settings.executor_seconds)
+            spark.conf.set("spark.sql.shuffle.partitions", str(4 * spark.sparkContext.defaultParallelism))
         yield spark
     finally:
         spark.stop()
 
 
-@contextmanager
-def _executor_errors() -> Iterator[None]:
-    """Raise a ``FruitsError`` of an executor as one, out of Spark's account of the failed stage."""
-    marker = "fruits.errors.FruitsError: "
-    try:
-        yield
-    except FruitsError:
-        raise
-    except Exception as error:
-        if marker not in str(error):
-            raise
-        raise FruitsError(str(error).split(marker, 1)[1].splitlines()[0]) from error
+def map_batches(rows: "DataFrame", function: BatchFunction, schema: pa.Schema) -> "DataFrame":
+    """What ``function`` makes of the rows, with ``schema``; on executors of the driver's release only."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    return rows.mapInArrow(same_release(function), from_arrow_schema(schema))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from fruits.lake.schemas import FEATURES, QUARANTINE, TableName
 from fruits.manifest import read_manifest
 from fruits.planning import Action, Entry
 from fruits.quarantine import Reason
-from fruits.spark import Job, log, progress, run_job
+from fruits.spark import Job, log, map_batches, progress, run_job
 from fruits.stores import photo_store
 
 if TYPE_CHECKING:
@@ -77,8 +77,6 @@ def featurize(job: Job) -> None:
 
 def outcomes_of(job: Job, photos: pa.Table) -> "DataFrame":
     """What becomes of each photo, lazily, with ``OUTCOME_SCHEMA``. Persist it: each action would featurize again."""
-    from pyspark.sql.pandas.types import from_arrow_schema
-
     settings, model_id, run_id = job.settings, job.model_id, job.run_id
 
     def featurize_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -95,7 +93,7 @@ def outcomes_of(job: Job, photos: pa.Table) -> "DataFrame":
 
     tasks = math.ceil(photos.num_rows / settings.photos_per_task)
     manifest = job.spark.createDataFrame(photos).repartition(tasks)
-    return manifest.mapInArrow(featurize_batches, from_arrow_schema(OUTCOME_SCHEMA))
+    return map_batches(manifest, featurize_batches, OUTCOME_SCHEMA)
 
 
 def summarise(outcomes: "DataFrame") -> dict[str, Any]:

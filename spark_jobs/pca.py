@@ -31,7 +31,7 @@ from fruits.pca import (
     unexplained_share,
 )
 from fruits.runs import read_documents
-from fruits.spark import Job, log, matrix, progress, run_job
+from fruits.spark import Job, log, map_batches, matrix, progress, run_job
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -40,6 +40,8 @@ WRITTEN: tuple[TableName, ...] = ("pca_statistics", "pca_models", "embeddings")
 MOST_LITERALS = 200  # Iceberg does not prune by longer lists
 SQUARE = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
 ROWS_PER_FILE = 200_000  # about 128 MB of embeddings
+MOMENTS_SCHEMA = pa.schema([("moments", pa.binary())])
+SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.float64())])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -172,7 +174,7 @@ def moments_of_rows(features: "DataFrame", width: int) -> Moments:
         yield pa.RecordBatch.from_pylist([{"moments": to_bytes(moments)}])
 
     cores = features.sparkSession.sparkContext.defaultParallelism
-    parts = fit_rows.coalesce(cores).mapInArrow(partial, "moments binary").collect()
+    parts = map_batches(fit_rows.coalesce(cores), partial, MOMENTS_SCHEMA).collect()
     return merge_all([Moments.empty(width), *(from_bytes(part.moments) for part in parts)])
 
 
@@ -212,7 +214,7 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
                 }
             )
 
-    measured = rows.mapInArrow(squares, "explained double, unexplained double")
+    measured = map_batches(rows, squares, SQUARES_SCHEMA)
     if job.plan["base"]["counts"].get("remaining"):
         measured = measured.unionByName(squares_since_fit(job, current))
     totals = measured.selectExpr(
@@ -293,8 +295,6 @@ def held_out_unexplained(job: Job, pca_id: str) -> float | None:
 
 def project(job: Job, pca_id: str, pca: PCA, features: "DataFrame") -> int:
     """Append the embeddings of ``features`` under a PCA version; returns how many."""
-    from pyspark.sql.pandas.types import from_arrow_schema
-
     constants = {"model_id": job.model_id, "pca_id": pca_id, "run_id": job.run_id}
 
     def project_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -305,7 +305,7 @@ def project(job: Job, pca_id: str, pca: PCA, features: "DataFrame") -> int:
     if count:
         rows = features.select("key", "etag", "label", "split", "vector")
         with progress(job.spark, "project", count):
-            embeddings = rows.mapInArrow(project_batches, from_arrow_schema(EMBEDDINGS.schema))
+            embeddings = map_batches(rows, project_batches, EMBEDDINGS.schema)
             ordered = embeddings.repartitionByRange(math.ceil(count / ROWS_PER_FILE), "key").sortWithinPartitions("key")
             ordered.writeTo(job.branch_identifier("embeddings")).append()
     return count

@@ -5,7 +5,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -61,6 +61,10 @@ class Chain:
         assert card is not None, "new_settings stages the backbone"
         self.lapse(settings)
         return plan_run(settings, resolve_request(params, settings), card, run_id)
+
+    def environment(self, settings: Settings) -> AbstractContextManager[None]:
+        """Inside, ``Settings.load()`` finds these settings, as a job does in a process of its own."""
+        return environment(settings)
 
     def submit(self, job: TaskName, settings: Settings, run_id: str) -> int:
         """One Spark job, with the settings in its environment; returns its exit code."""

@@ -1,0 +1,137 @@
+"""What can be wrong with a cluster, told early and in words that say what to do."""
+
+import re
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fruits.errors import EXECUTOR_ERROR, FruitsError, TransientError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_CONNECT_SECONDS = 10.0
+_SAME_PYTHON = (
+    "executors need the jobs environment of this release: an image that has it (make up), or an archive of it (make "
+    "package) with spark.pyspark.python=./environment/bin/python"
+)
+_CAUSES = {
+    r"\[PYTHON_VERSION_MISMATCH\].*?version: ([\d.]+) than that in driver: ([\d.]+)": (
+        f"its Python is {{0}}, the driver's is {{1}}; {_SAME_PYTHON}"
+    ),
+    r"Cannot run program \"([^\"]+)\"": (
+        f"there is no Python at {{0}}; {_SAME_PYTHON}, and the archive needs Python where `make package` said"
+    ),
+    r"ModuleNotFoundError: (No module named '[^']+')": f"{{0}}; {_SAME_PYTHON}",
+    r"\[(?:PACKAGE_NOT_INSTALLED|UNSUPPORTED_PACKAGE_VERSION)\] ([^\n]+)": f"{{0}} {_SAME_PYTHON}",
+    r"InvalidClassException: ([^\n]*serialVersionUID[^\n]*)": (
+        "its Spark is of another version than the driver's ({0}); it must be that of requirements/jobs.txt"
+    ),
+    r"Cannot call methods on a stopped SparkContext": (
+        "the master did not take the application, or ended it. If what listens there is a Spark master, and of the "
+        "driver's version, its log has the reason; otherwise correct the connection spark_default"
+    ),
+    r"Master removed our application: (\w+)": (
+        "executors could not be started ({0}); the reason is in a worker's folder work/<application>/<number>/stderr"
+    ),
+}
+"""What Spark says of an executor that it could not use, and what that means."""
+
+
+def check_master() -> None:
+    """See that the master of a standalone cluster answers, before Spark tries for a minute and ends in a stack trace.
+
+    Raises:
+        FruitsError: naming the master and the connection that it comes from.
+    """
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()  # noqa: SLF001 -- only the JVM knows what spark-submit was told
+    master = SparkConf().get("spark.master") or ""
+    if master.startswith("spark://"):
+        _check_reachable(master, master.removeprefix("spark://").split(","))
+
+
+def _check_reachable(master: str, addresses: Sequence[str]) -> None:
+    problems = []
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal()):
+            raise FruitsError(
+                f"Spark master {master}: expected spark://host:port; correct the connection spark_default"
+            )
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS):
+                return
+        except OSError as error:
+            problems.append(f"{address}: {error.strerror or error}")
+    raise TransientError(
+        f"Spark master {master} does not answer ({'; '.join(problems)}); start it, or correct host and port of the "
+        "connection spark_default"
+    )
+
+
+def await_executor(spark: "SparkSession", seconds: float) -> None:
+    """Run one empty task on the cluster: Spark itself waits for an executor for ever.
+
+    Raises:
+        TransientError: when no worker has given the session an executor in time.
+    """
+    context = spark.sparkContext
+    if str(context.master).startswith("local"):
+        return
+    late, done = threading.Event(), threading.Event()
+
+    def give_up() -> None:
+        wait = seconds
+        while not done.wait(wait):
+            late.set()
+            context.cancelAllJobs()
+            wait = 1.0  # and again: on a busy host, the task may not have been submitted yet
+
+    watch = threading.Thread(target=give_up, daemon=True)
+    watch.start()
+    try:
+        spark.range(0, 1, 1, 1).count()
+    except Exception as error:
+        if not late.is_set():
+            raise
+        cores = context.getConf().get("spark.executor.cores", "all cores of a worker")
+        memory = context.getConf().get("spark.executor.memory", "1g")
+        raise TransientError(
+            f"Spark master {context.master}: no executor within {seconds:g} s (FRUITS_EXECUTOR_SECONDS). Asked for: "
+            f"spark.executor.cores {cores}, spark.executor.memory {memory}. See the master's page: no worker is that "
+            "large, others are at work on them (add workers, or ask for less in spark-defaults.conf), or executors end "
+            "as soon as they begin (work/<application>/<number>/stderr on a worker; Spark and Java must be the "
+            "driver's)"
+        ) from error
+    finally:
+        done.set()
+        watch.join()
+
+
+@contextmanager
+def executor_errors() -> Iterator[None]:
+    """Raise what a person can mend as a ``FruitsError``, out of Spark's account of the failed stage."""
+    try:
+        yield
+    except FruitsError:
+        raise
+    except Exception as error:
+        if (message := explain_failure(str(error))) is None:
+            raise
+        raise FruitsError(message) from error
+
+
+def explain_failure(account: str) -> str | None:
+    """What a person is told of a failed stage; None when that is a defect."""
+    if EXECUTOR_ERROR in account:
+        return account.split(EXECUTOR_ERROR, 1)[1].splitlines()[0]
+    host = re.search(r"\(TID \d+\) \((\S+) executor", account)
+    where = f"worker {host[1]}" if host else "cluster"
+    for sign, meaning in _CAUSES.items():
+        if found := re.search(sign, account):
+            return f"{where}: {meaning.format(*found.groups())}"
+    return None
