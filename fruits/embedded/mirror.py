@@ -1,11 +1,13 @@
 """Mirror a folder of photos into the bucket: what is new, changed or gone in the folder is so in the bucket."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import obstore
 from obstore.exceptions import BaseError
@@ -31,16 +33,16 @@ class Mirrored:
     skipped: tuple[str, ...]
 
 
-def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None]) -> Mirrored:
+def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None], *, remove: bool = True) -> Mirrored:
     """Make the bucket's prefix hold exactly the photos of ``folder``; ``report`` is told (done, total) uploads.
+
+    Unless ``remove``, what else is there stays.
 
     Raises:
         FruitsError: when the folder does not exist or holds no photo at all: an empty folder would empty the bucket;
             when the bucket can't be listed or written. Nothing is removed then.
     """
-    if not folder.is_dir():
-        raise FruitsError(f"{folder}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = _files(folder)
     photos = {f"{settings.prefix}{name}": path for name, path in files.items() if _is_photo(name)}
     skipped = tuple(name for name in files if not _is_photo(name))
     if not photos:
@@ -52,7 +54,7 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None])
     store = photo_store(settings)
 
     def upload(key: str) -> bool:
-        data = photos[key].read_bytes()
+        data = _read(photos[key])
         known = there.get(key)
         if known and known.size == len(data) and known.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return False
@@ -67,10 +69,29 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None])
         for done, was_uploaded in enumerate(pool.map(upload, photos), start=1):
             uploaded += was_uploaded
             report(done, len(photos))
-    gone = [key for key in there if key not in photos]
+    gone = [key for key in there if key not in photos] if remove else []
     if gone:
         obstore.delete(store, gone)
     return Mirrored(uploaded, len(gone), len(photos) - uploaded, skipped)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All files of a folder, by their path in it, in order."""
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise FruitsError(f"{error.filename}: {error.strerror}; make it readable, or move it away") from error
+
+    if not folder.is_dir():
+        raise FruitsError(f"{folder}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
+    found = (Path(place) / name for place, _, names in os.walk(folder, onerror=unreadable) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
+
+
+def _read(photo: Path) -> bytes:
+    try:
+        return photo.read_bytes()
+    except OSError as error:
+        raise FruitsError(f"{photo}: {error.strerror}; make it readable, or move it away") from error
 
 
 def _is_photo(name: str) -> bool:
@@ -79,13 +100,13 @@ def _is_photo(name: str) -> bool:
 
 
 def main(folder: str) -> int:
-    """Mirror ``folder`` into the bucket of the settings, and say what was done; returns an exit code."""
+    """Upload the photos of ``folder`` into the bucket of the settings, and say how many; returns an exit code."""
     try:
-        done = mirror(Path(folder), Settings.load(), lambda *_: None)
+        done = mirror(Path(folder), Settings.load(), lambda *_: None, remove=False)
     except FruitsError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    print(f"bucket: {done.uploaded} uploaded, {done.removed} removed, {done.unchanged} unchanged")
+    print(f"bucket: {done.uploaded} photos uploaded, {done.unchanged} were there")
     if done.skipped:
         more = f" and {len(done.skipped) - _MOST_SHOWN} more" if len(done.skipped) > _MOST_SHOWN else ""
         print(f"no photos, left out: {', '.join(done.skipped[:_MOST_SHOWN])}{more}")

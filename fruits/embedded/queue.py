@@ -187,10 +187,17 @@ class _Webhook(BaseHTTPRequestHandler):
     server: Bridge
     timeout = _REQUEST_SECONDS  # nobody may hold a thread for ever
 
+    def do_GET(self) -> None:
+        """Whether the bridge is there: what a health check asks."""
+        self._answer(HTTPStatus.OK)
+
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         body = self.rfile.read(min(int(length), _MOST_BYTES)) if length.isdecimal() else b""
-        self.send_response(self.server.take(self.headers.get("Authorization", ""), body))
+        self._answer(self.server.take(self.headers.get("Authorization", ""), body))
+
+    def _answer(self, status: HTTPStatus) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -201,13 +208,19 @@ class _Webhook(BaseHTTPRequestHandler):
 def serve(queue: EventQueue, *, again: bool = False) -> None:
     """Serve queue and bridge until the process is ended; ``again``: not for the first time, so something was missed."""
     from moto.server import ThreadedMotoServer
+    from moto.sqs.models import Message
+
+    class ForgettingBridge(Bridge):
+        def service_actions(self) -> None:
+            """Now and then: moto keeps every message that ever was, for its dashboard."""
+            Message.instances_tracked.clear()
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
     ThreadedMotoServer(queue.bind, queue.sqs_port, verbose=False).start()
     queue.client().create_queue(QueueName=_NAME)
     if again:
         queue.client().send_message(QueueUrl=queue.url, MessageBody=json.dumps({"Event": "fruits:QueueStartedAgain"}))
-    with Bridge(queue) as server:
+    with ForgettingBridge(queue) as server:
         log.info("queue %s", queue.url)
         server.serve_forever()
 

@@ -321,9 +321,29 @@ class Lake:
         except NoSuchNamespaceError:  # only then: who may work with a database need not be allowed to create one
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
+        if "publications" not in existing:
+            self._check_nothing_is_published()
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
+
+    def _check_nothing_is_published(self) -> None:
+        """See that no empty catalog is put over tables that another one knows: maintenance would remove their files.
+
+        Raises:
+            FruitsError: when there are rows of publications already.
+        """
+        import obstore
+
+        from fruits.stores import lake_store
+
+        rows = f"tables/{self.settings.namespace}/publications/data/"
+        if any(batch for batch in obstore.list(lake_store(self.settings), rows, chunk_size=1)):
+            raise FruitsError(
+                f"lake {self.settings.lake} has published tables, of which the catalog knows nothing; restore the "
+                "catalog's database from its back-up, correct FRUITS_CATALOG_URI, FRUITS_CATALOG_NAME and "
+                "FRUITS_NAMESPACE, or set FRUITS_LAKE to a new place"
+            )
 
     def _create(self, definition: TableDefinition) -> None:
         from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError

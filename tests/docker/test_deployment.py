@@ -223,9 +223,9 @@ def test_the_photos_that_were_there_are_published_by_the_cluster(deployment, pho
 
 
 def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, photos):
-    before, started = deployment.publication(), time.monotonic()
+    before, objects_before, started = deployment.publication(), objects(deployment), time.monotonic()
     deployment.put(next(photos.glob("Test/*/*.jpg")), "Training/Kiwi/dropped.jpg")
-    eventually(lambda: objects(deployment) == before["features"] + 1, "the dropped photo")
+    eventually(lambda: objects(deployment) == objects_before + 1, "the dropped photo")
     print(f"\nevent: one photo, from PUT to publication: {time.monotonic() - started:.0f} s")
     after = deployment.publication()
     assert after["sequence"] == before["sequence"] + 1

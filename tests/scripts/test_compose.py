@@ -36,10 +36,14 @@ compose: Any = load()
 ANSWERS = {
     "version": "28.2.2",
     "compose version": "2.26.1",
-    "info": "16000000000 /nowhere",
+    "info": "x86_64 16000000000 /nowhere",
     "image": "",
+    "volume": "",
     "compose ps": "",
 }
+
+
+ON_AWS = {"COMPOSE_PROFILES": "postgres", "FRUITS_S3_ENDPOINT": "", "FRUITS_EVENT_QUEUE": ""}
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +133,7 @@ def test_secrets_that_are_missing_are_added_and_the_rest_stays(checkout, docker)
 
 def test_on_aws_no_key_is_made(checkout, docker):
     docker()
-    settings_with(checkout, COMPOSE_PROFILES="postgres", FRUITS_S3_ENDPOINT="", FRUITS_EVENT_QUEUE="")
+    settings_with(checkout, **ON_AWS)
     assert compose.main(["up"]) == 0
     settings = compose.read_settings(checkout / ".env")
     assert {name for name in settings if name.startswith("LOCAL_") and settings[name]} == set()
@@ -152,11 +156,13 @@ def test_the_password_is_told_to_who_may_read_the_file(checkout, docker, capsys)
         ("exit 1", {}, "The Docker engine does not answer"),
         ('[ "$1" = version ] && { echo "permission denied" >&2; exit 1; }', {}, "usermod -aG docker"),
         ('[ "$1" = compose ] && exit 1', {}, "Docker has no `compose`"),
+        ('[ "$1" = buildx ] && exit 1', {}, "Docker has no `buildx`"),
         ("", {"version": "24.0.7"}, "Docker engine 24.0.7 is too old; 25.0 or newer"),
         ("", {"compose_version": "v2.10.0"}, "Docker compose v2.10.0 is too old; 2.24 or newer"),
-        ("", {"info": "4000000000 /nowhere"}, "Docker has 4.0 GB of memory; 7.5 GB or more are needed"),
+        ("", {"info": "x86_64 4000000000 /nowhere"}, "Docker has 4.0 GB of memory; 7.5 GB or more are needed"),
+        ("", {"info": "aarch64 16000000000 /nowhere"}, "Docker runs on aarch64; x86-64 is needed"),
     ],
-    ids=["engine", "permission", "compose", "old engine", "old compose", "memory"],
+    ids=["engine", "permission", "compose", "buildx", "old engine", "old compose", "memory", "machine"],
 )
 def test_a_machine_that_is_not_up_to_it_is_told_why(docker, capsys, script, answers, expected):
     asked = docker(script, **answers)
@@ -175,7 +181,7 @@ def test_no_docker_at_all_is_told_with_what_to_install(monkeypatch, tmp_path, ca
 
 
 def test_a_full_disk_is_told(docker, tmp_path, capsys, monkeypatch):
-    docker(info=f"16000000000 {tmp_path}")
+    docker(info=f"x86_64 16000000000 {tmp_path}")
     monkeypatch.setattr(compose, "LEAST_DISK", 10**18)
     code, said = up(capsys)
     assert code == 2
@@ -222,6 +228,14 @@ def test_a_port_that_is_our_own_is_no_obstacle(checkout, docker):
         ({"COMPOSE_PROFILES": "postgres"}, "FRUITS_S3_ENDPOINT: s3 is the server of the profile local"),
         ({"COMPOSE_PROFILES": "postgres"}, "FRUITS_EVENT_QUEUE: queue is that of the profile local"),
         ({"COMPOSE_PROFILES": "local"}, "POSTGRES_HOST=postgres: that is the server of the profile postgres"),
+        ({**ON_AWS, "LOCAL_S3_ACCESS_KEY": "0123456789abcdef"}, "LOCAL_...: these keys would be taken instead"),
+        ({"AIRFLOW_PORT": "70000"}, "AIRFLOW_PORT=70000: expected a port such as 8080"),
+        ({"AIRFLOW_PORT": "18080", "HISTORY_PORT": "18080"}, "HISTORY_PORT=18080: another port has it, too"),
+        (
+            {"SPARK_WORKER_MEMORY": "16g"},
+            "SPARK_WORKER_MEMORY=16g: it has to fit into SPARK_WORKER_CONTAINER_MEMORY=4g",
+        ),
+        ({"SCHEDULER_MEMORY": "2048m"}, "FRUITS_SPARK_DRIVER_MEMORY=2g: it has to fit into SCHEDULER_MEMORY=2048m"),
         ({"COMPOSE_PROFILES": "local", "POSTGRES_HOST": "rds"}, "POSTGRES_PASSWORD: expected that of RDS's superuser"),
     ],
 )
@@ -248,7 +262,43 @@ def test_code_that_the_containers_can_not_read_is_told(checkout, docker, capsys)
     (checkout / "fruits" / "chain.py").touch(mode=0o600)
     code, said = up(capsys)
     assert code == 2
-    assert f"chain.py: other users can't read it, and the containers are such; chmod -R o+rX {checkout}" in said
+    assert "chain.py: other users can't read it, and the containers are such; chmod -R o+rX dags docker fruits" in said
+
+
+def test_a_lost_env_is_asked_for_where_there_is_data(checkout, docker, capsys):
+    asked = docker(volume="fruits_postgres-data")
+    code, said = up(capsys)
+    assert code == 2
+    assert "there is a database, fruits_postgres-data" in said
+    assert "Put the old file back" in said
+    assert not (checkout / ".env").exists()
+    assert "compose build" not in asked.read_text()
+
+
+def test_a_line_that_is_missing_is_added_as_the_example_has_it(checkout, docker, capsys):
+    docker()
+    settings_with(checkout)
+    text = (checkout / ".env").read_text().replace("FRUITS_BUCKET=fruits\n", "")
+    (checkout / ".env").write_text(text)
+    assert compose.main(["up"]) == 0
+    assert compose.read_settings(checkout / ".env")["FRUITS_BUCKET"] == "fruits"
+    assert "had no line for FRUITS_BUCKET" in capsys.readouterr().out
+
+
+def test_the_shells_variables_do_not_win_over_those_that_were_checked(checkout, docker, monkeypatch):
+    seen = checkout / "seen"
+    docker(f'[ "$1 $2" = "compose up" ] && echo "$FRUITS_BUCKET|$COMPOSE_PROJECT_NAME" >> {seen}')
+    monkeypatch.setenv("FRUITS_BUCKET", "the-shells")
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "mine")
+    assert compose.main(["up"]) == 0
+    assert seen.read_text() == "|mine\n"
+
+
+def test_photos_are_not_put_into_a_bucket_of_aws(checkout, docker, capsys):
+    docker()
+    settings_with(checkout, **ON_AWS)
+    assert compose.main(["up", "--images", str(checkout)]) == 2
+    assert "upload to yours" in capsys.readouterr().err
 
 
 def test_a_folder_of_photos_that_is_not_there_is_told_first(capsys):
@@ -265,19 +315,50 @@ def test_when_a_part_does_not_come_up_its_last_words_are_told(docker, capsys):
     assert "run `make up` again" in said
 
 
-def test_a_dump_that_fails_leaves_no_file_that_looks_like_one(checkout, docker, capsys):
-    docker('[ "$2" = exec ] && exit 1')
+@pytest.mark.parametrize("what", ["pg_dump", "pg_restore"], ids=["half a dump", "a dump that can't be read"])
+def test_a_back_up_that_fails_is_none(checkout, docker, capsys, what):
+    docker(f'case "$*" in *"postgres {what}"*) echo half a dump; exit 1;; esac')
     settings_with(checkout)
-    assert compose.main(["backup", str(checkout / "dump")]) == 2
+    assert compose.main(["backup", str(checkout / "backups" / "1")]) == 2
     assert "database airflow could not be dumped" in capsys.readouterr().err
-    assert list((checkout / "dump").glob("*.dump")) == []
+    assert not (checkout / "backups" / "1").exists()
+
+
+def test_a_back_up_is_its_owners_and_overwrites_none(checkout, docker, capsys):
+    docker()
+    settings_with(checkout)
+    folder = checkout / "backups" / "1"
+    assert compose.main(["backup", str(folder)]) == 0
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {path.name for path in folder.iterdir()} == {"airflow.dump", "catalog.dump"}
+    assert compose.main(["backup", str(folder)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_with_rds_a_snapshot_is_asked_for(checkout, docker, capsys, command):
+    docker()
+    settings_with(checkout, COMPOSE_PROFILES="local", POSTGRES_HOST="rds")
+    assert compose.main([command, str(checkout / "1")]) == 2
+    assert "take a snapshot of RDS" in capsys.readouterr().err
+
+
+def test_a_restore_that_fails_leaves_the_databases_as_they_are(checkout, docker, capsys):
+    asked = docker('case "$*" in *"postgres pg_restore"*catalog*) exit 1;; esac')
+    settings_with(checkout)
+    for name in ("airflow", "catalog"):
+        (checkout / f"{name}.dump").touch()
+    assert compose.main(["restore", str(checkout)]) == 2
+    assert "both databases are as they were" in capsys.readouterr().err
+    assert "RENAME" not in asked.read_text()
 
 
 def test_what_is_no_back_up_is_not_restored(checkout, docker, capsys):
     asked = docker()
+    settings_with(checkout)
     assert compose.main(["restore", str(checkout)]) == 2
     assert "airflow.dump: no such file" in capsys.readouterr().err
-    assert not asked.exists()
+    assert "exec" not in asked.read_text()
 
 
 # docker-compose.yaml
@@ -322,7 +403,7 @@ def test_code_is_mounted_read_only_and_data_is_in_named_volumes(file):
 def test_no_image_is_taken_as_it_comes(file):
     images = {service["image"] for service in file["services"].values()}
     foreign = {image for image in images if not image.startswith("${COMPOSE_PROJECT_NAME}-")}
-    assert foreign == {"postgres:17-bookworm"}
+    assert foreign == {"${POSTGRES_IMAGE:-postgres:17-bookworm}"}
     dockerfile = (REPOSITORY / "docker" / "Dockerfile").read_text()
     bases = set(re.findall(r"^(?:FROM|ARG PYTHON_IMAGE=) ?(\S+)", dockerfile, re.MULTILINE))
     assert bases == {"python:3.11-slim-bookworm", "${PYTHON_IMAGE}", "jobs"}

@@ -17,6 +17,7 @@ from fruits.errors import FruitsError
 from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
+from fruits.lake.publication import Publication, _to_rows
 from fruits.lake.schemas import EMBEDDINGS, FEATURES, QUARANTINE, TABLES
 
 NAMES = {table.name for table in TABLES}
@@ -71,6 +72,19 @@ def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake, lake_
     again = Lake.open(lake_settings())
     assert again.head("embeddings") is not None
     assert again.table("features").metadata.table_uuid == kept
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_an_empty_catalog_is_not_put_over_published_tables(make_settings, kind):
+    settings = make_settings(kind)
+    lake = Lake.open(settings)
+    row = Publication(1, {name: lake.state(name).main for name in NAMES}, "pub-000001-abcdef", "run", None, "m", "p")
+    lake.table("publications").append(_to_rows(row))
+    lost = make_settings(lake=settings.lake)  # with a catalog of its own
+    with pytest.raises(FruitsError, match="restore the catalog's database from its back-up"):
+        Lake.open(lost)
+    assert Lake(lost).catalog.list_tables(lost.namespace) == [], "nothing was made there"
+    assert Lake.open(settings).head("publications") == lake.head("publications")
 
 
 def test_another_catalog_name_is_another_lake_in_the_same_database(lake, lake_settings):
