@@ -33,7 +33,7 @@ airflow:  ## Airflow's own command line, while `make ui` runs (ARGS="backfill cr
 stop:  ## Stop what `make ui` started
 	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m fruits.embedded stop; fi
 
-up:  ## The production shape, in containers: docker-compose.yaml (IMAGES=folder: the bucket mirrors it)
+up:  ## The production shape, in containers: docker-compose.yaml (IMAGES=folder: uploads its photos)
 	$(COMPOSE) up $(if $(IMAGES),--images "$$IMAGES")
 
 down:  ## Stop what `make up` started; all data stays

@@ -48,6 +48,37 @@ def test_new_changed_removed_and_unchanged_photos_are_counted_and_the_bucket_end
     assert contents(settings) == photos(folder)
 
 
+def test_an_upload_removes_nothing(settings, folder, capsys, monkeypatch):
+    mirror(write(folder.parent / "others", {"Test/Fig/other.jpg": b"other"}), settings, silent)
+    for name, value in settings.model_dump(include={"bucket", "lake", "s3_endpoint"}).items():
+        monkeypatch.setenv(f"FRUITS_{name.upper()}", value)
+    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
+    assert module.main(str(folder)) == 0
+    assert capsys.readouterr().out == "bucket: 3 photos uploaded, 0 were there\n"
+    assert contents(settings) == {**photos(folder), "Test/Fig/other.jpg": b"other"}
+    assert module.main(str(folder / "none")) == 2
+    assert "none: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["read_bytes", "walk"])
+def test_what_can_not_be_read_is_named_and_nothing_is_removed(settings, folder, monkeypatch, broken):
+    mirror(folder, settings, silent)
+    before = contents(settings)
+    (folder / "Test/Kiwi/1.jpg").unlink()
+
+    def denied(*_: object, **how: object) -> bytes:
+        error = PermissionError(13, "Permission denied", f"{folder}/Training")
+        if "onerror" in how:
+            how["onerror"](error)
+        raise error
+
+    monkeypatch.setattr(module.os if broken == "walk" else module.Path, broken, denied)
+    with pytest.raises(FruitsError, match="Training.*: Permission denied; make it readable"):
+        mirror(folder, settings, silent)
+    monkeypatch.undo()
+    assert contents(settings) == before
+
+
 def test_what_is_as_it_was_keeps_its_object(settings, folder):
     mirror(folder, settings, silent)
     before = list(list_objects(settings, ""))
