@@ -109,7 +109,7 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
         memory = context.getConf().get("spark.executor.memory", "1g")
         raise TransientError(
             f"Spark master {context.master}: no executor within {seconds:g} s (FRUITS_EXECUTOR_SECONDS). Asked for: "
-            f"spark.executor.cores {cores}, spark.executor.memory {memory}. {_where_executors_are_told(context.master)}"
+            f"spark.executor.cores {cores}, spark.executor.memory {memory}. {_where_executors_are_told(str(context.master))}"
         ) from error
     finally:
         done.set()
