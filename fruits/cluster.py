@@ -109,14 +109,14 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
         memory = context.getConf().get("spark.executor.memory", "1g")
         raise TransientError(
             f"Spark master {context.master}: no executor within {seconds:g} s (FRUITS_EXECUTOR_SECONDS). Asked for: "
-            f"spark.executor.cores {cores}, spark.executor.memory {memory}. {_where_executors_are_told(str(context.master))}"
+            f"spark.executor.cores {cores}, spark.executor.memory {memory}. {_where_to_look(str(context.master))}"
         ) from error
     finally:
         done.set()
         watch.join()
 
 
-def _where_executors_are_told(master: str) -> str:
+def _where_to_look(master: str) -> str:
     if not master.startswith("spark://"):
         return "See the cluster manager: it has no room for that, or executors end as soon as they begin"
     return (

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from fruits.cluster import _check_reachable, _where_executors_are_told, executor_errors, explain_failure
+from fruits.cluster import _check_reachable, _where_to_look, executor_errors, explain_failure
 from fruits.errors import EXECUTOR_ERROR, FruitsError, TransientError
 
 TASK = "Task 0 in stage 1.0 failed 4 times: Lost task 0.3 in stage 1.0 (TID 7) (10.0.0.5 executor 1): "
@@ -89,7 +89,7 @@ def test_what_may_pass_is_tried_again(account: str, told: str) -> None:
     ("master", "place"), [("spark://host:7077", "the master's page"), ("yarn", "the cluster manager")]
 )
 def test_who_waits_for_executors_is_sent_to_what_there_is(master: str, place: str) -> None:
-    told = _where_executors_are_told(master)
+    told = _where_to_look(master)
     assert told.startswith(f"See {place}: ")
     assert ("work/<application>" in told) == (master != "yarn")
 
