@@ -219,7 +219,7 @@ ENRICHED = (
         ("S3Exception: Access Denied (Service: S3, Status Code: 403)", "access to bucket 'asked'"),
         ("Error performing GET http://127.0.0.1:1/lake/x in 4ms - 404 Not Found: NoSuchKey", None),
         ("403 Forbidden: <Error><Code>SignatureDoesNotMatch</Code></Error>", None),
-        ("java.nio.file.AccessDeniedException: /spark/work/app-1/0", None),
+        ("java.nio.file.AccessDeniedException: /opt/spark/app-1/0", None),
         ("anything else", None),
     ],
 )  # fmt: skip
@@ -258,7 +258,7 @@ def test_where_nobody_names_the_permission_the_original_words_stay(said, told):
 
 
 def test_a_local_file_that_may_not_be_read_is_no_denial_of_aws():
-    said = "java.nio.file.AccessDeniedException: /spark/work/app-1/0"
+    said = "java.nio.file.AccessDeniedException: /opt/spark/app-1/0"
     with pytest.raises(RuntimeError, match=said), denials_explained():
         raise RuntimeError(said)
 
