@@ -60,9 +60,9 @@ def prepare(settings: Settings, request: RunRequest) -> Card:
     """
     first = next(islice(list_objects(settings, request.prefix), 1), None)
     if first is not None and first.size:
-        check_photo(settings, first.key)
+        check_photo(settings, first.key, denials_only=True)
     if settings.lake_kind == "s3":  # what is denied is known now, not after the first job
-        check_lake(settings)
+        check_lake(settings, "prepare")
     lake = Lake.open(settings)
     lake.check_bucket()
     chosen = with_backbone(settings, request)

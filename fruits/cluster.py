@@ -21,7 +21,7 @@ _CAUSES = {
     r"\[PYTHON_VERSION_MISMATCH\].*?version: ([\d.]+) than that in driver: ([\d.]+)": (
         f"its Python is {{0}}, the driver's is {{1}}; {_SAME_PYTHON}"
     ),
-    r"Cannot run program \"([^\"]+)\"": (
+    r"Cannot run program \"([^\"]+)\"[^\n]*No such file": (
         f"there is no Python at {{0}}; {_SAME_PYTHON}, and the archive needs Python where `make package` said"
     ),
     r"ModuleNotFoundError: (No module named '[^']+')": f"{{0}}; {_SAME_PYTHON}",
@@ -29,15 +29,22 @@ _CAUSES = {
     r"InvalidClassException: ([^\n]*serialVersionUID[^\n]*)": (
         "its Spark is of another version than the driver's ({0}); it must be that of requirements/jobs.txt"
     ),
+}
+"""What Spark says of an executor that it could not use, and what that means."""
+
+_PASSING = {
+    r"(Cannot run program [^\n]*)": "{0}",  # no memory, no rights, another kind of CPU: in its own words
     r"Cannot call methods on a stopped SparkContext": (
         "the master did not take the application, or ended it. If what listens there is a Spark master, and of the "
         "driver's version, its log has the reason; otherwise correct the connection spark_default"
     ),
+    r"Master removed our application: KILLED": "the application was killed, maybe on the master's page",
     r"Master removed our application: (\w+)": (
-        "executors could not be started ({0}); the reason is in a worker's folder work/<application>/<number>/stderr"
+        "executors could not be started, or ended again and again ({0}); the reason is in a worker's folder "
+        "work/<application>/<number>/stderr"
     ),
 }
-"""What Spark says of an executor that it could not use, and what that means."""
+"""The same of what may be over when the job is tried again."""
 
 
 def check_master() -> None:
@@ -102,36 +109,44 @@ def await_executor(spark: "SparkSession", seconds: float) -> None:
         memory = context.getConf().get("spark.executor.memory", "1g")
         raise TransientError(
             f"Spark master {context.master}: no executor within {seconds:g} s (FRUITS_EXECUTOR_SECONDS). Asked for: "
-            f"spark.executor.cores {cores}, spark.executor.memory {memory}. See the master's page: no worker is that "
-            "large, others are at work on them (add workers, or ask for less in spark-defaults.conf), or executors end "
-            "as soon as they begin (work/<application>/<number>/stderr on a worker; Spark and Java must be the "
-            "driver's)"
+            f"spark.executor.cores {cores}, spark.executor.memory {memory}. {_where_to_look(str(context.master))}"
         ) from error
     finally:
         done.set()
         watch.join()
 
 
+def _where_to_look(master: str) -> str:
+    if not master.startswith("spark://"):
+        return "See the cluster manager: it has no room for that, or executors end as soon as they begin"
+    return (
+        "See the master's page: no worker is that large, others are at work on them (add workers, or ask for less in "
+        "spark-defaults.conf), or executors end as soon as they begin (work/<application>/<number>/stderr on a worker; "
+        "Spark and Java must be the driver's)"
+    )
+
+
 @contextmanager
 def executor_errors() -> Iterator[None]:
-    """Raise what a person can mend as a ``FruitsError``, out of Spark's account of the failed stage."""
+    """Raise what is no defect as a ``FruitsError``, out of Spark's account of the failed stage."""
     try:
         yield
     except FruitsError:
         raise
     except Exception as error:
-        if (message := explain_failure(str(error))) is None:
+        if (explained := explain_failure(str(error))) is None:
             raise
-        raise FruitsError(message) from error
+        raise explained from error
 
 
-def explain_failure(account: str) -> str | None:
+def explain_failure(account: str) -> FruitsError | None:
     """What a person is told of a failed stage; None when that is a defect."""
     if EXECUTOR_ERROR in account:
-        return account.split(EXECUTOR_ERROR, 1)[1].splitlines()[0]
+        return FruitsError(account.split(EXECUTOR_ERROR, 1)[1].splitlines()[0])
     host = re.search(r"\(TID \d+\) \((\S+) executor", account)
     where = f"worker {host[1]}" if host else "cluster"
-    for sign, meaning in _CAUSES.items():
-        if found := re.search(sign, account):
-            return f"{where}: {meaning.format(*found.groups())}"
+    for kind, causes in ((FruitsError, _CAUSES), (TransientError, _PASSING)):
+        for sign, meaning in causes.items():
+            if found := re.search(sign, account):
+                return kind(f"{where}: {meaning.format(*found.groups())}")
     return None

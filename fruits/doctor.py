@@ -321,7 +321,7 @@ def catalog(settings: Settings) -> Found:
 
 
 def lake(settings: Settings) -> Found:
-    """Whether files can be written to the lake, and removed; leaves nothing behind."""
+    """Whether files can be written to the lake, and removed; leaves nothing behind unless removing is denied."""
     if settings.lake_kind == "file":
         folder = Path(unquote(urlsplit(settings.lake).path))
         if not folder.is_dir():
@@ -334,7 +334,7 @@ def lake(settings: Settings) -> Found:
         return Found(f"{folder} can be written")
     from fruits.stores import check_lake
 
-    check_lake(settings)
+    check_lake(settings, "doctor")
     return Found(f"{settings.lake} can be written, read, listed and cleaned up")
 
 
@@ -372,15 +372,17 @@ def queue(settings: Settings) -> Found:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
+    from fruits.stores import denials_explained
+
     parts, region = urlsplit(settings.event_queue), queue_region(settings.event_queue)
     endpoint = None if region else f"{parts.scheme}://{parts.netloc}"
     client = boto3.client("sqs", region_name=region or settings.s3_region, endpoint_url=endpoint)
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
     try:
-        answer = client.get_queue_attributes(QueueUrl=settings.event_queue, AttributeNames=names)
+        with denials_explained():
+            answer = client.get_queue_attributes(QueueUrl=settings.event_queue, AttributeNames=names)
     except (BotoCoreError, ClientError) as error:
-        fix = "check FRUITS_EVENT_QUEUE, and that the role may sqs:GetQueueAttributes there"
-        return Found(f"{settings.event_queue}: {error}", "fail", fix)
+        return Found(f"{settings.event_queue}: {error}", "fail", "check FRUITS_EVENT_QUEUE")
     waiting, in_flight = (int(answer["Attributes"][name]) for name in names)
     shown = f"{settings.event_queue}: {waiting:,} messages wait, {in_flight:,} are being handled"
     if waiting > MANY_MESSAGES:

@@ -9,13 +9,17 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 import numpy as np
+import PIL
 import pyarrow as pa
 
 import fruits
-from fruits.errors import EXECUTOR_ERROR
+from fruits.errors import EXECUTOR_ERROR, FruitsError
 
 Batches = Iterator[pa.RecordBatch]
 BatchFunction = Callable[[Batches], Batches]
+
+EXPECTED_RELEASE = "FRUITS_RELEASE"
+"""The variable by which the driver of a job elsewhere is told the release of Airflow's library."""
 
 
 @cache
@@ -24,13 +28,34 @@ def release() -> Mapping[str, str]:
     import pyspark
 
     return {
-        "fruits": f"{fruits.__version__}+{source_digest(files(fruits))}",
+        "fruits": library_release(),
         "Python": "{}.{}".format(*sys.version_info),
         "numpy": np.__version__,
         "pyarrow": pa.__version__,
+        "Pillow": PIL.__version__,
         "ai-edge-litert": _version("ai-edge-litert"),
         "pyspark": pyspark.__version__,  # not its metadata: a cluster's executors have it from their Spark
     }
+
+
+@cache
+def library_release() -> str:
+    """The version of ``fruits`` with a digest of its sources: two checkouts may have one version."""
+    return f"{fruits.__version__}+{source_digest(files(fruits))}"
+
+
+def check_release(environment: Mapping[str, str]) -> None:
+    """See that a job's code is of the release that started it; where nobody told the job, there is nothing to see.
+
+    Raises:
+        FruitsError: with both releases and what to upload again.
+    """
+    asked = environment.get(EXPECTED_RELEASE)
+    if asked and asked != library_release():
+        raise FruitsError(
+            f"Airflow has fruits {asked}, but FRUITS_EMR_CODE has {library_release()}; upload jobs-env.tar.gz and "
+            "spark_jobs/ of Airflow's release there (docs/emr-serverless.md)"
+        )
 
 
 def same_release(function: BatchFunction) -> BatchFunction:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from fruits.lake.publication import check_current, written_head
 from fruits.lake.schemas import TableName
 from fruits.manifest import read_manifest
 from fruits.planning import Action, RunRequest
-from fruits.release import BatchFunction, same_release
+from fruits.release import BatchFunction, check_release, same_release
 from fruits.runs import TASKS, RunDocument, TaskName, check_tasks_before, read_plan, run_store, task_document
 from fruits.settings import Settings
 from fruits.stores import denials_explained
@@ -160,6 +161,7 @@ def _run(task: TaskName, run: str, work: Callable[[Job], None], *, last: bool) -
         # A dry run changes nothing, so it need not wait.
         nullcontext() if plan["request"]["dry_run"] else hold_turn(settings, plan["slug"]),
     ):
+        check_release(os.environ)
         lake = Lake.open(settings)
         if task in TASKS:
             check_tasks_before(settings, task, plan)

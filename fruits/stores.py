@@ -2,9 +2,8 @@
 
 import json
 import re
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -42,9 +41,10 @@ _TRANSIENT = (
 """Signs, in what obstore and boto3 say, that the same request may succeed later."""
 
 _DENIED = re.compile(
-    r"AccessDenied|Access Denied|ACCESS_DENIED|not authorized to perform|\(403\) when calling|403 Forbidden: *(?:\n|$)"
+    r"(?<!java\.nio\.file\.)AccessDenied|Access Denied|ACCESS_DENIED|not authorized to perform|\(403\) when calling"
+    r"|403 Forbidden: *(?:\n|$)|Insufficient Lake Formation permission"
 )
-"""Signs of a denial in what AWS, obstore, boto3, PyArrow and the Java SDK say."""
+"""Signs of a denial in what AWS, obstore, boto3, PyArrow and the Java SDK say; a local file's is none of AWS."""
 
 _DENIED_REQUESTS = (
     r'not authorized to perform: (?P<request>\S+?)(?: on resource: "?(?P<arn>[^\s"]+)"?)?(?:[\s<]|$)',  # AWS itself
@@ -129,8 +129,10 @@ def exists(store: ObjectStore, path: str) -> bool:
     return True
 
 
-def check_photo(settings: Settings, key: str) -> None:
+def check_photo(settings: Settings, key: str, *, denials_only: bool = False) -> None:
     """See that an object of the bucket can be read.
+
+    With ``denials_only``, what may be wrong with this one object alone (archived, under another KMS key) is let pass.
 
     Raises:
         FruitsError: saying what is denied or wrong.
@@ -140,37 +142,57 @@ def check_photo(settings: Settings, key: str) -> None:
     except (FileNotFoundError, ValueError):  # gone meanwhile; a key that obstore takes for a wrong path
         return
     except BaseError as error:
-        raise explain(error, settings, settings.bucket) from error
+        if not denials_only or _denies_photos(str(error)):
+            raise explain(error, settings, settings.bucket) from error
 
 
-def check_lake(settings: Settings) -> None:
-    """See that a lake in a bucket can be written, read, listed and cleaned up; leaves nothing behind.
+def _denies_photos(said: str) -> bool:
+    """Whether reading is denied as such: a plain "Access Denied", or by the permission's name."""
+    permission = denied_permission(said) or ""
+    return permission.startswith("s3:GetObject") and bool(re.search("Access Denied|perform: s3:GetObject", said))
+
+
+def check_lake(settings: Settings, caller: str) -> None:
+    """See that a lake in a bucket can be written, read, listed and cleaned up.
+
+    Leaves nothing behind, unless deleting is denied: then one object for each ``caller``, however often it checks.
 
     Raises:
         FruitsError: saying what is denied or wrong.
     """
-    store, name = lake_store(settings, "checks"), uuid.uuid4().hex
+    store = lake_store(settings, "checks")
     try:
-        write_bytes(store, name, b"?")
-        read_bytes(store, name)
-        next(iter(obstore.list(store)))
-        obstore.delete(store, name)
+        write_bytes(store, caller, b"?")
+        with suppress(FileNotFoundError):  # another one that checks at the same time has cleaned up
+            read_bytes(store, caller)
+        next(iter(obstore.list(store)), None)
+        with suppress(FileNotFoundError):
+            obstore.delete(store, caller)
     except (BaseError, FileNotFoundError) as error:
         raise explain(error, settings, urlsplit(settings.lake).netloc) from error
 
 
 @contextmanager
 def denials_explained() -> Iterator[None]:
-    """Raise what is denied inside as a ``FruitsError`` that names the missing permission."""
+    """Raise what is denied inside as a ``FruitsError`` that names the missing permission, or has the original words."""
     try:
         yield
     except FruitsError:
         raise
     except Exception as error:
-        permission = denied_permission(str(error))
-        if permission is None:
+        denied = _denied(str(error))
+        if denied is None:
             raise
-        raise FruitsError(f"AWS denies {permission}; the role lacks that permission.") from error
+        raise FruitsError(f"AWS denies {denied}; the role lacks that permission.") from error
+
+
+def _denied(said: str, bucket: str = "") -> str | None:
+    """``denied_permission``; where nobody named one, with the line that speaks of the denial."""
+    permission = denied_permission(said, bucket)
+    if permission is None or re.match(r"[\w-]+:\w", permission):
+        return permission
+    line = next((line for line in said.splitlines() if _DENIED.search(line)), said)
+    return f"{permission} ({' '.join(line.split())})"
 
 
 def denied_permission(said: str, bucket: str = "") -> str | None:
@@ -216,8 +238,8 @@ def explain(error: Exception, settings: Settings, bucket: str) -> FruitsError:
     if any(sign in text for sign in _TRANSIENT):
         return TransientError(f"S3 server {server}: it does not answer; check FRUITS_S3_ENDPOINT and the network.")
     cause = next((said for sign, said in causes.items() if sign in text), None)
-    if cause is None and (permission := denied_permission(text, bucket)):
-        cause = f"it denies {permission}; the role lacks that permission"
+    if cause is None and (denied := _denied(text, bucket)):
+        cause = f"it denies {denied}; the role lacks that permission"
     if cause is None:
         cause = " ".join(text.partition("\n\n")[0].split())
     return FruitsError(f"S3 server {server}: {cause}.")

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -19,7 +20,9 @@ from fruits.settings import DagSettings, Settings
 
 _POLL_SECONDS = 15
 _QUEUE_SECONDS = 3_600  # that a job may wait for room in the application, beside its execution time
-_MENDABLE = ("AccessDeniedException", "ResourceNotFoundException", "ValidationException")
+_CANCEL_SECONDS = 300  # that a left-over job may take to be gone
+_ENDED = frozenset({"SUCCESS", "FAILED", "CANCELLED"})
+_BUILDS_BACKBONES = frozenset({"backbone", "weights"})  # no job reads them, and a URI of weights may hold a password
 
 
 class EmrJobOperator(EmrServerlessStartJobOperator):
@@ -66,12 +69,13 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
                 {"classification": "spark-defaults", "properties": emr_configuration(settings, os.environ)}
             ],
         }
-        self.client_request_token = _try_token(context)
+        self.name = f"fruits-{self.job}-{self.slug}-{_lake_digest(settings)}"
         try:
-            self._cancel_those_left_over()
-            super().execute(context, event)
+            with mendable_errors():
+                self._cancel_those_left_over()
+                super().execute(context, event)
         except ClientError as error:
-            if error.response["Error"]["Code"] in _MENDABLE:
+            if _is_mendable(error):
                 fail(f"EMR Serverless: {error}; check FRUITS_EMR_* and the roles (docs/emr-serverless.md)")
             raise
 
@@ -97,8 +101,8 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
             settings = Settings.load()
         self.region_name = settings.s3_region
         found = self.hook.conn.get_job_run(applicationId=self.application_id, jobRunId=job_id)["jobRun"]
-        if found["state"] in self.aws_hook_class.JOB_INTERMEDIATE_STATES:
-            self.hook.conn.cancel_job_run(applicationId=self.application_id, jobRunId=job_id)
+        if found["state"] not in _ENDED:
+            self._cancel(job_id)
         with own_words(settings, self.job, self.slug, found["createdAt"]):
             details = found.get("stateDetails") or (event or {}).get("message")
             raise AirflowException(f"EMR Serverless job {job_id}: {found['state']}, {details}")
@@ -109,33 +113,68 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
         return str(self.job_driver["sparkSubmit"]["entryPointArguments"][1])
 
     def _cancel_those_left_over(self) -> None:
-        """Cancel jobs of an earlier try: a worker that dies after the start leaves one that nobody waits for."""
-        states = sorted(self.aws_hook_class.JOB_INTERMEDIATE_STATES)
+        """Cancel jobs of an earlier try, and see them gone: a worker that dies leaves one that nobody waits for.
+
+        Raises:
+            AirflowException: when one takes too long to end: two would write to one branch.
+        """
+        deadline = time.monotonic() + _CANCEL_SECONDS
+        for job in self._left_over():
+            self.log.warning("cancelling job %s, which an earlier try of this task has left", job)
+            self._cancel(job)
+        while left := self._left_over():
+            if time.monotonic() >= deadline:
+                raise AirflowException(
+                    f"EMR Serverless: {', '.join(left)} of an earlier try has not ended within {_CANCEL_SECONDS} s of "
+                    "being cancelled; the task is tried again"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _left_over(self) -> list[str]:
+        """Ids of the jobs of this task that have not ended; the provider's list of such states (9.39) lacks QUEUED."""
+        known = self.hook.conn.meta.service_model.shape_for("JobRunState").enum
+        states = sorted(set(known) - _ENDED)
         pages = self.hook.conn.get_paginator("list_job_runs").paginate(applicationId=self.application_id, states=states)
-        for job in (job for page in pages for job in page["jobRuns"] if job.get("name") == self.name):
-            self.log.warning("cancelling job %s, which an earlier try of this task has left", job["id"])
-            self.hook.conn.cancel_job_run(applicationId=self.application_id, jobRunId=job["id"])
+        return [job["id"] for page in pages for job in page["jobRuns"] if job.get("name") == self.name]
+
+    def _cancel(self, job_id: str | None) -> None:
+        """Cancel a job; one that ended meanwhile refuses, and that will do."""
+        try:
+            self.hook.conn.cancel_job_run(applicationId=self.application_id, jobRunId=job_id)
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationException":
+                raise
+            self.log.info("job %s is not cancelled: %s", job_id, error)
+
+
+def _is_mendable(error: ClientError) -> bool:
+    """Whether a person has to mend it. An application that is just stopping refuses to be started, but not for long."""
+    code = error.response["Error"]["Code"]
+    return code == "ResourceNotFoundException" or (code, error.operation_name) == ("ValidationException", "StartJobRun")
+
+
+def _lake_digest(settings: Settings) -> str:
+    """Tells the jobs of one lake from those of another that share an application."""
+    return hashlib.sha256(f"{settings.lake} {settings.namespace}".encode()).hexdigest()[:8]
 
 
 def emr_configuration(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
     """A job's Spark configuration on EMR Serverless: Iceberg, the packed environment, our settings for the driver.
 
-    Executors get their settings with their work, as everywhere.
+    Executors get their settings with their work, as everywhere. The driver is told our release, and compares it.
     """
-    mine = {f"FRUITS_{name.upper()}" for name in Settings.model_fields.keys() - DagSettings.model_fields.keys()}
+    from fruits.release import EXPECTED_RELEASE, library_release  # numpy and pyarrow: not when the DAG is parsed
+
+    names = Settings.model_fields.keys() - DagSettings.model_fields.keys() - _BUILDS_BACKBONES
+    mine = {f"FRUITS_{name.upper()}" for name in names}
     given = {name: value for name, value in environment.items() if name in mine and value}
     python = "./environment/bin/python"
-    driver = {**given, "PYSPARK_DRIVER_PYTHON": python, "PYSPARK_PYTHON": python}
+    driver = {**given, EXPECTED_RELEASE: library_release(), "PYSPARK_DRIVER_PYTHON": python, "PYSPARK_PYTHON": python}
+    memory = settings.spark_driver_memory if "spark_driver_memory" in settings.model_fields_set else None
     return {
         "spark.jars": settings.emr_jars,
         "spark.archives": f"{settings.emr_code}/jobs-env.tar.gz#environment",
-        "spark.driver.memory": settings.spark_driver_memory,
+        **({"spark.driver.memory": memory} if memory else {}),
         **{f"spark.emr-serverless.driverEnv.{name}": value for name, value in driver.items()},
         "spark.executorEnv.PYSPARK_PYTHON": python,
     }
-
-
-def _try_token(context: Context) -> str:
-    """The same for the same try of a task: what is sent twice starts one job."""
-    ti = context["ti"]
-    return hashlib.sha256(f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.try_number}".encode()).hexdigest()

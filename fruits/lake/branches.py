@@ -102,16 +102,27 @@ def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int |
 
 
 def _commit(lake: Lake, table: "Table", requirements: tuple, updates: tuple) -> None:  # type: ignore[type-arg]
-    """Commit, again when only another branch of the table moved meanwhile."""
+    """Commit, again when only another branch of the table moved meanwhile.
+
+    A commit may be refused and yet be there: its answer was lost, and it met itself when it was sent again.
+    """
     from pyiceberg.exceptions import CommitFailedException
 
     for attempt in range(_COMMIT_TRIES):
         try:
             lake.catalog.commit_table(table, requirements, updates)
         except CommitFailedException as error:
+            if _in_effect(table.refresh(), updates):
+                return
             if "Requirement failed" in str(error):
                 raise ConflictError(f"table {'.'.join(table.name())}: {error}") from error
             time.sleep(0.05 * (attempt + 1))
         else:
             return
     raise TransientError(f"table {'.'.join(table.name())}: {_COMMIT_TRIES} commits met another one; try again later")
+
+
+def _in_effect(table: "Table", updates: tuple) -> bool:  # type: ignore[type-arg]
+    """Whether all refs are where ``updates`` put them; an update that has no snapshot removes its ref."""
+    refs = {name: ref.snapshot_id for name, ref in table.metadata.refs.items()}
+    return all(refs.get(update.ref_name) == getattr(update, "snapshot_id", None) for update in updates)

@@ -104,24 +104,10 @@ def _database_uri(settings: Settings) -> str:
 
 
 def open_catalog(settings: Settings, **properties: str) -> "Catalog":
-    """The catalog through PyIceberg. What Glue denies, now or later, is a ``FruitsError`` that says so."""
+    """The catalog through PyIceberg."""
     from pyiceberg.catalog import load_catalog
 
-    catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
-    if settings.catalog_kind == "glue":
-        client: Any = vars(catalog)["glue"]
-        client.meta.events.register("after-call.glue", _explain_denial)
-    return catalog
-
-
-def _explain_denial(parsed: Mapping[str, Any], model: Any, **_: object) -> None:
-    """An event handler of boto3's."""
-    error = parsed.get("Error", {})
-    if error.get("Code") == "AccessDeniedException":
-        raise FruitsError(
-            f"Glue denies {model.name}: {error.get('Message')}; the role needs glue:{model.name} on the catalog, the "
-            "database and its tables (docs/emr-serverless.md)"
-        )
+    return load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
 
 
 def glue_problem(settings: Settings, error: Exception) -> FruitsError:

@@ -71,7 +71,8 @@ def _tables(settings: Settings) -> set[str]:
 
     try:
         catalog = open_catalog(settings, init_catalog_tables="false")
-        return {name for _, name in catalog.list_tables(settings.namespace)}
+        with denials_explained():
+            return {name for _, name in catalog.list_tables(settings.namespace)}
     except NoSuchNamespaceError:
         return set()
     except (BotoCoreError, ClientError) as error:

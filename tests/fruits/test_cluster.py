@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from fruits.cluster import _check_reachable, executor_errors, explain_failure
+from fruits.cluster import _check_reachable, _where_to_look, executor_errors, explain_failure
 from fruits.errors import EXECUTOR_ERROR, FruitsError, TransientError
 
 TASK = "Task 0 in stage 1.0 failed 4 times: Lost task 0.3 in stage 1.0 (TID 7) (10.0.0.5 executor 1): "
@@ -48,23 +48,50 @@ SPARK = (
     ],
 )
 def test_an_executor_that_cannot_be_used_is_a_sentence(account: str, told: str) -> None:
-    message = explain_failure(TASK + account)
-    assert message is not None
-    assert message.startswith(told)
-    assert "\n" not in message
+    error = explain_failure(TASK + account)
+    assert error is not None
+    assert not isinstance(error, TransientError)
+    assert str(error).startswith(told)
+    assert "\n" not in str(error)
 
 
-def test_executors_that_cannot_be_started_are_no_ones_in_particular() -> None:
-    message = explain_failure("Job aborted due to stage failure: Master removed our application: FAILED")
-    assert message is not None
-    assert message.startswith("cluster: executors could not be started (FAILED)")
+@pytest.mark.parametrize(
+    ("account", "told"),
+    [
+        (
+            "Job aborted due to stage failure: Master removed our application: FAILED",
+            "cluster: executors could not be started, or ended again and again (FAILED); the reason is in",
+        ),
+        ("Master removed our application: KILLED", "cluster: the application was killed, maybe on the master's page"),
+        (
+            "java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\nat ...",
+            "cluster: the master did not take the application, or ended it.",
+        ),
+        (
+            f'{TASK}java.io.IOException: Cannot run program "python": error=12, Cannot allocate memory\nat ...',
+            'worker 10.0.0.5: Cannot run program "python": error=12, Cannot allocate memory',
+        ),
+        (
+            f'{TASK}java.io.IOException: Cannot run program "python": error=13, Permission denied',
+            'worker 10.0.0.5: Cannot run program "python": error=13, Permission denied',
+        ),
+    ],
+)
+def test_what_may_pass_is_tried_again(account: str, told: str) -> None:
+    error = explain_failure(account)
+    assert isinstance(error, TransientError)
+    assert str(error).startswith(told)
+    with pytest.raises(TransientError), executor_errors():
+        raise RuntimeError(account)
 
 
-def test_a_master_that_takes_no_application_is_to_be_looked_at() -> None:
-    message = explain_failure("java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\nat ...")
-    assert message is not None
-    assert message.startswith("cluster: the master did not take the application")
-    assert "spark_default" in message
+@pytest.mark.parametrize(
+    ("master", "place"), [("spark://host:7077", "the master's page"), ("yarn", "the cluster manager")]
+)
+def test_who_waits_for_executors_is_sent_to_what_there_is(master: str, place: str) -> None:
+    told = _where_to_look(master)
+    assert told.startswith(f"See {place}: ")
+    assert ("work/<application>" in told) == (master != "yarn")
 
 
 def test_a_defect_stays_one() -> None:

@@ -12,6 +12,10 @@ import pytest
 import fruits
 import fruits.release
 from fruits.cluster import explain_failure
+from fruits.errors import ExitCode, FruitsError
+from fruits.runs import read_documents, run_document
+from fruits.settings import Settings
+from fruits.spark import run_job
 
 LIBRARY = Path(fruits.__file__).parent
 
@@ -64,8 +68,39 @@ def test_a_library_in_an_archive_is_of_the_same_release(library: Path, tmp_path:
     assert fruits.release.source_digest(zipfile.Path(archive, "fruits/")) == fruits.release.source_digest(LIBRARY)
 
 
+def test_a_job_of_another_release_than_airflows_is_refused() -> None:
+    ours = fruits.release.library_release()
+    for told in ({}, {"FRUITS_RELEASE": ours}):
+        fruits.release.check_release(told)
+    with pytest.raises(FruitsError, match=r"Airflow has fruits 9\.9\+abc, but .* has 0\..*; upload jobs-env"):
+        fruits.release.check_release({"FRUITS_RELEASE": "9.9+abc"})
+
+
+def test_a_refused_job_leaves_the_reason_in_its_document(
+    folder_lake: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that Airflow shows it, and does not try again."""
+    for name, value in {
+        "LAKE": folder_lake.lake,
+        "CATALOG_URI": "sqlite:////nowhere/x.db",
+        "RELEASE": "9.9+abc",
+    }.items():
+        monkeypatch.setenv(f"FRUITS_{name}", value)
+    with run_document(folder_lake, "plan", "a run", "a_run") as plan:
+        plan.record(slug="a_run", request={"dry_run": True})
+    assert run_job("featurize", "", lambda _: None, ["--run", "a_run"]) == ExitCode.BAD_INPUT
+    document = read_documents(folder_lake, "a_run")["featurize"]
+    assert "upload jobs-env.tar.gz and spark_jobs/" in document["error"]
+    assert document["mendable"]
+
+
 @pytest.mark.jobs
 class TestSameRelease:
+    def test_what_decides_the_pixels_is_part_of_it(self) -> None:
+        import PIL
+
+        assert fruits.release.release()["Pillow"] == PIL.__version__
+
     def test_the_same_release_runs_the_function(self) -> None:
         checked = self.sent_to_a_worker(lambda batches: (2 * batch for batch in batches))
         assert list(checked(iter([1, 2]))) == [2, 4]
@@ -77,8 +112,7 @@ class TestSameRelease:
         monkeypatch.setattr("socket.gethostname", lambda: "fruit-worker-7")
         with pytest.raises(RuntimeError) as refusal:
             list(checked(iter([1])))
-        message = explain_failure(str(refusal.value))
-        assert message is not None
+        message = str(explain_failure(str(refusal.value)))
         assert message.startswith(
             "worker fruit-worker-7 is of another release than the driver: it has fruits 0.1.0+0123456789ab, numpy 1.0; "
             "the driver has fruits "

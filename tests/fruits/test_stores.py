@@ -142,7 +142,10 @@ class TestWhatIsWrongWithS3:
 @pytest.mark.parametrize(
     ("said", "explained"),
     [
-        ("... <Code>AccessDenied</Code> ...", "it denies access to bucket 'fruits'; the role lacks that permission"),
+        (
+            "... <Code>AccessDenied</Code> ...",
+            "it denies access to bucket 'fruits' (... <Code>AccessDenied</Code> ...); the role lacks that permission",
+        ),
         ("An error occurred (ExpiredToken) when calling", "the session token has expired"),
         ('Read timeout on endpoint URL: "https://x"', "it does not answer"),
         ("Something else\nin two lines\n\nDebug source:\nSource {}", "Something else in two lines."),
@@ -216,6 +219,7 @@ ENRICHED = (
         ("S3Exception: Access Denied (Service: S3, Status Code: 403)", "access to bucket 'asked'"),
         ("Error performing GET http://127.0.0.1:1/lake/x in 4ms - 404 Not Found: NoSuchKey", None),
         ("403 Forbidden: <Error><Code>SignatureDoesNotMatch</Code></Error>", None),
+        ("java.nio.file.AccessDeniedException: /opt/spark/app-1/0", None),
         ("anything else", None),
     ],
 )  # fmt: skip
@@ -231,11 +235,91 @@ def test_what_is_denied_is_named_wherever_it_comes_up():
         raise OSError("disk full")
 
 
+LAKE_FORMATION = "Insufficient Lake Formation permission(s): Required Alter on fruits"
+BY_BOTO3 = f"An error occurred (AccessDeniedException) when calling the UpdateTable operation: {LAKE_FORMATION}"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Job aborted due to stage failure\nS3Exception: Access Denied (Service: S3, Status Code: 403)\nat ...",
+            "AWS denies access (S3Exception: Access Denied (Service: S3, Status Code: 403)); the role lacks",
+        ),
+        (f"{LAKE_FORMATION}\nat ...", f"AWS denies access ({LAKE_FORMATION}); the role lacks"),
+        (BY_BOTO3, f"AWS denies UpdateTable ({BY_BOTO3}); the role lacks"),
+    ],
+)
+def test_where_nobody_names_the_permission_the_original_words_stay(said, told):
+    with pytest.raises(FruitsError) as raised, denials_explained():
+        raise RuntimeError(said)
+    assert str(raised.value).startswith(told)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_local_file_that_may_not_be_read_is_no_denial_of_aws():
+    said = "java.nio.file.AccessDeniedException: /opt/spark/app-1/0"
+    with pytest.raises(RuntimeError, match=said), denials_explained():
+        raise RuntimeError(said)
+
+
+ANSWER = "Error performing GET http://127.0.0.1:1/photos/a.jpg in 4ms - ... 403 Forbidden: <Error>{}</Error>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops"),
+    [
+        ("<Code>AccessDenied</Code><Message>Access Denied</Message>", True),
+        (f"<Code>AccessDenied</Code><Message>{ENRICHED.replace('PutObject', 'GetObject')}</Message>", True),
+        ("<Code>InvalidObjectState</Code><Message>Not valid for the storage class</Message>", False),
+        (f"<Code>AccessDenied</Code><Message>{ENRICHED.replace('s3:PutObject', 'kms:Decrypt')}</Message>", False),
+        ("<Code>AccessDenied</Code><Message>The ciphertext refers to a key that does not exist</Message>", False),
+    ],
+    ids=["plain", "by name", "archived", "another key", "another account's key"],
+)
+def test_a_run_stops_only_when_photos_may_not_be_read_at_all(make_settings, monkeypatch, answer, stops):
+    def refused(*_, **__):
+        raise stores.obstore.exceptions.PermissionDeniedError(ANSWER.format(answer))
+
+    settings = make_settings()
+    monkeypatch.setattr(stores.obstore, "get_range", refused)
+    with pytest.raises(FruitsError, match="S3 server"):
+        check_photo(settings, "a.jpg")
+    if stops:
+        with pytest.raises(FruitsError, match="denies s3:GetObject"):
+            check_photo(settings, "a.jpg", denials_only=True)
+    else:
+        check_photo(settings, "a.jpg", denials_only=True)
+
+
+def test_a_lake_where_nothing_can_be_removed_keeps_one_object_of_each_caller(stack, make_settings, monkeypatch):
+    def denied(*_, **__):
+        raise stores.obstore.exceptions.PermissionDeniedError(f"DeleteObjects request failed for key x: {BODY}")
+
+    settings = make_settings("s3")
+    monkeypatch.setattr(stores.obstore, "delete", denied)
+    for caller in ("prepare", "doctor", "prepare"):
+        with pytest.raises(FruitsError, match="denies s3:DeleteObject"):
+            check_lake(settings, caller)
+    bucket, _, prefix = settings.lake.removeprefix("s3://").partition("/")
+    kept = [item["Key"] for item in stack.client().list_objects_v2(Bucket=bucket)["Contents"]]
+    assert kept == [f"{prefix}/checks/doctor", f"{prefix}/checks/prepare"]
+
+
+def test_two_that_check_a_lake_at_once_do_not_disturb_each_other(make_settings, monkeypatch):
+    def quicker(store, name, data):
+        write_bytes(store, name, data)
+        stores.obstore.delete(store, name)
+
+    monkeypatch.setattr(stores, "write_bytes", quicker)
+    check_lake(make_settings("s3"), "prepare")
+
+
 def test_the_checks_of_bucket_and_lake_find_nothing_where_all_is_well(stack, make_settings, bucket):
     settings = make_settings("s3")
     stack.client().put_object(Bucket=bucket, Key="Kiwi/1.jpg", Body=b"photo")
     check_photo(settings, "Kiwi/1.jpg")
     check_photo(settings, "Kiwi/gone.jpg")
-    check_lake(settings)
+    check_lake(settings, "prepare")
     name = settings.lake.split("/")[2]
     assert stack.client().list_objects_v2(Bucket=name)["KeyCount"] == 0, "nothing is left behind"

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ from fruits.embedded.airflow import airflow_environment
 from fruits.embedded.stack import Stack
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
+from fruits.release import library_release
 from fruits.runs import run_document, run_store
 from fruits.settings import Settings
 from fruits.stores import write_json
@@ -101,18 +104,16 @@ def emr_job(plugin: Any, **values: Any) -> Any:
     )
 
 
-def context(try_number: int = 1) -> dict[str, Any]:
-    ti = SimpleNamespace(
-        dag_id="fruit_features", run_id="a run", task_id="featurize", try_number=try_number, xcom_push=lambda **_: None
-    )
+def context() -> dict[str, Any]:
+    ti = SimpleNamespace(dag_id="fruit_features", run_id="a run", task_id="featurize", xcom_push=lambda **_: None)
     return {"ti": ti, "task_instance": ti}
 
 
-def deferral(job: Any, try_number: int = 1) -> Any:
+def deferral(job: Any) -> Any:
     from airflow.sdk.exceptions import TaskDeferred
 
     with pytest.raises(TaskDeferred) as raised:
-        job.execute(context(try_number))
+        job.execute(context())
     return raised.value
 
 
@@ -148,10 +149,8 @@ class TestStart:
                 "entryPointArguments": ["--run", "a_run"],
             }
         }
-        assert (job.name, job.execution_role_arn) == (
-            "fruits-featurize-a_run",
-            f"arn:aws:iam::{ACCOUNT}:role/fruits-jobs",
-        )
+        assert re.fullmatch("fruits-featurize-a_run-[0-9a-f]{8}", job.name)
+        assert job.execution_role_arn == f"arn:aws:iam::{ACCOUNT}:role/fruits-jobs"
         assert job.tags == {"fruits:job": "featurize", "fruits:run": "a_run"}
         assert job.execution_timeout_minutes == 120
         overrides = job.configuration_overrides
@@ -172,6 +171,7 @@ class TestStart:
         assert driver == {
             "PYSPARK_PYTHON": python,
             "PYSPARK_DRIVER_PYTHON": python,
+            "FRUITS_RELEASE": library_release(),
             "FRUITS_BUCKET": lake.bucket,
             "FRUITS_LAKE": lake.lake,
             "FRUITS_CATALOG_URI": "glue://",
@@ -184,8 +184,6 @@ class TestStart:
     def test_the_driver_reads_the_same_settings(
         self, plugin: Any, service: Service, lake: Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        import os
-
         properties = plugin.emr_configuration(Settings.load(), os.environ)
         here = Settings.load()
         for name in [name for name in os.environ if name.startswith("FRUITS_")]:
@@ -196,12 +194,27 @@ class TestStart:
         jobs_own = Settings.model_fields.keys() - type(here).__mro__[1].model_fields.keys()
         assert {name: getattr(there, name) for name in jobs_own} == {name: getattr(here, name) for name in jobs_own}
 
-    def test_what_is_sent_twice_is_one_request_and_the_next_try_another(self, plugin: Any, service: Service) -> None:
-        for try_number in (1, 1, 2):
-            deferral(emr_job(plugin), try_number)
-        first, again, next_try = (job.client_token for job in service.jobs)
-        assert first == again != next_try
-        assert len(first) <= 64
+    def test_memory_of_the_driver_is_the_applications_own_unless_it_is_set(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("FRUITS_SPARK_DRIVER_MEMORY")
+        assert "spark.driver.memory" not in plugin.emr_configuration(Settings.load(), os.environ)
+
+    def test_where_the_weights_come_from_is_not_in_the_jobs_description(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FRUITS_WEIGHTS", "https://somebody:geheim@weights.example/w.h5")
+        monkeypatch.setenv("FRUITS_BACKBONE", "MobileNetV2")
+        deferral(emr_job(plugin))
+        described = json.dumps(service.jobs[0].configuration_overrides)
+        assert "FRUITS_LAKE" in described
+        assert not [word for word in ("geheim", "FRUITS_WEIGHTS", "FRUITS_BACKBONE") if word in described]
+
+    def test_each_start_is_a_request_of_its_own(self, plugin: Any, service: Service) -> None:
+        for _ in range(2):
+            deferral(emr_job(plugin))
+        first, second = (job.client_token for job in service.jobs)
+        assert first != second
 
     def test_a_run_that_is_published_is_not_worked_on_again(
         self, plugin: Any, service: Service, lake: Settings
@@ -213,12 +226,104 @@ class TestStart:
         emr_job(plugin).execute(context())
         assert service.jobs == []
 
-    def test_a_job_that_an_earlier_try_left_is_cancelled_and_no_other(self, plugin: Any, service: Service) -> None:
-        service.jobs_are("RUNNING")
+    @pytest.mark.parametrize("state", ["RUNNING", "QUEUED"])
+    def test_a_job_that_an_earlier_try_left_is_cancelled_and_no_other(
+        self, plugin: Any, service: Service, state: str
+    ) -> None:
+        service.jobs_are(state)
         deferral(emr_job(plugin))
         deferral(plugin.EmrJobOperator(task_id="pca", job="pca", run="a_run"))
-        deferral(emr_job(plugin), try_number=2)
-        assert [job.state for job in service.jobs] == ["CANCELLED", "RUNNING", "RUNNING"]
+        deferral(emr_job(plugin))
+        assert [job.state for job in service.jobs] == ["CANCELLED", state, state]
+
+    def test_a_job_of_another_lake_on_the_same_application_is_left_alone(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        service.jobs_are("RUNNING")
+        monkeypatch.setattr(plugin, "is_published", lambda *_: False)
+        deferral(emr_job(plugin))
+        monkeypatch.setenv("FRUITS_NAMESPACE", "another")
+        deferral(emr_job(plugin))
+        assert [job.state for job in service.jobs] == ["RUNNING", "RUNNING"]
+
+    def test_no_job_starts_before_a_left_over_one_is_gone(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        service.jobs_are("RUNNING")
+        deferral(emr_job(plugin))
+        (left,) = service.jobs
+        monkeypatch.setattr(
+            service.backend, "cancel_job_run", lambda *_, **__: setattr(left, "state", "CANCELLING") or (0, 0)
+        )
+        looked: list[str] = []
+
+        def gone_at_the_third_look(_: float) -> None:
+            looked.append(left.state)
+            if len(looked) == 3:
+                left.state = "CANCELLED"
+
+        monkeypatch.setattr(plugin, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=gone_at_the_third_look))
+        deferral(emr_job(plugin))
+        assert looked == ["CANCELLING"] * 3
+        assert len(service.jobs) == 2
+
+        left.state, service.jobs[1].state = "RUNNING", "SUCCESS"
+        monkeypatch.setattr(plugin, "_CANCEL_SECONDS", 0)
+        with pytest.raises(AirflowException, match=f"{left.id} of an earlier try has not ended") as raised:
+            emr_job(plugin).execute(context())
+        assert not isinstance(raised.value, AirflowFailException)
+        assert len(service.jobs) == 2
+
+    def test_a_left_over_job_that_ends_before_it_is_cancelled_is_no_failure(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from moto.emrserverless.exceptions import ValidationException
+
+        service.jobs_are("RUNNING")
+        deferral(emr_job(plugin))
+
+        def refused(*_: Any, **__: Any) -> None:
+            service.jobs[0].state = "SUCCESS"
+            raise ValidationException("Job run is in state SUCCESS")
+
+        monkeypatch.setattr(service.backend, "cancel_job_run", refused)
+        deferral(emr_job(plugin))
+        assert [job.state for job in service.jobs] == ["SUCCESS", "RUNNING"]
+
+    @pytest.mark.parametrize(("operation", "mendable"), [("start_application", False), ("start_job_run", True)])
+    def test_what_is_refused_is_mendable_only_where_it_is_the_job(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch, operation: str, mendable: bool
+    ) -> None:
+        """An application that is stopping can't be started, and can a minute later."""
+        from airflow.sdk.exceptions import AirflowFailException
+        from botocore.exceptions import ClientError
+        from moto.emrserverless.exceptions import ValidationException
+
+        def refused(*_: Any, **__: Any) -> None:
+            raise ValidationException("the application is STOPPING")
+
+        if not mendable:
+            service.backend.applications[service.application].state = "STOPPING"
+        monkeypatch.setattr(service.backend, operation, refused)
+        with pytest.raises(AirflowFailException if mendable else ClientError, match="is STOPPING"):
+            emr_job(plugin).execute(context())
+
+    def test_a_denial_names_the_permission(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+        from moto.emrserverless.exceptions import AccessDeniedException
+
+        said = "User: arn:aws:iam::1:user/a is not authorized to perform: emr-serverless:StartJobRun on resource: arn:x"
+
+        def denied(*_: Any, **__: Any) -> None:
+            raise AccessDeniedException(said)
+
+        monkeypatch.setattr(service.backend, "start_job_run", denied)
+        with pytest.raises(AirflowFailException, match="AWS denies emr-serverless:StartJobRun on arn:x; the role"):
+            emr_job(plugin).execute(context())
 
     def test_an_application_that_is_not_there_is_for_a_person_to_mend(
         self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch
@@ -294,8 +399,8 @@ class TestEnd:
         starting = deferral(emr_job(plugin))
         assert starting.method_name == "execute"
         service.backend.applications[service.application].state = "STARTED"
-        for try_number in (1, 2):
-            deferral(emr_job(plugin), try_number)
+        for _ in range(2):
+            deferral(emr_job(plugin))
         with pytest.raises(Exception, match="RUNNING"):
             emr_job(plugin).resume_execution(
                 "execute_complete",

@@ -18,12 +18,13 @@ import pytest
 
 from fruits.doctor import catalog as doctor_catalog
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.lake.branches import advance_main, branch_name, commit_rows, start_branch
+from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.existing import NoLakeError, existing_lake
 from fruits.lake.publication import Publication, current_base, publications, publish
 from fruits.lake.schemas import DATA_TABLES, FEATURES, TABLES
 from fruits.settings import Settings
+from fruits.stores import denials_explained
 from fruits.summary import describe_catalog
 
 ROOT = Path(__file__).parents[3]
@@ -210,6 +211,52 @@ class TestPublication:
         assert lake.read("features", None)["key"].to_pylist() == [f"{winner}.jpg"]
 
 
+class TestLostReplies:
+    """An update lands, its answer does not; sent again by botocore, it meets itself and is refused."""
+
+    @pytest.fixture
+    def lost(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        from moto.core.exceptions import JsonRESTError
+        from moto.glue.responses import GlueResponse
+
+        Lake.open(settings)
+        update = GlueResponse.update_table
+
+        def landed(self: Any) -> None:
+            update(self)
+            raise JsonRESTError(
+                "ConcurrentModificationException", "Update table failed due to concurrent modifications."
+            )
+
+        monkeypatch.setattr(GlueResponse, "update_table", landed)
+
+    @pytest.mark.usefixtures("lost")
+    def test_a_run_is_published_all_the_same_and_once(self, settings: Settings) -> None:
+        lake = Lake(settings)
+        base = current_base(lake).to_document()
+        write(lake, "a", base)
+        assert publish(lake, base, "a", wanted(lake, "a", base)).publication_id == "a"
+        assert [row.run_id for row in publications(lake)] == ["a"]
+        assert lake.read("features", None)["key"].to_pylist() == ["a.jpg"]
+        assert not lake.state("features").refs, "its branch is gone"
+
+    @pytest.mark.usefixtures("lost")
+    def test_refs_are_changed(self, settings: Settings) -> None:
+        lake = Lake(settings)
+        base = current_base(lake).publication.snapshots["features"]
+        start_branch(lake, "features", "run_a", base)
+        change_refs(lake, "features", {"publication_1": base}, {"run_a": base})
+        assert dict(lake.state("features").refs) == {"publication_1": base}
+
+    @pytest.mark.usefixtures("lost")
+    def test_what_another_one_did_stays_a_conflict(self, settings: Settings) -> None:
+        lake = Lake(settings)
+        base = current_base(lake).publication.snapshots["features"]
+        commit_rows(lake, "features", lambda transaction: transaction.append(feature("a.jpg")))
+        with pytest.raises(ConflictError):
+            advance_main(lake, "features", expected=base, target=base)
+
+
 class TestWhatGlueRefuses:
     @pytest.fixture
     def refuse(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
@@ -218,8 +265,10 @@ class TestWhatGlueRefuses:
         from moto.glue.responses import GlueResponse
 
         def refuse(operation: str, code: str = "AccessDeniedException") -> None:
+            denied = f"User: arn:x is not authorized to perform: glue:{operation.title().replace('_', '')}"
+
             def refused(self: Any) -> None:
-                raise JsonRESTError(code, f"User: arn:x is not authorized to perform: glue:{operation}")
+                raise JsonRESTError(code, denied if code == "AccessDeniedException" else "later")
 
             monkeypatch.setattr(GlueResponse, operation, refused)
 
@@ -233,14 +282,14 @@ class TestWhatGlueRefuses:
         self, settings: Settings, refuse: Callable[..., None], method: str, operation: str
     ) -> None:
         refuse(method)
-        with pytest.raises(FruitsError, match=f"Glue denies {operation}: .*the role needs glue:{operation}") as raised:
+        with pytest.raises(FruitsError, match=f"AWS denies glue:{operation}; the role lacks") as raised:
             Lake.open(settings)
         assert not isinstance(raised.value, TransientError)
 
     def test_also_of_a_commit(self, settings: Settings, refuse: Callable[..., None]) -> None:
         lake = Lake.open(settings)
         refuse("update_table")
-        with pytest.raises(FruitsError, match="Glue denies UpdateTable"):
+        with pytest.raises(FruitsError, match="AWS denies glue:UpdateTable"), denials_explained():  # as every task does
             start_branch(lake, "features", "run_a", current_base(lake).publication.snapshots["features"])
 
     def test_who_may_not_create_a_database_can_work_with_one(
@@ -255,7 +304,7 @@ class TestWhatGlueRefuses:
 
     def test_readers_are_told_as_well(self, settings: Settings, refuse: Callable[..., None]) -> None:
         refuse("get_tables")
-        with pytest.raises(FruitsError, match="Glue denies GetTables"):
+        with pytest.raises(FruitsError, match="AWS denies glue:GetTables"):
             existing_lake(settings)
 
     def test_an_answer_that_may_be_another_next_time_is_tried_again(
