@@ -35,6 +35,7 @@ from fruits.stores import photo_store
 
 WIDTH = 1280
 GB = 1e9
+LISTINGS = 2  # of each run: have uploads settled, and what is there
 PAGE = 1_000  # keys of one LIST
 SIZES = (100_000, 1_000_000, 100_000_000)
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
@@ -92,7 +93,8 @@ def planning(keys: int) -> tuple[float, float]:
     """Seconds and bytes of memory for each of so many unchanged photos."""
     before = resident_bytes()
     listed = [ListedObject(f"Training/Kiwi/{n:09}.jpg", f"{n:032x}", 5_000, NOW) for n in range(keys)]
-    known = {one.key: KnownObject(one.etag, NOW, "Kiwi", "train") for one in listed}
+    # Strings of its own, as those read from the tables are.
+    known = {f"Training/Kiwi/{n:09}.jpg": KnownObject(f"{n:032x}", NOW, "Kiwi", "train") for n in range(keys)}
     settings = Settings.load(lake="file:///lake", catalog_uri="sqlite:////catalog.db")
     started = time.perf_counter()
     plan = make_plan(listed, known, KeyRules.of(settings), RunRequest(prefix=""))
@@ -182,8 +184,8 @@ def print_model(costs: Costs, args: argparse.Namespace) -> None:
         listing = n / PAGE * (args.page + costs.list * PAGE)
         planning_seconds = n * costs.plan
         fixed = 3 * args.session + costs.fit_once
-        first = fixed + listing + planning_seconds + n * (costs.featurize + costs.moments + costs.project) / args.cores
-        increment = 3 * args.session + listing + planning_seconds
+        first = fixed + LISTINGS * listing + planning_seconds + n * (costs.featurize + costs.moments + costs.project) / args.cores
+        increment = 3 * args.session + LISTINGS * listing + planning_seconds
         increment += args.increment * (costs.featurize + costs.moments + costs.project) / args.cores
         refit = costs.fit_once + n * costs.project / args.cores
         cells = (
