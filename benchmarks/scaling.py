@@ -184,7 +184,12 @@ def print_model(costs: Costs, args: argparse.Namespace) -> None:
         listing = n / PAGE * (args.page + costs.list * PAGE)
         planning_seconds = n * costs.plan
         fixed = 3 * args.session + costs.fit_once
-        first = fixed + LISTINGS * listing + planning_seconds + n * (costs.featurize + costs.moments + costs.project) / args.cores
+        first = (
+            fixed
+            + LISTINGS * listing
+            + planning_seconds
+            + n * (costs.featurize + costs.moments + costs.project) / args.cores
+        )
         increment = 3 * args.session + LISTINGS * listing + planning_seconds
         increment += args.increment * (costs.featurize + costs.moments + costs.project) / args.cores
         refit = costs.fit_once + n * costs.project / args.cores

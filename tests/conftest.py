@@ -18,7 +18,10 @@ IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
 collect_ignore = (
     ["spark_jobs"]
     if IN_AIRFLOW
-    else ["dags", "infra", "plugins", "fruits/embedded/test_run.py", "fruits/embedded/test_ui.py"]
+    else [
+        *("dags", "docker", "infra", "plugins"),
+        *("fruits/embedded/test_run.py", "fruits/embedded/test_ui.py", "scripts/test_compose.py"),
+    ]
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
