@@ -263,7 +263,7 @@ def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) ->
 
         runs = wait_until(told)
         assert runs[-1] == first
-        assert 2 <= len(runs) <= 3
+        assert len(runs) <= 3  # one, where Airflow made it when all events were in
     finally:
         ui.answer(DAG, "PATCH", {"is_paused": True}, token)
 
