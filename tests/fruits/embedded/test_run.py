@@ -383,7 +383,7 @@ def test_the_dag_says_so_when_the_credentials_are_wrong(installation: Installati
 
 def test_prepare_says_so_when_the_bucket_is_not_there(make_settings: Callable[..., Settings]) -> None:
     with pytest.raises(
-        FruitsError, match=r"bucket 'no-such-bucket' does not exist there; create it, or set FRUITS_BUCKET"
+        FruitsError, match=r"bucket 'no-such-bucket' does not exist there; create it, or correct FRUITS_BUCKET"
     ):
         prepare(make_settings(bucket="no-such-bucket"), RunRequest(prefix=""))
 
@@ -443,7 +443,7 @@ def test_a_prefix_with_nothing_under_it(
             monkeypatch.setenv(name, value)
         stores._credentials.cache_clear()
         try:
-            settings = Settings.load(prefix="Trainnig/", catalog_uri=f"sqlite:///{installation.data}/other.db")
+            settings = Settings.load(prefix="Trainnig/", namespace="nothing_yet")
             request = RunRequest(prefix="Trainnig/")
             card = prepare(settings, request)
             with pytest.raises(
