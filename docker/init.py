@@ -51,7 +51,7 @@ def main() -> int:
 
 def make_databases(host: str) -> None:
     """One database and role each for Airflow and the catalog, which can't reach the other's; passwords are .env's."""
-    with psycopg2_connection(host) as cursor:
+    with superuser(host) as cursor:
         for name in _DATABASES:
             role, password = sql.Identifier(name), sql.Literal(os.environ[f"{name.upper()}_DB_PASSWORD"])
             cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name])
@@ -65,7 +65,7 @@ def make_databases(host: str) -> None:
     log.info("postgres: databases %s on %s", " and ".join(_DATABASES), host)
 
 
-def psycopg2_connection(host: str) -> Any:
+def superuser(host: str) -> Any:
     """A cursor of the superuser's whose every statement is its own transaction; a server that starts is waited for.
 
     Raises:

@@ -1,17 +1,15 @@
 """The trigger form as a person meets it: Airflow's UI, in a Chromium."""
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from fruits.embedded import ui
 from fruits.errors import FruitsError
+from tests.loading import load_file
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 
@@ -19,18 +17,7 @@ ROOT = Path(__file__).parents[2]
 KEYS = ["Training/Apple/1.jpg", "Test/Grüner Apfel/b c.jpg"]
 
 
-def load(path: Path) -> ModuleType:
-    """A Python file that is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-screenshots: Any = load(ROOT / "scripts" / "screenshots.py")
+screenshots = load_file(ROOT / "scripts" / "screenshots.py", "screenshots")
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 `make test-compose` runs it. The tests are steps of one deployment's life, in this order; each leaves it running.
 """
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -18,13 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import boto3
 import pytest
 
 from fruits.generator import generate
+from tests.loading import load_file
 
 pytestmark = [pytest.mark.airflow, pytest.mark.compose]
 
@@ -39,19 +37,8 @@ RUNNING = frozenset(
 PUBLISHED_SECONDS = 900
 
 
-def load(path: Path) -> ModuleType:
-    """A Python file that is in no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-screenshots: Any = load(ROOT / "scripts" / "screenshots.py")
-compose: Any = load(ROOT / "scripts" / "compose.py")
+screenshots = load_file(ROOT / "scripts" / "screenshots.py", "screenshots")
+compose = load_file(ROOT / "scripts" / "compose.py", "fruits_compose")
 
 
 @dataclass(frozen=True)

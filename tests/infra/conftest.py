@@ -1,7 +1,5 @@
 """The stack, deployed to moto's server, and the proof's script as a module."""
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -9,19 +7,15 @@ from typing import Any
 
 import pytest
 
+from tests.loading import load_file
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
 def proof() -> ModuleType:
     """``infra/iam_proof.py``."""
-    spec = importlib.util.spec_from_file_location("iam_proof", ROOT / "infra" / "iam_proof.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "infra" / "iam_proof.py", "iam_proof")
 
 
 @pytest.fixture(scope="session")

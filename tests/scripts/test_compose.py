@@ -3,35 +3,25 @@
 What the containers do is tested by `make test-compose`, which needs Docker.
 """
 
-import importlib.util
 import os
 import re
 import socket
 import stat
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 from fruits.settings import Settings
+from tests.loading import load_file
 
 pytestmark = pytest.mark.airflow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fruits_compose", REPOSITORY / "scripts" / "compose.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-compose: Any = load()
+compose = load_file(REPOSITORY / "scripts" / "compose.py", "fruits_compose")
 
 ANSWERS = {
     "version": "28.2.2",

@@ -1,29 +1,20 @@
 """The archive of the jobs environment has what executors need, at any path, and is whole or not there."""
 
-import importlib.util
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.loading import load_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VERSION = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 PACKAGES = f"lib/{VERSION}/site-packages"
 
 
-def load_package() -> Any:
-    spec = importlib.util.spec_from_file_location("fruits_package", REPOSITORY / "scripts" / "package.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-package = load_package()
+package = load_file(REPOSITORY / "scripts" / "package.py", "fruits_package")
 
 
 @pytest.fixture

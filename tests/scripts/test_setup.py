@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import re
 import signal
@@ -15,25 +14,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.loading import load_file
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def load_setup() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fruits_setup", REPOSITORY / "scripts" / "setup.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-setup: Any = load_setup()
+setup = load_file(REPOSITORY / "scripts" / "setup.py", "fruits_setup")
 
 
 @pytest.fixture(autouse=True)

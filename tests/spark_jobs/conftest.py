@@ -1,6 +1,5 @@
 """The chain as the DAG runs it, in this process: a real plan, the real Spark jobs in one JVM, a real publication."""
 
-import importlib.util
 import os
 import sys
 import uuid
@@ -30,6 +29,7 @@ from fruits.runs import TaskName, read_documents
 from fruits.settings import Settings
 from fruits.stores import lake_store, photo_store, write_bytes
 from fruits.turns import current_turn, end_turn
+from tests.loading import load_file
 
 ROOT = Path(__file__).parents[2]
 JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
@@ -147,12 +147,7 @@ def environment(settings: Settings) -> Iterator[None]:
 
 def job_module(job: str) -> ModuleType:
     """A job script as a module whose functions travel to the executors by value, as those of a script do."""
-    spec = importlib.util.spec_from_file_location(f"spark_job_{job}", ROOT / "spark_jobs" / f"{job}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module: ModuleType = load_file(ROOT / "spark_jobs" / f"{job}.py", f"spark_job_{job}")
     cloudpickle.register_pickle_by_value(module)
     return module
 

@@ -1,6 +1,5 @@
 """The same jobs on a Spark standalone cluster: the same rows, whatever becomes of the workers."""
 
-import importlib.util
 import io
 import json
 import sys
@@ -15,6 +14,7 @@ from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.planning import run_slug
+from tests.loading import load_file
 from tests.spark_jobs.standalone import ENVIRONMENT, ROOT, free_port, get_json, standalone, wait_for
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
@@ -174,10 +174,7 @@ sys.exit(run_job("featurize", "", work, None))
 
 def package():
     """The script behind `make package`."""
-    spec = importlib.util.spec_from_file_location("fruits_package", ROOT / "scripts" / "package.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "scripts" / "package.py", "fruits_package")
 
 
 def altered_environment(folder):
