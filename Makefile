@@ -19,19 +19,19 @@ setup-dev:
 	$(SETUP) --dev
 
 run: setup  ## Photos to published tables on this machine (IMAGES=folder for your own photos)
-	@$(AIRFLOW) -m fruits.embedded run $(if $(IMAGES),--images "$$IMAGES")
+	@$(AIRFLOW) -m local run $(if $(IMAGES),--images "$$IMAGES")
 
 ui: setup  ## The same stack with Airflow's UI, in the background
-	@$(AIRFLOW) -m fruits.embedded ui
+	@$(AIRFLOW) -m local ui
 
 put:  ## One photo into the bucket, while `make ui` runs (PHOTO=kiwi.jpg KEY=Training/Kiwi/1.jpg)
-	@$(AIRFLOW) -m fruits.embedded put "$$PHOTO" "$$KEY"
+	@$(AIRFLOW) -m local put "$$PHOTO" "$$KEY"
 
 airflow:  ## Airflow's own command line, while `make ui` runs (ARGS="backfill create --help")
-	@$(AIRFLOW) -m fruits.embedded airflow $(ARGS)
+	@$(AIRFLOW) -m local airflow $(ARGS)
 
 stop:  ## Stop what `make ui` started
-	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m fruits.embedded stop; fi
+	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m local stop; fi
 
 up:  ## The production shape, in containers: docker-compose.yaml (IMAGES=folder: uploads its photos)
 	$(COMPOSE) up $(if $(IMAGES),--images "$$IMAGES")

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fruits.analysis.probe import probe_accuracy
 from fruits.backbones.build import build, load_network
 from fruits.backbones.card import Preprocessing
 from fruits.backbones.efficientnet_lite import NAME as EFFICIENTNET_LITE0
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import IMAGENET, RANDOM, WeightsFile
-from fruits.images import Limits, decode, needed_side, preprocess
-from fruits.probe import probe_accuracy
+from fruits.photos.decode import Limits, decode, needed_side, preprocess
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LIMITS = Limits(max_bytes=1_000_000_000, max_pixels=1_000_000_000)

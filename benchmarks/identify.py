@@ -21,14 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fruits.analysis.pca import transform
+from fruits.analysis.probe import probe_accuracy
 from fruits.backbones.stage import load_backbone
-from fruits.identify import Identification, identify
-from fruits.images import Limits, decode, needed_side, preprocess
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_versions
 from fruits.lake.published import PublishedRows, current_publication
-from fruits.pca import transform
-from fruits.probe import probe_accuracy
+from fruits.photos.decode import Limits, decode, needed_side, preprocess
+from fruits.serve.identify import Identification, identify
 from fruits.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def publish(photos: dict[str, Path], data: Path) -> None:
             target = Path(images) / key
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-        command = [AIRFLOW_PYTHON, "-m", "fruits.embedded", "--data", data, "run", "--images", images]
+        command = [AIRFLOW_PYTHON, "-m", "local", "--data", data, "run", "--images", images]
         subprocess.run([*command, "--summary", data / "summary.json"], cwd=ROOT, check=True)  # noqa: S603 -- ours
 
 

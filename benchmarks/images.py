@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fruits.backbones.card import Preprocessing
-from fruits.images import Limits, decode, needed_side, perceptual_hash, preprocess
+from fruits.photos.decode import Limits, decode, needed_side, perceptual_hash, preprocess
 
 SIZES = {"100 px": (100, 100), "348 px": (348, 464), "2 MP": (1600, 1200), "12 MP": (4000, 3000)}
 LIMITS = Limits(max_bytes=1_000_000_000, max_pixels=1_000_000_000)

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fruits.chain import known_objects
 from fruits.errors import ExitCode
 from fruits.lake.branches import branch_name, commit_rows, start_branch
 from fruits.lake.catalog import Lake
@@ -34,10 +33,11 @@ from fruits.lake.schemas import (
     TableDefinition,
     TableName,
 )
-from fruits.maintenance import plan_maintenance, resolve_maintenance
-from fruits.planning import run_slug
-from fruits.runs import read_documents
+from fruits.run.documents import read_documents
+from fruits.run.planning import run_slug
+from fruits.run.upkeep import plan_maintenance, resolve_maintenance
 from fruits.settings import Settings
+from fruits.steps.chain import known_objects
 
 if TYPE_CHECKING:
     from pyiceberg.table import Transaction

@@ -31,15 +31,15 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
-from fruits.embedded import ui
-from fruits.embedded.airflow import migrate, run_dag
-from fruits.embedded.queue import EventQueue
-from fruits.embedded.stack import Stack, environment_of, running_server
-from fruits.generator import LABELS, draw
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics
 from fruits.lake.publication import current_base, publications
 from fruits.settings import Settings
+from local import ui
+from local.airflow import migrate, run_dag
+from local.queue import EventQueue
+from local.stack import Stack, environment_of, running_server
+from sample_photos.generator import LABELS, draw
 
 DAG = "/api/v2/dags/fruit_features"
 BACKFILLS = "/api/v2/backfills?dag_id=fruit_features"

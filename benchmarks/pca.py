@@ -15,8 +15,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fruits.moments import Moments, from_bytes, merge, merge_all, moments_of, subtract, to_bytes
-from fruits.pca import PCA, fit, subspace_angle, transform
+from fruits.analysis.moments import Moments, from_bytes, merge, merge_all, moments_of, subtract, to_bytes
+from fruits.analysis.pca import PCA, fit, subspace_angle, transform
 
 LARGEST_DIFFERENCE = 1e-6
 """Of subspaces in radians, and of explained variance ratios."""

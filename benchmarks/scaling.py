@@ -21,17 +21,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fruits.analysis.moments import merge, moments_of
+from fruits.analysis.pca import fit, transform
 from fruits.backbones.stage import load_backbone, stage
-from fruits.embedded.mirror import mirror
-from fruits.embedded.stack import environment_of, running_stack
-from fruits.featurizing import featurize_entries
-from fruits.generator import generate
-from fruits.listing import ListedObject, list_objects
-from fruits.moments import merge, moments_of
-from fruits.pca import fit, transform
-from fruits.planning import Action, Entry, KeyRules, KnownObject, RunRequest, make_plan
+from fruits.photos.featurize import featurize_entries
+from fruits.photos.listing import ListedObject, list_objects
+from fruits.run.planning import Action, Entry, KeyRules, KnownObject, RunRequest, make_plan
 from fruits.settings import Settings
 from fruits.stores import photo_store
+from local.mirror import mirror
+from local.stack import environment_of, running_stack
+from sample_photos.generator import generate
 
 WIDTH = 1280
 GB = 1e9

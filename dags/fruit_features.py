@@ -44,9 +44,10 @@ from datetime import datetime
 from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
-from fruits_alerts import alerts, deadline
-from fruits_events import photos_asset
-from fruits_operators import (
+
+from fruits.airflow.alerts import alerts, deadline
+from fruits.airflow.events import photos_asset
+from fruits.airflow.operators import (
     TASK_DEFAULTS,
     PhotosPresentSensor,
     TurnSensor,
@@ -54,8 +55,7 @@ from fruits_operators import (
     mendable_errors,
     spark_job,
 )
-from fruits_timetables import SweepTimetable
-
+from fruits.airflow.timetables import SweepTimetable
 from fruits.settings import DagSettings
 
 EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
@@ -146,9 +146,9 @@ PARAMS = {
 @task
 def prepare() -> dict[str, Any]:
     """Resolve what the run covers, and check that everything it needs is there."""
-    from fruits.chain import prepare as prepare_run
-    from fruits.planning import resolve_request
+    from fruits.run.planning import resolve_request
     from fruits.settings import Settings
+    from fruits.steps.chain import prepare as prepare_run
 
     context = get_current_context()
     run = context["dag_run"]
@@ -169,9 +169,9 @@ def prepare() -> dict[str, Any]:
 def plan(prepared: dict[str, Any]) -> str:
     """Write the manifest; returns the run's folder in the lake, or nothing when there is nothing to do."""
     from fruits.backbones.card import Card
-    from fruits.chain import plan_run
-    from fruits.planning import RunRequest
+    from fruits.run.planning import RunRequest
     from fruits.settings import Settings
+    from fruits.steps.chain import plan_run
 
     context = get_current_context()
     with mendable_errors():
@@ -184,8 +184,8 @@ def plan(prepared: dict[str, Any]) -> str:
 @task(outlets=[EMBEDDINGS])
 def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication."""
-    from fruits.chain import publish_run
     from fruits.settings import Settings
+    from fruits.steps.chain import publish_run
 
     with mendable_errors():
         published = publish_run(Settings.load(), run)

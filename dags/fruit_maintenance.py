@@ -36,8 +36,9 @@ starts with `maintenance_`.
 from datetime import datetime
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
-from fruits_alerts import alerts
-from fruits_operators import TASK_DEFAULTS, TurnSensor, mendable_errors, spark_job
+
+from fruits.airflow.alerts import alerts
+from fruits.airflow.operators import TASK_DEFAULTS, TurnSensor, mendable_errors, spark_job
 
 RUN_PREFIX = "maintenance__"  # both DAGs may have a run of the same id
 
@@ -85,7 +86,7 @@ PARAMS = {
 @task
 def plan() -> str:
     """Look what there is to do; returns the run's folder in the lake."""
-    from fruits.maintenance import plan_maintenance, resolve_maintenance
+    from fruits.run.upkeep import plan_maintenance, resolve_maintenance
     from fruits.settings import Settings
 
     context = get_current_context()

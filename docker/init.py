@@ -19,10 +19,10 @@ import psycopg2
 from botocore.exceptions import BotoCoreError, ClientError
 from psycopg2 import sql
 
-from fruits.doctor import Check, bucket, credentials, examine, lake, queue, worst
-from fruits.embedded.airflow import airflow
 from fruits.errors import ExitCode, FruitsError
+from fruits.serve.doctor import Check, bucket, credentials, examine, lake, queue, worst
 from fruits.settings import Settings
+from local.airflow import airflow
 
 log = logging.getLogger("fruits")
 

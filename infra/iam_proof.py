@@ -259,9 +259,9 @@ def as_host(account: Account, folder: Path) -> Iterator[None]:
 
 def chain(run_id: str) -> list[Step]:
     """The steps of a first run, and what goes with it."""
-    from fruits.chain import plan_run, publish_run
-    from fruits.planning import resolve_request, run_slug
+    from fruits.run.planning import resolve_request, run_slug
     from fruits.settings import Settings
+    from fruits.steps.chain import plan_run, publish_run
 
     settings = Settings.load()
     request = resolve_request({}, settings)
@@ -288,7 +288,7 @@ def early() -> list[Step]:
 
 def doctor() -> str:
     """The checks of bucket, lake and queue; that of the backbone needs the other environment."""
-    from fruits.doctor import examine, lake_checks
+    from fruits.serve.doctor import examine, lake_checks
     from fruits.settings import Settings
 
     findings = examine([check for check in lake_checks(Settings.load()) if check.name != "backbone"])
@@ -300,9 +300,9 @@ def doctor() -> str:
 
 def prepare() -> Any:
     """The task `prepare`, which builds the backbone the first time; returns its card."""
-    from fruits.chain import prepare as prepare_run
-    from fruits.planning import resolve_request
+    from fruits.run.planning import resolve_request
     from fruits.settings import Settings
+    from fruits.steps.chain import prepare as prepare_run
 
     settings = Settings.load()
     return prepare_run(settings, resolve_request({}, settings))
@@ -310,7 +310,7 @@ def prepare() -> Any:
 
 def spark_job(job: str, slug: str) -> str:
     """A Spark job, in its own environment and process, as the DAG submits it."""
-    from fruits.runs import read_documents
+    from fruits.run.documents import read_documents
     from fruits.settings import Settings
 
     jobs = Path(os.environ["FRUITS_JOBS_ENV"])
@@ -333,8 +333,7 @@ def events() -> object:
     import asyncio
     from contextlib import aclosing
 
-    from fruits_events import PhotoEventsTrigger
-
+    from fruits.airflow.events import PhotoEventsTrigger
     from fruits.settings import Settings
 
     class Log:
@@ -353,7 +352,7 @@ def events() -> object:
 
 def alert() -> str:
     """An alert over SNS."""
-    from fruits_alerts import Message, _send
+    from fruits.airflow.alerts import Message, _send
 
     _send("sns", Message("a proof", "nothing to do"))
     return "sent"
@@ -361,7 +360,7 @@ def alert() -> str:
 
 def maintenance(run_id: str) -> str:
     """The DAG `fruit_maintenance`: it rewrites every file, and publishes."""
-    from fruits.maintenance import plan_maintenance, resolve_maintenance
+    from fruits.run.upkeep import plan_maintenance, resolve_maintenance
     from fruits.settings import Settings
 
     settings = Settings.load()
@@ -407,7 +406,7 @@ def first_denial(steps: Sequence[Step]) -> tuple[str, str]:
 
 def upload_photos(account: Account) -> None:
     """Some photos that the generator draws, every fourth of them held out."""
-    from fruits.generator import draw
+    from sample_photos.generator import draw
 
     for number in range(PHOTOS):
         label, split = LABELS[number % len(LABELS)], "Test" if number % 4 == 3 else "Training"  # noqa: PLR2004

@@ -173,7 +173,7 @@ def _on(settings: Mapping[str, str]) -> str:
 def seed(images: Path) -> None:
     """Upload a folder of photos; what else is in the bucket stays."""
     where = ("--volume", f"{images.resolve()}:/images:ro")
-    program = ("/opt/fruits/.venvs/airflow/bin/python", "-m", "fruits.embedded.mirror", "/images")
+    program = ("/opt/fruits/.venvs/airflow/bin/python", "-m", "local.mirror", "/images")
     # Whoever may read the folder here may read it there.
     user = ("--user", f"{os.getuid()}:{os.getgid()}", "--cap-add", "DAC_READ_SEARCH")
     compose("run", "--rm", "--no-deps", *user, *where, "--entrypoint", program[0], "fruits", *program[1:])
@@ -276,7 +276,7 @@ def check_ports(settings: Mapping[str, str]) -> None:
 
 def check_code() -> None:
     """See that the containers, which run as a user of their own, can read the code that they mount."""
-    names = ("dags", "docker", "fruits", "plugins", "spark_jobs")
+    names = ("dags", "docker", "fruits", "local", "plugins", "spark_jobs")
     for path in (path for name in names for path in (ROOT / name, *(ROOT / name).rglob("*"))):
         needed = 0o005 if path.is_dir() else 0o004
         if path.stat().st_mode & needed != needed:

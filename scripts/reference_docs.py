@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic.fields import FieldInfo
 
 from fruits.lake.schemas import TABLES, TableDefinition
-from fruits.quarantine import Reason
+from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -252,7 +252,7 @@ def _shows(driver: Chrome, text: str) -> None:
 @contextmanager
 def running_ui(data: Path) -> Iterator[UI]:
     """The UI on a data folder: the one that runs, else one for as long as this lasts."""
-    command = [sys.executable, "-m", "fruits.embedded", "--data", str(data)]
+    command = [sys.executable, "-m", "local", "--data", str(data)]
     started = not (data / "ui.json").is_file()
     done = subprocess.run([*command, "ui"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:

@@ -17,7 +17,7 @@ from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import change_refs, commit_rows, drop_branch, start_branch
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TABLES, TableDefinition, TableName
-from fruits.maintenance import (
+from fruits.run.upkeep import (
     FEWEST_SMALL_FILES,
     LARGEST_DELETED_SHARE,
     SMALL_FILE_BYTES,
@@ -27,7 +27,7 @@ from fruits.maintenance import (
     log_upkeep,
     survey,
 )
-from fruits.spark import Job, log, run_job
+from fruits.spark.session import Job, log, run_job
 from fruits.stores import lake_store
 
 if TYPE_CHECKING:

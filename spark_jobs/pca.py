@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from fruits.errors import FruitsError
-from fruits.keys import FIT_SPLIT
-from fruits.lake.branches import start_branch
-from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
-from fruits.lake.schemas import EMBEDDINGS, TableName
-from fruits.moments import Moments, from_bytes, merge, merge_all, moments_of, should_recompute, subtract, to_bytes
-from fruits.pca import (
+from fruits.analysis.moments import (
+    Moments,
+    from_bytes,
+    merge,
+    merge_all,
+    moments_of,
+    should_recompute,
+    subtract,
+    to_bytes,
+)
+from fruits.analysis.pca import (
     PCA,
     FittedSummary,
     components_asked,
@@ -30,8 +34,13 @@ from fruits.pca import (
     transform,
     unexplained_share,
 )
-from fruits.runs import read_documents
-from fruits.spark import Job, log, map_batches, matrix, progress, run_job
+from fruits.errors import FruitsError
+from fruits.lake.branches import start_branch
+from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
+from fruits.lake.schemas import EMBEDDINGS, TableName
+from fruits.photos.keys import FIT_SPLIT
+from fruits.run.documents import read_documents
+from fruits.spark.session import Job, log, map_batches, matrix, progress, run_job
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

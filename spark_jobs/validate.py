@@ -8,16 +8,16 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any
 
+from fruits.analysis.gates import Findings, evaluate, failed
+from fruits.analysis.pca import orthonormality_error
+from fruits.analysis.probe import probe_accuracy
 from fruits.errors import GateError
-from fruits.gates import Findings, evaluate, failed
-from fruits.keys import FIT_SPLIT
 from fruits.lake.pca_tables import PCAVersion, load_versions
-from fruits.manifest import read_manifest
-from fruits.pca import orthonormality_error
-from fruits.planning import Action
-from fruits.probe import probe_accuracy
-from fruits.runs import read_documents
-from fruits.spark import Job, log, matrix, run_job
+from fruits.photos.keys import FIT_SPLIT
+from fruits.run.documents import read_documents
+from fruits.run.manifest import read_manifest
+from fruits.run.planning import Action
+from fruits.spark.session import Job, log, matrix, run_job
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

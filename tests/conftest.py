@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fruits import stores
-from fruits.embedded.stack import Stack, make_bucket, running_stack
 from fruits.settings import Settings
+from local.stack import Stack, make_bucket, running_stack
 
 # Each environment lacks the other's packages, so it cannot even import the other's tests. `make test` runs both.
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
@@ -19,8 +19,8 @@ collect_ignore = (
     ["spark_jobs"]
     if IN_AIRFLOW
     else [
-        *("dags", "docker", "infra", "plugins"),
-        *("fruits/embedded/test_run.py", "fruits/embedded/test_ui.py", "scripts/test_compose.py"),
+        *("dags", "docker", "infra", "fruits/airflow"),
+        *("local/test_run.py", "local/test_ui.py", "scripts/test_compose.py"),
     ]
 )
 

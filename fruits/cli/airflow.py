@@ -94,7 +94,7 @@ def find_airflow(place: Place) -> Airflow:
         raise NoAirflowError(f"Airflow: no program at {beside}, nor on PATH; run `make setup`")
     if place.stack is None:
         return Airflow(Path(program), dict(os.environ))
-    from fruits.embedded.airflow import airflow_environment
+    from local.airflow import airflow_environment
 
     if not (place.stack.data / "airflow" / "airflow.db").is_file():
         raise NoAirflowError(f"Airflow was never started on {place.stack.data}; `make ui` does that")

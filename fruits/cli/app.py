@@ -78,7 +78,7 @@ def plan(
     from fruits.cli import plan as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.planning import resolve_request
+    from fruits.run.planning import resolve_request
 
     params = {
         "prefix": prefix,

@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from fruits import doctor
 from fruits.cli.airflow import DAG_ID, Airflow, NoAirflowError, find_airflow, is_paused, ui_health, ui_note
 from fruits.cli.output import Document, fields, table
 from fruits.cli.place import Place, opened
-from fruits.doctor import Check, Found
 from fruits.errors import FruitsError
+from fruits.serve import doctor
+from fruits.serve.doctor import Check, Found
 from fruits.settings import DagSettings
 
 _AIRFLOW_SECONDS = 120.0

@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from fruits.cli.output import Document
 from fruits.errors import FruitsError
-from fruits.export import ExportFormat, ExportTable, export
+from fruits.serve.export import ExportFormat, ExportTable, export
 from fruits.settings import Settings
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from fruits.cli.output import Document, share, table
-from fruits.identify import Identification, identify
+from fruits.serve.identify import Identification, identify
 from fruits.settings import Settings
 
 

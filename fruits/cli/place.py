@@ -11,7 +11,7 @@ from fruits.lake.existing import NoLakeError, explained
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
-    from fruits.embedded.stack import Stack
+    from local.stack import Stack
 
 DATA = Path(__file__).parents[2] / "data"
 Needs = Literal["lake", "bucket"]
@@ -46,7 +46,7 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
             f"no data yet in {data}; run `make run` first, name its folder with --data, or set FRUITS_LAKE and "
             "FRUITS_CATALOG_URI to a lake elsewhere"
         )
-    from fruits.embedded.stack import environment_of, running_stack
+    from local.stack import environment_of, running_stack
 
     with (
         running_stack(data) if needs == "bucket" else nullcontext(resting_stack(data)) as stack,
@@ -59,6 +59,6 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
 
 def resting_stack(data: Path) -> "Stack":
     """The embedded stack for a command that only reads the lake: no S3 server is asked, and there are no keys."""
-    from fruits.embedded.stack import Stack
+    from local.stack import Stack
 
     return Stack(data, "http://127.0.0.1:9", "unused", "unused")  # port 9: discard

@@ -7,13 +7,13 @@ from rich.console import RenderableType
 
 from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
-from fruits.chain import due_card, reconcile, with_backbone
 from fruits.cli.output import Document, fields, table
 from fruits.lake.catalog import Lake
 from fruits.lake.existing import NoLakeError, existing_lake
 from fruits.lake.publication import Base, publications
-from fruits.planning import Action, Entry, Plan, RunRequest
+from fruits.run.planning import Action, Entry, Plan, RunRequest
 from fruits.settings import Settings
+from fruits.steps.chain import due_card, reconcile, with_backbone
 
 _ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
 

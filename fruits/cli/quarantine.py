@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from fruits.cli.output import Document, table
 from fruits.errors import FruitsError
 from fruits.lake.published import current_publication
-from fruits.quarantine import SETTINGS_REASONS
+from fruits.photos.quarantine import SETTINGS_REASONS
 
 if TYPE_CHECKING:
     from fruits.lake.catalog import Lake

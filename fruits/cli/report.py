@@ -8,10 +8,10 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document
 from fruits.errors import FruitsError
-from fruits.planning import run_slug
-from fruits.report import read_overview, read_run
-from fruits.report import render as page
-from fruits.runs import last_written
+from fruits.run.documents import last_written
+from fruits.run.planning import run_slug
+from fruits.serve.report import read_overview, read_run
+from fruits.serve.report import render as page
 from fruits.settings import Settings
 
 _MOST_SHOWN = 5

@@ -8,8 +8,8 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document, ago, fields, share, table
 from fruits.lake.publication import Publication, publications, readable
-from fruits.report.reading import outcome_of
-from fruits.runs import current_documents, last_written, of_maintenance, read_documents
+from fruits.run.documents import current_documents, last_written, of_maintenance, read_documents
+from fruits.serve.report.reading import outcome_of
 from fruits.settings import Settings
 
 if TYPE_CHECKING:

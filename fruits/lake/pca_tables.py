@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from fruits.keys import FIT_SPLIT
+from fruits.analysis.moments import Moments, packed_scatter, unpacked_scatter
+from fruits.analysis.pca import PCA
 from fruits.lake.branches import commit_rows
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import PCA_MODELS, PCA_STATISTICS, TableDefinition
-from fruits.moments import Moments, packed_scatter, unpacked_scatter
-from fruits.pca import PCA
+from fruits.photos.keys import FIT_SPLIT
 
 if TYPE_CHECKING:
     from pyiceberg.table import Transaction

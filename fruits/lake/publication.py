@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from fruits.analysis.gates import Gate
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.gates import Gate
 from fruits.lake.branches import (
     advance_main,
     branch_name,

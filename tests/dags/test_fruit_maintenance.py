@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fruits.maintenance import MaintenanceRequest
-from fruits.planning import run_slug
+from fruits.run.lease import current_turn
+from fruits.run.planning import run_slug
+from fruits.run.upkeep import MaintenanceRequest
 from fruits.settings import Settings
-from fruits.turns import current_turn
 
 pytestmark = pytest.mark.airflow
 

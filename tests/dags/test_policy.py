@@ -136,7 +136,7 @@ def test_a_param_of_the_wrong_type_is_refused(chain: Any) -> None:
 
 
 def test_the_params_are_those_that_a_run_understands(chain: Any, tmp_path: Path) -> None:
-    from fruits.planning import RunRequest, resolve_request
+    from fruits.run.planning import RunRequest, resolve_request
     from fruits.settings import Settings
 
     settings = Settings.load(lake=f"file://{tmp_path}", catalog_uri=f"sqlite:///{tmp_path}/catalog.db")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fruits.embedded import ui
 from fruits.errors import FruitsError
+from local import ui
 from tests.loading import load_file
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]

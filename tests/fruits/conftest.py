@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fruits.keys import FIT_SPLIT
+from fruits.analysis.moments import moments_of
+from fruits.analysis.pca import PCA, fit, pca_identity, transform
 from fruits.lake.branches import branch_name, commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import PCAVersion, save_version
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableDefinition
-from fruits.moments import moments_of
-from fruits.pca import PCA, fit, pca_identity, transform
+from fruits.photos.keys import FIT_SPLIT
 from fruits.settings import Settings
 
 NOW = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)

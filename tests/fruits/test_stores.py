@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from fruits import stores
-from fruits.embedded.stack import free_ports
 from fruits.errors import FruitsError
 from fruits.stores import (
     check_lake,
@@ -23,6 +22,7 @@ from fruits.stores import (
     write_bytes,
     write_json,
 )
+from local.stack import free_ports
 
 
 @pytest.fixture(params=["file", "s3"])

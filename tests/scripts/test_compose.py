@@ -43,7 +43,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name in compose._PORTS:
         text = compose.with_values(text, {name: str(free_port())})
     (tmp_path / ".env.example").write_text(text)
-    for name in ("dags", "docker", "fruits", "plugins", "spark_jobs"):
+    for name in ("dags", "docker", "fruits", "local", "plugins", "spark_jobs"):
         (tmp_path / name).mkdir()
     monkeypatch.setattr(compose, "ROOT", tmp_path)
     return tmp_path

@@ -16,19 +16,19 @@ import pytest
 from pyspark import cloudpickle
 
 from fruits.backbones.stage import staged_card
-from fruits.chain import plan_run, publish_run, with_backbone
-from fruits.embedded.stack import Stack, make_bucket
 from fruits.errors import ExitCode
-from fruits.generator import BROKEN, draw, draw_broken
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
-from fruits.planning import resolve_request, run_slug
-from fruits.runs import TaskName, read_documents
+from fruits.run.documents import TaskName, read_documents
+from fruits.run.lease import current_turn, end_turn
+from fruits.run.planning import resolve_request, run_slug
 from fruits.settings import Settings
+from fruits.steps.chain import plan_run, publish_run, with_backbone
 from fruits.stores import lake_store, photo_store, write_bytes
-from fruits.turns import current_turn, end_turn
+from local.stack import Stack, make_bucket
+from sample_photos.generator import BROKEN, draw, draw_broken
 from tests.loading import load_file
 
 ROOT = Path(__file__).parents[2]

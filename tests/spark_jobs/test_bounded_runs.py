@@ -9,10 +9,10 @@ import pytest
 
 from fruits.backbones.card import model_id as identity_of
 from fruits.backbones.stage import _registry_path, read_card
-from fruits.chain import plan_run, prepare, with_backbone
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
-from fruits.planning import RunRequest
+from fruits.run.planning import RunRequest
+from fruits.steps.chain import plan_run, prepare, with_backbone
 from fruits.stores import lake_store, read_bytes, write_bytes, write_json
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import fruits
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
-from fruits.planning import run_slug
+from fruits.run.planning import run_slug
 from tests.loading import load_file
 from tests.spark_jobs.standalone import ENVIRONMENT, ROOT, free_port, get_json, standalone, wait_for
 
@@ -155,7 +155,7 @@ WHERE_PYTHON_IS = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "spark_jobs")!r})
 import featurize, pyarrow as pa
-from fruits.spark import map_batches, run_job
+from fruits.spark.session import map_batches, run_job
 from pyspark import cloudpickle
 cloudpickle.register_pickle_by_value(featurize)
 
@@ -187,7 +187,7 @@ def altered_environment(folder):
             LIBRARY, f"{packages}/fruits", filter=lambda entry: None if entry.name.endswith("/images.py") else entry
         )
         files = {
-            f"{packages}/fruits/images.py": (LIBRARY / "images.py").read_bytes() + alteration,
+            f"{packages}/fruits/photos/decode.py": (LIBRARY / "images.py").read_bytes() + alteration,
             f"{packages}/others.pth": f"{ENVIRONMENT / packages}\n".encode(),
         }
         for name, content in files.items():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fruits.planning import run_slug
-from fruits.summary import read_summary
+from fruits.run.planning import run_slug
+from fruits.serve.summary import read_summary
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

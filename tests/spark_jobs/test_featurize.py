@@ -10,17 +10,17 @@ import obstore
 import pytest
 from PIL import Image
 
-import fruits.spark
+import fruits.spark.session
 from fruits.backbones.stage import load_backbone, staged_card
 from fruits.errors import ExitCode
-from fruits.featurizing import STAGES
-from fruits.generator import BROKEN
-from fruits.images import Limits, decode, needed_side, perceptual_hash, preprocess
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import FEATURES, QUARANTINE
-from fruits.planning import run_slug
-from fruits.runs import run_store
+from fruits.photos.decode import Limits, decode, needed_side, perceptual_hash, preprocess
+from fruits.photos.featurize import STAGES
+from fruits.run.documents import run_store
+from fruits.run.planning import run_slug
 from fruits.stores import lake_store, photo_store, read_json
+from sample_photos.generator import BROKEN
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 
@@ -190,7 +190,7 @@ class TestBadInput:
         assert "FRUITS_BUCKET" in line
 
     def test_wrong_credentials(self, chain, planned, caplog, monkeypatch):
-        monkeypatch.setitem(fruits.spark._SESSION, "spark.executorEnv.AWS_SECRET_ACCESS_KEY", "wrong")
+        monkeypatch.setitem(fruits.spark.session._SESSION, "spark.executorEnv.AWS_SECRET_ACCESS_KEY", "wrong")
         assert "AWS_SECRET_ACCESS_KEY" in self.refused(chain, planned, caplog)
 
     def test_a_backbone_that_is_not_in_the_lake(self, chain, planned, caplog):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fruits.backbones.stage import load_backbone
-from fruits.identify import _vector, identify
+from fruits.serve.identify import _vector, identify
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 

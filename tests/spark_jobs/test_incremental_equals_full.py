@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from fruits.analysis.pca import subspace_angle
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
-from fruits.pca import subspace_angle
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 

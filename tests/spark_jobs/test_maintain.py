@@ -15,8 +15,8 @@ from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications, publish, readable, roll_back
 from fruits.lake.schemas import DATA_TABLES, TABLES
-from fruits.maintenance import plan_maintenance, resolve_maintenance
-from fruits.planning import run_slug
+from fruits.run.planning import run_slug
+from fruits.run.upkeep import plan_maintenance, resolve_maintenance
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 
@@ -88,7 +88,7 @@ def make_history(chain, settings):
     keys = list(photos)
     chain.put(settings, photos)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fruits.chain.datetime", LongAgo)
+        patch.setattr("fruits.steps.chain.datetime", LongAgo)
         chain.run(settings, "first")
     changed = {key: chain.photo(70 + number) for number, key in enumerate(keys[4:7])}
     chain.put(settings, chain.photos(3, start=16) | changed | {keys[8]: b"<html>"})

@@ -6,15 +6,15 @@ import pytest
 from pyiceberg.expressions import In
 from sklearn.decomposition import PCA
 
+from fruits.analysis.pca import subspace_angle, transform, unexplained_share
 from fruits.errors import ExitCode
 from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.lake.publication import run_head
 from fruits.lake.schemas import FEATURES
-from fruits.pca import subspace_angle, transform, unexplained_share
-from fruits.planning import run_slug
-from fruits.runs import run_store
+from fruits.run.documents import run_store
+from fruits.run.planning import run_slug
 from fruits.stores import read_json, write_json
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]

@@ -5,14 +5,14 @@ import pyarrow as pa
 import pytest
 from pyiceberg.expressions import EqualTo
 
+from fruits.analysis.probe import probe_accuracy
 from fruits.errors import ExitCode, FruitsError
-from fruits.generator import BROKEN
 from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.lake.schemas import TABLES
-from fruits.planning import run_slug
-from fruits.probe import probe_accuracy
+from fruits.run.planning import run_slug
+from sample_photos.generator import BROKEN
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 

@@ -11,7 +11,7 @@ from fruits.backbones.build import build
 from fruits.backbones.card import Card, Preprocessing
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import WeightsFile
-from fruits.images import Limits, decode, needed_side, preprocess
+from fruits.photos.decode import Limits, decode, needed_side, preprocess
 from fruits.settings import Settings
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fruits.analysis.probe import probe_accuracy
 from fruits.backbones.build import _DEFAULT_SIZE, _INPUT_SIZES, _scale, build, load_network
 from fruits.backbones.card import Preprocessing
 from fruits.backbones.efficientnet_lite import checkpoint_path
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import WeightsFile
 from fruits.errors import FruitsError
-from fruits.probe import probe_accuracy
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:keras")]
 

@@ -13,13 +13,13 @@ from typer.testing import CliRunner, Result
 
 from fruits.backbones.stage import staged_card
 from fruits.cli.app import app
-from fruits.embedded.stack import make_bucket
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publication_id, publish
 from fruits.lake.schemas import DATA_TABLES
-from fruits.runs import run_document
+from fruits.run.documents import run_document
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes
+from local.stack import make_bucket
 
 QUARANTINED = ("train/Kiwi/\x1b[31mempty.jpg", "train/Kiwi/empty.jpg")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fruits.embedded.stack import running_stack
 from fruits.errors import ExitCode, FruitsError
 from fruits.settings import Settings
+from local.stack import running_stack
 
 pytestmark = pytest.mark.jobs
 

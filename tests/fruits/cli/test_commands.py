@@ -15,7 +15,7 @@ from fruits.cli.output import table
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
-from fruits.runs import run_document
+from fruits.run.documents import run_document
 
 pytestmark = pytest.mark.jobs
 
@@ -116,8 +116,8 @@ class TestPlan:
 
     def test_it_is_the_plan_that_the_dag_would_make(self, answer, new_lake, tmp_path):
         from fruits.backbones.stage import staged_card
-        from fruits.chain import plan_run
-        from fruits.planning import resolve_request
+        from fruits.run.planning import resolve_request
+        from fruits.steps.chain import plan_run
         from fruits.stores import photo_store, write_bytes
 
         settings = new_lake(tmp_path)
@@ -192,8 +192,8 @@ class TestReport:
         assert holds in page
 
     def test_a_run_goes_by_its_airflow_id_too(self, answer, new_lake, tmp_path):
-        from fruits.planning import run_slug
-        from fruits.runs import run_document
+        from fruits.run.documents import run_document
+        from fruits.run.planning import run_slug
 
         settings, run_id = new_lake(tmp_path), "manual__2026-11-22T09:30:00+00:00"
         with run_document(settings, "plan", run_id, run_slug(run_id)) as document:

@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from fruits.analysis.moments import Moments, moments_of
+from fruits.analysis.pca import fit, pca_identity
 from fruits.lake.branches import start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
-from fruits.moments import Moments, moments_of
-from fruits.pca import fit, pca_identity
 
 BRANCH = "run_a"
 WIDTH = 12

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
+from fruits.analysis.gates import Gate
 from fruits.errors import ConflictError, FruitsError
-from fruits.gates import Gate
 from fruits.lake import publication as module
 from fruits.lake.branches import branch_name, commit_rows, drop_branch, start_branch
 from fruits.lake.catalog import Lake

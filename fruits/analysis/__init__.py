@@ -1,0 +1,1 @@
+"""The arithmetic: moments, PCA, probe and gates. No I/O."""

@@ -1,0 +1,244 @@
+"""Principal component analysis from moments: fit, projection, drift, and the decision to fit again.
+
+Vocabulary, shapes and signs are scikit-learn's, so that whoever knows ``sklearn.decomposition.PCA`` knows this one; but
+it is fitted on moments instead of rows.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fruits.analysis.moments import Moments
+from fruits.errors import FruitsError
+
+RefitPolicy = Literal["auto", "always", "never"]
+
+_BLOCK_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class PCA:
+    """A fitted PCA with ``k`` components of ``d`` features.
+
+    Attributes:
+        n: Number of rows it was fitted on.
+        mean: Shape ``(d,)``, float64: subtracted from a row before it is projected.
+        components: Shape ``(k, d)``, float64, orthonormal rows by falling explained variance.
+        explained_variance: Shape ``(k,)``, float64, in the features' units squared (divisor ``n - 1``).
+        explained_variance_ratio: Shape ``(k,)``, float64: the same as shares of ``total_variance``.
+        total_variance: Variance of the rows, summed over the features.
+    """
+
+    n: int
+    mean: NDArray[np.float64]
+    components: NDArray[np.float64]
+    explained_variance: NDArray[np.float64]
+    explained_variance_ratio: NDArray[np.float64]
+    total_variance: float
+
+    @property
+    def n_components(self) -> int:
+        """Number of components, ``k``."""
+        return len(self.components)
+
+    @property
+    def unexplained_share(self) -> float:
+        """Share of the fit's variance that the components leave unexplained, 0 to 1."""
+        return max(0.0, 1.0 - float(self.explained_variance_ratio.sum()))
+
+
+@dataclass(frozen=True)
+class FittedSummary:
+    """What the decision to refit needs to know of the PCA in use: rows it was fitted on, components that were asked."""
+
+    n: int
+    components_asked: str
+
+
+def fit(moments: Moments, n_components: float, max_components: int | None = None) -> PCA:
+    """Fit a PCA on the moments of the fit split by eigendecomposition of the covariance (Jolliffe, 2002, chapter 3).
+
+    Args:
+        moments: Count, mean and scatter of the rows.
+        n_components: A count (``int``), or the share of variance to explain (``float`` between 0 and 1): then the
+            fewest components that reach it.
+        max_components: Most components that a share of variance may choose.
+
+    Raises:
+        FruitsError: when there are fewer than 2 rows or they do not vary, or the count asked is more than they allow.
+    """
+    n, d = moments.n, moments.d
+    if n < 2:  # noqa: PLR2004
+        raise FruitsError(
+            f"PCA: the fit split has {_photos(n)}, and at least 2 are needed. Add photos, or see that the keys' split "
+            "is read right (FRUITS_KEY_PATTERN, FRUITS_HOLDOUT_SHARE)."
+        )
+    total_variance = float(np.trace(moments.scatter)) / (n - 1)
+    if total_variance * (n - 1) <= moments.scatter_error:
+        raise FruitsError(
+            f"PCA: the {_photos(n)} of the fit split all have the same features, so there is no variance to explain. "
+            "Add photos that differ, or check the backbone's weights."
+        )
+    rank = min(n - 1, d)
+    if isinstance(n_components, int) and not 1 <= n_components <= rank:
+        raise FruitsError(
+            f"PCA: {n_components:,} components were asked for, but the fit split has {_photos(n)} of {d:,} features, "
+            f"which allow 1 to {rank:,}. Add photos, or set FRUITS_N_COMPONENTS to at most {rank:,} or to a share of "
+            "variance such as 0.95."
+        )
+    ascending, vectors = np.linalg.eigh(moments.scatter / (n - 1))
+    variance = np.maximum(ascending[::-1], 0.0)  # a covariance has no negative eigenvalues but for rounding
+    ratio = variance / total_variance
+    if isinstance(n_components, int):
+        k = n_components
+    else:
+        reaching = int(np.searchsorted(np.cumsum(ratio), n_components)) + 1
+        k = min(reaching, rank, max_components or rank)
+    return PCA(
+        n=n,
+        mean=moments.mean,
+        components=_with_fixed_signs(vectors.T[::-1][:k]),
+        explained_variance=variance[:k],
+        explained_variance_ratio=ratio[:k],
+        total_variance=total_variance,
+    )
+
+
+def transform(pca: PCA, rows: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Project ``rows``, shape ``(n, d)``, on the components.
+
+    Returns:
+        The embedding, shape ``(n, k)``, and the residual, shape ``(n,)``: the Euclidean norm of what the components
+        leave of the centred row. It is taken from the difference itself and not from a difference of squared norms,
+        which would lose half of the digits of a small residual. Both are computed in float64 and kept as float32.
+    """
+    embedding = np.empty((len(rows), pca.n_components), dtype=np.float32)
+    residual = np.empty(len(rows), dtype=np.float32)
+    # Always whole blocks, the last one padded: BLAS rounds by the shape it is given, and a row's embedding must not
+    # depend on the rows it is projected with.
+    block = np.zeros((_BLOCK_ROWS, len(pca.mean)))
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        part = rows[start : start + _BLOCK_ROWS]
+        np.subtract(part, pca.mean, out=block[: len(part)])
+        scores = block @ pca.components.T
+        unexplained = np.linalg.norm(block - scores @ pca.components, axis=1)
+        embedding[start : start + len(part)] = scores[: len(part)]
+        residual[start : start + len(part)] = unexplained[: len(part)]
+    return embedding, residual
+
+
+def unexplained_share(embedding: NDArray[np.floating[Any]], residual: NDArray[np.floating[Any]]) -> float:
+    """Share of these rows' variance about the fit's mean that the components leave unexplained, 0 to 1.
+
+    The components are orthonormal, so ``||x - mean||^2`` is ``||embedding||^2 + residual^2`` and the ``embeddings``
+    table is enough: no feature is read. 0 for no rows.
+
+    Args:
+        embedding: Shape ``(n, k)``, as ``transform`` gives it.
+        residual: Shape ``(n,)``, likewise.
+    """
+    explained = float(np.square(embedding, dtype=np.float64).sum())
+    unexplained = float(np.square(residual, dtype=np.float64).sum())
+    return unexplained / (explained + unexplained) if unexplained > 0 else 0.0
+
+
+def orthonormality_error(components: NDArray[np.floating[Any]]) -> float:
+    """Largest absolute difference between ``components @ components.T`` and the identity; shape ``(k, d)``."""
+    rows = components.astype(np.float64)
+    return float(np.abs(rows @ rows.T - np.eye(len(rows))).max())
+
+
+def subspace_angle(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> float:
+    """Largest principal angle between the row spaces of ``a`` and ``b``, in radians, 0 to pi/2.
+
+    Shapes ``(k, d)`` and ``(l, d)``, rows linearly independent. Cosines of the principal angles are the singular values
+    of the product of two orthonormal bases, sines those of what projection leaves (Björck & Golub, 1973). A cosine
+    alone cannot tell an angle of 1e-9 from 0, a sine alone cannot near pi/2; together they are accurate everywhere.
+    """
+    larger, smaller = sorted((_orthonormal_columns(a), _orthonormal_columns(b)), key=lambda q: -q.shape[1])
+    shared = larger.T @ smaller
+    cosine = np.linalg.svd(shared, compute_uv=False).min()
+    sine = np.linalg.norm(smaller - larger @ shared, ord=2)
+    return float(np.arctan2(sine, cosine))
+
+
+def pca_identity(model_id: str, pca: PCA) -> str:
+    """Identity of a PCA version: a hash of the backbone's identity, the mean and the components."""
+    digest = hashlib.sha256(model_id.encode() + b"\0")
+    for values in (pca.mean, pca.components):
+        digest.update(values.astype("<f8").tobytes())
+    return f"pca-{digest.hexdigest()[:12]}"
+
+
+def components_asked(n_components: float, max_components: int | None = None) -> str:
+    """What was asked of ``fit``, as a text to store with the PCA and to compare: another text asks for another fit."""
+    if isinstance(n_components, int):
+        return f"{n_components}"
+    limit = "" if max_components is None else f", at most {max_components}"
+    return f"{n_components:g} of the variance{limit}"
+
+
+def refit_reason(
+    policy: RefitPolicy,
+    current: FittedSummary | None,
+    *,
+    asked: str,
+    n_now: int,
+    n_new: int,
+    drift: float | None,
+    max_drift: float,
+    min_drift_rows: int,
+    growth: float,
+) -> str | None:
+    """Why the PCA is to be fitted again, in words for a log; None to keep the current one.
+
+    Args:
+        policy: ``always`` refits, ``never`` keeps what there is, ``auto`` refits for the reasons below.
+        current: The PCA in use for this backbone, or None: then it is a first fit.
+        asked: ``components_asked`` of now; another than the current PCA's is a reason.
+        n_now: Rows of the fit split now; ``growth`` times the current PCA's is a reason.
+        n_new: Rows created or updated since, on which ``drift`` was measured.
+        drift: ``unexplained_share`` of those rows less that of the held-out rows at the time of the fit, or None when
+            it was not measured. Held-out rows are the fair baseline: a fit explains the rows it has seen better than
+            any others, by more than a drift where photos are few.
+        max_drift: A larger drift, over at least ``min_drift_rows`` rows, is a reason.
+        min_drift_rows: Fewest rows that can show a drift.
+        growth: Factor by which the fit split has to have grown.
+
+    Raises:
+        FruitsError: when the policy is ``never`` and there is no PCA to keep.
+    """
+    if current is None:
+        if policy == "never":
+            raise FruitsError(
+                "PCA: the refit policy is `never`, but no PCA has been published for this backbone yet. Run once with "
+                "the policy `auto`, or choose the backbone that has one."
+            )
+        return "first fit"
+    if policy != "auto":
+        return "asked for" if policy == "always" else None
+    if asked != current.components_asked:
+        return f"components asked changed from {current.components_asked} to {asked}"
+    if n_now >= growth * current.n:
+        return f"fit split grew from {current.n:,} to {n_now:,}"
+    if drift is not None and n_new >= min_drift_rows and drift > max_drift:
+        return f"{n_new:,} new photos leave {drift:.1%} more variance unexplained than the fit"
+    return None
+
+
+def _with_fixed_signs(components: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn each row so that its loading of largest size is positive: an eigenvector's own sign is arbitrary."""
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.sign(components[np.arange(len(components)), largest])
+    return np.ascontiguousarray(components * signs[:, np.newaxis])
+
+
+def _orthonormal_columns(rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    return np.linalg.qr(rows.astype(np.float64).T)[0]
+
+
+def _photos(n: int) -> str:
+    return f"{n:,} photo" if n == 1 else f"{n:,} photos"

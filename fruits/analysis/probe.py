@@ -1,0 +1,163 @@
+"""The linear probe: how well a linear classifier tells the labels apart, which measures what an embedding keeps.
+
+The same classifier, with calibrated confidences, is the one that says what a photo shows (``fruits.serve.identify``).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_INVERSE_REGULARISATION = (
+    100.0  # best of 1 to 1,000, between halves of the fit split of Fruits-360; 10 to 300 differ by 0.7 %
+)
+_TOLERANCE = 1e-4  # 1e-3 stops early enough to cost 2.5 % of accuracy
+_MAX_ITERATIONS = 300
+_FOLDS = 3  # 5 and 10 find the same temperature, to 5 %
+_TEMPERATURES = (0.05, 20.0)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearClassifier:
+    """A fitted multinomial logistic regression of ``c`` labels on rows of ``d`` numbers.
+
+    Attributes:
+        labels: The ``c`` labels, sorted.
+        centre: Shape ``(d,)``, subtracted from a row.
+        scale: What a centred row is divided by.
+        weights: Shape ``(c, d)``.
+        intercept: Shape ``(c,)``.
+        temperature: What the logits are divided by; it changes confidences, never which label is best.
+    """
+
+    labels: tuple[str, ...]
+    centre: NDArray[np.float64]
+    scale: float
+    weights: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    temperature: float = 1.0
+
+    def logits(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Shape ``(n, c)`` for rows of shape ``(n, d)``."""
+        scores: NDArray[np.float64] = (rows - self.centre) / self.scale @ self.weights.T + self.intercept
+        return scores / self.temperature
+
+    def probabilities(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Shape ``(n, c)``, each row sums to 1."""
+        return np.exp(_log_softmax(self.logits(rows)))
+
+
+def fit_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> LinearClassifier:
+    """Multinomial logistic regression, L2-regularised, by L-BFGS. Deterministic.
+
+    Rows are centred and divided by one number, the root mean square norm of the centred rows. Scaling each feature by
+    its own deviation would blow up the least components of an embedding to the size of its first; one number keeps
+    angles and proportions, so that an embedding which loses nothing scores what its features score.
+
+    1,320 x 1,280 with 33 labels takes under a second on one core, 20,000 x 160 with 131 labels too.
+
+    Args:
+        rows: Shape ``(n, d)``, any float dtype, at least one row.
+        labels: Their ``n`` labels. A single one is the answer to everything.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
+
+    known = tuple(sorted(set(labels)))
+    centre = rows.mean(axis=0, dtype=np.float64)
+    centred = rows - centre
+    scale = float(np.sqrt(np.square(centred).sum(axis=1).mean())) or 1.0
+    if len(known) == 1:
+        return LinearClassifier(known, centre, scale, np.zeros((1, rows.shape[1])), np.zeros(1))
+    classifier = LogisticRegression(C=_INVERSE_REGULARISATION, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS)
+    # Many small products: where cores are shared, BLAS threads that wait for each other cost 15 times the work itself.
+    with threadpool_limits(limits=1):
+        classifier.fit(centred / scale, np.asarray(labels, dtype=str))
+    weights, intercept = classifier.coef_, classifier.intercept_
+    if len(known) == 2:  # noqa: PLR2004 -- scikit-learn keeps the second label's logits only, the first one's are 0
+        weights, intercept = (np.concatenate([np.zeros_like(values), values]) for values in (weights, intercept))
+    return LinearClassifier(known, centre, scale, weights, intercept)
+
+
+def fit_calibrated_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> LinearClassifier:
+    """The same classifier with confidences that say how often it is right.
+
+    Its temperature is the one under which classifiers fitted without a third of the rows, label by label, find that
+    third most likely: temperature scaling, Guo et al. (2017). Those thirds are runs of neighbouring rows, so give the
+    rows by key: a series of shots of one fruit then tends to be in one of them. Labels with one row do not take part.
+
+    Args:
+        rows: As ``fit_classifier``'s.
+        labels: Likewise.
+    """
+    from scipy.optimize import minimize_scalar  # scikit-learn's own dependency
+
+    truth, fold = np.asarray(labels, dtype=str), _folds(labels)
+    left_out = []
+    for turn in range(_FOLDS):
+        tested = fold == turn
+        if tested.any() and not tested.all():
+            classifier = fit_classifier(rows[~tested], truth[~tested].tolist())
+            tested &= np.isin(truth, classifier.labels)
+            right = np.searchsorted(classifier.labels, truth[tested])
+            left_out.append((classifier.logits(rows[tested]), right))
+
+    def surprise(log_temperature: float) -> float:
+        factor = np.exp(-log_temperature)
+        return -sum(
+            float(_log_softmax(logits * factor)[np.arange(len(right)), right].sum()) for logits, right in left_out
+        )
+
+    classifier = fit_classifier(rows, labels)
+    if not any(len(right) for _, right in left_out):
+        return classifier
+    found = minimize_scalar(surprise, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
+    return replace(classifier, temperature=float(np.exp(found.x)))
+
+
+def probe_accuracy(
+    fit_rows: NDArray[np.floating[Any]],
+    fit_labels: Sequence[str],
+    test_rows: NDArray[np.floating[Any]],
+    test_labels: Sequence[str],
+) -> float | None:
+    """Accuracy, 0 to 1, of ``fit_classifier`` fitted on one split and scored on the other.
+
+    Linear probe after Alain & Bengio (2017). Centre and scale come from the fit rows alone, too. Deterministic.
+
+    Args:
+        fit_rows: Shape ``(n, d)``, any float dtype: features or embeddings of the fit split.
+        fit_labels: Their ``n`` labels.
+        test_rows: Shape ``(m, d)``: those of the held-out split.
+        test_labels: Their ``m`` labels. Rows whose label does not occur in the fit are not scored.
+
+    Returns:
+        The accuracy, or None when there is nothing to tell: fewer than two labels in the fit, fit rows that do not
+        vary, or no test row to score.
+    """
+    known, truth = set(fit_labels), np.asarray(test_labels, dtype=str)
+    scored = np.isin(truth, sorted(known))
+    if len(known) < 2 or not scored.any() or not np.ptp(fit_rows, axis=0).any():  # noqa: PLR2004
+        return None
+    classifier = fit_classifier(fit_rows, fit_labels)
+    predicted = np.asarray(classifier.labels)[classifier.logits(test_rows[scored]).argmax(axis=1)]
+    return float(np.mean(predicted == truth[scored]))
+
+
+def _folds(labels: Sequence[str]) -> NDArray[np.int64]:
+    """The fold of each row, shape ``(n,)``: the rows of a label, in order, in ``_FOLDS`` runs of equal length."""
+    count, seen = Counter(labels), Counter[str]()
+    folds = np.empty(len(labels), dtype=np.int64)
+    for row, label in enumerate(labels):
+        folds[row] = seen[label] * _FOLDS // count[label]
+        seen[label] += 1
+    return folds
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result

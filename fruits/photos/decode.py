@@ -1,0 +1,305 @@
+"""Photos: from an object's bytes to upright RGB pixels, a backbone's input and a perceptual hash.
+
+Everything here is a pure function of the bytes. A photo that cannot be read raises :class:`UnreadablePhotoError`, which
+carries the reason code under which it is quarantined; nothing else is ever raised, whatever the bytes are.
+"""
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from fruits.backbones.card import Preprocessing
+from fruits.errors import FruitsError
+from fruits.photos.quarantine import Reason
+
+# Pillow warns about metadata that we do not use. `catch_warnings` around each photo would race between threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+MIN_SIDE = 8
+"""Fewest pixels of a side, the width of one JPEG block: less cannot show a fruit."""
+
+DRAFT_MARGIN = 2
+"""A JPEG is decoded at a reduced scale only where its shorter side stays at least this many times as long as needed.
+
+The scales are powers of two, so the resize that follows still averages over at least 2 x 2 pixels, which hides the
+reduction: `benchmarks/images.py` prints by how little the network's input differs from that of a full decode.
+"""
+
+_FORMATS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
+    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+)
+_READ = "JPEG, PNG, WEBP, GIF, TIFF or BMP"
+_NOT_READ = (
+    (re.compile(rb".{4}ftyp(?:hei|hev|mif|msf|avi)", re.DOTALL), "HEIC or AVIF"),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "MP4"),
+    (re.compile(rb"\0\0\0\x0cjP|\xff\x4f\xff\x51"), "JPEG 2000"),
+    (re.compile(rb"\0\0\0\x0cJXL|\xff\x0a"), "JPEG XL"),
+    (re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<svg"), "SVG"),
+    (re.compile(rb"%PDF"), "PDF"),
+    (re.compile(rb"%!PS"), "PostScript"),
+    (re.compile(rb"8BPS"), "Photoshop"),
+    (re.compile(rb"\0\0\x01\0"), "icon"),
+)
+
+# What makes a photo upright again, by the value of EXIF tag 0x0112 (Exif 2.32, 4.6.4.A).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDES_SWAPPED = frozenset({5, 6, 7, 8})
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class UnreadablePhotoError(FruitsError):
+    """A photo that cannot be featurized.
+
+    Attributes:
+        reason: The code under which it is quarantined.
+        detail: What was found and what was expected.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.detail}; quarantined as {self.reason}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest photo that is decoded; both are checked before memory is spent on it.
+
+    Attributes:
+        max_bytes: Most bytes of the object.
+        max_pixels: Most pixels (width times height) that the photo's header may declare.
+    """
+
+    max_bytes: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A decoded photo.
+
+    Attributes:
+        image: The pixels: RGB, upright, without transparency; perhaps at a reduced scale.
+        width: Columns of the upright photo at its full size.
+        height: Rows of the upright photo at its full size.
+        format: Name of the file format, such as ``JPEG``.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+    format: str
+
+
+def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
+    """Decode the first image in ``data``, upright and in RGB.
+
+    The EXIF orientation is applied, transparency is laid over white, 16-bit channels keep their upper 8 bits. Colour
+    profiles are ignored: backbones were trained on photos read that way. A JPEG much larger than needed is decoded at
+    1/2, 1/4 or 1/8 of its size, but never to less than ``DRAFT_MARGIN * shorter_side`` pixels on the shorter side.
+
+    Args:
+        data: The whole object.
+        limits: The largest photo to decode.
+        shorter_side: Pixels that preprocessing needs on the shorter side (:func:`needed_side`).
+
+    Raises:
+        UnreadablePhotoError: whatever is wrong with ``data``.
+    """
+    opener = _recognise(data, limits)
+    name = str(opener.format)
+    # The WebP and GIF plugins make a canvas while they read the header, so Pillow's own guard must know our limit. It
+    # only refuses what is more than twice as large; the rest is refused below.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    stream = io.BytesIO(data)
+    try:
+        file = opener(stream, "")
+        largest = _largest_part(file)
+    except Exception as error:
+        raise _unreadable(error, name, data, limits, ended=stream.tell() >= len(data)) from error
+
+    width, height = file.size
+    found = f"{name} of {width:,} x {height:,} pixels"
+    if largest > limits.max_pixels:
+        parts = found if largest == width * height else f"{found} in tiles of {largest:,} pixels"
+        raise UnreadablePhotoError(Reason.TOO_MANY_PIXELS, f"{parts}: expected at most {limits.max_pixels:,} pixels")
+    if min(width, height) < MIN_SIDE:
+        raise UnreadablePhotoError(Reason.TOO_SMALL, f"{found}: expected at least {MIN_SIDE} on each side")
+
+    ended = not file.tile and stream.tell() >= len(data)  # a JPEG's header can end without pixels to follow
+    try:
+        file.draft(None, (DRAFT_MARGIN * shorter_side,) * 2)
+        file.load()
+        orientation = _orientation(file)
+        image = _rgb(file)
+    except Exception as error:
+        raise _unreadable(error, found, data, limits, ended=ended) from error
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    if orientation in _SIDES_SWAPPED:
+        width, height = height, width
+    return Photo(image=image, width=width, height=height, format=name)
+
+
+def needed_side(preprocessing: Preprocessing) -> int:
+    """Pixels that a photo must have on its shorter side for :func:`preprocess` not to enlarge it."""
+    side = max(preprocessing.height, preprocessing.width)
+    return side if preprocessing.crop_share is None else round(side / preprocessing.crop_share)
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """The backbone's input for ``image``, uint8 of shape ``(height, width, 3)``.
+
+    Crop and resize are one operation: the crop's edges may lie between pixels, and the filter sees a little of what is
+    beyond them. The resize averages over all pixels that it merges (antialiasing), whatever the filter.
+    """
+    width, height = image.size
+    box = (0.0, 0.0, float(width), float(height))
+    if preprocessing.crop_share is not None:
+        side = preprocessing.crop_share * min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+    size = (preprocessing.width, preprocessing.height)
+    resized = image.resize(size, _RESAMPLING[preprocessing.resample], box=box, reducing_gap=3.0)
+    return np.asarray(resized)
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """A signed 64-bit hash that changes little when the photo is re-encoded or resized.
+
+    The photo is reduced to 32 x 32 grey pixels; each bit says whether one of the 8 x 8 lowest frequencies of their
+    discrete cosine transform (DCT), the constant ones left out, exceeds the median. Compare two hashes by the number of
+    bits in which they differ. Zauner (2010), "Implementation and benchmarking of perceptual image hash functions",
+    DCT based hash.
+    """
+    grey = image.resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("L")
+    frequencies = _COSINES @ np.asarray(grey, dtype=np.float64) @ _COSINES.T
+    bits = frequencies > np.median(frequencies)
+    return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
+
+
+def _cosines() -> NDArray[np.float64]:
+    """Rows 1 to 8 of the DCT-II of 32 values, shape ``(8, 32)``, scaled to integers.
+
+    Sums of integers below 2**53 are exact in float64, so hashes do not depend on the machine's order of summation, and
+    a photo of one colour has frequencies of exactly zero.
+    """
+    frequency, position = np.arange(1, 9)[:, None], np.arange(32)[None, :]
+    cosines: NDArray[np.float64] = np.rint(2**14 * np.cos(np.pi * frequency * (2 * position + 1) / 64))
+    return cosines
+
+
+_COSINES = _cosines()
+
+
+def _recognise(data: bytes, limits: Limits) -> type[ImageFile.ImageFile]:
+    """The reader for the format that the first bytes announce."""
+    if not data:
+        raise UnreadablePhotoError(Reason.EMPTY, f"0 bytes: expected {_READ}")
+    if len(data) > limits.max_bytes:
+        detail = f"{len(data):,} bytes: expected at most {limits.max_bytes:,}"
+        raise UnreadablePhotoError(Reason.TOO_MANY_BYTES, detail)
+    for signature, opener in _FORMATS:
+        if signature.match(data):
+            return opener
+    for signature, name in _NOT_READ:
+        if signature.match(data):
+            raise UnreadablePhotoError(Reason.UNSUPPORTED_FORMAT, f"{name}: expected {_READ}")
+    detail = f"{len(data):,} bytes that start with {data[:16]!r}: expected {_READ}"
+    raise UnreadablePhotoError(Reason.NOT_AN_IMAGE, detail)
+
+
+def _largest_part(file: ImageFile.ImageFile) -> int:
+    """Pixels that are decoded at once: those of the image, or of a TIFF's tiles, which may be far larger than it."""
+    tile = 0
+    if isinstance(file, TiffImagePlugin.TiffImageFile):
+        tile = int(file.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0)) * int(file.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
+    return max(file.width * file.height, tile)
+
+
+def _unreadable(error: Exception, found: str, data: bytes, limits: Limits, *, ended: bool) -> UnreadablePhotoError:
+    """What a plugin's exception says about the photo; ``ended`` if the plugin had read all of ``data``."""
+    said = str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        detail = f"{found} declares more than twice the {limits.max_pixels:,} pixels expected at most"
+        return UnreadablePhotoError(Reason.TOO_MANY_PIXELS, detail)
+    if data.startswith(b"RIFF"):  # is read at once, so only its declared length tells
+        ended = 8 + int.from_bytes(data[4:8], "little") > len(data)
+    if ended or "truncated" in said.lower():
+        detail = f"truncated {found}: its data go on after the {len(data):,} bytes that are there"
+        return UnreadablePhotoError(Reason.TRUNCATED, detail)
+    return UnreadablePhotoError(Reason.CORRUPT, f"corrupt {found}, {len(data):,} bytes: {said}")
+
+
+def _orientation(file: ImageFile.ImageFile) -> int:
+    """The EXIF orientation of a loaded file, 1 (upright) where it has none that can be read."""
+    try:
+        return int(file.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - damaged metadata, in whatever way, must not cost the photo
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """``image`` in RGB, over white where it is transparent."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey(image).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(layer, mask=layer)
+        return white
+    return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """A photo of wide grey values in 8 bits.
+
+    16 bits span 0..65535. 32-bit integers and floats have no agreed white: theirs is 65535 and 1.0 where all values
+    lie between 0 and it, otherwise they are stretched from their own minimum to their maximum. What is not finite is
+    black.
+    """
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    values = values.astype(np.float64)
+    finite = np.isfinite(values)
+    values[~finite] = values[finite].min() if finite.any() else 0.0
+    low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
+    if values.min() < low or values.max() > high:
+        low, high = values.min(), values.max()
+    span = (high - low) or 1.0
+    return Image.fromarray(np.rint((values - low) * (255.0 / span)).astype(np.uint8))

@@ -1,0 +1,1 @@
+"""One run, typed: what it was asked, what it plans, what its tasks record."""

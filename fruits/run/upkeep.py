@@ -1,0 +1,319 @@
+"""What of the lake is still needed, and what maintenance drops.
+
+The upper half is pure: values in, decisions out. ``survey`` reads the values from the lake, ``plan_maintenance`` is the
+task that needs no JVM, and ``spark_jobs/maintain.py`` carries the decisions out.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fruits.errors import FruitsError
+from fruits.lake.branches import branch_name, publication_tag
+from fruits.lake.catalog import DataFile, Lake, TableState
+from fruits.lake.publication import Publication, current_base, publications
+from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
+from fruits.run.documents import last_written, run_document, run_store
+from fruits.run.planning import run_slug
+from fruits.settings import Settings
+from fruits.stores import read_json
+
+log = logging.getLogger("fruits")
+
+TARGET_FILE_BYTES = 128 * 2**20
+SMALL_FILE_BYTES = TARGET_FILE_BYTES // 2  # with more than that, two files made of 1.1 targets would be small again
+FEWEST_SMALL_FILES = 5
+LARGEST_DELETED_SHARE = 0.05  # rows that a reader reads in vain, in a file that is large enough otherwise
+
+_BRANCH = branch_name("")
+_TAG = publication_tag("")
+_MOST_LISTED = 10
+
+
+@dataclass(frozen=True)
+class MaintenanceRequest:
+    """What a maintenance run was asked to do.
+
+    A publication is retained while it is younger than ``retention_days`` or among the newest
+    ``retention_publications``. A run that was not heard of for ``abandoned_days`` is taken for dead. Files that no
+    table refers to are removed when they are older than ``orphan_days``. ``rewrite_all`` sorts every file again.
+    """
+
+    retention_days: int
+    retention_publications: int
+    abandoned_days: int = 3
+    orphan_days: int = 3
+    rewrite_all: bool = False
+    dry_run: bool = False
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+
+def resolve_maintenance(params: Mapping[str, Any], settings: Settings) -> MaintenanceRequest:
+    """The request that params make; those left empty come from the settings or are defaults.
+
+    Raises:
+        FruitsError: naming the param, what was expected and what to do.
+    """
+    values = {
+        "retention_days": settings.retention_days,
+        "retention_publications": settings.retention_publications,
+        **{name: value for name, value in params.items() if value is not None},
+    }
+    request = MaintenanceRequest(**values)
+    for name, value in request.to_document().items():
+        if not isinstance(value, bool) and (not isinstance(value, int) or value < 1):
+            raise FruitsError(f"{name} {value!r}: expected a whole number of at least 1; correct the param")
+    return request
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The documents of a run: when any of them was last written, and its plan where that was looked at."""
+
+    slug: str
+    touched_at: datetime
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a table at a snapshot; those ``to_rewrite`` are too small or hold too many deleted rows."""
+
+    files: int
+    delete_files: int
+    bytes: int
+    to_rewrite: int
+
+
+@dataclass(frozen=True)
+class TableUpkeep:
+    """What becomes of the refs and snapshots of a table."""
+
+    tags: Mapping[str, int]
+    dropped_tags: Mapping[str, int]
+    dropped_branches: Mapping[str, int]
+    expired: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What a maintenance run finds to do, but for orphan files: those are found by listing all files."""
+
+    retained: tuple[int, ...]
+    in_flight: tuple[str, ...]
+    tables: Mapping[TableName, TableUpkeep]
+    layouts: Mapping[TableName, Layout]
+    expired_versions: tuple[str, ...]
+    old_folders: tuple[str, ...]
+
+    @property
+    def to_compact(self) -> tuple[TableName, ...]:
+        """Tables with files to rewrite."""
+        return tuple(name for name, layout in self.layouts.items() if layout.to_rewrite)
+
+    def to_document(self) -> dict[str, Any]:
+        """Counts and names, as JSON types."""
+        upkeeps = self.tables.values()
+        return {
+            "retained_publications": list(self.retained),
+            "runs_in_flight": list(self.in_flight),
+            "layout": {name: asdict(layout) for name, layout in self.layouts.items()},
+            "expired_versions": list(self.expired_versions),
+            "snapshots_to_expire": {name: len(upkeep.expired) for name, upkeep in self.tables.items()},
+            "branches_to_drop": sorted({name for upkeep in upkeeps for name in upkeep.dropped_branches}),
+            "tags_to_set": sorted({name for upkeep in upkeeps for name in upkeep.tags}),
+            "tags_to_drop": sorted({name for upkeep in upkeeps for name in upkeep.dropped_tags}),
+            "run_folders_to_remove": list(self.old_folders),
+        }
+
+
+def retained_publications(
+    published: Sequence[Publication], request: MaintenanceRequest, now: datetime
+) -> tuple[Publication, ...]:
+    """The publications that stay readable, of all, the oldest first; the current one always does."""
+    oldest = now - timedelta(days=request.retention_days)
+    newest = published[-request.retention_publications :]
+    return tuple(one for one in published if one in newest or (one.published_at and one.published_at > oldest))
+
+
+def runs_in_flight(
+    folders: Iterable[RunFolder], published: Collection[Publication], abandoned_days: int, now: datetime
+) -> tuple[RunFolder, ...]:
+    """The runs with work planned, not published, and heard of lately: they may still publish, or be tried again."""
+    done = {one.run_id for one in published}
+    oldest = now - timedelta(days=abandoned_days)
+    return tuple(
+        folder
+        for folder in folders
+        if folder.touched_at > oldest and _may_publish(folder.plan) and folder.plan["run_id"] not in done
+    )
+
+
+def _may_publish(plan: Mapping[str, Any]) -> bool:
+    """Whether it is the plan of a run of the chain that has something to publish; maintenance plans no `work`."""
+    return bool(plan.get("work")) and not plan["request"]["dry_run"]
+
+
+def table_upkeep(
+    name: TableName, state: TableState, retained: Iterable[Publication], in_flight: Iterable[RunFolder]
+) -> TableUpkeep:
+    """Which refs a table is to have, and which snapshots nothing needs then.
+
+    Needed are ``main``, the snapshots of retained publications, those that a run in flight started from, and what is
+    on its branch.
+    """
+    runs = tuple(in_flight)
+    wanted = (
+        {} if name == PUBLICATIONS.name else {publication_tag(one.sequence): one.snapshots[name] for one in retained}
+    )
+    branches = {branch_name(run.slug) for run in runs}
+    tags = {tag: snapshot for tag, snapshot in wanted.items() if state.refs.get(tag) != snapshot}
+    dropped_tags = {ref: at for ref, at in state.refs.items() if ref.startswith(_TAG) and ref not in wanted}
+    dropped_branches = {ref: at for ref, at in state.refs.items() if ref.startswith(_BRANCH) and ref not in branches}
+    kept = [at for ref, at in state.refs.items() if ref not in {*dropped_tags, *dropped_branches, *tags}]
+    bases = [int(run.plan["base"]["snapshots"][name]) for run in runs]
+    needed = {state.main, *wanted.values(), *kept, *bases}
+    return TableUpkeep(tags, dropped_tags, dropped_branches, tuple(sorted(state.snapshots - needed)))
+
+
+def expired_versions(
+    versions: Iterable[Mapping[str, Any]], retained: Iterable[Publication], in_flight: Iterable[RunFolder]
+) -> tuple[str, ...]:
+    """PCA versions (``pca_id``, ``model_id``, ``fitted_at``) that no retained publication and no run needs.
+
+    The newest version of each backbone is needed as well: a backbone that is built beside the published one uses it.
+    """
+    known = sorted(versions, key=lambda version: version["fitted_at"])
+    newest = {version["model_id"]: version["pca_id"] for version in known}
+    bases = {run.plan["base"].get("pca_id") for run in in_flight}
+    needed = {*newest.values(), *(one.pca_id for one in retained), *bases}
+    return tuple(version["pca_id"] for version in known if version["pca_id"] not in needed)
+
+
+def old_folders(
+    folders: Iterable[RunFolder],
+    retained: Iterable[Publication],
+    in_flight: Iterable[RunFolder],
+    request: MaintenanceRequest,
+    now: datetime,
+) -> tuple[str, ...]:
+    """Run folders that nobody looks into any more: older than the retention, and not of a retained publication."""
+    oldest = now - timedelta(days=request.retention_days)
+    # A run that was planned again publishes as `run#2`: its folder is that of `run`.
+    needed = {run_slug(str(one.run_id).partition("#")[0]) for one in retained} | {run.slug for run in in_flight}
+    return tuple(folder.slug for folder in folders if folder.touched_at < oldest and folder.slug not in needed)
+
+
+def layout_of(files: Iterable[DataFile], *, rewrite_all: bool = False) -> Layout:
+    """How many files are to be rewritten, by the rules that Iceberg's ``rewrite_data_files`` is given.
+
+    A file is touched when it is small and there are several such in its partition, or when many of its rows are
+    deleted. So the cost grows with what came since, not with the table.
+    """
+    files = tuple(files)
+    small: Counter[str] = Counter()
+    deleted: defaultdict[str, int] = defaultdict(int)
+    for file in files:
+        if file.deleted_rows and file.deleted_rows >= LARGEST_DELETED_SHARE * file.rows:
+            deleted[file.partition] += 1
+        elif file.bytes < SMALL_FILE_BYTES:
+            small[file.partition] += 1
+    rewritten = sum(
+        small[partition] + deleted[partition]
+        for partition in {*small, *deleted}
+        if deleted[partition] or small[partition] >= FEWEST_SMALL_FILES
+    )
+    return Layout(
+        files=len(files),
+        delete_files=sum(file.delete_files for file in files),
+        bytes=sum(file.bytes for file in files),
+        to_rewrite=len(files) if rewrite_all else rewritten,
+    )
+
+
+def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
+    """Look at the lake and decide."""
+    # Tables before run documents: what a run writes after it was looked for is not among the snapshots to expire.
+    states = {table.name: lake.state(table.name) for table in TABLES}
+    base = current_base(lake)
+    published = publications(lake, base.publications_snapshot)
+    retained = retained_publications(published, request, now)
+    folders = run_folders(lake.settings, now - timedelta(days=request.abandoned_days))
+    flying = runs_in_flight(folders, published, request.abandoned_days, now)
+    snapshots = {**base.publication.snapshots, PUBLICATIONS.name: base.publications_snapshot}
+    versions = lake.read("pca_models", snapshots["pca_models"], ("pca_id", "model_id", "fitted_at")).to_pylist()
+    return Upkeep(
+        retained=tuple(one.sequence for one in retained),
+        in_flight=tuple(run.slug for run in flying),
+        tables={name: table_upkeep(name, state, retained, flying) for name, state in states.items()},
+        layouts={
+            table.name: layout_of(lake.files(table.name, snapshots[table.name]), rewrite_all=request.rewrite_all)
+            for table in TABLES
+        },
+        expired_versions=expired_versions(versions, retained, flying),
+        old_folders=old_folders(folders, retained, flying, request, now),
+    )
+
+
+def run_folders(settings: Settings, plans_since: datetime) -> list[RunFolder]:
+    """All runs' folders; plans are read of those that were touched after ``plans_since``."""
+    return [
+        RunFolder(slug, moment, _plan_of(settings, slug) if moment > plans_since else {})
+        for slug, moment in sorted(last_written(settings).items())
+    ]
+
+
+def _plan_of(settings: Settings, slug: str) -> dict[str, Any]:
+    try:
+        return read_json(run_store(settings, slug), "plan.json")
+    except FileNotFoundError:
+        return {}
+
+
+def plan_maintenance(settings: Settings, request: MaintenanceRequest, run_id: str) -> dict[str, Any]:
+    """Say what there is to do, and write it and the request to the run's plan document; returns the document."""
+    slug = run_slug(run_id)
+    with run_document(settings, "plan", run_id, slug, request=request.to_document(), found={}) as document:
+        upkeep = survey(Lake.open(settings), request, datetime.now(UTC))
+        document.record(slug=slug, found=upkeep.to_document())
+    log_upkeep(upkeep, "would" if request.dry_run else "to")
+    return document.content
+
+
+def log_upkeep(upkeep: Upkeep, verb: str) -> None:
+    """One line for each kind of thing that there is to do."""
+    found = upkeep.to_document()
+    log.info("retained publications: %s; runs in flight: %s", _listed(upkeep.retained), _listed(upkeep.in_flight))
+    for name, layout in upkeep.layouts.items():
+        log.info(
+            "%s: %d files, %d delete files, %.1f MB; %s rewrite %d files and expire %d of its snapshots",
+            name,
+            layout.files,
+            layout.delete_files,
+            layout.bytes / 1e6,
+            verb,
+            layout.to_rewrite,
+            len(upkeep.tables[name].expired),
+        )
+    for what, names in (
+        ("drop PCA versions and their embeddings", upkeep.expired_versions),
+        ("drop left-over branches", found["branches_to_drop"]),
+        ("drop tags", found["tags_to_drop"]),
+        ("set tags", found["tags_to_set"]),
+        ("remove run folders", upkeep.old_folders),
+    ):
+        if names:
+            log.info("%s %s: %s", verb, what, _listed(names))
+
+
+def _listed(names: Sequence[object]) -> str:
+    """The first few of ``names``, in words."""
+    few = ", ".join(str(name) for name in names[:_MOST_LISTED])
+    more = f" and {len(names) - _MOST_LISTED:,} more" if len(names) > _MOST_LISTED else ""
+    return (few + more) or "none"

@@ -1,0 +1,1 @@
+"""What readers ask for: state, report, identification, export."""

@@ -1,0 +1,292 @@
+"""What is this photo? Labels with a confidence and the nearest photos, from the published tables alone.
+
+A photo goes the way of those in the bucket: the same decoding, the publication's backbone, its PCA. The embedding is
+then held against the published ones in two ways: by the linear classifier of ``fruits.analysis.probe``, and by cosine.
+
+The classifier is fitted on every published photo with a label, the held-out ones too: nothing that is published or
+scored comes of it, and few photos tell a kind better than none. PCA and probe stay fitted on the fit split alone, and
+the publication's ``probe_embedded`` is what an honest guess at its accuracy on new photos is.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from fruits.analysis.pca import PCA, transform
+from fruits.analysis.probe import LinearClassifier, fit_calibrated_classifier
+from fruits.backbones.runtime import Backbone
+from fruits.backbones.stage import load_backbone
+from fruits.errors import FruitsError
+from fruits.lake.catalog import Lake
+from fruits.lake.existing import existing_lake
+from fruits.lake.pca_tables import load_versions
+from fruits.lake.publication import Publication
+from fruits.lake.published import PublishedRows, current_publication
+from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_side, preprocess
+from fruits.photos.quarantine import Reason
+from fruits.settings import Settings
+
+_MOST_LABELS = 5
+_TYPICAL_PHOTOS = 256
+"""So many published photos say how near a photo's nearest one usually is; the share they give is right to 3 %."""
+
+_COLUMNS = ("key", "label", "embedding", "residual")
+_DIGITS = 5  # of a similarity: those beyond depend on how many rows were compared at once
+
+_QUERIES_AT_ONCE = 1_024  # with 8,192 rows of a batch, 32 MB of similarities
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A published photo that is near; ``similarity`` is the cosine between the two embeddings, -1 to 1."""
+
+    key: str
+    label: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What a photo is taken for; everything but ``path`` and ``error`` is empty or None where there is an error.
+
+    Attributes:
+        path: The file, as it was asked for.
+        label: The likeliest label.
+        confidence: Its probability, 0 to 1, if the photo shows one of the published labels at all.
+        labels: The likeliest labels with their probabilities, the best first, at most 5.
+        nearest: The nearest published photos, the nearest first.
+        familiarity: Share of the published photos, 0 to 1, that have no nearer neighbour among the others than this
+            photo has among them. Near 0, the photo is like none of them, and the labels mean little.
+        error: Why the photo could not be identified; None when it was.
+        model_id: Backbone of the publication.
+        pca_id: PCA version of the publication.
+        publication_id: The publication that was asked.
+    """
+
+    path: Path
+    label: str | None
+    confidence: float | None
+    labels: tuple[tuple[str, float], ...]
+    nearest: tuple[Neighbour, ...]
+    familiarity: float | None
+    error: str | None
+    model_id: str
+    pca_id: str
+    publication_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedPhotos:
+    """Photos with embeddings: ``keys`` and ``labels`` of ``n``, ``embedding`` ``(n, k)``, ``residual`` ``(n,)``."""
+
+    keys: Sequence[str]
+    labels: Sequence[str]
+    embedding: Matrix
+    residual: Matrix
+
+
+def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) -> list[Identification]:
+    """What each photo is taken for, in order, by the current publication. A photo that cannot be read is no error.
+
+    The published embeddings are read twice, in batches: for the classifier, which sees at most ``FRUITS_PROBE_ROWS``
+    of them (the same ones each time, as many of each label as possible), and for the nearest photos, among all.
+
+    Args:
+        settings: Where the lake is.
+        photos: Local files.
+        nearest: Most neighbours to name, at least 0.
+
+    Raises:
+        FruitsError: when nothing has been published, or the publication has no photos.
+    """
+    if nearest < 0:
+        raise FruitsError(f"nearest: {nearest}; expected how many of the nearest photos to name, 0 or more")
+    lake = existing_lake(settings)
+    publication = current_publication(lake)
+    rows = PublishedRows(lake, publication, "embeddings", _COLUMNS)
+    sample = sample_rows(rows.batches(), settings.probe_rows)
+    if not sample.keys:
+        raise FruitsError(
+            f"publication {publication.publication_id}: it has no photos to compare with; upload some as "
+            "<label>/<file> and run the DAG"
+        )
+    pca = _pca(lake, publication)
+    backbone = load_backbone(settings, str(publication.model_id))
+    vectors = [_vector(path, backbone, settings) for path in photos]
+    readable = [vector for vector in vectors if not isinstance(vector, str)]
+    answers = iter(_answers(readable, pca, sample, rows, nearest)) if readable else iter(())
+    identity = (str(publication.model_id), str(publication.pca_id), str(publication.publication_id))
+    return [
+        Identification(path, None, None, (), (), None, vector, *identity)
+        if isinstance(vector, str)
+        else Identification(path, *next(answers), None, *identity)
+        for path, vector in zip(photos, vectors, strict=True)
+    ]
+
+
+def sample_rows(batches: Iterator[pa.RecordBatch], most: int) -> EmbeddedPhotos:
+    """At most about ``most`` photos in the order of their keys, the same ones whatever the order of the rows.
+
+    Labels with few photos keep all of them; the others keep equally many, those whose keys have the least hashes.
+
+    Args:
+        batches: With the columns key, label, embedding and residual.
+        most: At least one of each label is kept, however many labels there are.
+    """
+    kept: list[pa.Table] = []
+    held = 0
+    for batch in batches:
+        kept.append(pa.Table.from_batches([batch]))
+        held += batch.num_rows
+        if held > 2 * most + batch.num_rows:
+            # What is dropped now would be dropped in the end: shares only shrink as rows come.
+            kept = [_equal_shares(pa.concat_tables(kept), most)]
+            held = kept[0].num_rows
+    if not kept:
+        return EmbeddedPhotos((), (), np.empty((0, 0), np.float32), np.empty(0, np.float32))
+    return _photos(_equal_shares(pa.concat_tables(kept), most).sort_by("key"))
+
+
+def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: int) -> list[list[Neighbour]]:
+    """The ``count`` published photos of the greatest cosine with each query, the best first; equal ones by key.
+
+    Exact: every row is compared, a batch at a time.
+
+    Args:
+        batches: With the columns key, label, embedding and residual.
+        queries: Embeddings, shape ``(q, k)``.
+        count: At least 1.
+    """
+    directions = _directions(queries)
+    best: list[list[Neighbour]] = [[] for _ in directions]
+    for batch in batches:
+        photos = _photos(pa.Table.from_batches([batch]).sort_by("key"))
+        published = _directions(photos.embedding).T
+        last = min(count, len(photos.keys))
+        for start in range(0, len(directions), _QUERIES_AT_ONCE):
+            similarity = np.round(directions[start : start + _QUERIES_AT_ONCE] @ published, _DIGITS)
+            edges = np.partition(similarity, -last, axis=1)[:, -last]
+            for query, (row, edge) in enumerate(zip(similarity, edges, strict=True), start):
+                # More than `count` reach the edge where some are equal: the stable sort has those by key.
+                reaching = np.flatnonzero(row >= edge)
+                near = reaching[np.argsort(-row[reaching], kind="stable")][:count].tolist()
+                found = [
+                    Neighbour(photos.keys[one], photos.labels[one], round(float(row[one]), _DIGITS)) for one in near
+                ]
+                best[query] = sorted([*best[query], *found], key=lambda one: (-one.similarity, one.key))[:count]
+    return best
+
+
+def _answers(
+    vectors: Sequence[Matrix], pca: PCA, sample: EmbeddedPhotos, rows: PublishedRows, count: int
+) -> Iterator[tuple[str, float, tuple[tuple[str, float], ...], tuple[Neighbour, ...], float]]:
+    """Label, confidence, labels, nearest and familiarity of each feature vector."""
+    embedding, residual = transform(pca, np.stack(vectors))
+    classifier = fit_calibrated_classifier(sample.embedding, sample.labels)
+    typical = np.unique(np.linspace(0, len(sample.keys) - 1, _TYPICAL_PHOTOS).astype(int)).tolist()
+    queries = np.concatenate([embedding, sample.embedding[typical]])
+    found = nearest_photos(rows.batches(), queries, max(count, 1) + 1)
+    neighbours, others = found[: len(vectors)], found[len(vectors) :]
+    usual = np.sort(
+        [
+            _nearness([one for one in near if one.key != sample.keys[row]], sample.embedding[row], sample.residual[row])
+            for row, near in zip(typical, others, strict=True)
+        ]
+    )
+    for row, near in enumerate(neighbours):
+        nearness = _nearness(near, embedding[row], residual[row])
+        familiarity = float(np.searchsorted(usual, nearness, side="right")) / len(usual)
+        labels = _labels(classifier, embedding[row])
+        yield (*labels[0], labels, tuple(near[:count]), round(familiarity, 3))
+
+
+def _labels(classifier: LinearClassifier, embedding: Matrix) -> tuple[tuple[str, float], ...]:
+    (probabilities,) = classifier.probabilities(embedding[np.newaxis])
+    order = np.argsort(-probabilities, kind="stable")[:_MOST_LABELS]
+    return tuple((classifier.labels[one], float(probabilities[one])) for one in order)
+
+
+def _nearness(neighbours: Sequence[Neighbour], embedding: Matrix, residual: np.float32) -> float:
+    """Cosine with the nearest photo, less where the components leave much of the photo: it is unlike those of the fit.
+
+    A conformity score after Vovk, Gammerman & Shafer (2005): it tells nothing but beside those of published photos.
+    """
+    length = float(np.hypot(np.linalg.norm(embedding), residual))
+    kept = float(np.linalg.norm(embedding)) / length if length else 0.0
+    return neighbours[0].similarity * kept if neighbours else -1.0
+
+
+def _vector(path: Path, backbone: Backbone, settings: Settings) -> Matrix | str:
+    """The photo's feature vector as an executor would have it, or what is wrong with it."""
+    limits = Limits(settings.max_photo_bytes, settings.max_photo_pixels)
+    preprocessing = backbone.card.preprocessing
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.max_bytes + 1)
+        if len(data) > limits.max_bytes:
+            return f"{Reason.TOO_MANY_BYTES}: expected at most {limits.max_bytes:,} bytes (FRUITS_MAX_PHOTO_BYTES)"
+        photo = decode(data, limits, needed_side(preprocessing))
+    except UnreadablePhotoError as error:
+        return f"{error.reason}: {error.detail}"
+    except IsADirectoryError:
+        return "a folder; expected a photo's file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return backbone.features(preprocess(photo.image, preprocessing))
+
+
+def _pca(lake: Lake, publication: Publication) -> PCA:
+    versions = load_versions(lake, publication.snapshots["pca_models"], str(publication.model_id))
+    for version in versions:
+        if version.pca_id == publication.pca_id:
+            return version.pca
+    raise FruitsError(
+        f"publication {publication.publication_id}: PCA version {publication.pca_id} is not in its pca_models; roll "
+        "back to another publication, or run the DAG with refit `always`"
+    )
+
+
+def _equal_shares(rows: pa.Table, most: int) -> pa.Table:
+    """At most about ``most`` rows: all of the labels with few, equally many of the others."""
+    if rows.num_rows <= most:
+        return rows
+    share = _share(sorted(Counter(rows["label"].to_pylist()).values()), most)
+    hashes = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in rows["key"].to_pylist()]
+    kept, taken = [], Counter[str]()
+    labels = rows["label"].to_pylist()
+    for row in sorted(range(rows.num_rows), key=hashes.__getitem__):
+        if taken[labels[row]] < share:
+            taken[labels[row]] += 1
+            kept.append(row)
+    return rows.take(pa.array(kept))
+
+
+def _share(counts: Sequence[int], most: int) -> int:
+    """The largest number of rows for each label, but no more than it has, with which all have at most ``most``."""
+    left = most
+    for place, count in enumerate(counts):
+        labels = len(counts) - place
+        if count * labels > left:
+            return max(1, left // labels)
+        left -= count
+    return counts[-1]
+
+
+def _photos(rows: pa.Table) -> EmbeddedPhotos:
+    vectors = rows["embedding"].combine_chunks()
+    embedding = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
+    return EmbeddedPhotos(rows["key"].to_pylist(), rows["label"].to_pylist(), embedding, rows["residual"].to_numpy())
+
+
+def _directions(rows: Matrix) -> Matrix:
+    """Rows at length 1; a row of zeros stays so, and has a cosine of 0 with everything."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(lengths > 0, lengths, 1), dtype=np.float32)

@@ -1,0 +1,265 @@
+"""Reads what a report shows: run documents, tables, and the pictures of quarantined objects. All of it bounded."""
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import obstore
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fruits.analysis.gates import Gate
+from fruits.errors import FruitsError
+from fruits.lake.catalog import Lake
+from fruits.lake.existing import existing_lake, explained
+from fruits.lake.publication import Publication, publications, run_head
+from fruits.lake.schemas import DATA_TABLES, TableName
+from fruits.run.documents import TaskName, current_documents, of_maintenance, read_documents
+from fruits.run.planning import run_slug
+from fruits.serve.report.content import (
+    Building,
+    EmbeddingMap,
+    Featurizing,
+    Outcome,
+    Overview,
+    PastPublication,
+    PCACard,
+    Quarantine,
+    QuarantinedObject,
+    RunReport,
+    Tables,
+    TaskReport,
+    Work,
+)
+from fruits.serve.report.pictures import add_pictures
+from fruits.settings import Settings
+from fruits.stores import lake_store
+
+MOST_POINTS = 2_000
+MOST_ROWS_READ = 1_000_000
+"""Embeddings read for the map, 0.6 kB each: they stream past, only the sample is kept."""
+MOST_EXAMPLES = 24
+MOST_EXAMPLES_OF_A_REASON = 6
+MOST_PUBLICATIONS = 20
+
+_KNOWN_SHOWN = 5
+
+Documents = Mapping[TaskName, Mapping[str, Any]]
+
+_PCA_COLUMNS = (
+    "pca_id", "n", "k", "n_components", "explained_variance_ratio", "held_out_unexplained", "reason", "fitted_at",
+)  # fmt: skip
+
+
+class UnknownRunError(FruitsError):
+    """There are no documents of a run."""
+
+
+def read_overview(settings: Settings) -> Overview:
+    """What readers see now: the current publication, its tables, the run that made it, and those before it.
+
+    Raises:
+        FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
+    """
+    with explained(settings):
+        lake = existing_lake(settings)
+        published = publications(lake)
+        if not published:
+            return Overview(settings.lake, settings.bucket, None, None, None, ())
+        current = published[-1]
+        documents = current_documents(read_documents(settings, run_slug(_dag_run_id(current))))
+        made_it = documents.get("plan", {}).get("run_id") == current.run_id
+        return Overview(
+            lake=settings.lake,
+            bucket=settings.bucket,
+            publication=current,
+            tables=read_tables(lake, current.snapshots, str(current.model_id), current.pca_id),
+            work=_work(documents) if made_it else None,
+            history=_history(lake, published),
+        )
+
+
+def read_run(settings: Settings, slug: str) -> RunReport:
+    """A run by its slug (``planning.run_slug`` makes it of Airflow's run id), whatever became of it.
+
+    Raises:
+        UnknownRunError: when there are no documents of it; says how to list the runs.
+        FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
+    """
+    with explained(settings):
+        documents = _documents_of(settings, slug)
+        lake = existing_lake(settings)
+        published = publications(lake)
+        plan = documents.get("plan", {})
+        run_id = str(next(iter(documents.values()))["run_id"])
+        publication = next((one for one in published if one.run_id == run_id), None)
+        outcome = outcome_of(documents)
+        pca = documents.get("pca", {})
+        gates = documents.get("validate", {}).get("gates", ())
+        return RunReport(
+            lake=settings.lake,
+            bucket=settings.bucket,
+            slug=slug,
+            run_id=run_id,
+            outcome=outcome,
+            error=next((str(one["error"]) for one in documents.values() if one["state"] == "failed"), None),
+            request=plan.get("request", {}),
+            model_id=plan.get("model_id"),
+            counts=plan.get("counts", {}),
+            other_work=plan.get("other_work"),
+            work=_work(documents),
+            gates=tuple(Gate(**gate) for gate in gates),
+            pca_action=pca.get("action"),
+            pca_reason=pca.get("reason"),
+            building=_building(plan) if outcome == "published" else None,
+            tables=_tables_of_run(lake, {**plan, "slug": slug}, pca.get("pca_id")) if "base" in plan else None,
+            publication=publication,
+            current=published[-1] if published else None,
+            history=_history(lake, published),
+        )
+
+
+def outcome_of(documents: Documents) -> Outcome:
+    """What became of a run, from its documents."""
+    states = {name: document["state"] for name, document in documents.items()}
+    plan = documents.get("plan", {})
+    if "failed" in states.values():
+        return "failed"
+    if states.get("publish") == "succeeded":
+        return "published"
+    if "running" in states.values():
+        return "running"
+    if plan.get("request", {}).get("dry_run"):
+        return "dry run"
+    return "unfinished" if plan.get("work", True) else "nothing to do"
+
+
+def read_tables(lake: Lake, snapshots: Mapping[TableName, int], model_id: str, pca_id: str | None) -> Tables | None:
+    """Quarantine, PCA version and map of the embeddings at these snapshots; None when one of them has expired."""
+    if any(snapshots[name] not in lake.state(name).snapshots for name in DATA_TABLES):
+        return None
+    quarantine = read_quarantine(lake, snapshots["quarantine"], model_id)
+    pictured = add_pictures(quarantine.examples, lake.settings)
+    cards = lake.read("pca_models", snapshots["pca_models"], _PCA_COLUMNS, pca_id=pca_id or "").to_pylist()
+    return Tables(
+        quarantine=replace(quarantine, examples=pictured),
+        pca=PCACard(**cards[0]) if cards else None,
+        map=read_map(lake, snapshots["embeddings"], pca_id) if pca_id else None,
+    )
+
+
+def read_quarantine(lake: Lake, snapshot_id: int, model_id: str) -> Quarantine:
+    """Counts of a backbone's quarantined objects by reason, and the newest few of each."""
+    columns = ("key", "etag", "reason", "detail", "size", "last_modified")
+    counts: Counter[str] = Counter()
+    newest: dict[str, pa.Table] = {}
+    for batch in lake.batches("quarantine", snapshot_id, columns, model_id=model_id):
+        rows = pa.Table.from_batches([batch])
+        for reason in rows["reason"].unique().to_pylist():
+            of_reason = rows.filter(pc.equal(rows["reason"], reason))
+            counts[reason] += of_reason.num_rows
+            together = pa.concat_tables([newest[reason], of_reason] if reason in newest else [of_reason])
+            order = [("last_modified", "descending"), ("key", "ascending")]
+            newest[reason] = together.sort_by(order).slice(0, MOST_EXAMPLES_OF_A_REASON)
+    ordered = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    return Quarantine(ordered, _examples([newest[reason].to_pylist() for reason in ordered]))
+
+
+def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
+    """Embeddings of a PCA version on their first two components; which are shown, a hash of their key decides."""
+    tasks = lake.scan("embeddings", snapshot_id, pca_id=pca_id).plan_files()
+    total = sum(task.file.record_count for task in tasks)
+    share = MOST_POINTS / min(total, MOST_ROWS_READ) if total > MOST_POINTS else 1.0
+    points: dict[str, list[tuple[float, float]]] = {}
+    read = 0
+    for rows in lake.batches("embeddings", snapshot_id, ("key", "label", "embedding"), pca_id=pca_id):
+        read += rows.num_rows
+        chosen = [row for row, key in enumerate(rows["key"].to_pylist()) if zlib.crc32(key.encode()) < share * 2**32]
+        sample = rows.take(pa.array(chosen, pa.int64()))
+        for label, embedding in zip(sample["label"].to_pylist(), sample["embedding"], strict=True):
+            x, y = (*embedding.values[:2].to_pylist(), 0.0)[:2]
+            points.setdefault(label, []).append((x, y))
+        if read >= MOST_ROWS_READ:
+            break
+    ordered = dict(sorted(points.items(), key=lambda item: (-len(item[1]), item[0])))
+    return EmbeddingMap(ordered, read, total if read >= MOST_ROWS_READ else read)
+
+
+def _documents_of(settings: Settings, slug: str) -> Documents:
+    folders = obstore.list_with_delimiter(lake_store(settings), "runs")["common_prefixes"]
+    known = {folder.rpartition("/")[2] for folder in folders}
+    documents = current_documents(read_documents(settings, slug)) if slug in known else {}
+    if of_maintenance(documents):
+        raise UnknownRunError(
+            f"run {slug}: it is a run of the maintenance, which has no report; its log says what it did"
+        )
+    if not documents:
+        shown = ", ".join(sorted(known, reverse=True)[:_KNOWN_SHOWN]) or "none"
+        raise UnknownRunError(
+            f"run {slug}: there are no documents of it in {settings.lake}/runs. Either it has not come to its task "
+            "`plan` yet, or there was no such run, or its documents have expired. `airflow dags list-runs "
+            f"fruit_features` lists the runs; known here: {shown}"
+        )
+    return documents
+
+
+def _dag_run_id(publication: Publication) -> str:
+    """Airflow's run id: a run that is planned again after it was published has ``#2`` and so on behind it."""
+    return re.sub(r"#\d+$", "", str(publication.run_id))
+
+
+def _work(documents: Documents) -> Work:
+    featurize = documents.get("featurize", {})
+    featurizing = (
+        Featurizing(*(featurize[name] for name in ("images", "images_per_second", "bytes", "stages")))
+        if featurize.get("images")
+        else None
+    )
+    return Work(tuple(_task(name, document) for name, document in documents.items()), featurizing)
+
+
+def _task(name: TaskName, document: Mapping[str, Any]) -> TaskReport:
+    return TaskReport(
+        name=name,
+        state=document["state"],
+        attempt=document["attempt"],
+        started_at=datetime.fromisoformat(document["started_at"]),
+        wall_seconds=document.get("wall_seconds"),
+        stages=document.get("seconds", {}),
+        versions=document.get("versions", {}),
+        error=document.get("error"),
+    )
+
+
+def _tables_of_run(lake: Lake, plan: Mapping[str, Any], pca_id: str | None) -> Tables | None:
+    """The tables as a run sees them: on its branches where it wrote, else where it started from."""
+    snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
+    base, model_id = plan["base"], plan["model_id"]
+    if pca_id is None and base["model_id"] == model_id:  # another backbone's PCA is not the run's
+        pca_id = base["pca_id"]
+    return read_tables(lake, snapshots, model_id, pca_id)
+
+
+def _building(plan: Mapping[str, Any]) -> Building | None:
+    return Building(plan["base"]["model_id"], plan["remaining"]) if plan.get("building") else None
+
+
+def _history(lake: Lake, published: Sequence[Publication]) -> tuple[PastPublication, ...]:
+    """The newest publications, with what their PCA explains."""
+    if not published:
+        return ()
+    models = lake.read("pca_models", published[-1].snapshots["pca_models"], ("pca_id", "explained_variance_ratio"))
+    explained = {row["pca_id"]: sum(row["explained_variance_ratio"]) for row in models.to_pylist()}
+    newest = published[-MOST_PUBLICATIONS:]
+    return tuple(PastPublication(one, explained.get(str(one.pca_id))) for one in newest)
+
+
+def _examples(by_reason: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[QuarantinedObject, ...]:
+    """The first of each reason, then the second of each, as long as there is room; in the order of the reasons."""
+    places = [(turn, reason) for reason, rows in enumerate(by_reason) for turn in range(len(rows))]
+    chosen = sorted(sorted(places)[:MOST_EXAMPLES], key=lambda place: place[::-1])
+    return tuple(QuarantinedObject(**by_reason[reason][turn]) for turn, reason in chosen)

@@ -1,0 +1,148 @@
+"""Airflow for the embedded stack: its environment, its database, one run of a DAG."""
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fruits.errors import FruitsError
+from local.queue import EventQueue
+from local.stack import REGION, Stack
+
+ROOT = Path(__file__).parents[1]
+
+_RUN_ID = re.compile(r"creating dag run .*\brun_id=(\S+)")
+_STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
+_OURS = re.compile(
+    r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)"  # a Spark job's line, as its operator logs it
+    r"|\] (plan: .*?|turn: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"  # a task's own
+)
+_LOGGED = re.compile(r"\d{4}-\d{2}-\d{2}T\S+Z \[")
+_FAILURE = re.compile(r"\S*\.AirflowFailException: (.*)")
+
+
+@dataclass(frozen=True)
+class DagRun:
+    """How a run of a DAG ended; ``errors`` are the messages of its failed tasks."""
+
+    run_id: str | None
+    succeeded: bool
+    errors: tuple[str, ...]
+
+
+def airflow_environment(stack: Stack, queue: EventQueue | None = None) -> dict[str, str]:
+    """The environment in which Airflow's programs find stack, DAGs, plugins and the events, where there is a queue."""
+    home = stack.data / "airflow"
+    home.mkdir(parents=True, exist_ok=True)
+    aws = {
+        "conn_type": "aws",
+        "login": stack.access_key,
+        "password": stack.secret_key,
+        "extra": {
+            "region_name": REGION,
+            "endpoint_url": stack.endpoint,
+            "service_config": {"sqs": {"endpoint_url": queue.endpoint}} if queue else {},
+        },
+    }
+    return {
+        **stack.environment,
+        "FRUITS_EVENT_QUEUE": queue.url if queue else "",  # never somebody's real one
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__FERNET_KEY": "",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS": "local.sqlite.CONNECT_ARGS",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
+        "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
+    }
+
+
+def migrate(stack: Stack) -> None:
+    """Make Airflow's database, or bring it up to date after an upgrade."""
+    from importlib.metadata import version
+
+    done = stack.data / "airflow" / f"migrated-{version('apache-airflow')}"
+    if done.exists():
+        return
+    environment = airflow_environment(stack)
+    log = stack.data / "airflow" / "migrate.log"
+    with log.open("wb") as file:
+        code = subprocess.run(  # noqa: S603 -- our own environment's airflow
+            [airflow(), "db", "migrate"], env=environment, stdout=file, stderr=file, check=False
+        ).returncode
+    if code:
+        raise FruitsError(f"Airflow's database can't be made; its log is {log}")
+    done.touch()
+
+
+def airflow() -> str:
+    """The `airflow` program of the environment we run in."""
+    return str(Path(sys.prefix) / "bin" / "airflow")
+
+
+def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, report: Callable[[str], None]) -> DagRun:
+    """Run a DAG once, to its end, through Airflow; ``report`` is told what happens, the log has everything."""
+    command = [airflow(), "dags", "test", dag_id, "--conf", json.dumps(conf)]
+    environment = {**airflow_environment(stack), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+    reader = LogReader()
+    with (
+        log.open("w") as file,
+        subprocess.Popen(  # noqa: S603 -- our own environment's airflow
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=stack.data
+        ) as process,
+    ):
+        for line in process.stdout or ():
+            file.write(line)
+            if said := reader.read(line):
+                report(said)
+    return DagRun(reader.run_id, process.returncode == 0, reader.errors)
+
+
+class LogReader:
+    """Picks out of Airflow's log, line by line, what matters to the person who waits."""
+
+    def __init__(self) -> None:
+        self.run_id: str | None = None
+        self._errors: list[list[str]] = []
+        self._in_error = False
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """The messages of failed tasks, each once; they may have several lines."""
+        return tuple(dict.fromkeys("\n".join(lines).strip() for lines in self._errors))
+
+    def read(self, line: str) -> str | None:
+        """Take the next line; returns what to tell the person about it, if anything."""
+        if not _LOGGED.match(line):  # part of an exception, or of what another program wrote
+            self._read_failure(line.rstrip("\n"))
+            return None
+        self._in_error = False
+        if found := _RUN_ID.search(line):
+            self.run_id = found[1]
+        elif found := _STARTING.search(line):
+            return f"> {found[1]}"
+        elif found := _OURS.search(line):
+            return f"  {found[1] or found[2]}"
+        return None
+
+    def _read_failure(self, line: str) -> None:
+        if found := _FAILURE.match(line):
+            self._in_error = True
+            self._errors.append([found[1]])
+        elif self._in_error:
+            self._errors[-1].append(line)
+
+
+def new_secret() -> str:
+    """A random secret for one installation."""
+    return secrets.token_urlsafe(32)

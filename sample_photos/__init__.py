@@ -1,0 +1,1 @@
+"""Fruit photos drawn by code: for `make run`, tests and benchmarks."""

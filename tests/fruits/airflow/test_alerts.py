@@ -1,0 +1,512 @@
+"""Alerts, sent by a real Airflow (scheduler, DAG processor, triggerer) to stand-ins of SNS, Slack and a mail server."""
+
+import json
+import socketserver
+import sqlite3
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes, policy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from fruits.settings import Settings
+from fruits.stores import lake_store, write_json
+from local import ui
+from local.airflow import airflow_environment
+
+pytestmark = pytest.mark.airflow
+
+ROOT = Path(__file__).parents[3]
+TOPIC = "arn:aws:sns:eu-west-1:123456789012:fruit-alerts"
+HOURS = 6
+LONG_AGO = datetime.now(UTC) - timedelta(hours=HOURS, minutes=1)
+
+# A key may hold anything: it must reach people as it is, not be run as a template or ping a whole channel.
+ERROR = "s3://fruits/{{ 7 * 7 }}<!channel>.jpg: mend this"
+
+DAGS = """
+from datetime import timedelta
+
+from airflow.sdk import DAG, Asset, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException
+from fruits.airflow.alerts import alerts, deadline, keep_error
+
+EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
+SETTINGS = {"schedule": None, "default_args": {"on_failure_callback": keep_error}}
+
+
+def at_once():
+    made = deadline()
+    made.interval = timedelta(0)
+    return made
+
+
+with DAG("failing", on_failure_callback=alerts(), **SETTINGS):
+
+    @task
+    def prepare():
+        raise AirflowFailException(ERROR)
+
+    @task
+    def compact():
+        raise ZeroDivisionError("not mendable")
+
+    @task
+    def publish():
+        pass
+
+    prepare() >> publish()
+    compact()
+
+with DAG("late", deadline=at_once(), **SETTINGS):
+
+    @task
+    def publish():
+        pass
+
+    publish()
+
+with DAG("in_time", deadline=deadline(), **SETTINGS):
+
+    @task(outlets=[EMBEDDINGS])
+    def publish():
+        published = {"publication_id": "pub-000007-abc", "sequence": 7, "counts": {"create": 3}}
+        get_current_context()["outlet_events"][EMBEDDINGS].extra = published
+
+    publish()
+
+with DAG("follower", schedule=EMBEDDINGS):
+
+    @task
+    def follow():
+        events = get_current_context()["triggering_asset_events"][EMBEDDINGS]
+        return [dict(event.extra) for event in events]
+
+    follow()
+"""
+
+
+@dataclass
+class Inbox:
+    """What stand-ins of Slack and of a mail server were sent: to whom or about what, then the text."""
+
+    slack: list[str] = field(default_factory=list)
+    mail: list[str] = field(default_factory=list)
+    slack_works: bool = True
+
+
+def slack_server(inbox: Inbox) -> ThreadingHTTPServer:
+    class Slack(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if inbox.slack_works:
+                assert self.path == "/chat.postMessage"
+                sent = json.loads(body)
+                inbox.slack.append(f"{sent['channel']}\n{sent['text']}")
+            answer = json.dumps({"ok": inbox.slack_works, "error": "channel_not_found"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), Slack)
+
+
+def mail_server(inbox: Inbox) -> socketserver.ThreadingTCPServer:
+    class Mail(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 ready\r\n")
+            while line := self.rfile.readline():
+                command = line[:4].upper().strip()
+                if command == b"DATA":
+                    self.wfile.write(b"354 go on\r\n")
+                    lines = iter(self.rfile.readline, b".\r\n")
+                    mail = message_from_bytes(b"".join(lines), policy=policy.default)
+                    body = mail.get_body()
+                    inbox.mail.append(f"{mail['To']}\n{mail['Subject']}\n{body.get_content() if body else mail}")
+                self.wfile.write(b"221 bye\r\n" if command == b"QUIT" else b"250 ok\r\n")
+
+    return socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mail)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Stand-ins of all three channels."""
+
+    inbox: Inbox
+    environment: dict[str, str]
+    receive: Callable[[], list[str]]
+    sns: list[str] = field(default_factory=list)
+
+    def sent(self, channel: str, run: str) -> list[str]:
+        """What a channel was sent about a run."""
+        self.sns.extend(self.receive())
+        texts = {"sns": self.sns, "slack": self.inbox.slack, "mail": self.inbox.mail}[channel]
+        return [text for text in texts if run in text]
+
+    def told(self, *runs: str) -> list[tuple[str, str]]:
+        """The alerts by channel and run, once every run has at least one by SNS and one by mail; before, none."""
+        told = [(channel, run) for channel in ("sns", "slack", "mail") for run in runs for _ in self.sent(channel, run)]
+        return told if {(channel, run) for channel in ("sns", "mail") for run in runs} <= set(told) else []
+
+
+@pytest.fixture(scope="module")
+def channels() -> Iterator[Channels]:
+    inbox = Inbox()
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    url = f"http://{host}:{port}"
+    servers = slack_server(inbox), mail_server(inbox)
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "eu-west-1"}
+    sns, sqs = (boto3.client(service, endpoint_url=url, **keys) for service in ("sns", "sqs"))
+    assert sns.create_topic(Name="fruit-alerts")["TopicArn"] == TOPIC
+    queue = sqs.create_queue(QueueName="alerts")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    sns.subscribe(TopicArn=TOPIC, Protocol="sqs", Endpoint=arn)
+
+    def receive() -> list[str]:
+        received = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
+        bodies = [json.loads(message["Body"]) for message in received]
+        return [f"{body['Subject']}\n{body['Message']}" for body in bodies]
+
+    aws = {
+        "conn_type": "aws", "login": "key", "password": "secret",
+        # The region is the topic's: another one here must not matter.
+        "extra": {"region_name": "us-east-1", "service_config": {"sns": {"endpoint_url": url}}},
+    }  # fmt: skip
+    slack = {
+        "conn_type": "slack",
+        "password": "xoxb-1",
+        "extra": {"base_url": f"http://127.0.0.1:{servers[0].server_port}/"},
+    }
+    smtp = {
+        "conn_type": "smtp", "host": "127.0.0.1", "port": servers[1].server_address[1],
+        "extra": {"from_email": "fruits@example.org", "disable_ssl": True, "disable_tls": True},
+    }  # fmt: skip
+    yield Channels(
+        inbox,
+        {
+            "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
+            "AIRFLOW_CONN_SLACK_API_DEFAULT": json.dumps(slack),
+            "AIRFLOW_CONN_SMTP_DEFAULT": json.dumps(smtp),
+            "FRUITS_ALERT_SNS_TOPIC": TOPIC,
+            "FRUITS_ALERT_SLACK_CHANNEL": "#fruits",
+            "FRUITS_ALERT_EMAIL": "a@example.org, b@example.org",
+            "FRUITS_ALERT_AFTER_HOURS": str(HOURS),
+        },
+        receive,
+    )
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    moto.stop()
+
+
+@pytest.fixture
+def module(channels: Channels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The plugin, without any setting."""
+    for name in channels.environment:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(str(ROOT / "plugins"))
+    from fruits.airflow import alerts as fruits_alerts
+
+    return fruits_alerts
+
+
+class TestWithoutAirflow:
+    def test_without_a_channel_nobody_is_told_and_nothing_is_kept(self, module: Any) -> None:
+        assert module.alerts() == []
+        assert module.deadline() is None
+
+    def test_only_the_channels_that_are_set_are_told(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FRUITS_ALERT_EMAIL", "a@example.org")
+        monkeypatch.setenv("FRUITS_ALERT_AFTER_HOURS", "3")
+        assert [alert.channel for alert in module.alerts()] == ["email"]
+        assert module.deadline().interval == timedelta(hours=3)
+        assert module.deadline().callback.kwargs == {"hours": 3}
+
+    def test_a_run_without_a_failed_task_still_alerts(self, module: Any) -> None:
+        """Airflow then gives a callback hardly anything."""
+        dag = SimpleNamespace(dag_id="fruit_features")
+        message = module.failure_message({"dag": dag, "run_id": "scheduled__1", "reason": "timed_out"})
+        assert "timed_out" in message.text
+        assert "/dags/fruit_features/runs/scheduled__1" in message.text
+
+    def test_an_endless_error_is_cut(self, module: Any) -> None:
+        ti = SimpleNamespace(
+            dag_id="fruit_features", run_id="r", task_id="pca",
+            get_task_states=lambda dag_id, run_ids: {"r": {"pca": "failed", "publish": "upstream_failed"}},
+            xcom_pull=lambda task_ids, key: f"starts here {'x' * 100_000}",
+        )  # fmt: skip
+        context = {"dag": SimpleNamespace(dag_id="fruit_features"), "run_id": "r", "ti": ti}
+        text = module.failure_message(context).text
+        assert "pca: starts here xxx" in text
+        assert len(text) < 2_500
+
+    def test_a_subject_is_one_that_sns_takes(self, module: Any) -> None:
+        subject = module._fields(module.Message("früchte " + "x" * 200, ""))["subject"]
+        assert subject.isascii()
+        assert len(subject) <= 100
+
+    def test_a_secret_does_not_leave_airflow(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from airflow.sdk.log import mask_secret
+
+        mask_secret("pa55word-of-the-catalog")
+        pushed: dict[str, str] = {}
+        ti = type("TI", (), {"xcom_push": lambda self, key, value: pushed.update({key: value})})()
+        module.keep_error({"ti": ti, "exception": ValueError("postgresql://u:pa55word-of-the-catalog@host")})
+        assert pushed == {"error": "ValueError: postgresql://u:***@host"}
+
+
+PLAN = {
+    "state": "succeeded",
+    "work": False,
+    "counts": {"create": 0, "pending": 0},
+    "remaining": 0,
+    "started_at": "2026-11-22T09:59:00+00:00",
+    "finished_at": "2026-11-22T10:00:00+00:00",
+    "request": {"dry_run": False, "keys": [], "mode": "reconcile", "prefix": ""},
+}
+AT = datetime(2026, 11, 22, 10, tzinfo=UTC)
+PUBLISHED = {
+    "state": "succeeded",
+    "started_at": "2026-11-22T10:59:00+00:00",
+    "finished_at": "2026-11-22T11:00:00+00:00",
+}
+MAINTENANCE = {**PLAN, "request": {"dry_run": False, "retention_days": 30}, "found": {}}
+del MAINTENANCE["counts"], MAINTENANCE["remaining"], MAINTENANCE["work"]
+
+
+class TestUpToDate:
+    @pytest.mark.parametrize(
+        ("documents", "moment"),
+        [
+            ({"plan": PLAN}, AT),
+            ({"plan": {**PLAN, "work": True}, "publish": PUBLISHED}, AT + timedelta(hours=1)),
+            ({"plan": {**PLAN, "work": True}}, None),
+            ({"plan": {**PLAN, "work": True}, "publish": {"state": "running"}}, None),
+            ({"plan": {**PLAN, "work": True}, "publish": {**PUBLISHED, "state": "failed"}}, None),
+            ({"plan": {**PLAN, "work": True, "remaining": 3}, "publish": PUBLISHED}, None),
+            ({"plan": MAINTENANCE}, None),
+            ({"plan": {"state": "running"}}, None),
+            ({"plan": {**PLAN, "state": "failed"}}, None),
+            ({}, None),
+            *(
+                ({"plan": {**PLAN, "request": {**PLAN["request"], **asked}}}, None)
+                for asked in ({"dry_run": True}, {"keys": ["a.jpg"]}, {"mode": "interval"}, {"prefix": "Training/"})
+            ),
+        ],
+    )
+    def test_by_a_run_that_looked_at_everything_and_ended_well(
+        self, module: Any, documents: dict[str, Any], moment: datetime | None
+    ) -> None:
+        assert module.current_at(documents, "") == moment
+
+    def test_the_newest_of_many_runs_counts(self, module: Any, tmp_path: Path) -> None:
+        settings = Settings.load(lake=f"file://{tmp_path / 'lake'}", catalog_uri=f"sqlite:///{tmp_path}/c.db")
+        assert module.last_current(settings) is None
+        for hour, run in ((9, "z_old"), (10, "a_new")):
+            leave_plan(settings, run, AT.replace(hour=hour))
+            time.sleep(0.02)
+        left = {
+            "failed": {"plan": {"state": "failed", "started_at": PLAN["started_at"]}},
+            "maintenance": {"plan": MAINTENANCE},
+            "planned_again": {
+                "plan": {**PLAN, "work": True, "started_at": PUBLISHED["finished_at"]},
+                "publish": PUBLISHED,
+            },
+        }
+        for run, documents in left.items():
+            for task, document in documents.items():
+                write_json(lake_store(settings, f"runs/{run}"), f"{task}.json", document)
+        assert module.last_current(settings) == AT
+
+
+def leave_plan(settings: Settings, run: str, ended: datetime) -> None:
+    """The document of a run that found nothing to do."""
+    write_json(lake_store(settings, f"runs/{run}"), "plan.json", {**PLAN, "finished_at": ended.isoformat()})
+
+
+@dataclass(frozen=True)
+class Airflow:
+    """A running Airflow with the DAGs above."""
+
+    data: Path
+    url: str
+    token: str
+
+    def ask(self, path: str, method: str = "GET", body: object = None) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}/api/v2/{path}",
+            method=method,
+            data=json.dumps(body).encode() if body is not None else None,
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def start(self, dag: str) -> str:
+        return str(self.ask(f"dags/{dag}/dagRuns", "POST", {"logical_date": None})["dag_run_id"])
+
+    def rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.data / "airflow" / "airflow.db", timeout=30)) as database:
+            return database.execute(query, values).fetchall()
+
+    def callback(self, run: str) -> tuple[str, str] | None:
+        """State and outcome of what a run's deadline called."""
+        query = """SELECT callback.state, output FROM deadline JOIN callback ON callback.id = callback_id
+            JOIN dag_run ON dag_run.id = dagrun_id WHERE run_id = ? AND callback.state IN ('success', 'failed')"""
+        return next(iter(self.rows(query, run)), None)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
+    """The first answer that is not empty."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture(scope="module")
+def airflow(channels: Channels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
+    """The embedded stack's Airflow with DAGs of our own."""
+    data = tmp_path_factory.mktemp("alerts") / "data"
+    dags = data.parent / "dags"
+    dags.mkdir()
+    (dags / "dags.py").write_text(f"ERROR = {ERROR!r}\n{DAGS}")
+    ours = {
+        **channels.environment,
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ui, "airflow_environment", lambda *given: airflow_environment(*given) | ours)
+        ui.start(data)
+        try:
+            running = json.loads((data / "ui.json").read_text())
+            login = {"username": running["user"], "password": ui._password(data, running["user"])}
+            request = urllib.request.Request(
+                f"{running['url']}/auth/token", json.dumps(login).encode(), {"Content-Type": "application/json"}
+            )
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                token = json.load(answer)["access_token"]
+            started = Airflow(data, running["url"], token)
+            wait_for(lambda: started.ask("dags")["total_entries"] == 4)
+            yield started
+        finally:
+            ui.stop(data)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs that were started together, by DAG, and their deadlines' outcome."""
+
+    failing: str
+    late: str
+    in_time: str
+
+
+@pytest.fixture(scope="module")
+def dead_slack(airflow: Airflow, channels: Channels) -> Runs:
+    """Runs while Slack refuses everything, and no run has ever brought the tables up to date."""
+    channels.inbox.slack_works = False
+    return Runs(*map(airflow.start, ("failing", "late", "in_time")))
+
+
+@pytest.fixture(scope="module")
+def all_well(airflow: Airflow, channels: Channels, dead_slack: Runs) -> Runs:
+    """Runs while every channel works, after the time when one did not; the last good run is too long ago."""
+    wait_for(lambda: channels.told(dead_slack.failing, dead_slack.late))
+    wait_for(lambda: airflow.callback(dead_slack.late))
+    channels.inbox.slack_works = True
+    leave_plan(lake_of(airflow), "long_ago", LONG_AGO)
+    return Runs(*map(airflow.start, ("failing", "late", "in_time")))
+
+
+@pytest.mark.slow
+class TestThroughAirflow:
+    def test_a_dead_channel_stops_no_other(self, airflow: Airflow, channels: Channels, dead_slack: Runs) -> None:
+        told = wait_for(lambda: channels.told(dead_slack.failing, dead_slack.late))
+        assert {channel for channel, _ in told} == {"sns", "mail"}
+        assert "ended: unknown" in channels.sent("sns", dead_slack.late)[0]
+        state, outcome = wait_for(lambda: airflow.callback(dead_slack.late))
+        assert state == "failed"
+        assert "alert not sent by slack" in outcome
+        assert airflow.ask(f"dags/failing/dagRuns/{dead_slack.failing}")["state"] == "failed"
+
+    def test_a_failed_run_is_told_to_everybody_once(self, airflow: Airflow, channels: Channels, all_well: Runs) -> None:
+        run = all_well.failing
+        wait_for(lambda: len(channels.told(run)) == 3)
+        (text,), (slack,), (mail,) = (channels.sent(channel, run) for channel in ("sns", "slack", "mail"))
+
+        assert text.startswith(f"failing failed: {run}\n"), "the subject"
+        assert f"prepare: {ERROR}\n" in text, "the error's own words, and no template's"
+        assert "compact: ZeroDivisionError: not mendable\n" in text
+        assert "publish" not in text.partition("Look at it")[0], "it did not fail: it was not started"
+        assert f"{airflow.url}/dags/failing/runs/manual__" in text
+        assert "clear the task that it says, or else the failed one" in text
+
+        assert slack == "#fruits\n" + escaped(text.partition("\n")[2])
+        assert mail.startswith(f"a@example.org, b@example.org\nfailing failed: {run}\n")
+        assert escaped(ERROR) in mail
+
+    def test_stale_tables_are_told_when_a_deadline_passes(
+        self, airflow: Airflow, channels: Channels, all_well: Runs
+    ) -> None:
+        run = all_well.late
+        assert wait_for(lambda: airflow.callback(run)) == ("success", "alert sent by sns, slack, email")
+        (text,) = channels.sent("sns", run)
+        assert f"No run of late has brought the tables up to date for {HOURS} hours" in text
+        assert f"ended: {LONG_AGO:%Y-%m-%d %H:%M} UTC" in text
+        assert f"Run {run} was to do it and is " in text
+        assert f"{airflow.url}/dags/late/runs/manual__" in text
+
+    def test_a_run_that_succeeded_in_time_has_no_deadline_any_more(self, airflow: Airflow, all_well: Runs) -> None:
+        deadlines = "SELECT count(*) FROM deadline JOIN dag_run ON dag_run.id = dagrun_id WHERE run_id = ?"
+        run = all_well.in_time
+        wait_for(lambda: airflow.ask(f"dags/in_time/dagRuns/{run}")["state"] == "success")
+        wait_for(lambda: airflow.rows(deadlines, run) == [(0,)], seconds=20)
+        assert airflow.rows(deadlines, all_well.failing) == [(0,)], "it never had one"
+        assert airflow.rows(deadlines, all_well.late) == [(1,)]
+
+    def test_another_dag_follows_the_publications(self, airflow: Airflow, all_well: Runs) -> None:
+        followed = wait_for(lambda: airflow.ask("dags/follower/dagRuns?state=success")["dag_runs"])
+        path = f"dags/follower/dagRuns/{followed[0]['dag_run_id']}/taskInstances/follow/xcomEntries/return_value"
+        events = airflow.ask(f"{path}?deserialize=true")["value"]
+        assert (events[0]["publication_id"], events[0]["sequence"]) == ("pub-000007-abc", 7)
+
+    def test_no_alert_when_another_run_did_the_work(self, airflow: Airflow, channels: Channels, all_well: Runs) -> None:
+        wait_for(lambda: airflow.callback(all_well.late))
+        leave_plan(lake_of(airflow), "another", datetime.now(UTC))
+        run = airflow.start("late")
+        state, outcome = wait_for(lambda: airflow.callback(run))
+        assert (state, outcome[:13]) == ("success", "up to date at")
+        assert channels.told(run) == []
+
+
+def escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def lake_of(airflow: Airflow) -> Settings:
+    return Settings.load(lake=f"file://{airflow.data / 'lake'}", catalog_uri=f"sqlite:///{airflow.data}/catalog.db")

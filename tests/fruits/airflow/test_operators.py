@@ -1,0 +1,556 @@
+"""The plugin's operators, against a real S3 server; only spark-submit is a stand-in."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from obstore.exceptions import GenericError
+
+from fruits.errors import FruitsError, TransientError
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, current_base, publish
+from fruits.lake.schemas import QUARANTINE
+from fruits.run.documents import run_document, run_store
+from fruits.run.lease import current_turn, end_turn, take_turn
+from fruits.run.planning import run_slug
+from fruits.settings import Settings
+from fruits.stores import write_json
+from local.airflow import airflow_environment
+from local.stack import Stack
+
+pytestmark = pytest.mark.airflow
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def operators(stack: Stack) -> Iterator[Any]:
+    """The plugin's module, in a process that is set up as the embedded stack sets up Airflow."""
+    with pytest.MonkeyPatch.context() as patch:
+        environment = airflow_environment(stack)
+        for name in (name for name in environment if name.startswith("AIRFLOW")):
+            patch.setenv(name, environment[name])
+        patch.syspath_prepend(str(ROOT / "plugins"))
+        from fruits.airflow import operators as fruits_operators
+
+        yield fruits_operators
+
+
+@pytest.fixture
+def put(stack: Stack, bucket: str) -> Callable[..., None]:
+    """Uploads an object."""
+    client = stack.client()
+
+    def put(key: str, body: bytes = b"photo") -> None:
+        client.put_object(Bucket=bucket, Key=key, Body=body)
+
+    return put
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a trigger listed the bucket."""
+    from aiobotocore.client import AioBaseClient
+
+    times: list[float] = []
+    real = AioBaseClient._make_api_call
+
+    async def counting(self: Any, operation_name: str, api_params: Any) -> Any:
+        if operation_name.startswith("List"):
+            times.append(time.monotonic())
+        return await real(self, operation_name, api_params)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
+    return times
+
+
+class TaskInstance:
+    """A task instance of a run whose `prepare` resolved a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def xcom_pull(self, task_ids: str) -> dict[str, Any]:
+        return {"prepare": {"request": {"prefix": self.prefix}}}[task_ids]
+
+
+def run_params(prefix: str = "", **params: Any) -> dict[str, Any]:
+    """The context of a task."""
+    return {"params": {"settle_seconds": 60, "sensor_timeout": 3600, **params}, "ti": TaskInstance(prefix)}
+
+
+@pytest.fixture
+def lake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Points tasks at an empty lake of the test's own."""
+    monkeypatch.setenv("FRUITS_LAKE", settings.lake)
+    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
+    return settings
+
+
+def settled_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
+    return operators.UploadsSettledSensor(task_id="uploads_settled", bucket_name=bucket, prefix=prefix, deferrable=True)
+
+
+def present_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
+    return operators.PhotosPresentSensor(
+        task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, wildcard_match=True, deferrable=True
+    )
+
+
+def deferral(sensor: Any, **params: Any) -> Any:
+    """How a sensor defers; fails when it does not."""
+    from airflow.sdk.exceptions import TaskDeferred
+
+    with pytest.raises(TaskDeferred) as raised:
+        sensor.execute(run_params(prefix=str(getattr(sensor, "bucket_key", "")).rstrip("*"), **params))
+    return raised.value
+
+
+def made_again(trigger: Any) -> Any:
+    """A trigger as the triggerer has it: made from what Airflow's database kept."""
+    from airflow.sdk._shared.module_loading import import_string
+    from airflow.sdk.serde import deserialize, serialize
+
+    path, arguments = trigger.serialize()
+    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(arguments)))))
+
+
+async def event_of(trigger: Any) -> dict[str, Any]:
+    return dict((await anext(trigger.run())).payload)
+
+
+class TestPhotosPresent:
+    def test_goes_on_when_there_is_a_photo(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        present_sensor(operators, bucket, "Training/").execute(run_params())
+
+    def test_a_prefix_is_taken_literally(
+        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        put("Training/[red]* Kiwi?/1.jpg")
+        present_sensor(operators, bucket, "Training/[red]* Kiwi?/").execute(run_params())
+        deferral(present_sensor(operators, bucket, "Training/[der]* Kiwi?/"))
+
+    def test_waits_for_the_runs_time_out_when_there_is_none(
+        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        put("Test/Apple/1.jpg")
+        deferred = deferral(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
+        assert deferred.timeout == timedelta(seconds=77)
+
+    def test_the_wait_ends_when_a_photo_comes(
+        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float], lake: Settings
+    ) -> None:
+        sensor = present_sensor(operators, bucket)
+        sensor.poke_interval = 1
+        deferred = deferral(sensor)
+        trigger = made_again(deferred.trigger)
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(1.5)
+            assert not waiting.done()
+            await asyncio.to_thread(put, "Training/Apple/1.jpg")
+            return await asyncio.wait_for(waiting, 10)
+
+        event = asyncio.run(scenario())
+        assert event["status"] == "success"
+        assert 2 <= len(listings) <= 4
+        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
+
+    def test_goes_on_when_the_last_photo_was_removed(self, operators: Any, bucket: str, lake: Settings) -> None:
+        """Its row is still there, and removing it is work."""
+        row = {
+            "key": "Training/Apple/1.jpg", "etag": "e", "size": 1, "last_modified": datetime.now(UTC),
+            "model_id": "m", "reason": "empty", "detail": "0 bytes", "run_id": "r",
+        }  # fmt: skip
+        rows = pa.Table.from_pylist([row], schema=QUARANTINE.schema)
+        Lake.open(lake).table("quarantine").append(rows)
+        present_sensor(operators, bucket, "Training/").execute(run_params(prefix="Training/"))
+        deferral(present_sensor(operators, bucket, "Test/"))
+
+    def test_a_wait_in_vain_says_what_was_waited_for(self, operators: Any, bucket: str) -> None:
+        message = timed_out(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
+        assert f"no object came under s3://{bucket}/Training/ within 77 s" in message
+        assert "`prefix`" in message
+        assert "`sensor_timeout`" in message
+
+    def test_a_mistyped_prefix_is_not_waited_for(
+        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        put("Training/Apple/1.jpg")
+        context = run_params(sensor_timeout=None)
+        context["params"]["prefix"] = "Trainnig/"
+        with pytest.raises(AirflowFailException, match=f"no object under s3://{bucket}/Trainnig/; .* `prefix`"):
+            present_sensor(operators, bucket, "Trainnig/").execute(context)
+        context["params"]["prefix"] = "Training/"
+        present_sensor(operators, bucket, "Training/").execute(context)
+        deferred = deferral(present_sensor(operators, bucket, "Test/"), sensor_timeout=None)
+        assert deferred.timeout == timedelta(hours=1), "for the settings' prefix"
+
+
+class TestUploadsSettled:
+    def test_old_photos_need_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        time.sleep(2.1)
+        settled_sensor(operators, bucket).execute(run_params(settle_seconds=1))
+
+    def test_no_settle_time_needs_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        settled_sensor(operators, bucket).execute(run_params(settle_seconds=0))
+
+    def test_where_nothing_is_nothing_can_be_unfinished(self, operators: Any, bucket: str) -> None:
+        settled_sensor(operators, bucket).execute(run_params())
+
+    def test_fresh_photos_elsewhere_do_not_matter(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        time.sleep(2.1)
+        put("Test/Apple/1.jpg")
+        settled_sensor(operators, bucket, "Training/").execute(run_params(settle_seconds=1))
+        deferral(settled_sensor(operators, bucket, "Test/"), settle_seconds=30)
+
+    def test_fresh_photos_defer(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        deferred = deferral(settled_sensor(operators, bucket, "Training/"), settle_seconds=9)
+        assert isinstance(deferred.trigger, operators.UploadsSettledTrigger)
+        assert deferred.method_name == "execute_complete"
+        again = made_again(deferred.trigger)
+        assert type(again) is operators.UploadsSettledTrigger
+        assert again.serialize() == deferred.trigger.serialize()
+        assert (again.bucket_name, again.prefix, again.inactivity_period) == (bucket, "Training/", 9)
+
+    def test_what_the_triggerer_keeps_does_not_grow_with_the_bucket(
+        self, operators: Any, bucket: str, put: Callable[..., None]
+    ) -> None:
+        sizes = []
+        for count in (1, 20):
+            for number in range(count):
+                put(f"Training/Apple/{number}.jpg")
+            deferred = deferral(settled_sensor(operators, bucket), settle_seconds=30)
+            sizes.append(len(json.dumps(deferred.trigger.serialize())))
+        assert sizes[0] == sizes[1]
+
+    def test_the_wait_ends_after_the_period_without_listing_all_the_time(
+        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float]
+    ) -> None:
+        sensor = settled_sensor(operators, bucket)
+        start = time.time()
+        put("Training/Apple/1.jpg")
+        deferred = deferral(sensor, settle_seconds=3)
+        event = asyncio.run(event_of(made_again(deferred.trigger)))
+        waited = time.time() - start
+        assert event["status"] == "success"
+        assert 2 <= waited < 8, "S3 tells LastModified to the second"
+        assert 2 <= len(listings) <= 4
+        assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
+        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
+    def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
+        self, operators: Any, bucket: str, put: Callable[..., None], key: str
+    ) -> None:
+        put("Training/Apple/1.jpg")
+        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=10).trigger)
+
+        async def scenario() -> float:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(2.5)
+            await asyncio.to_thread(put, key, b"another photo")
+            start = time.monotonic()
+            assert (await asyncio.wait_for(waiting, 60))["status"] == "success"
+            return time.monotonic() - start
+
+        assert asyncio.run(scenario()) > 8, "a whole period after the last upload, to the second"
+
+    def test_an_s3_server_that_refuses_fails_the_task(self, operators: Any, bucket: str) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        trigger = operators.UploadsSettledTrigger(
+            bucket_name="no-such-bucket", prefix="", inactivity_period=1, aws_conn_id="aws_default"
+        )
+        event = asyncio.run(event_of(trigger))
+        assert event["status"] == "error"
+        with pytest.raises(AirflowException, match="NoSuchBucket") as raised:
+            settled_sensor(operators, bucket).resume_execution("execute_complete", {"event": event}, run_params())
+        assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
+
+    @pytest.mark.slow
+    def test_photos_that_never_stop_coming_do_not_hold_up_the_first(
+        self, operators: Any, bucket: str, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put("Training/Apple/0.jpg")
+        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=3).trigger)
+        monkeypatch.setattr(sys.modules[type(trigger).__module__], "_MOST_PERIODS", 2)
+
+        async def scenario() -> int:
+            waiting, number = asyncio.create_task(event_of(trigger)), 0
+            while not waiting.done() and number < 40:
+                number += 1
+                await asyncio.to_thread(put, f"Training/Apple/{number}.jpg")
+                await asyncio.sleep(0.5)
+            assert waiting.result()["status"] == "success"
+            return number
+
+        assert asyncio.run(scenario()) >= 10, "two periods of three seconds"
+
+
+class TestTurn:
+    """Over a lake of the test's own; ``turns`` themselves have tests of theirs."""
+
+    def sensor(self, operators: Any) -> Any:
+        return operators.TurnSensor(task_id="wait_for_turn")
+
+    def context(self, run_id: str, **params: Any) -> dict[str, Any]:
+        return {"run_id": run_id, "params": params}
+
+    def test_a_run_waits_deferred_while_another_works_and_then_gets_its_turn(
+        self, operators: Any, lake: Settings
+    ) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        self.sensor(operators).execute(self.context("first"))
+        assert current_turn(lake).run == run_slug("first")
+        with pytest.raises(TaskDeferred) as deferred:
+            self.sensor(operators).execute(self.context("second"))
+        trigger = made_again(deferred.value.trigger)
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            await asyncio.to_thread(end_turn, lake, run_slug("first"))
+            return await asyncio.wait_for(waiting, 30)
+
+        event = asyncio.run(scenario())
+        assert current_turn(lake).run == run_slug("second"), "the next to wait stays asleep"
+        getattr(self.sensor(operators), deferred.value.method_name)(self.context("second"), event)
+        assert current_turn(lake).run == run_slug("second")
+
+    def test_a_dry_run_waits_for_nobody(self, operators: Any, lake: Settings) -> None:
+        take_turn(lake, "somebody")
+        self.sensor(operators).execute(self.context("dry", dry_run=True))
+        assert current_turn(lake).run == "somebody"
+
+    def test_wrong_settings_are_for_the_task_to_meet(self, operators: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("FRUITS_LAKE", raising=False)
+        assert asyncio.run(event_of(operators.TurnTrigger("run"))) == {}
+
+    def test_a_lake_that_does_not_answer_is_looked_at_again(
+        self, operators: Any, lake: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wait of hours is to survive any number of hiccups, and not to spend a retry on each."""
+        hiccups = [GenericError("status code 503"), TransientError("no answer"), ConnectionResetError("reset")]
+        messages, warned = [str(error) for error in hiccups], []
+
+        class Log:
+            def warning(self, message: str, *values: Any) -> None:
+                warned.append(message % values)
+
+        class Heard(operators.TurnTrigger):
+            log = Log()
+
+        def answer(settings: Settings, run: str) -> Any:
+            if hiccups:
+                raise hiccups.pop(0)
+            return take_turn(settings, run)
+
+        monkeypatch.setattr(operators, "take_turn", answer)
+        monkeypatch.setattr(operators, "_TURN_PAUSE", 0.1)
+        take_turn(lake, "somebody")
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(Heard("run")))
+            await asyncio.sleep(1.5)
+            assert not hiccups
+            assert not waiting.done(), "it is still somebody's turn"
+            await asyncio.to_thread(end_turn, lake, "somebody")
+            return await asyncio.wait_for(waiting, 30)
+
+        assert asyncio.run(scenario()) == {}
+        assert [line.rpartition(": ")[2] for line in warned] == messages
+
+
+def timed_out(sensor: Any, **params: Any) -> str:
+    """The message with which a sensor fails when Airflow ends its deferral, and not to be tried again."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException) as raised:
+        sensor.resume_execution("__fail__", {"error": "Trigger timeout"}, run_params(**params))
+    return str(raised.value)
+
+
+class TestMendableErrors:
+    def test_are_not_tried_again(self, operators: Any) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        with pytest.raises(AirflowFailException, match="^mend this$"), operators.mendable_errors():
+            raise FruitsError("mend this")
+
+    def test_those_that_pass_by_themselves_are(self, operators: Any) -> None:
+        with pytest.raises(TransientError, match="^wait$"), operators.mendable_errors():
+            raise TransientError("wait")
+
+    def test_other_errors_are(self, operators: Any) -> None:
+        with pytest.raises(ZeroDivisionError), operators.mendable_errors():
+            _ = 1 / 0
+
+
+class Submitted:
+    """A jobs environment whose spark-submit writes down how it was called, and ends as it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        script = folder / "bin" / "spark-submit"
+        script.parent.mkdir(parents=True)
+        script.write_text(
+            f'#!/bin/sh\ncd "{folder}"\nprintf "%s\\n" "$@" > arguments\nenv > environment\nsh job\nexit $(cat code)\n'
+        )
+        script.chmod(0o755)
+        self.job_does("", code=0)
+
+    def job_does(self, script: str, code: int) -> None:
+        (self.folder / "job").write_text(script)
+        (self.folder / "code").write_text(str(code))
+
+    @property
+    def arguments(self) -> list[str]:
+        return (self.folder / "arguments").read_text().splitlines()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        lines = (self.folder / "environment").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.fixture
+def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
+    """With a run of the chain that is planned."""
+    base = current_base(Lake.open(lake)).to_document()
+    with run_document(lake, "plan", "a run", "a_run") as plan:
+        plan.record(slug="a_run", base=base)
+    stand_in = Submitted(tmp_path / "jobs env")
+    monkeypatch.setenv("FRUITS_JOBS_ENV", str(stand_in.folder))
+    monkeypatch.setenv("FRUITS_SPARK_DRIVER_MEMORY", "3g")
+    return stand_in
+
+
+def spark_job(operators: Any) -> Any:
+    return operators.SparkJobOperator(task_id="featurize", job="featurize", run="a_run")
+
+
+class TestSparkJob:
+    def test_is_submitted_from_the_jobs_environment(self, operators: Any, stack: Stack, submitted: Submitted) -> None:
+        spark_job(operators).execute({})
+        arguments = submitted.arguments
+        assert arguments[-3:] == [str(ROOT / "spark_jobs" / "featurize.py"), "--run", "a_run"]
+        assert arguments[arguments.index("--master") + 1] == "local[*]"
+        assert arguments[arguments.index("--driver-memory") + 1] == "3g"
+        assert arguments[arguments.index("--name") + 1] == "fruits-featurize"
+        python = str(submitted.folder / "bin" / "python")
+        assert submitted.environment["PYSPARK_PYTHON"] == python
+        assert submitted.environment["PYSPARK_DRIVER_PYTHON"] == python
+
+    def test_credentials_go_by_environment_only(self, operators: Any, stack: Stack, submitted: Submitted) -> None:
+        spark_job(operators).execute({})
+        assert submitted.environment["AWS_SECRET_ACCESS_KEY"] == stack.secret_key
+        assert stack.secret_key not in " ".join(submitted.arguments)
+
+    def test_the_run_is_a_template(self, operators: Any) -> None:
+        assert "application_args" in operators.SparkJobOperator.template_fields
+
+    def test_a_run_that_is_published_is_not_worked_on_again(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        lake = Lake.open(settings)
+        base = current_base(lake)
+        row = Publication(1, base.publication.snapshots, "pub-1", run_id="a run", model_id="m", counts={})
+        publish(lake, base.to_document(), "a_run", row)
+        spark_job(operators).execute({})
+        assert not (submitted.folder / "arguments").exists()
+
+    def test_a_failure_to_be_mended_fails_with_the_jobs_own_words(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        leave_document(settings, submitted, state="failed", mendable=True, error="bucket 'x':\n  mend this", code=2)
+        with pytest.raises(AirflowFailException) as raised:
+            spark_job(operators).execute({})
+        assert str(raised.value) == "bucket 'x':\n  mend this"
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            {"state": "failed", "mendable": False, "error": "ZeroDivisionError()"},
+            {"state": "running"},
+            None,
+        ],
+        ids=["defect", "killed", "never started"],
+    )
+    def test_any_other_failure_is_tried_again(
+        self, operators: Any, settings: Settings, submitted: Submitted, document: dict[str, Any] | None
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        if document:
+            leave_document(settings, submitted, **document, code=1)
+        else:
+            submitted.job_does("", code=1)
+        with pytest.raises(AirflowException) as raised:
+            spark_job(operators).execute({})
+        assert not isinstance(raised.value, AirflowFailException)
+
+    def test_what_an_attempt_before_had_to_say_is_not_said_again(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        """spark-submit may die before the job writes anything; that may pass by itself."""
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        before = datetime.now(UTC) - timedelta(minutes=1)
+        leave_document(settings, submitted, state="failed", mendable=True, error="mend this", code=137, started=before)
+        with pytest.raises(AirflowException, match="137") as raised:
+            spark_job(operators).execute({})
+        assert not isinstance(raised.value, AirflowFailException)
+
+    def test_another_jobs_failure_is_not_taken_for_its_own(
+        self, operators: Any, settings: Settings, submitted: Submitted
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        leave_document(settings, submitted, task="pca", state="failed", mendable=True, error="mend this", code=1)
+        with pytest.raises(AirflowException) as raised:
+            spark_job(operators).execute({})
+        assert not isinstance(raised.value, AirflowFailException)
+
+    def test_a_jobs_environment_that_is_not_there_is_named(
+        self, operators: Any, settings: Settings, submitted: Submitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FRUITS_JOBS_ENV", str(tmp_path / "nowhere"))
+        with pytest.raises(Exception, match="nowhere"):
+            spark_job(operators).execute({})
+
+
+def leave_document(
+    settings: Settings,
+    submitted: Submitted,
+    *,
+    code: int,
+    task: str = "featurize",
+    started: datetime | None = None,
+    **content: Any,
+) -> None:
+    """Have the job leave a run document, by default of a start a minute from now, and end with an exit code."""
+    content["started_at"] = (started or datetime.now(UTC) + timedelta(minutes=1)).isoformat()
+    write_json(run_store(settings, "prepared"), f"{task}.json", content)
+    runs = Path(settings.lake.removeprefix("file://")) / "runs"
+    submitted.job_does(f"mkdir -p {runs}/a_run && mv {runs}/prepared/{task}.json {runs}/a_run/{task}.json", code)

@@ -1,0 +1,162 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from fruits.analysis.gates import Findings, Gate, evaluate, failed
+from fruits.settings import Settings
+
+SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
+GOOD = Findings(
+    planned=100,
+    unaccounted=(),
+    expected_rows=1_000,
+    rows=1_000,
+    new_rows=100,
+    unusable_vectors=0,
+    wrong_widths=0,
+    quarantined=5,
+    scale_ratio=1.05,
+    missing_embeddings=0,
+    orthonormality_error=1e-13,
+    explained_variance=0.95,
+    drift=0.01,
+    duplicates_across_splits=0,
+    unfitted_labels=(),
+    probe_raw=0.95,
+    probe_embedded=0.94,
+    held_out_rows=200,
+)
+"""Findings of a run that nothing is wrong with."""
+
+REQUIRED = {
+    "manifest_accounted": {"unaccounted": ("Kiwi/1.jpg",)},
+    "rows_accounted": {"rows": 999},
+    "vectors_usable": {"unusable_vectors": 1},
+    "vector_width": {"wrong_widths": 1},
+    "embeddings_complete": {"missing_embeddings": 1},
+    "components_orthonormal": {"orthonormality_error": 1e-3},
+    "explained_variance": {"explained_variance": SETTINGS.min_explained_variance - 0.01},
+    "quarantined_share": {"quarantined": 201},
+    "probe": {"probe_embedded": 0.5},
+}
+WARN = {
+    "drift": {"drift": SETTINGS.refit_drift + 0.01},
+    "unit_scale": {"scale_ratio": 127.5},
+    "labels_fitted": {"unfitted_labels": ("Durian",)},
+    "duplicates_across_splits": {"duplicates_across_splits": 1},
+}
+
+
+def not_passed(findings: Findings, settings: Settings = SETTINGS) -> list[str]:
+    return [gate.name for gate in evaluate(findings, settings) if not gate.passed]
+
+
+def test_good_findings_pass_every_gate_and_there_are_no_others():
+    gates = evaluate(GOOD, SETTINGS)
+    assert not_passed(GOOD) == []
+    assert {gate.name: gate.severity for gate in gates} == {
+        **dict.fromkeys(REQUIRED, "required"),
+        **dict.fromkeys(WARN, "warn"),
+    }
+    assert len(gates) == len(REQUIRED) + len(WARN)
+
+
+@pytest.mark.parametrize(("name", "finding"), [*REQUIRED.items(), *WARN.items()])
+def test_each_finding_fails_its_own_gate_alone(name, finding):
+    assert not_passed(replace(GOOD, **finding)) == [name]
+
+
+@pytest.mark.parametrize(("name", "finding"), REQUIRED.items())
+def test_a_required_gate_forbids_the_publication(name, finding):
+    assert [gate.name for gate in failed(evaluate(replace(GOOD, **finding), SETTINGS))] == [name]
+
+
+@pytest.mark.parametrize("finding", WARN.values())
+def test_a_warning_does_not(finding):
+    assert failed(evaluate(replace(GOOD, **finding), SETTINGS)) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("components_orthonormal", {"orthonormality_error": math.nan}),
+        ("explained_variance", {"explained_variance": math.nan}),
+        ("probe", {"probe_embedded": math.nan}),
+        ("probe", {"probe_raw": math.nan}),
+        ("drift", {"drift": math.nan}),
+        ("unit_scale", {"scale_ratio": math.nan}),
+        ("unit_scale", {"scale_ratio": math.inf}),
+    ],
+)
+def test_what_is_not_a_number_fails(name, finding):
+    assert not_passed(replace(GOOD, **finding)) == [name]
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        {"orthonormality_error": None},
+        {"explained_variance": None},
+        {"drift": None},
+        {"scale_ratio": None},
+        {"probe_raw": None},
+        {"probe_embedded": None},
+        {"probe_raw": 0.0, "probe_embedded": 0.0},
+        {"rows": 0, "expected_rows": 0, "quarantined": 0},
+    ],
+    ids=str,
+)
+def test_what_does_not_apply_passes_without_a_value(finding):
+    gates = evaluate(replace(GOOD, **finding), SETTINGS)
+    assert [gate.name for gate in gates if not gate.passed] == []
+    assert sum(gate.value is None for gate in gates) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "finding"),
+    [
+        ("explained_variance", {"min_explained_variance": 0.96}, {}),
+        ("quarantined_share", {"max_quarantined_share": 0.004}, {}),
+        ("probe", {"min_probe_ratio": 1.0}, {}),
+        ("drift", {"refit_drift": 0.005}, {}),
+    ],
+)
+def test_a_threshold_comes_from_the_settings(name, variable, finding):
+    stricter = SETTINGS.model_copy(update=variable)
+    assert not_passed(GOOD, stricter) == [name]
+    (gate,) = [gate for gate in evaluate(GOOD, stricter) if gate.name == name]
+    assert [gate.threshold] == list(variable.values())
+
+
+def test_a_value_at_its_threshold_passes():
+    at = {"explained_variance": 0.6, "quarantined": 200, "probe_raw": 1.0, "probe_embedded": 0.9, "drift": 0.05}
+    assert not_passed(replace(GOOD, **at, scale_ratio=4.0)) == []
+    assert not_passed(replace(GOOD, **at, scale_ratio=0.25)) == []
+
+
+def test_a_small_increment_with_one_bad_photo_does_not_fail_the_run():
+    assert not_passed(replace(GOOD, planned=1, new_rows=0, rows=1_001, expected_rows=1_001, quarantined=6)) == []
+
+
+def test_too_many_rows_are_as_wrong_as_too_few():
+    assert not_passed(replace(GOOD, rows=1_001)) == ["rows_accounted"]
+
+
+def test_a_gate_names_what_it_found_with_a_few_examples():
+    lost = [f"Kiwi/{number}.jpg" for number in range(9)]
+    gate = failed(evaluate(replace(GOOD, unaccounted=lost), SETTINGS))[0]
+    assert (gate.value, gate.threshold) == (9, 0)
+    assert gate.detail == ("91 of 100 planned objects are where they belong: Kiwi/0.jpg, Kiwi/1.jpg, Kiwi/2.jpg ...")
+
+
+def test_a_gate_survives_its_document():
+    for gate in evaluate(GOOD, SETTINGS):
+        assert Gate(**json.loads(json.dumps(gate.to_document()))) == gate
+
+
+def test_a_probe_of_a_few_held_out_photos_warns_and_does_not_stop_the_run():
+    few = replace(GOOD, probe_embedded=0.5, held_out_rows=4)
+    assert not_passed(few) == ["probe"]
+    assert failed(evaluate(few, SETTINGS)) == ()

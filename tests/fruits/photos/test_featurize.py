@@ -1,0 +1,244 @@
+import hashlib
+import io
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fruits.backbones.card import Card, Preprocessing
+from fruits.errors import FruitsError
+from fruits.photos import featurize as featurizing
+from fruits.photos.decode import decode, perceptual_hash, preprocess
+from fruits.photos.featurize import STAGES, featurize_entries
+from fruits.photos.quarantine import Reason
+from fruits.run.planning import Action, Entry
+from fruits.stores import photo_store
+from local.stack import free_ports
+from sample_photos import generator
+
+PREPROCESSING = Preprocessing(height=8, width=8)
+PLANNED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class MeanColour:
+    """Stands in for a backbone: a photo's feature is its mean colour."""
+
+    card: Card = Card("mean-1", "mean", "none", None, PREPROCESSING, 3, "", 0, "none", {})
+    before: list = field(default_factory=list)
+
+    def features(self, pixels):
+        for look in self.before:
+            look()
+        assert pixels.shape == (8, 8, 3)
+        return pixels.mean(axis=(0, 1), dtype=np.float32)
+
+
+def photo(seed: int = 0, size=(40, 30)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def put(stack, bucket):
+    """Uploads bytes and returns the entry that a plan would have for them."""
+    client = stack.client()
+
+    def upload(key: str, data: bytes) -> Entry:
+        etag = client.put_object(Bucket=bucket, Key=key, Body=data)["ETag"].strip('"')
+        return Entry(key, etag, len(data), PLANNED, Action.CREATE, "Kiwi", "train")
+
+    return upload
+
+
+@pytest.fixture
+def featurize(settings):
+    def run(*entries: Entry, backbone=None, **changed):
+        chosen = settings.model_copy(update=changed)
+        return list(featurize_entries(entries, photo_store(chosen), backbone or MeanColour(), chosen))
+
+    return run
+
+
+@pytest.fixture
+def gets(monkeypatch):
+    """The keys of the GETs that were made, and of those whose bytes were downloaded."""
+    made, downloaded, real_get = [], [], featurizing.obstore.get
+
+    class Watched:
+        def __init__(self, key, answer):
+            self.key, self.answer, self.meta = key, answer, answer.meta
+
+        def bytes(self):
+            downloaded.append(self.key)
+            return self.answer.bytes()
+
+    def get(store, key):
+        made.append(key)
+        return Watched(key, real_get(store, key))
+
+    monkeypatch.setattr(featurizing.obstore, "get", get)
+    return made, downloaded
+
+
+def test_a_readable_photo_yields_its_feature_and_what_it_is(put, featurize, settings):
+    data = photo()
+    (outcome,) = featurize(entry := put("Kiwi/a b%20ü.jpg", data))
+    decoded = decode(data, featurizing.Limits(10**9, 10**9), 8)
+    assert (outcome.entry, outcome.reason, outcome.detail) == (entry, None, "")
+    assert (outcome.etag, outcome.size) == (hashlib.md5(data).hexdigest(), len(data))  # noqa: S324 -- S3's
+    feature = outcome.feature
+    assert feature.sha256 == hashlib.sha256(data).hexdigest()
+    assert feature.phash == perceptual_hash(decoded.image)
+    assert (feature.width, feature.height, feature.format) == (40, 30, "JPEG")
+    assert np.array_equal(feature.vector, MeanColour().features(preprocess(decoded.image, PREPROCESSING)))
+    assert feature.vector.dtype == np.float32
+    assert set(outcome.seconds) == set(STAGES)
+    assert min(outcome.seconds.values()) >= 0
+
+
+def test_broken_photos_are_quarantined_for_their_reason_and_the_others_get_through(put, featurize, tmp_path):
+    generator.generate(tmp_path, kinds=1, per_kind_train=2, per_kind_test=0, size=(64, 80))
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.*")}
+    outcomes = {outcome.entry.key: outcome for outcome in featurize(*(put(*file) for file in files.items()))}
+    unreadable = {key: Reason(code) for key, code in generator.BROKEN.items() if code != Reason.KEY_PATTERN}
+    assert {key: outcome.reason for key, outcome in outcomes.items() if outcome.reason} == unreadable
+    assert all((outcome.feature is None) == bool(outcome.reason) for outcome in outcomes.values())
+    assert all(bool(outcome.detail) == bool(outcome.reason) for outcome in outcomes.values())
+    assert len(outcomes) == len(files) == len(unreadable) + 3
+
+
+def test_an_object_that_has_gone_is_quarantined_as_the_plan_knew_it(put, featurize, stack, bucket):
+    entry, other = put("Kiwi/1.jpg", photo()), put("Kiwi/2.jpg", photo())
+    stack.client().delete_object(Bucket=bucket, Key=entry.key)
+    outcome, rest = featurize(entry, other)
+    assert (outcome.reason, outcome.detail) == (Reason.GONE, Reason.GONE.description)
+    assert (outcome.etag, outcome.size, outcome.last_modified) == (entry.etag, entry.size, PLANNED)
+    assert rest.feature is not None
+
+
+def test_an_object_that_changed_since_the_plan_is_reported_as_it_was_read(put, featurize):
+    planned = put("Kiwi/1.jpg", photo(1))
+    current = put("Kiwi/1.jpg", newer := photo(2, size=(50, 60)))
+    (outcome,) = featurize(planned)
+    assert outcome.entry == planned
+    assert (outcome.etag, outcome.size) == (current.etag, len(newer))
+    assert outcome.etag != planned.etag
+    assert outcome.last_modified > PLANNED
+    assert outcome.feature.sha256 == hashlib.sha256(newer).hexdigest()
+    assert (outcome.feature.width, outcome.feature.height) == (50, 60)
+
+
+def test_a_photo_with_too_many_bytes_is_not_downloaded(put, featurize, gets):
+    small, large = photo(1), photo(2, size=(400, 300))
+    outcomes = featurize(put("large.jpg", large), put("small.jpg", small), max_photo_bytes=len(small))
+    assert [outcome.reason for outcome in outcomes] == [Reason.TOO_MANY_BYTES, None]
+    assert outcomes[0].detail == f"{len(large):,} bytes; at most {len(small):,} (FRUITS_MAX_PHOTO_BYTES)"
+    assert outcomes[0].size == len(large)
+    assert gets == (["large.jpg", "small.jpg"], ["small.jpg"])
+
+
+def test_a_photo_with_too_many_pixels_is_quarantined(put, featurize):
+    (outcome,) = featurize(put("Kiwi/1.jpg", photo(size=(40, 30))), max_photo_pixels=1_199)
+    assert outcome.reason == Reason.TOO_MANY_PIXELS
+
+
+def test_a_rejected_object_is_never_fetched(put, featurize, gets):
+    rejected = [
+        Entry("stray.jpg", "e", 5, PLANNED, Action.CREATE, rejection=Reason.KEY_PATTERN),
+        Entry("Weed/1.jpg", "f", 6, PLANNED, Action.UPDATE, rejection=Reason.UNKNOWN_LABEL),
+    ]
+    sound = put("Kiwi/1.jpg", photo())
+    outcomes = featurize(rejected[0], sound, rejected[1])
+    assert [outcome.reason for outcome in outcomes] == [Reason.KEY_PATTERN, None, Reason.UNKNOWN_LABEL]
+    assert [(outcome.etag, outcome.size) for outcome in outcomes[::2]] == [("e", 5), ("f", 6)]
+    assert outcomes[0].detail == Reason.KEY_PATTERN.description
+    assert gets[0] == ["Kiwi/1.jpg"]
+
+
+def test_outcomes_come_in_the_order_of_the_entries_whichever_get_is_slow(put, featurize, monkeypatch):
+    entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(12)]
+    real_get = featurizing.obstore.get
+
+    def slow_for_even(store, key):
+        time.sleep(0.05 if int(key[5:-4]) % 2 == 0 else 0)
+        return real_get(store, key)
+
+    monkeypatch.setattr(featurizing.obstore, "get", slow_for_even)
+    outcomes = featurize(*entries, gets_in_flight=4)
+    assert [outcome.entry for outcome in outcomes] == entries
+    assert [outcome.etag for outcome in outcomes] == [entry.etag for entry in entries]
+
+
+@pytest.mark.parametrize("in_flight", [1, 3, 50])
+def test_a_feature_depends_neither_on_the_batch_nor_on_what_is_in_flight(put, featurize, in_flight):
+    entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(7)]
+    alone = [featurize(entry)[0].feature.vector.tobytes() for entry in entries]
+    together = featurize(*reversed(entries), gets_in_flight=in_flight)
+    assert [outcome.feature.vector.tobytes() for outcome in reversed(together)] == alone
+
+
+def test_gets_overlap_with_each_other_and_with_the_inference(put, featurize, monkeypatch):
+    """Each GET waits for as many others as may be in flight: one after the other, they would wait in vain."""
+    in_flight, count = 4, 12
+    entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(count)]
+    real_get, together = featurizing.obstore.get, threading.Barrier(in_flight)
+    started, inferred, ahead = [], [], []
+
+    def get(store, key):
+        started.append(key)
+        together.wait(timeout=10)
+        return real_get(store, key)
+
+    monkeypatch.setattr(featurizing.obstore, "get", get)
+    backbone = MeanColour(before=[lambda: (ahead.append(len(started) - len(inferred)), inferred.append(1))])
+    outcomes = featurize(*entries, gets_in_flight=in_flight, backbone=backbone)
+    assert [outcome.reason for outcome in outcomes] == [None] * count
+    assert ahead[0] >= in_flight, "the first inference waits for no more than its own photo"
+    assert max(ahead) <= in_flight + 1, "no more photos are held in memory than may be in flight"
+
+
+def test_entries_are_taken_as_they_are_needed(put, settings):
+    entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(10)]
+    taken = []
+    outcomes = featurize_entries(
+        (taken.append(entry) or entry for entry in entries),
+        photo_store(settings),
+        MeanColour(),
+        settings.model_copy(update={"gets_in_flight": 2}),
+    )
+    assert next(outcomes).entry == entries[0]
+    assert len(taken) <= 3
+    outcomes.close()
+
+
+def test_nothing_to_do_yields_nothing(featurize):
+    assert featurize() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"bucket": "no-such-bucket"}, "bucket 'no-such-bucket' does not exist"),
+        ({"s3_endpoint": "http://127.0.0.1:{port}"}, "it does not answer; check FRUITS_S3_ENDPOINT"),
+    ],
+    ids=["bucket", "server"],
+)
+def test_a_bucket_that_cannot_be_read_is_an_error_not_a_quarantine(put, featurize, wrong, expected):
+    entry = put("Kiwi/1.jpg", photo())
+    with pytest.raises(FruitsError, match=expected):
+        featurize(entry, **{name: value.format(port=free_ports(1)[0]) for name, value in wrong.items()})
+
+
+def test_a_defect_of_the_backbone_is_not_blamed_on_the_photo(put, featurize):
+    def defect():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        featurize(put("Kiwi/1.jpg", photo()), backbone=MeanColour(before=[defect]))

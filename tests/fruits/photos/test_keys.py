@@ -1,0 +1,138 @@
+import time
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fruits.errors import FruitsError
+from fruits.photos.keys import FIT_SPLIT, HELD_OUT_SPLIT, KeyPattern, PhotoKey, check_prefix
+from fruits.settings import Settings
+
+
+def key_pattern(**values: object) -> KeyPattern:
+    return KeyPattern.of(Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db", **values))
+
+
+PATTERN = key_pattern()
+NO_HOLDOUT = key_pattern(holdout_share=0)
+DAY = date(2026, 11, 20)
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "split", "day"),
+    [
+        ("Training/Apple Braeburn/0_100.jpg", "Apple Braeburn", "train", None),
+        ("Test/Apple Braeburn/r_321_100.jpg", "Apple Braeburn", "test", None),
+        ("fruits-360_dataset/fruits-360/Training/Kiwi/7_100.jpg", "Kiwi", "train", None),
+        ("train/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("TEST/Kiwi/1.jpg", "Kiwi", "test", None),
+        ("testing/Kiwi/1.jpg", "Kiwi", "test", None),
+        ("val/Kiwi/1.jpg", "Kiwi", "validation", None),
+        ("Validation/Kiwi/1.jpg", "Kiwi", "validation", None),
+        ("Kiwi/1.jpg", "Kiwi", "train", None),
+        ("raw/camera 7/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("dt=2026-11-20/Kiwi/1.jpg", "Kiwi", "train", DAY),
+        ("dt=2026-11-20/Test/Kiwi/1.jpg", "Kiwi", "test", DAY),
+        ("raw/dt=2026-11-20/camera 7/Test/Kiwi/1.jpg", "Kiwi", "test", DAY),
+        ("Training/Pomme d'amour 🍎/été.jpg", "Pomme d'amour 🍎", "train", None),
+        ("Test/100% Kiwi & co+/a b#1?.jpg", "100% Kiwi & co+", "test", None),
+        ("Tester/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("Training/Test Fruit/1.jpg", "Test Fruit", "train", None),
+    ],
+)
+def test_a_layout_is_read(key, label, split, day):
+    assert NO_HOLDOUT.parse(key) == PhotoKey(label, split, day)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "stray.jpg",
+        "Training/stray.jpg",
+        "test/stray.jpg",
+        "Training/Kiwi/",
+        "Kiwi/",
+        "",
+        "/1.jpg",
+        "dt=2026-11-20/1.jpg",
+        "dt=2026-11-20/Training/1.jpg",
+        "dt=2026-13-40/Kiwi/1.jpg",
+    ],
+)
+def test_a_key_without_a_label_or_with_an_impossible_date_is_not_taken(key):
+    assert PATTERN.parse(key) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["/Kiwi/1.jpg", "a//Kiwi/1.jpg", "./Kiwi/1.jpg", "a/../Kiwi/1.jpg", "Kiwi/..", "a\n/Kiwi/1.jpg", "Kiwi/1\x7f.jpg"],
+    ids=repr,
+)
+def test_a_key_that_would_be_fetched_as_another_is_not_taken(key):
+    assert key_pattern(key_pattern="(?s).*(?P<label>Kiwi).*").parse(key) is None
+
+
+def test_another_pattern_reads_another_layout():
+    pattern = key_pattern(key_pattern=r"(?P<date>\d{4}-\d\d-\d\d)_(?P<label>[a-z]+)_\d+\.jpg", holdout_share=0)
+    assert pattern.parse("2026-11-20_fig_1.jpg") == PhotoKey("fig", FIT_SPLIT, DAY)
+    assert pattern.parse("x/2026-11-20_fig_1.jpg") is None, "the pattern is for the whole key"
+
+
+def test_a_pattern_whose_label_may_be_absent_takes_only_keys_that_have_one():
+    pattern = key_pattern(key_pattern=r"(?:(?P<label>[a-z]+)/)?[^/]+", holdout_share=0)
+    assert pattern.parse("fig/1.jpg") == PhotoKey("fig", FIT_SPLIT, None)
+    assert pattern.parse("1.jpg") is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_the_holdout_has_its_share_of_each_label(share):
+    pattern = key_pattern(holdout_share=share)
+    for label in ("Kiwi", "Apple Red"):
+        splits = [pattern.parse(f"{label}/{number}_100.jpg").split for number in range(5_000)]
+        # Four standard deviations of a binomial share of 5,000.
+        assert splits.count(HELD_OUT_SPLIT) / 5_000 == pytest.approx(
+            share, abs=4 * (share * (1 - share) / 5_000) ** 0.5
+        )
+        assert set(splits) <= {FIT_SPLIT, HELD_OUT_SPLIT}
+
+
+def test_the_holdout_is_the_same_in_every_release():
+    """Another choice would let photos that the PCA was fitted on into its test: a change here is a breaking change."""
+    held_out = [n for n in range(40) if PATTERN.parse(f"Kiwi/{n}.jpg").split == HELD_OUT_SPLIT]
+    assert held_out == [5, 6, 8, 10, 13, 26, 28, 34]
+
+
+@given(st.text(min_size=1).map(lambda name: f"Kiwi/{name.replace('/', '')}x"), st.floats(0, 0.5), st.floats(0, 0.49))
+def test_a_larger_holdout_keeps_all_that_a_smaller_one_held_out(key, share, more):
+    smaller, larger = key_pattern(holdout_share=share).parse(key), key_pattern(holdout_share=share + more).parse(key)
+    assert smaller is None or smaller.split != HELD_OUT_SPLIT or larger.split == HELD_OUT_SPLIT
+
+
+def test_a_split_in_the_key_is_not_overruled_by_the_holdout():
+    pattern = key_pattern(holdout_share=0.99)
+    assert {pattern.parse(f"Training/Kiwi/{number}.jpg").split for number in range(100)} == {FIT_SPLIT}
+
+
+@given(st.text())
+def test_no_key_is_too_strange_to_be_judged(key):
+    parsed = PATTERN.parse(key)
+    assert parsed is None or (parsed.label in key and "/" not in parsed.label)
+
+
+def test_a_long_key_is_judged_at_once():
+    start = time.perf_counter()
+    PATTERN.parse("dt=2026-11-20/" * 36 + "a/" * 250)
+    assert time.perf_counter() - start < 0.5
+
+
+@pytest.mark.parametrize("prefix", ["", "Training/", "Train", "a/b c/ü"])
+def test_a_prefix_is_the_start_of_a_key(prefix):
+    assert check_prefix(prefix) == prefix
+
+
+@pytest.mark.parametrize("prefix", ["/Training/", "s3://fruits/Training/", "https://host/x"])
+def test_a_prefix_that_no_key_starts_with_is_refused(prefix):
+    with pytest.raises(FruitsError, match="without a leading slash") as caught:
+        check_prefix(prefix)
+    assert repr(prefix) in str(caught.value)

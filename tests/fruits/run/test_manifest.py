@@ -1,0 +1,55 @@
+from datetime import UTC, datetime
+
+import pytest
+
+from fruits.photos.quarantine import Reason
+from fruits.run.documents import run_store
+from fruits.run.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from fruits.run.planning import Action, Entry
+from fruits.settings import Settings
+
+MOMENT = datetime(2026, 11, 20, 12, 30, 15, 123456, tzinfo=UTC)
+ENTRIES = (
+    Entry("Test/Kiwi/a b%20ü🍎.jpg", "etag", 5_000_000_000, MOMENT, Action.CREATE, "Kiwi", "test"),
+    Entry("Kiwi/2.jpg", "etag-2", 0, MOMENT, Action.UPDATE, "Kiwi", "train"),
+    Entry("stray.jpg", "", 1, MOMENT, Action.CREATE, rejection=Reason.KEY_PATTERN),
+    Entry("Fig/1.jpg", "etag", 0, MOMENT, Action.DELETE, "Fig", "train"),
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    settings = Settings.load(lake=f"file://{tmp_path}", catalog_uri=f"sqlite:///{tmp_path}/catalog.db")
+    return run_store(settings, "manual_1")
+
+
+def entries_in(manifest) -> tuple[Entry, ...]:
+    return tuple(
+        Entry(
+            **{
+                **row,
+                "action": Action(row["action"]),
+                "rejection": Reason(row["rejection"]) if row["rejection"] else None,
+            }
+        )
+        for row in manifest.to_pylist()
+    )
+
+
+@pytest.mark.parametrize("entries", [ENTRIES, ()], ids=["some", "none"])
+def test_what_was_written_is_read(store, entries):
+    write_manifest(store, entries)
+    manifest = read_manifest(store)
+    assert entries_in(manifest) == entries
+    assert manifest.schema.equals(MANIFEST_SCHEMA)
+
+
+def test_a_plan_made_again_replaces_the_manifest(store):
+    write_manifest(store, ENTRIES)
+    write_manifest(store, ENTRIES[:1])
+    assert entries_in(read_manifest(store)) == ENTRIES[:1]
+
+
+def test_a_run_without_a_manifest_has_none(store):
+    with pytest.raises(FileNotFoundError):
+        read_manifest(store)

@@ -1,0 +1,470 @@
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fruits.errors import ExitCode, FruitsError
+from fruits.lake.branches import branch_name
+from fruits.photos.listing import ListedObject
+from fruits.photos.quarantine import Reason
+from fruits.run.planning import (
+    WORK,
+    Action,
+    KeyRules,
+    KnownObject,
+    Plan,
+    RunRequest,
+    make_plan,
+    resolve_request,
+    run_slug,
+)
+from fruits.settings import Settings
+from fruits.steps.chain import check_keys
+
+LAKE = {"lake": "file:///lake", "catalog_uri": "sqlite:////lake/catalog.db"}
+SETTINGS = Settings.load(**LAKE, prefix="photos/", backbone="MobileNetV2", weights="random", n_components=64)
+RULES = KeyRules.of(SETTINGS)
+START = datetime(2026, 11, 20, tzinfo=UTC)
+DAY = timedelta(days=1)
+INTERVAL = (START, START + DAY)
+EVERYTHING = RunRequest("")
+
+
+@pytest.mark.parametrize(
+    ("params", "run_type", "data_interval", "expected"),
+    [
+        ({}, "manual", None, {}),
+        ({}, "asset_triggered", None, {}),
+        ({}, "scheduled", INTERVAL, {}),
+        ({}, "manual", INTERVAL, {}),
+        ({}, "backfill", INTERVAL, {"mode": "interval", "interval": INTERVAL}),
+        ({"mode": "auto"}, "backfill", INTERVAL, {"mode": "interval", "interval": INTERVAL}),
+        ({"mode": "reconcile"}, "backfill", INTERVAL, {"mode": "reconcile", "interval": None}),
+        ({"mode": "rebuild"}, "backfill", INTERVAL, {"mode": "rebuild", "interval": None}),
+        ({"mode": "interval"}, "scheduled", INTERVAL, {"mode": "interval", "interval": INTERVAL}),
+        ({"prefix": "photos/new/"}, "manual", None, {"prefix": "photos/new/"}),
+        ({"prefix": ""}, "manual", None, {}),
+        ({"prefix": None, "keys": None, "limit": None, "n_components": None}, "manual", None, {}),
+        ({"keys": []}, "manual", None, {}),
+        ({"keys": [" photos/b ", "photos/a", "", "photos/a"]}, "manual", None, {"keys": ("photos/a", "photos/b")}),
+        ({"backbone": "MobileNetV2"}, "manual", None, {"backbone": "MobileNetV2"}),
+        ({"backbone": "ResNet50"}, "manual", None, {"backbone": "ResNet50", "weights": None}),
+        (
+            {"backbone": "ResNet50", "weights": "imagenet"},
+            "manual",
+            None,
+            {"backbone": "ResNet50", "weights": "imagenet"},
+        ),
+        ({"n_components": 0.9}, "manual", None, {"n_components": 0.9}),
+        ({"n_components": 32.0}, "manual", None, {"n_components": 32}),
+        ({"n_components": "0.5"}, "manual", None, {"n_components": 0.5}),
+        ({"refit": "always"}, "manual", None, {"refit": "always"}),
+        ({"limit": 5}, "manual", None, {"limit": 5}),
+        ({"limit": 0}, "manual", None, {"limit": None}),
+        ({"retry_quarantined": True, "dry_run": True}, "manual", None, {"retry_quarantined": True, "dry_run": True}),
+    ],
+)
+def test_params_come_before_the_run_type_and_that_before_the_interval(params, run_type, data_interval, expected):
+    default = RunRequest("photos/", n_components=64)
+    found = resolve_request(params, SETTINGS, run_type=run_type, data_interval=data_interval)
+    assert found == replace(default, **expected)
+
+
+@pytest.mark.parametrize(
+    ("params", "named", "expected"),
+    [
+        ({"mode": "full"}, "mode 'full'", "auto, reconcile, interval or rebuild"),
+        ({"mode": "interval"}, "mode 'interval'", "backfill"),
+        ({"prefix": "/photos/"}, "prefix '/photos/'", "without a leading slash"),
+        ({"prefix": "s3://fruits/photos/"}, "prefix 's3://fruits/photos/'", "without a leading slash"),
+        ({"prefix": "private/"}, "prefix 'private/'", "outside FRUITS_PREFIX, 'photos/'"),
+        ({"prefix": "phot"}, "prefix 'phot'", "outside FRUITS_PREFIX, 'photos/'"),
+        ({"keys": ["photos/a", "other/b"]}, "'other/b'", "does not start with the prefix 'photos/'"),
+        ({"n_components": 0}, "n_components 0", "a count (1, 2, ...) or a share"),
+        ({"n_components": 1.5}, "n_components 1.5", "a count (1, 2, ...) or a share"),
+        ({"n_components": -2}, "n_components -2", "a count (1, 2, ...) or a share"),
+        ({"n_components": float("inf")}, "n_components inf", "a count (1, 2, ...) or a share"),
+        ({"n_components": "most"}, "n_components 'most'", "a count (1, 2, ...) or a share"),
+        ({"refit": "sometimes"}, "refit 'sometimes'", "auto, always, never"),
+        ({"limit": -1}, "limit -1", "at least 1"),
+        ({"limit": 2.5}, "limit 2.5", "at least 1"),
+        ({"limit": "ten"}, "limit 'ten'", "at least 1"),
+        ({"mode": "rebuild", "limit": 5}, "mode 'rebuild'", "leave `limit` empty"),
+    ],
+)
+def test_a_bad_param_is_named_with_what_was_expected(params, named, expected):
+    with pytest.raises(FruitsError) as caught:
+        resolve_request(params, SETTINGS)
+    assert named in str(caught.value)
+    assert expected in str(caught.value)
+    assert caught.value.exit_code == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [EVERYTHING, RunRequest("a/", "interval", ("a/b",), INTERVAL, "x", "y", 7, "never", 3, True, True)],
+)
+def test_a_request_survives_its_document(request_):
+    assert RunRequest.from_document(json.loads(json.dumps(request_.to_document()))) == request_
+
+
+# --- what is to be done with each object? ----------------------------------------------------------------------------
+
+PREFIXES = st.sampled_from(["", "a", "a/", "b/Kiwi/", "dt=2026-11-2"])
+KEYS = st.sampled_from(
+    [
+        f"{folder}{label}/{number}.jpg"
+        for folder in ("", "a/", "b/", "a/Test/", "dt=2026-11-20/", "dt=2026-11-21/")
+        for label in ("Kiwi", "Fig")
+        for number in range(2)
+    ]
+    + ["stray.jpg", "a/Training/stray.jpg", "a/Weed/1.jpg", "dt=2026-13-40/Kiwi/1.jpg"]
+)
+MOMENTS = st.integers(0, 5 * 24).map(lambda hours: START - DAY + timedelta(hours=hours))
+ETAGS = st.sampled_from(["one", "two"])
+LABELLED = KeyRules(RULES.pattern, frozenset({"Kiwi", "Fig"}))
+
+
+@st.composite
+def listings(draw) -> list[ListedObject]:
+    keys = draw(st.lists(KEYS, unique=True, max_size=12))
+    return [ListedObject(key, draw(ETAGS), draw(st.integers(0, 9)), draw(MOMENTS)) for key in keys]
+
+
+@st.composite
+def tables(draw) -> dict[str, KnownObject]:
+    known = {}
+    for key in draw(st.lists(KEYS, unique=True, max_size=12)):
+        reason = draw(st.none() | st.sampled_from(Reason))
+        label, split = (None, None) if reason else (draw(st.sampled_from(["Kiwi", "Fig"])), draw(st.just("train")))
+        known[key] = KnownObject(draw(ETAGS), draw(MOMENTS), label, split, reason)
+    return known
+
+
+@st.composite
+def requests(draw) -> RunRequest:
+    prefix = draw(PREFIXES)
+    keys = draw(st.just(()) | st.lists(KEYS, max_size=5, unique=True).map(tuple))
+    mode = draw(st.sampled_from(["reconcile", "interval", "rebuild"]))
+    start, length = draw(MOMENTS), draw(st.integers(1, 48))
+    return RunRequest(
+        prefix,
+        mode,
+        keys=keys,
+        interval=(start, start + timedelta(hours=length)) if mode == "interval" else None,
+        limit=draw(st.none() | st.integers(1, 4)),
+        retry_quarantined=draw(st.booleans()),
+    )
+
+
+def moment_of(key: str, last_modified: datetime) -> datetime:
+    """When an object counts for a data interval: the day its folder names, else its last modification."""
+    if key.startswith("dt=") and not key.startswith("dt=2026-13"):
+        return datetime.fromisoformat(key[3:13]).replace(tzinfo=UTC)
+    return last_modified
+
+
+def covered(request: RunRequest, key: str, last_modified: datetime) -> bool:
+    """Whether a run covers an object, said another way than the planner says it."""
+    if not key.startswith(request.prefix) or (request.keys and key not in request.keys):
+        return False
+    return request.interval is None or request.interval[0] <= moment_of(key, last_modified) < request.interval[1]
+
+
+def scope(listed: list[ListedObject], known: Mapping[str, KnownObject], request: RunRequest) -> set[str]:
+    """Keys that a run covers: an object is where the bucket says, and only if it is not there, where the tables say."""
+    there = {item.key: item.last_modified for item in listed}
+    gone = {key: row.last_modified for key, row in known.items() if key not in there}
+    return {key for key, moment in {**there, **gone}.items() if covered(request, key, moment)}
+
+
+def apply(
+    plan: Plan, known: Mapping[str, KnownObject], unreadable: frozenset[str] = frozenset()
+) -> dict[str, KnownObject]:
+    """The tables once a run has done what its plan says."""
+    after = dict(known)
+    for entry in plan.entries:
+        if entry.action == Action.DELETE:
+            del after[entry.key]
+        else:
+            reason = entry.rejection or (Reason.TRUNCATED if entry.key in unreadable else None)
+            label, split = (None, None) if reason else (entry.label, entry.split)
+            after[entry.key] = KnownObject(entry.etag, entry.last_modified, label, split, reason)
+    return after
+
+
+@given(listings(), tables(), requests())
+def test_every_object_in_scope_has_exactly_one_action_or_is_pending(listed, known, request_):
+    plan = make_plan(listed, known, LABELLED, request_)
+    planned = [entry.key for entry in (*plan.entries, *plan.pending)]
+    in_scope = scope(listed, known, request_)
+    assert len(planned) == len(set(planned))
+    assert set(planned) <= in_scope
+    assert sum(plan.counts.values()) + len(plan.pending) == len(in_scope)
+    assert set(plan.counts) == set(Action)
+    worked_on = [entry.action for entry in plan.entries]
+    assert {action: worked_on.count(action) for action in WORK} == {action: plan.counts[action] for action in WORK}
+    assert {entry.action for entry in plan.pending} <= {Action.CREATE, Action.UPDATE}
+
+
+def test_keys_that_were_asked_for_and_are_nowhere_are_named():
+    known = {"Fig/gone.jpg": KnownObject("one", START, "Fig", "train")}
+    request_ = RunRequest("", keys=("Fig/gone.jpg", "Fig/typo.jpg", KIWI.key))
+    plan = make_plan([KIWI], known, RULES, request_)
+    assert plan.unknown_keys == ("Fig/typo.jpg",)
+    check_keys(plan, request_)
+    alone = RunRequest("", keys=("Fig/typo.jpg",))
+    with pytest.raises(FruitsError, match="none of them is in the bucket or in the tables: 'Fig/typo.jpg'"):
+        check_keys(make_plan([KIWI], known, RULES, alone), alone)
+
+
+@given(listings(), tables(), requests())
+def test_what_remains_is_what_a_sweep_would_do_next(listed, known, request_):
+    """With a scope, a limit, or both; a prefix sees no farther than itself."""
+    request_ = replace(request_, mode="reconcile" if request_.mode == "rebuild" else request_.mode)
+    plan = make_plan(listed, known, LABELLED, request_, "")
+    sweep = make_plan(listed, apply(plan, known), LABELLED, EVERYTHING)
+    tried_again = sum(known[entry.key].reason is not None for entry in plan.pending if entry.key in known)
+    assert len(sweep.entries) <= plan.remaining <= len(sweep.entries) + tried_again
+
+
+@given(listings(), tables(), requests())
+def test_an_action_says_where_its_object_is(listed, known, request_):
+    plan = make_plan(listed, known, LABELLED, request_)
+    there = {item.key: item for item in listed}
+    for entry in (*plan.entries, *plan.pending):
+        row, item = known.get(entry.key), there.get(entry.key)
+        assert (entry.action == Action.CREATE) == (row is None)
+        assert (entry.action == Action.DELETE) == (item is None)
+        if item:
+            assert (entry.etag, entry.size, entry.last_modified) == (item.etag, item.size, item.last_modified)
+        else:
+            assert (entry.etag, entry.last_modified, entry.label) == (row.etag, row.last_modified, row.label)
+        assert (entry.rejection is None) == (entry.label is not None) or entry.action == Action.DELETE
+
+
+@given(listings(), tables(), requests().filter(lambda request: request.mode != "rebuild"), st.frozensets(KEYS))
+def test_after_a_run_there_is_nothing_left_to_do(listed, known, request_, unreadable):
+    request_ = replace(request_, limit=None)
+    after = apply(make_plan(listed, known, LABELLED, request_), known, unreadable)
+    again = make_plan(listed, after, LABELLED, replace(request_, retry_quarantined=False))
+    assert again.entries == ()
+    expected = {item.key for item in listed if covered(request_, item.key, item.last_modified)}
+    assert {key for key in after if key in scope(listed, after, request_)} == expected
+
+
+@given(listings(), tables(), st.integers(1, 4), st.frozensets(KEYS))
+def test_limited_runs_end_where_one_unlimited_run_does(listed, known, limit, unreadable):
+    whole = apply(make_plan(listed, known, LABELLED, EVERYTHING), known, unreadable)
+    runs = 0
+    while True:
+        plan = make_plan(listed, known, LABELLED, replace(EVERYTHING, limit=limit))
+        photos = [entry for entry in plan.entries if entry.action != Action.DELETE]
+        assert len(photos) <= limit
+        assert bool(plan.pending) <= (len(photos) == limit)
+        if not plan.entries:
+            break
+        known = apply(plan, known, unreadable)
+        runs += 1
+    assert known == whole
+    assert not plan.pending
+    assert runs <= len(listed) + 1
+
+
+@given(listings(), st.integers(1, 4))
+def test_a_limit_takes_the_oldest_photos_and_counts_the_rest(listed, limit):
+    plan = make_plan(listed, {}, RULES, replace(EVERYTHING, limit=limit))
+    assert len(plan.entries) == min(limit, len(listed))
+    assert len(plan.pending) == len(listed) - len(plan.entries)
+    newest_taken = max((entry.last_modified for entry in plan.entries), default=START)
+    assert all(entry.last_modified >= newest_taken for entry in plan.pending)
+
+
+def test_a_limit_leaves_no_deletion_over():
+    known = {f"Kiwi/{n}.jpg": KnownObject("one", START, "Kiwi", "train") for n in range(5)}
+    listed = [ListedObject(f"Fig/{n}.jpg", "one", 9, START) for n in range(5)]
+    plan = make_plan(listed, known, RULES, replace(EVERYTHING, limit=1))
+    assert (plan.counts[Action.CREATE], plan.counts[Action.DELETE], len(plan.pending)) == (1, 5, 4)
+
+
+def test_a_limit_is_not_spent_on_photos_that_could_not_be_read_before():
+    known = {f"Fig/{n}.jpg": KnownObject("one", START, reason="truncated") for n in range(3)}
+    listed = [*(ListedObject(key, "one", 9, START) for key in known), replace(KIWI, last_modified=START + DAY)]
+    plan = make_plan(listed, known, RULES, RunRequest("", limit=1, retry_quarantined=True))
+    assert [entry.key for entry in plan.entries] == [KIWI.key]
+    assert len(plan.pending) == 3
+
+
+@given(listings(), st.lists(MOMENTS, min_size=2, max_size=6, unique=True).map(sorted))
+def test_consecutive_intervals_cover_each_object_exactly_once(listed, bounds):
+    intervals = zip([START - 100 * DAY, *bounds], [*bounds, START + 100 * DAY], strict=True)
+    requests_ = [RunRequest("", "interval", interval=interval) for interval in intervals]
+    planned = [entry.key for request in requests_ for entry in make_plan(listed, {}, RULES, request).entries]
+    assert sorted(planned) == sorted(item.key for item in listed)
+
+
+@given(listings(), tables(), requests())
+def test_the_plan_does_not_depend_on_the_order_of_listing_or_tables(listed, known, request_):
+    backwards = make_plan(listed[::-1], dict(reversed(known.items())), LABELLED, request_)
+    assert backwards == make_plan(listed, known, LABELLED, request_)
+
+
+@given(listings(), tables(), requests())
+def test_what_is_outside_the_scope_is_never_deleted(listed, known, request_):
+    after = apply(make_plan(listed, known, LABELLED, request_), known)
+    lost = known.keys() - after.keys()
+    assert lost <= scope(listed, known, request_) - {item.key for item in listed}
+
+
+def one(item: ListedObject | None, row: KnownObject | None, request: RunRequest = EVERYTHING, rules: KeyRules = RULES):
+    """The action on one object."""
+    key = item.key if item else "Test/Kiwi/1.jpg"
+    plan = make_plan([item] if item else [], {key: row} if row else {}, rules, request)
+    (action,) = [action for action, count in plan.counts.items() if count]
+    return action
+
+
+KIWI = ListedObject("Test/Kiwi/1.jpg", "one", 9, START)
+STRAY = ListedObject("stray.jpg", "one", 9, START)
+FEATURE = KnownObject("one", START, "Kiwi", "test")
+STRANGERS = KeyRules(RULES.pattern, frozenset({"Fig"}))
+
+
+@pytest.mark.parametrize(
+    ("item", "row", "request_", "rules", "action"),
+    [
+        (KIWI, None, EVERYTHING, RULES, Action.CREATE),
+        (KIWI, FEATURE, EVERYTHING, RULES, Action.UNCHANGED),
+        (KIWI, replace(FEATURE, etag="old"), EVERYTHING, RULES, Action.UPDATE),
+        (None, FEATURE, EVERYTHING, RULES, Action.DELETE),
+        (KIWI, replace(FEATURE, last_modified=START - DAY), EVERYTHING, RULES, Action.UNCHANGED),
+        (KIWI, FEATURE, RunRequest("", "rebuild"), RULES, Action.UPDATE),
+        (KIWI, replace(FEATURE, label="Gooseberry"), EVERYTHING, RULES, Action.UPDATE),
+        (KIWI, replace(FEATURE, split="train"), EVERYTHING, RULES, Action.UPDATE),
+        (KIWI, FEATURE, EVERYTHING, STRANGERS, Action.UPDATE),
+        (KIWI, KnownObject("one", START, reason="truncated"), EVERYTHING, RULES, Action.QUARANTINED),
+        (KIWI, KnownObject("old", START, reason="truncated"), EVERYTHING, RULES, Action.UPDATE),
+        (KIWI, KnownObject("one", START, reason="truncated"), RunRequest("", "rebuild"), RULES, Action.UPDATE),
+        (
+            KIWI,
+            KnownObject("one", START, reason="truncated"),
+            RunRequest("", retry_quarantined=True),
+            RULES,
+            Action.UPDATE,
+        ),
+        (None, KnownObject("one", START, reason="truncated"), EVERYTHING, RULES, Action.DELETE),
+        (KIWI, KnownObject("one", START, reason="key_pattern"), EVERYTHING, RULES, Action.UPDATE),
+        (KIWI, KnownObject("one", START, reason="unknown_label"), EVERYTHING, RULES, Action.UPDATE),
+        (KIWI, KnownObject("one", START, reason="unknown_label"), EVERYTHING, STRANGERS, Action.QUARANTINED),
+        (KIWI, KnownObject("one", START, reason="key_pattern"), EVERYTHING, STRANGERS, Action.UPDATE),
+        (KIWI, KnownObject("one", START, reason="truncated"), EVERYTHING, STRANGERS, Action.UPDATE),
+        (STRAY, None, EVERYTHING, RULES, Action.CREATE),
+        (STRAY, KnownObject("one", START, reason="key_pattern"), EVERYTHING, RULES, Action.QUARANTINED),
+        (
+            STRAY,
+            KnownObject("one", START, reason="key_pattern"),
+            RunRequest("", retry_quarantined=True),
+            RULES,
+            Action.QUARANTINED,
+        ),
+        (KIWI, KnownObject("one", START, reason="gone"), EVERYTHING, RULES, Action.UPDATE),
+    ],
+    ids=[
+        "new",
+        "as it was",
+        "overwritten",
+        "deleted",
+        "touched but the same bytes",
+        "rebuild",
+        "another label by a changed pattern",
+        "another split by a changed holdout",
+        "label no longer allowed",
+        "still unreadable",
+        "overwritten after quarantine",
+        "rebuild of quarantine",
+        "retry of quarantine",
+        "deleted from quarantine",
+        "accepted by a changed pattern",
+        "accepted by more labels",
+        "label still not allowed",
+        "pattern now takes it but its label is not allowed",
+        "unreadable and its label no longer allowed",
+        "stray",
+        "stray still",
+        "a stray is not worth a retry",
+        "uploaded again as it was after it had gone",
+    ],
+)
+def test_the_action_on_an_object(item, row, request_, rules, action):
+    assert one(item, row, request_, rules) == action
+
+
+@pytest.mark.parametrize(
+    ("key", "labels", "rejection"),
+    [
+        ("stray.jpg", (), Reason.KEY_PATTERN),
+        ("Test/Weed/1.jpg", ("Kiwi",), Reason.UNKNOWN_LABEL),
+        ("Test/Kiwi/1.jpg", ("Kiwi",), None),
+        ("Test/Weed/1.jpg", (), None),
+    ],
+)
+def test_a_key_that_is_not_acceptable_is_rejected_with_its_reason(key, labels, rejection):
+    rules = KeyRules.of(Settings.load(**LAKE, labels=labels))
+    (entry,) = make_plan([ListedObject(key, "one", 9, START)], {}, rules, EVERYTHING).entries
+    assert entry.rejection == rejection
+    assert (entry.label, entry.split) == ((None, None) if rejection else (key.split("/")[1], "test"))
+
+
+@pytest.mark.parametrize(
+    ("request_", "deleted"),
+    [
+        (RunRequest(""), {"a/Kiwi/1.jpg", "b/Kiwi/1.jpg", "dt=2026-11-21/Kiwi/1.jpg"}),
+        (RunRequest("a/"), {"a/Kiwi/1.jpg"}),
+        (RunRequest("", keys=("b/Kiwi/1.jpg", "b/Kiwi/2.jpg")), {"b/Kiwi/1.jpg"}),
+        (RunRequest("", "interval", interval=(START, START + DAY)), {"a/Kiwi/1.jpg"}),
+        (RunRequest("", "interval", interval=(START + DAY, START + 2 * DAY)), {"dt=2026-11-21/Kiwi/1.jpg"}),
+        (RunRequest("b/", "interval", interval=(START, START + DAY)), set()),
+    ],
+    ids=["everything", "prefix", "keys", "interval", "interval by date in the key", "prefix and interval"],
+)
+def test_deletions_stay_inside_the_scope(request_, deleted):
+    known = {
+        "a/Kiwi/1.jpg": KnownObject("one", START, "Kiwi", "train"),
+        "b/Kiwi/1.jpg": KnownObject("one", START + 5 * DAY, "Kiwi", "train"),
+        "dt=2026-11-21/Kiwi/1.jpg": KnownObject("one", START, "Kiwi", "train"),
+    }
+    plan = make_plan([], known, RULES, request_)
+    assert {entry.key for entry in plan.entries} == deleted
+    assert {entry.action for entry in plan.entries} <= {Action.DELETE}
+
+
+def test_a_backfill_does_not_delete_what_was_overwritten_after_its_interval():
+    """The row's last modification lies in the interval, the object's does not: it is still there, for a later run."""
+    known = {KIWI.key: replace(FEATURE, etag="old", last_modified=START)}
+    listed = [replace(KIWI, last_modified=START + 3 * DAY)]
+    plan = make_plan(listed, known, RULES, RunRequest("", "interval", interval=(START, START + DAY)))
+    assert plan.entries == ()
+    assert one(listed[0], known[KIWI.key]) == Action.UPDATE
+
+
+@given(st.lists(st.text(), unique=True, max_size=20))
+def test_slugs_are_unique_and_fit_branches_and_paths(run_ids):
+    slugs = [run_slug(run_id) for run_id in run_ids]
+    assert len(set(slugs)) == len(slugs)
+    for slug in slugs:
+        assert branch_name(slug).removeprefix("run_") == slug
+        assert slug.isascii()
+        assert slug.replace("_", "").isalnum()
+        assert slug == slug.lower()
+        assert len(slug) <= 67
+
+
+def test_a_slug_is_readable_stable_and_differs_where_only_punctuation_does():
+    slug = run_slug("manual__2026-11-22T09:30:00+00:00")
+    assert slug.startswith("manual_2026_11_22t09_30_00_00_00_")
+    assert slug == run_slug("manual__2026-11-22T09:30:00+00:00") != run_slug("manual__2026-11-22T09:30:00-00:00")
+    assert run_slug("x" * 300) != run_slug("x" * 301)

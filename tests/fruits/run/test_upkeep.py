@@ -1,0 +1,174 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fruits.errors import FruitsError
+from fruits.lake.catalog import DataFile, TableState
+from fruits.lake.publication import Publication
+from fruits.lake.schemas import DATA_TABLES
+from fruits.run.planning import run_slug
+from fruits.run.upkeep import (
+    FEWEST_SMALL_FILES,
+    SMALL_FILE_BYTES,
+    MaintenanceRequest,
+    RunFolder,
+    expired_versions,
+    layout_of,
+    old_folders,
+    resolve_maintenance,
+    retained_publications,
+    runs_in_flight,
+    table_upkeep,
+)
+from fruits.settings import Settings
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+REQUEST = MaintenanceRequest(retention_days=30, retention_publications=2)
+
+
+def published(sequence, days_ago, pca_id="pca-1", run_id=None):
+    """A publication whose snapshots are its sequence."""
+    return Publication(
+        sequence,
+        dict.fromkeys(DATA_TABLES, sequence),
+        run_id=run_id or f"run {sequence}",
+        published_at=NOW - timedelta(days=days_ago),
+        pca_id=pca_id,
+    )
+
+
+def flying(run_id, base, days_ago=0.0, pca_id="pca-1"):
+    """The folder of a run that was planned from snapshot ``base`` of every table."""
+    snapshots = dict.fromkeys((*DATA_TABLES, "publications"), base)
+    base_document = {"snapshots": snapshots, "pca_id": pca_id}
+    plan = {"run_id": run_id, "base": base_document, "work": True, "request": {"dry_run": False}}
+    return RunFolder(run_slug(run_id), NOW - timedelta(days=days_ago), plan)
+
+
+class TestRequest:
+    @pytest.fixture
+    def settings(self, tmp_path):
+        return Settings.load(
+            lake=f"file://{tmp_path}",
+            catalog_uri=f"sqlite:///{tmp_path}/c.db",
+            retention_days=7,
+            retention_publications=3,
+        )
+
+    def test_what_is_left_empty_comes_from_the_settings(self, settings):
+        request = resolve_maintenance({"dry_run": True, "retention_days": None}, settings)
+        assert request == MaintenanceRequest(7, 3, dry_run=True)
+
+    def test_params_win_over_settings_and_survive_the_document(self, settings):
+        request = resolve_maintenance({"retention_days": 90, "orphan_days": 5}, settings)
+        assert request == MaintenanceRequest(90, 3, orphan_days=5)
+        assert MaintenanceRequest(**request.to_document()) == request
+
+    @pytest.mark.parametrize("wrong", [{"retention_days": 0}, {"orphan_days": -1}, {"abandoned_days": "soon"}])
+    def test_a_param_out_of_range_is_refused_by_name(self, settings, wrong):
+        with pytest.raises(FruitsError, match=next(iter(wrong))):
+            resolve_maintenance(wrong, settings)
+
+
+class TestRetention:
+    def test_young_publications_and_the_newest_few_are_retained(self):
+        history = [published(1, 90), published(2, 60), published(3, 20), published(4, 2), published(5, 1)]
+        assert [one.sequence for one in retained_publications(history, REQUEST, NOW)] == [3, 4, 5]
+
+    def test_the_newest_few_are_retained_however_old(self):
+        history = [published(1, 90), published(2, 80), published(3, 70)]
+        assert [one.sequence for one in retained_publications(history, REQUEST, NOW)] == [2, 3]
+
+    def test_without_any_publication_none_is_retained(self):
+        assert retained_publications([], REQUEST, NOW) == ()
+
+
+class TestRunsInFlight:
+    def test_a_run_that_is_planned_and_not_published_is_in_flight_until_it_was_not_heard_of_for_days(self):
+        folders = [flying("live", 1, days_ago=1), flying("dead", 1, days_ago=4), flying("done", 1)]
+        found = runs_in_flight(folders, [published(1, 0, run_id="done")], 3, NOW)
+        assert [run.plan["run_id"] for run in found] == ["live"]
+
+    @pytest.mark.parametrize("plan", [
+        {},
+        {**flying("sweep", 1).plan, "work": False},
+        {**flying("look", 1).plan, "request": {"dry_run": True}},
+        {"run_id": "maintenance", "request": REQUEST.to_document(), "found": {}},
+    ], ids=["no plan", "no work", "dry run", "maintenance"])  # fmt: skip
+    def test_a_folder_of_which_nothing_is_to_be_published_is_not(self, plan):
+        assert runs_in_flight([RunFolder("x", NOW, plan)], [], 3, NOW) == ()
+
+
+class TestTableUpkeep:
+    def state(self, **refs):
+        return TableState(main=9, snapshots=frozenset(range(1, 13)), refs=refs)
+
+    def test_only_what_retained_publications_and_runs_in_flight_need_stays(self):
+        run = flying("live", 8)
+        state = self.state(publication_3=3, run_dead=12, **{f"run_{run.slug}": 11})
+        upkeep = table_upkeep("features", state, [published(7, 1), published(9, 0)], [run])
+        assert upkeep.tags == {"publication_7": 7, "publication_9": 9}
+        assert upkeep.dropped_tags == {"publication_3": 3}
+        assert upkeep.dropped_branches == {"run_dead": 12}
+        assert set(range(1, 13)) - set(upkeep.expired) == {7, 8, 9, 11}
+
+    def test_refs_that_are_not_ours_keep_their_snapshots(self):
+        upkeep = table_upkeep("features", self.state(audit=2), [published(9, 0)], [])
+        assert not {**upkeep.dropped_tags, **upkeep.dropped_branches}
+        assert 2 not in upkeep.expired
+
+    def test_a_table_in_order_needs_nothing(self):
+        state = TableState(9, frozenset({7, 9}), {"publication_7": 7, "publication_9": 9})
+        upkeep = table_upkeep("features", state, [published(7, 1), published(9, 0)], [])
+        assert not any((upkeep.tags, upkeep.dropped_tags, upkeep.dropped_branches, upkeep.expired))
+
+    def test_publications_keeps_its_main_and_where_runs_started(self):
+        upkeep = table_upkeep("publications", self.state(), [published(7, 1)], [flying("live", 5)])
+        assert not upkeep.tags
+        assert set(range(1, 13)) - set(upkeep.expired) == {5, 9}
+
+
+class TestExpiredVersions:
+    def version(self, pca_id, day, model_id="m"):
+        return {"pca_id": pca_id, "model_id": model_id, "fitted_at": NOW + timedelta(days=day)}
+
+    def test_versions_that_nothing_needs_are_expired(self):
+        versions = [self.version(f"pca-{day}", day) for day in range(5)]
+        kept = [published(1, 0, pca_id="pca-1")], [flying("live", 1, pca_id="pca-3")]
+        assert expired_versions(versions, *kept) == ("pca-0", "pca-2")
+
+    def test_the_newest_version_of_each_backbone_stays(self):
+        versions = [self.version("a", 0, "beside"), self.version("b", 1, "beside"), self.version("c", 2)]
+        assert expired_versions(versions, [published(1, 0, pca_id="c")], []) == ("a",)
+
+
+class TestOldFolders:
+    def test_old_ones_go_but_for_those_of_retained_publications(self):
+        folders = [RunFolder(run_slug(run), NOW - timedelta(days=age)) for run, age in
+                   (("old", 40), ("young", 20), ("kept", 40), ("again", 40))]  # fmt: skip
+        retained = [published(1, 40, run_id="kept"), published(2, 40, run_id="again#2")]
+        assert old_folders(folders, retained, [], REQUEST, NOW) == (run_slug("old"),)
+
+
+class TestLayout:
+    SMALL, LARGE = DataFile("p", 1000, 10), DataFile("p", SMALL_FILE_BYTES, 10_000)
+
+    def test_several_small_files_of_a_partition_are_rewritten(self):
+        assert layout_of([self.SMALL] * FEWEST_SMALL_FILES).to_rewrite == FEWEST_SMALL_FILES
+
+    def test_few_small_files_are_left_also_when_other_partitions_have_some(self):
+        elsewhere = replace(self.SMALL, partition="q")
+        assert layout_of([self.SMALL] * (FEWEST_SMALL_FILES - 1) + [elsewhere]).to_rewrite == 0
+
+    def test_large_files_are_left_alone(self):
+        layout = layout_of([self.LARGE] * 100 + [self.SMALL] * FEWEST_SMALL_FILES)
+        assert (layout.files, layout.to_rewrite) == (100 + FEWEST_SMALL_FILES, FEWEST_SMALL_FILES)
+
+    @pytest.mark.parametrize(("deleted", "rewritten"), [(0, 0), (499, 0), (500, 1)])
+    def test_a_file_is_rewritten_when_many_of_its_rows_are_deleted(self, deleted, rewritten):
+        file = replace(self.LARGE, delete_files=1, deleted_rows=deleted)
+        assert layout_of([file, self.LARGE]).to_rewrite == rewritten
+
+    def test_all_are_rewritten_when_asked_for(self):
+        assert layout_of([self.LARGE] * 3, rewrite_all=True).to_rewrite == 3

@@ -1,0 +1,283 @@
+import base64
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from fruits.analysis.gates import Gate
+from fruits.lake.publication import Publication
+from fruits.photos.quarantine import Reason
+from fruits.serve.report import content_security_policy, render, render_message
+from fruits.serve.report.content import (
+    EmbeddingMap,
+    Featurizing,
+    Overview,
+    PastPublication,
+    PCACard,
+    Picture,
+    Quarantine,
+    QuarantinedObject,
+    RunReport,
+    Tables,
+    TaskReport,
+    Work,
+)
+from fruits.serve.report.page import OUTCOMES
+
+MOMENT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
+HOSTILE = "\"'><script>alert(1)</script><img src=//evil onerror=alert(2)></svg></style>{{ 7 * 7 }}"
+JPEG = b"\xff\xd8\xff"
+VOID = frozenset({"meta", "link", "img", "path", "rect", "circle"})
+
+EXAMPLES = (
+    QuarantinedObject("a/1.jpg", "e", "truncated", "ends early", 2_700, MOMENT, Picture(JPEG, "JPEG, 9 x 9 pixels")),
+    QuarantinedObject("a/2.jpg", "e", "truncated", "ends early", 0, MOMENT, Picture(None, "no bytes")),
+    QuarantinedObject("a/3.jpg", "e", "mystery", "what?", 5, MOMENT, None),
+)
+TABLES = Tables(
+    Quarantine({"truncated": 5, "mystery": 1}, EXAMPLES),
+    PCACard("pca-1", 70, 2, "0.95", (0.5, 0.25), 0.2, "first fit", MOMENT),
+    EmbeddingMap({"Kiwi": [(0.0, 1.0), (2.0, 3.0)], "Banana": [(1.0, 1.0)]}, read=10, total=30),
+)
+GATES = (
+    Gate("probe", "required", True, 0.97, 0.9, "kept"),
+    Gate("vectors_usable", "required", False, 3.0, 0.0, "3 with NaN"),
+    Gate("drift", "warn", False, float("nan"), 0.05, "drifted"),
+    Gate("unit_scale", "warn", True, None, 4.0, "none"),
+)
+PUBLICATION = Publication(
+    sequence=3,
+    snapshots={"features": 123_456_789},
+    publication_id="pub-000003-abcdef",
+    run_id="manual__1",
+    published_at=MOMENT,
+    model_id="lite0-0123",
+    pca_id="pca-1",
+    counts={"create": 1_234, "update": 0, "features": 1_240, "quarantine": 6},
+    probe_raw=0.91,
+    probe_embedded=None,
+    gates=GATES,
+)
+WORK = Work(
+    (
+        TaskReport("plan", "succeeded", 1, MOMENT, 0.1, {"list": 0.1}, {"fruits": "0.1.0"}),
+        TaskReport("featurize", "failed", 2, MOMENT, 75.0, {"session": 3.0}, {"spark": "4.1.4"}, "out of memory"),
+        TaskReport("pca", "running", 1, MOMENT, None, {}, {}),
+    ),
+    Featurizing(94, 67.13, 8_000_000, {"get": 0.1, "infer": 3.1}),
+)
+HISTORY = (
+    PastPublication(replace(PUBLICATION, sequence=2, publication_id="pub-000002-abcdef"), None),
+    PastPublication(PUBLICATION, 0.75),
+)
+OVERVIEW = Overview("file:///lake", "fruits", PUBLICATION, TABLES, WORK, HISTORY)
+REQUEST: dict[str, Any] = {
+    "prefix": "a/", "mode": "interval", "keys": ["a/1", "a/2", "a/3", "a/4"], "backbone": "lite0", "weights": "default",
+    "interval": ["2026-11-20", "2026-11-21"], "n_components": 0.95, "refit": "never", "limit": 7_000,
+    "retry_quarantined": True, "dry_run": True,
+}  # fmt: skip
+RUN = RunReport(
+    lake="file:///lake",
+    bucket="fruits",
+    slug="manual_1",
+    run_id="manual__1",
+    outcome="published",
+    error=None,
+    request=REQUEST,
+    model_id="lite0-0123",
+    counts={"create": 1_234, "pending": 7},
+    other_work="readers use another backbone",
+    work=WORK,
+    gates=GATES,
+    pca_action="fit",
+    pca_reason="first fit",
+    building=None,
+    tables=TABLES,
+    publication=PUBLICATION,
+    current=PUBLICATION,
+    history=HISTORY,
+)
+BARE = replace(
+    RUN, request={}, model_id=None, counts={}, other_work=None, work=Work((), None), gates=(), pca_action=None,
+    pca_reason=None, tables=None, publication=None, current=None, history=(),
+)  # fmt: skip
+EMPTY = Overview("file:///lake", "fruits", None, None, None, ())
+
+
+class Page(HTMLParser):
+    """The elements and the text of a page; fails on elements that do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.style = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open[-1:] == ["style"]:
+            self.style += data
+        else:
+            self.text += data
+
+    def all(self, *tags: str) -> Iterator[dict[str, str]]:
+        return (attributes for tag, attributes in self.elements if tag in tags)
+
+
+def pages() -> dict[str, str]:
+    runs = {outcome: replace(RUN, outcome=outcome, error="it <failed>") for outcome in OUTCOMES}
+    reports = {"overview": OVERVIEW, "empty": EMPTY, "bare": BARE, **runs}
+    return {**{name: render(one, MOMENT) for name, one in reports.items()}, "message": render_message("a", "b")}
+
+
+def hostile(value: Any) -> Any:
+    """``value`` with every text in it made hostile, but for those that the software itself chose."""
+    if isinstance(value, str):
+        return HOSTILE
+    if isinstance(value, Mapping):
+        return {hostile(key) if key in ("Kiwi", "truncated") else key: hostile(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(hostile, value))
+    if is_dataclass(value):
+        chosen = {"outcome", "severity"}
+        return replace(
+            value, **{f.name: hostile(getattr(value, f.name)) for f in fields(value) if f.name not in chosen}
+        )
+    return value
+
+
+@pytest.mark.parametrize("name", pages())
+def test_a_page_needs_nothing_but_itself(name):
+    html = pages()[name]
+    page = Page(html)
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "form", "base", "audio", "video", "image", "use"}
+    assert [one["href"] for one in page.all("link", "a")] == ["data:,", "#content"]
+    assert all(one["src"].startswith("data:image/jpeg;base64,") for one in page.all("img"))
+    for _, attributes in page.elements:
+        assert not [one for one in attributes if one == "style" or one.startswith("on")], "the policy would refuse it"
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+    assert not re.search(r"https?://", html)
+
+
+def test_the_policy_allows_the_page_its_own_styles_only():
+    html = render(OVERVIEW)
+    page = Page(html)
+    (policy,) = [one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == content_security_policy()
+    digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    assert policy.split("; ") == [
+        "default-src 'none'", f"style-src 'sha256-{digest}'", "img-src data:", "base-uri 'none'", "form-action 'none'"
+    ]  # fmt: skip
+    assert html.index("Content-Security-Policy") < html.index("<style>")
+
+
+@pytest.mark.parametrize(
+    "report", [OVERVIEW, RUN, replace(RUN, outcome="failed", error="x")], ids=["now", "run", "failed"]
+)
+def test_whatever_keys_labels_reasons_and_errors_hold_is_shown_as_text(report):
+    harmless, attacked = Page(render(report, MOMENT)), Page(render(hostile(report), MOMENT))
+    kinds = {(tag, *sorted(attributes)) for tag, attributes in harmless.elements}
+    assert {(tag, *sorted(attributes)) for tag, attributes in attacked.elements} <= kinds
+    assert attacked.style == harmless.style
+    assert HOSTILE[:40] in attacked.text
+    assert "49" not in attacked.text.replace("2026", ""), "text is not a template"
+    assert "script" not in {tag for tag, _ in attacked.elements}
+
+
+def test_a_message_is_text():
+    assert HOSTILE in Page(render_message(HOSTILE, HOSTILE)).text
+
+
+@pytest.mark.parametrize("name", pages())
+def test_a_page_is_for_everybody(name):
+    page = Page(pages()[name])
+    (html,) = page.all("html")
+    assert html == {"lang": "en"}
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("h1") == 1
+    assert tags.count("caption") == tags.count("table")
+    assert all(one["alt"] for one in page.all("img"))
+    charts = [one for one in page.all("svg") if one.get("aria-hidden") != "true"]
+    assert all(one["role"] == "img" and one["aria-label"] for one in charts)
+    assert all(one["scope"] in ("col", "row") for one in page.all("th"))
+    assert all(one["tabindex"] == "0" for one in page.all("div") if one.get("class") == "wide"), "scrolls by keyboard"
+    names = [one["id"] for _, one in page.elements if "id" in one]
+    assert len(names) == len(set(names))
+    assert {one["aria-labelledby"] for _, one in page.elements if "aria-labelledby" in one} <= set(names)
+
+
+def test_an_overview_shows_everything():
+    text = " ".join(Page(render(OVERVIEW, MOMENT)).text.split())
+    for shown in (
+        "pub-000003-abcdef", "manual__1", "lite0-0123", "pca-1", "1,240", "123456789", "fruits 0.1.0, spark 4.1.4",
+        "Variance explained 75.0%", "67.1 img/s", "get 0.1, infer 3.1", "2 of 4 passed", "✗ failed", "! warning",
+        "3 with NaN",
+        Reason.TRUNCATED.description, "The newest 2 of 5 are shown.", "a/1.jpg", "no bytes",
+        "3 of 30 photos, chosen by a hash of their key among the first 10", "1 min 15 s", "out of memory",
+        "the last 2", "Read 2026-11-22 09:30:00 UTC",
+    ):  # fmt: skip
+        assert shown in text, shown
+
+
+def test_a_run_shows_what_it_was_asked_and_what_is_left():
+    text = " ".join(Page(render(RUN, MOMENT)).text.split())
+    for shown in (
+        "7 pending", "readers use another backbone", "a/1, a/2, a/3 …", "4 named", "2026-11-20 to 2026-11-21",
+        "7,000 photos",
+        "fitted anew: first fit", "never",
+    ):  # fmt: skip
+        assert shown in text, shown
+
+
+def test_what_a_run_was_not_asked_is_not_shown():
+    request = dict.fromkeys(REQUEST) | {"mode": "reconcile", "prefix": "", "keys": []}
+    assert "None" not in Page(render(replace(RUN, request=request), MOMENT)).text
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_each_outcome_is_explained(outcome):
+    text = Page(render(replace(BARE, outcome=outcome, error="because of this"), MOMENT)).text
+    assert OUTCOMES[outcome][1] in text
+    assert OUTCOMES[outcome][2] in text
+    assert "because of this" in text
+    assert "Nothing was ever published in this lake." in text
+
+
+def test_pictures_are_in_the_page():
+    (picture,) = Page(render(OVERVIEW)).all("img")
+    assert base64.b64decode(picture["src"].partition(",")[2]) == JPEG
+    assert picture["alt"] == "The photo a/1.jpg"
+
+
+def test_the_same_report_is_the_same_page():
+    assert render(OVERVIEW, MOMENT) == render(OVERVIEW, MOMENT)
+
+
+def test_very_long_texts_do_not_make_a_very_long_page():
+    long = replace(EXAMPLES[0], key="k" * 100_000, detail="d" * 100_000)
+    points = {f"{'l' * 10_000}{number}": [(0.0, 1.0)] for number in range(100)}
+    tables = replace(TABLES, quarantine=Quarantine({"truncated": 1}, [long]), map=EmbeddingMap(points, 100, 100))
+    html = render(replace(OVERVIEW, tables=tables), MOMENT)
+    assert len(html) < 100_000
+    assert "64 other labels" in html

@@ -1,0 +1,298 @@
+import json
+import re
+from collections import Counter
+
+import obstore
+import pyarrow as pa
+import pytest
+
+from fruits.errors import FruitsError
+from fruits.lake import catalog
+from fruits.lake.branches import branch_name, start_branch
+from fruits.lake.catalog import Lake
+from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, QUARANTINE
+from fruits.run.documents import run_store
+from fruits.run.planning import run_slug
+from fruits.serve.report import UnknownRunError, read_overview, read_run, reading, render
+from fruits.serve.report.content import Building
+from fruits.stores import lake_store, read_json, write_json
+from local.run import _write_report
+from tests.fruits.serve.report.conftest import (
+    COUNTS,
+    GATES,
+    LABELS,
+    MODEL_ID,
+    PCA_ID,
+    RATIOS,
+    RUN_ID,
+    append,
+    base_of,
+    document,
+    embedding,
+    pca_model,
+    plan,
+    publish,
+    quarantined,
+    write_documents,
+)
+
+SLUG = run_slug(RUN_ID)
+
+
+def run_folders(settings):
+    return obstore.list_with_delimiter(lake_store(settings, "runs"))["common_prefixes"]
+
+
+def test_an_overview_tells_what_readers_see(filled):
+    found = read_overview(filled)
+    assert found.publication.publication_id == "pub-000001-abcdef"
+    assert found.tables.quarantine.counts == {"not_an_image": 2, "empty": 1, "key_pattern": 1}
+    assert (found.tables.pca.pca_id, tuple(found.tables.pca.explained_variance_ratio)) == (PCA_ID, RATIOS)
+    assert found.tables.pca.explained_variance == sum(RATIOS)
+    assert (found.tables.map.shown, found.tables.map.read, found.tables.map.total) == (90, 90, 90)
+    assert {label: len(points) for label, points in found.tables.map.points.items()} == dict.fromkeys(LABELS, 30)
+    assert found.tables.map.points[LABELS[1]][:2] == [(1.0, 0.5), (4.0, 2.0)], "not the rows of another PCA version"
+    assert [task.name for task in found.work.tasks] == ["plan", "featurize", "pca", "validate", "publish"]
+    assert (found.work.featurizing.images_per_second, found.work.wall_seconds) == (67.1, 50.0)
+    assert found.work.versions == {"fruits": "0.1.0", "spark": "4.1.4"}
+    assert [past.explained_variance for past in found.history] == [sum(RATIOS)]
+    assert "What readers see now" in render(found)
+
+
+def test_examples_come_with_a_picture_or_with_what_they_are(filled):
+    shown = {one.key: one.picture for one in read_overview(filled).tables.quarantine.examples}
+    assert shown["stray.jpg"].jpeg is not None
+    assert shown["Kiwi/page.jpg"].note == "begins with b'<html>503'"
+    assert shown["Kiwi/none.jpg"].note == "no bytes"
+    assert shown["Kiwi/old.jpg"].note == "overwritten in the bucket since"
+
+
+def test_an_empty_lake_has_a_page(settings):
+    Lake.open(settings)
+    found = read_overview(settings)
+    assert (found.publication, found.tables, found.work, found.history) == (None, None, None, ())
+    assert "Nothing is published yet" in render(found)
+
+
+def test_a_published_run(filled):
+    found = read_run(filled, SLUG)
+    assert (found.outcome, found.run_id, found.error) == ("published", RUN_ID, None)
+    assert (found.publication, found.publication.run_id) == (found.current, RUN_ID)
+    assert (found.counts, found.gates, found.pca_action) == (COUNTS, GATES, "fit")
+    assert found.tables.map.shown == 90
+    assert "7 pending" in render(found)
+
+
+@pytest.mark.parametrize("slug", ["nope", "../../etc", "", ".", "manual_", "a/b"])
+def test_an_unknown_run_is_named_and_leaves_nothing_behind(filled, slug):
+    before = run_folders(filled)
+    with pytest.raises(UnknownRunError) as raised:
+        read_run(filled, slug)
+    said = str(raised.value)
+    assert f"run {slug}:" in said
+    assert "`airflow dags list-runs fruit_features` lists the runs" in said
+    assert SLUG in said, "the runs that there are"
+    assert run_folders(filled) == before
+
+
+def test_a_run_of_the_maintenance_has_no_report(published):
+    slug = write_documents(published, document("plan", 0, found={}), document("maintain", 1), run_id="maintenance")
+    with pytest.raises(UnknownRunError, match="maintenance, which has no report"):
+        read_run(published, slug)
+
+
+PLAN = {"request": {"dry_run": False}, "work": True}
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ([document("plan", 0, state="running")], "running"),
+        ([document("plan", 0, state="failed", error="no")], "failed"),
+        ([document("plan", 0, **PLAN)], "unfinished"),
+        ([document("plan", 0, request={"dry_run": False}, work=False)], "nothing to do"),
+        ([document("plan", 0, request={"dry_run": True}, work=True)], "dry run"),
+        ([document("plan", 0, request={"dry_run": True}, work=False)], "dry run"),
+        ([document("plan", 0, **PLAN), document("featurize", 1, state="running")], "running"),
+        ([document("plan", 0, **PLAN), document("featurize", 1)], "unfinished"),
+        ([document("plan", 0, **PLAN), document("validate", 1, state="failed", error="no")], "failed"),
+        ([document("plan", 0, **PLAN), document("publish", 4)], "published"),
+    ],
+)
+def test_the_documents_tell_what_became_of_a_run(filled, documents, expected):
+    assert reading.outcome_of({one["task"]: one for one in documents}) == expected
+    slug = write_documents(filled, *documents, run_id=f"manual__{expected}_{len(documents)}_{documents[-1]['state']}")
+    found = read_run(filled, slug)
+    assert found.outcome == expected
+    page = render(found)
+    assert found.run_id in page
+
+
+def test_a_failed_run_shows_its_own_branch_and_readers_where_they_were(published):
+    lake = Lake.open(published)
+    run_id = "manual__later"
+    slug = run_slug(run_id)
+    base = base_of(lake, sequence=1, pca_id=PCA_ID)
+    start_branch(lake, "quarantine", branch_name(slug), base["snapshots"]["quarantine"])
+    rows = [quarantined(f"new/{number}.jpg", "e", "truncated", 9) for number in range(3)]
+    lake.table("quarantine").append(pa.Table.from_pylist(rows, schema=QUARANTINE.schema), branch=branch_name(slug))
+    write_documents(
+        published,
+        {**plan(lake, base=base), "slug": slug},
+        document("featurize", 1, images=3, images_per_second=9.0, bytes=27, stages={}),
+        document("pca", 2, state="failed", error="the PCA <b>failed</b>"),
+        run_id=run_id,
+    )
+    found = read_run(published, slug)
+    assert (found.outcome, found.error, found.publication) == ("failed", "the PCA <b>failed</b>", None)
+    assert found.tables.quarantine.counts["truncated"] == 3
+    assert found.tables.pca.pca_id == PCA_ID, "the version that was there before"
+    assert found.current.sequence == 1
+    assert "truncated" not in read_overview(published).tables.quarantine.counts
+    assert "the PCA &lt;b&gt;failed&lt;/b&gt;" in render(found)
+
+
+def test_a_run_that_builds_another_backbone_shows_none_of_the_pca_that_readers_use(published):
+    lake = Lake.open(published)
+    run_id = "manual__building"
+    slug = run_slug(run_id)
+    base = base_of(lake, sequence=1, pca_id=PCA_ID)
+    publish(lake, {"run_id": run_id})
+    write_documents(
+        published,
+        plan(lake, base=base, slug=slug, model_id="lite4-0123", building=True, remaining=1_204),
+        document("pca", 2, action="none", reason=None, pca_id=None),
+        document("publish", 4),
+        run_id=run_id,
+    )
+    found = read_run(published, slug)
+    assert (found.tables.pca, found.tables.map) == (None, None)
+    assert found.building == Building(MODEL_ID, 1_204)
+    page = " ".join(re.sub("<[^>]*>", "", render(found)).split())
+    assert f"Readers still use {MODEL_ID}; 1,204 objects remain before they switch to lite4-0123." in page
+    assert "Readers see what this run made" not in page
+    write_documents(published, document("publish", 4, state="failed", error="no"), run_id=run_id)
+    assert "Readers still use" not in render(read_run(published, slug)), "it is not known what remains"
+
+
+@pytest.mark.parametrize("left_out", [("slug",), ("slug", "base")])
+def test_a_plan_that_does_not_say_all_has_a_report(published, left_out):
+    recorded = {name: value for name, value in plan(Lake.open(published)).items() if name not in left_out}
+    slug = write_documents(published, recorded, run_id="manual__other")
+    found = read_run(published, slug)
+    assert found.counts == COUNTS
+    assert (found.tables is None) == ("base" in left_out)
+
+
+def test_documents_of_an_earlier_try_are_left_out(published):
+    lake = Lake.open(published)
+    write_documents(published, {**plan(lake), "started_at": "2026-11-23T00:00:00.000+00:00"})
+    found = read_run(published, SLUG)
+    assert [task.name for task in found.work.tasks] == ["plan"]
+    assert found.gates == ()
+
+
+def test_a_publication_whose_run_was_planned_again_has_no_tasks(published):
+    path = "plan.json"
+    store = run_store(published, SLUG)
+    write_json(store, path, {**read_json(store, path), "run_id": f"{RUN_ID}#2"})
+    found = read_overview(published)
+    assert found.work is None
+    assert "have expired, or the run was planned again" in render(found)
+
+
+def test_a_publication_of_the_second_time_has_the_documents_of_its_run(published):
+    lake = Lake.open(published)
+    publish(lake, {"run_id": f"{RUN_ID}#2"})
+    store = run_store(published, SLUG)
+    write_json(store, "plan.json", {**read_json(store, "plan.json"), "run_id": f"{RUN_ID}#2"})
+    assert read_overview(published).work is not None
+
+
+def test_expired_snapshots_are_said_to_be_so(published):
+    lake = Lake.open(published)
+    snapshots = {**{name: lake.head(name) for name in DATA_TABLES}, "features": 1}
+    publish(lake, {"snapshots": snapshots})
+    found = read_overview(published)
+    assert found.tables is None
+    assert "pub-000002" in render(found)
+
+
+def test_the_newest_publications_are_the_history(published):
+    lake = Lake.open(published)
+    publish(lake, *({"run_id": f"run {number}", "pca_id": "expired"} for number in range(22)))
+    history = read_overview(published).history
+    assert [past.publication.sequence for past in history] == list(range(4, 24))
+    assert {past.explained_variance for past in history} == {None}
+
+
+def test_each_reason_is_shown_by_its_newest_objects_and_no_reason_takes_all_the_room(settings):
+    lake = Lake.open(settings)
+    reasons = [f"reason_{number}" for number in range(11)]
+    rows = [quarantined(f"{one}/{at:02}", "e", one, 0, minute=at) for one in reasons for at in range(30)]
+    append(lake, QUARANTINE, rows)
+    append(lake, QUARANTINE, [quarantined("newest", "e", "reason_0", 0, minute=99)])
+    found = reading.read_quarantine(lake, lake.head("quarantine"), MODEL_ID)
+    assert found.counts == {"reason_0": 31, **dict.fromkeys(sorted(reasons[1:]), 30)}
+    assert found.total == 331
+    shown = Counter(one.reason for one in found.examples)
+    assert len(found.examples) == reading.MOST_EXAMPLES
+    assert set(shown.values()) == {2, 3}
+    assert [one.key for one in found.examples[:2]] == ["newest", "reason_0/29"]
+    assert {one.key.rpartition("/")[2] for one in found.examples} <= {"newest", "29", "28", "27"}
+
+
+def test_a_map_of_many_is_a_sample_that_is_always_the_same(settings):
+    lake = Lake.open(settings)
+    many = [embedding(f"photo-{number}", LABELS[number % 3], number, 0.0) for number in range(10_000)]
+    append(lake, EMBEDDINGS, many[:6_000])
+    append(lake, EMBEDDINGS, many[6_000:])
+    found = reading.read_map(lake, lake.head("embeddings"), PCA_ID)
+    assert (found.read, found.total) == (10_000, 10_000)
+    assert found.shown == pytest.approx(reading.MOST_POINTS, rel=0.1)
+    assert found == reading.read_map(lake, lake.head("embeddings"), PCA_ID)
+    shares = [len(points) / found.shown for points in found.points.values()]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+def test_reading_for_the_map_ends_somewhere(settings, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_ROWS_READ", 2_000)
+    monkeypatch.setattr(reading, "MOST_POINTS", 100)
+    monkeypatch.setattr(catalog, "_BATCH_ROWS", 500)
+    lake = Lake.open(settings)
+    append(lake, EMBEDDINGS, [embedding(f"photo-{number}", "Kiwi", number, 0.0) for number in range(5_000)])
+    found = reading.read_map(lake, lake.head("embeddings"), PCA_ID)
+    assert (found.read, found.total) == (2_000, 5_000)
+    assert 50 < found.shown < 150
+
+
+def test_a_run_without_photos_to_show_does_not_ask_the_bucket(settings):
+    lake = Lake.open(settings)
+    append(lake, EMBEDDINGS, [embedding("1.jpg", "Kiwi", 1.0, 2.0)])
+    publish(lake, {"pca_id": None, "probe_raw": None, "probe_embedded": None, "gates": ()})
+    found = read_overview(settings.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"}))
+    assert (found.tables.pca, found.tables.map, found.tables.quarantine.total) == (None, None, 0)
+    assert "every object could be featurized" in render(found)
+
+
+def test_a_lake_that_cannot_be_read_is_named(published, tmp_path):
+    wrong = published.model_copy(update={"lake": f"file://{tmp_path}/elsewhere"})
+    with pytest.raises(UnknownRunError, match="elsewhere/runs"):
+        read_run(wrong, SLUG)
+    for path in (tmp_path / published.lake.rpartition("/")[2] / "tables").rglob("*.parquet"):
+        path.unlink()
+    with pytest.raises(FruitsError, match=r"lake file:///.*: .*; check FRUITS_LAKE, FRUITS_CATALOG_URI"):
+        read_overview(published)
+
+
+def test_what_is_read_is_plain_values(filled):
+    assert json.dumps(read_run(filled, SLUG).request)
+    assert pca_model()["pca_id"] == read_run(filled, SLUG).tables.pca.pca_id
+
+
+def test_make_run_writes_the_page_of_its_run(filled, tmp_path):
+    path = tmp_path / "build" / "report.html"
+    assert not _write_report(filled, "never_planned", path)
+    assert not path.exists()
+    assert _write_report(filled, SLUG, path)
+    assert RUN_ID in path.read_text(encoding="utf-8")

@@ -1,0 +1,138 @@
+import json
+from datetime import UTC, datetime
+
+import pytest
+from pydantic import SecretStr
+
+from fruits.analysis.gates import Gate
+from fruits.lake.publication import Publication
+from fruits.serve.summary import as_text, describe_catalog, summarise
+from fruits.settings import Settings
+
+SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
+COUNTS = {"create": 5, "update": 2, "delete": 1, "unchanged": 1_234, "quarantined": 3, "pending": 7}
+IDLE = {**dict.fromkeys(COUNTS, 0), "unchanged": 1_241}
+GATES = (
+    Gate("probe", "required", True, 0.97, 0.9, "kept"),
+    Gate("drift", "warn", False, 0.2, 0.05, "drifted"),
+    Gate("explained_variance", "required", True, None, 0.6, "none"),
+)
+PUBLICATION = Publication(
+    sequence=3,
+    snapshots={"features": 1},
+    publication_id="pub-000003-abcdef",
+    run_id="manual__1",
+    published_at=datetime(2026, 11, 20, tzinfo=UTC),
+    model_id="lite0-0123",
+    pca_id="pca-1",
+    counts={**COUNTS, "features": 1_240, "quarantine": 4},
+    probe_raw=0.91,
+    probe_embedded=0.885,
+    gates=GATES,
+)
+PCA_CARD = {"pca_id": "pca-1", "k": 64, "n": 1_000, "explained_variance": 0.9512}
+QUARANTINE = {"truncated": 3, "key_pattern": 1}
+
+
+def task(name: str, attempt: int = 1, **recorded: object) -> dict:
+    return {"task": name, "run_id": "manual__1", "attempt": attempt, "wall_seconds": 2.5, **recorded}
+
+
+PLAN = task("plan", work=True, counts=COUNTS, model_id="lite0-0123")
+DOCUMENTS = {
+    "plan": PLAN,
+    "featurize": task(
+        "featurize", attempt=2, images=7, images_per_second=70.3, stages={"get": 0.1, "infer": 1.25}, bytes=9
+    ),
+    "pca": task("pca", action="refitted"),
+    "validate": task("validate", gates=[gate.to_document() for gate in GATES[:2]]),
+    "publish": task("publish"),
+}
+
+
+def summary(documents=DOCUMENTS, publication=PUBLICATION, quarantine=QUARANTINE, pca=PCA_CARD, settings=SETTINGS):
+    return summarise(documents, publication, quarantine, pca, settings)
+
+
+def test_a_summary_says_what_the_run_did():
+    found = summary()
+    assert json.loads(json.dumps(found)) == found
+    assert found["objects"] == COUNTS
+    assert (found["run_id"], found["publication_id"], found["features"]) == (
+        "manual__1",
+        PUBLICATION.publication_id,
+        1_240,
+    )
+    assert list(found["quarantine"].items()) == [("key_pattern", 1), ("truncated", 3)]
+    assert found["featurize"] == {"images": 7, "images_per_second": 70.3, "seconds": {"get": 0.1, "infer": 1.25}}
+    assert found["pca"] == {**PCA_CARD, "action": "refitted"}
+    assert found["probe"] == {"raw": 0.91, "embedded": 0.885}
+    assert [(gate["name"], gate["passed"]) for gate in found["gates"]] == [("probe", True), ("drift", False)]
+    assert found["seconds"] == dict.fromkeys(DOCUMENTS, 2.5)
+    assert found["wall_seconds"] == 2.5 * len(DOCUMENTS)
+
+
+def test_each_attempt_of_a_spark_job_started_a_jvm():
+    assert summary()["jvm_started"] == 4
+    assert summary({"plan": PLAN})["jvm_started"] == 0
+
+
+def test_a_run_with_nothing_to_do_shows_what_is_published():
+    found = summary({"plan": {**PLAN, "counts": IDLE, "work": False}})
+    assert found["features"] == 1_240
+    assert [gate["name"] for gate in found["gates"]] == [gate.name for gate in GATES]
+    assert found["pca"]["action"] == "none"
+    assert found["featurize"]["images"] == 0
+    text = as_text(found)
+    assert text.startswith("Nothing to do: every photo in the bucket is already in the tables.\n")
+    assert "img/s" not in text
+    assert "0 JVMs started" in text
+
+
+def test_a_run_before_any_publication_says_so():
+    found = summary({"plan": PLAN}, publication=None, quarantine={}, pca={})
+    assert found["publication_id"] is None
+    lines = dict(line.split(maxsplit=1) for line in as_text(found).splitlines())
+    assert (lines["published"], lines["pca"], lines["quarantine"], lines["gates"]) == (
+        "nothing yet",
+        "none yet",
+        "empty",
+        "0 of 0 passed",
+    )
+
+
+def test_the_text_has_every_figure():
+    lines = dict(line.split(maxsplit=1) for line in as_text(summary()).splitlines())
+    assert lines["objects"] == "5 create, 2 update, 1 delete, 1,234 unchanged, 3 quarantined, 7 pending"
+    assert lines["features"] == "1,240 photos, backbone lite0-0123"
+    assert lines["quarantine"] == "1 key_pattern, 3 truncated"
+    assert lines["featurize"] == "7 photos at 70 img/s (core seconds: get 0.1, infer 1.2)"
+    assert lines["pca"] == "pca-1 (refitted): k = 64 of n = 1,000 photos, 95.1% of the variance explained"
+    assert lines["probe"] == "held-out accuracy 0.910 on features, 0.885 on embeddings"
+    assert lines["gates"] == "1 of 2 passed; not: drift (warn)"
+    assert lines["published"] == "pub-000003-abcdef"
+    assert lines["time"] == "12.5 s, 4 JVMs started"
+    assert lines["tables"] == "sqlite:////lake/catalog.db (Iceberg, namespace fruits)"
+
+
+def test_the_catalog_is_described_without_user_and_password():
+    uri = "postgresql://keeper:p%40ss-w0rd%2F@db:5432/fruits"
+    settings = SETTINGS.model_copy(update={"catalog_uri": SecretStr(uri)})
+    found = describe_catalog(settings)
+    assert found["uri"] == found["properties"]["uri"] == "postgresql+psycopg2://db:5432/fruits"
+    shown = json.dumps(summary(settings=settings)) + as_text(summary(settings=settings))
+    assert [word in shown for word in ("keeper", "w0rd")] == [False, False]
+
+
+@pytest.mark.parametrize("lake", ["file", "s3"])
+def test_the_description_opens_the_catalog(make_settings, lake):
+    from pyiceberg.catalog import load_catalog
+
+    from fruits.lake.catalog import Lake
+    from fruits.lake.schemas import TABLES
+
+    settings = make_settings(lake)
+    Lake.open(settings)
+    described = describe_catalog(settings)
+    catalog = load_catalog(described["name"], **described["properties"])
+    assert {name for _, name in catalog.list_tables(described["namespace"])} == {table.name for table in TABLES}

@@ -1,0 +1,159 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from fruits.errors import FruitsError
+from fruits.photos.listing import list_objects
+from fruits.stores import photo_store, read_bytes
+from local import mirror as module
+from local.mirror import Mirrored, mirror
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(
+        tmp_path / "photos",
+        {"Test/Kiwi/1.jpg": b"one", "Training/Apple Red/2.PNG": b"two", "Training/Pomme d'été/a%20b.webp": b"three"},
+    )
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+def contents(settings, prefix: str = "") -> dict[str, bytes]:
+    store = photo_store(settings)
+    return {item.key: read_bytes(store, item.key) for item in list_objects(settings, prefix)}
+
+
+def photos(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_new_changed_removed_and_unchanged_photos_are_counted_and_the_bucket_ends_as_the_folder(settings, folder):
+    assert mirror(folder, settings, silent) == Mirrored(uploaded=3, removed=0, unchanged=0, skipped=())
+    assert contents(settings) == photos(folder)
+    write(folder, {"Test/Kiwi/1.jpg": b"eno", "Test/Fig/new.jpg": b"new"})
+    (folder / "Training/Apple Red/2.PNG").unlink()
+    assert mirror(folder, settings, silent) == Mirrored(uploaded=2, removed=1, unchanged=1, skipped=())
+    assert contents(settings) == photos(folder)
+
+
+def test_an_upload_removes_nothing(settings, folder, capsys, monkeypatch):
+    mirror(write(folder.parent / "others", {"Test/Fig/other.jpg": b"other"}), settings, silent)
+    for name, value in settings.model_dump(include={"bucket", "lake", "s3_endpoint"}).items():
+        monkeypatch.setenv(f"FRUITS_{name.upper()}", value)
+    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
+    assert module.main(str(folder)) == 0
+    assert capsys.readouterr().out == "bucket: 3 photos uploaded, 0 were there\n"
+    assert contents(settings) == {**photos(folder), "Test/Fig/other.jpg": b"other"}
+    assert module.main(str(folder / "none")) == 2
+    assert "none: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["read_bytes", "walk"])
+def test_what_can_not_be_read_is_named_and_nothing_is_removed(settings, folder, monkeypatch, broken):
+    mirror(folder, settings, silent)
+    before = contents(settings)
+    (folder / "Test/Kiwi/1.jpg").unlink()
+
+    def denied(*_: object, **how: object) -> bytes:
+        error = PermissionError(13, "Permission denied", f"{folder}/Training")
+        if "onerror" in how:
+            how["onerror"](error)
+        raise error
+
+    monkeypatch.setattr(module.os if broken == "walk" else module.Path, broken, denied)
+    with pytest.raises(FruitsError, match="Training.*: Permission denied; make it readable"):
+        mirror(folder, settings, silent)
+    monkeypatch.undo()
+    assert contents(settings) == before
+
+
+def test_what_is_as_it_was_keeps_its_object(settings, folder):
+    mirror(folder, settings, silent)
+    before = list(list_objects(settings, ""))
+    for path in folder.rglob("*.*"):
+        os.utime(path, (1, 1))
+    assert mirror(folder, settings, silent) == Mirrored(uploaded=0, removed=0, unchanged=3, skipped=())
+    assert list(list_objects(settings, "")) == before
+
+
+def test_a_large_photo_is_uploaded_once(settings, tmp_path):
+    """S3 clients begin to upload in parts at 5 or 10 MB, and the ETag is then not the content's MD5."""
+    folder = write(tmp_path / "large", {"Kiwi/1.jpg": os.urandom(12_000_001)})
+    assert mirror(folder, settings, silent).uploaded == 1
+    assert contents(settings) == photos(folder)
+    assert mirror(folder, settings, silent) == Mirrored(uploaded=0, removed=0, unchanged=1, skipped=())
+
+
+def test_only_the_prefix_is_touched(make_settings, settings, folder, stack, bucket):
+    stack.client().put_object(Bucket=bucket, Key="elsewhere/Kiwi/1.jpg", Body=b"kept")
+    stack.client().put_object(Bucket=bucket, Key="photos/Kiwi/old.jpg", Body=b"goes")
+    done = mirror(folder, make_settings(prefix="photos/"), silent)
+    assert done == Mirrored(uploaded=3, removed=1, unchanged=0, skipped=())
+    expected = {f"photos/{name}": data for name, data in photos(folder).items()}
+    assert contents(settings) == {"elsewhere/Kiwi/1.jpg": b"kept", **expected}
+
+
+def test_files_that_are_no_photos_are_left_out_and_named(settings, folder):
+    write(folder, {"Test/Kiwi/Thumbs.db": b"x", "README.md": b"x"})
+    assert mirror(folder, settings, silent).skipped == ("README.md", "Test/Kiwi/Thumbs.db")
+    assert len(contents(settings)) == 3
+
+
+def test_progress_counts_every_photo(settings, folder):
+    told = []
+    mirror(folder, settings, lambda done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (None, "no such folder; IMAGES expects"),
+        ({}, r"no photos in it \(0 other files\)"),
+        ({"notes.txt": b"x"}, r"no photos in it \(1 other files\); expected files such as <label>/<file>.jpg"),
+    ],
+    ids=["missing", "empty", "other files"],
+)
+def test_a_folder_without_photos_is_refused_and_nothing_is_removed(settings, folder, tmp_path, files, expected):
+    mirror(folder, settings, silent)
+    before = contents(settings)
+    other = tmp_path / "other"
+    if files is not None:
+        other.mkdir()
+        write(other, files)
+    with pytest.raises(FruitsError, match=expected) as caught:
+        mirror(other, settings, silent)
+    assert str(other) in str(caught.value)
+    assert contents(settings) == before
+
+
+def test_nothing_is_removed_when_an_upload_fails(settings, folder, monkeypatch):
+    mirror(folder, settings, silent)
+    (folder / "Test/Kiwi/1.jpg").unlink()
+    write(folder, {"Test/Fig/1.jpg": b"new"})
+    before = contents(settings)
+
+    def fails(*_args, **_kwargs):
+        raise module.obstore.exceptions.PermissionDeniedError("AccessDenied")
+
+    monkeypatch.setattr(module.obstore, "put", fails)
+    with pytest.raises(FruitsError, match=r"denies access to bucket"):
+        mirror(folder, settings, silent)
+    assert contents(settings) == before
+
+
+def test_a_missing_bucket_is_named(make_settings, folder):
+    with pytest.raises(FruitsError, match="bucket 'no-such-bucket' does not exist"):
+        mirror(folder, make_settings(bucket="no-such-bucket"), silent)
