@@ -34,10 +34,11 @@ from fruits.lake.schemas import (
     TableName,
 )
 from fruits.run.documents import read_documents
-from fruits.run.planning import run_slug
-from fruits.run.upkeep import plan_maintenance, resolve_maintenance
+from fruits.run.state import run_key
+from fruits.run.upkeep import resolve_maintenance
 from fruits.settings import Settings
-from fruits.steps.chain import known_objects
+from fruits.steps.plan import known_objects
+from fruits.steps.plan_maintenance import plan_maintenance
 
 if TYPE_CHECKING:
     from pyiceberg.table import Transaction
@@ -128,7 +129,7 @@ def publish_all(
 def publish_increment(settings: Settings) -> None:
     """One increment as a run commits it: on branches, then by ``publish``."""
     lake, run_id = Lake.open(settings), f"manual__{time.time_ns()}"
-    base, slug = current_base(lake), run_slug(run_id)
+    base, slug = current_base(lake), run_key(run_id)
     branch, sequence = branch_name(slug), base.publication.sequence + 1
     for name, snapshot in base.publication.snapshots.items():
         start_branch(lake, name, branch, snapshot)
@@ -232,9 +233,9 @@ def maintain(settings: Settings) -> Mapping[str, Any]:
     os.environ["PYSPARK_SUBMIT_ARGS"] = (
         "--master local[*] --driver-memory 2g --conf spark.ui.enabled=false pyspark-shell"
     )
-    if job.main(["--run", run_slug(run_id)]) != ExitCode.OK:
+    if job.main(["--run", run_key(run_id)]) != ExitCode.OK:
         raise SystemExit("maintenance failed: see its log above")
-    return read_documents(settings, run_slug(run_id))["maintain"]
+    return read_documents(settings, run_key(run_id))["maintain"]
 
 
 def print_document(document: Mapping[str, Any]) -> None:

@@ -24,9 +24,12 @@ import pyarrow.parquet as pq
 from fruits.analysis.moments import merge, moments_of
 from fruits.analysis.pca import fit, transform
 from fruits.backbones.stage import load_backbone, stage
+from fruits.photos.entry import Action, Entry
 from fruits.photos.featurize import featurize_entries
+from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject, list_objects
-from fruits.run.planning import Action, Entry, KeyRules, KnownObject, RunRequest, make_plan
+from fruits.run.reconciliation import KnownObject, make_plan
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.stores import photo_store
 from local.mirror import mirror

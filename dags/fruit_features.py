@@ -8,7 +8,7 @@ Readers see all of a run or nothing of it.
 | `prepare` | resolves what the run covers; checks bucket, catalog and backbone (built the first time, half a minute) |
 | `wait_for_images` | waits, deferred, until there is an object under the prefix |
 | `uploads_settled` | waits, deferred, until no upload came in for `settle_seconds` |
-| `wait_for_turn` | waits, deferred, until no other run is between its plan and its publication |
+| `wait_for_lease` | waits, deferred, until no other run is between its plan and its publication |
 | `plan` | compares the bucket with the published tables by key and ETag; nothing to do skips the rest |
 | `featurize` | Spark: photos to feature vectors; unreadable photos go to `quarantine` with a reason |
 | `pca` | Spark: running statistics, refit when needed, embeddings |
@@ -24,11 +24,11 @@ day's photos only: by the date in the key, `dt=2026-11-20/`, else by LastModifie
 switched to it by the run that leaves no photo over, once that has passed its gates.
 
 **Overlap.** However many runs are started (sweep, event, by hand, a backfill's), one at a time works between its plan
-and its publication; the others wait in `wait_for_turn`, and plan on what it left. A run whose process died loses its
-turn after five minutes.
+and its publication; the others wait in `wait_for_lease`, and plan on what it left. A run whose process died loses its
+lease after five minutes.
 
 **Rerun, retry, clear.** All harmless: a task starts its run's branch again from where the plan found the tables, and
-publishing twice changes nothing. Clear from `wait_for_turn` to look at the bucket again.
+publishing twice changes nothing. Clear from `wait_for_lease` to look at the bucket again.
 
 **When it is red.** The failed task's last log line says what to do. A bad photo never makes a run red: look in the
 table `quarantine`.
@@ -49,10 +49,10 @@ from fruits.airflow.alerts import alerts, deadline
 from fruits.airflow.events import photos_asset
 from fruits.airflow.operators import (
     TASK_DEFAULTS,
+    LeaseSensor,
     PhotosPresentSensor,
-    TurnSensor,
     UploadsSettledSensor,
-    mendable_errors,
+    non_retryable,
     spark_job,
 )
 from fruits.airflow.timetables import SweepTimetable
@@ -146,14 +146,14 @@ PARAMS = {
 @task
 def prepare() -> dict[str, Any]:
     """Resolve what the run covers, and check that everything it needs is there."""
-    from fruits.run.planning import resolve_request
+    from fruits.run.request import resolve_request
     from fruits.settings import Settings
-    from fruits.steps.chain import prepare as prepare_run
+    from fruits.steps.prepare import prepare as prepare_run
 
     context = get_current_context()
     run = context["dag_run"]
     interval = (run.data_interval_start, run.data_interval_end)
-    with mendable_errors():
+    with non_retryable():
         settings = Settings.load()
         request = resolve_request(
             context["params"],
@@ -169,12 +169,12 @@ def prepare() -> dict[str, Any]:
 def plan(prepared: dict[str, Any]) -> str:
     """Write the manifest; returns the run's folder in the lake, or nothing when there is nothing to do."""
     from fruits.backbones.card import Card
-    from fruits.run.planning import RunRequest
+    from fruits.run.request import RunRequest
     from fruits.settings import Settings
-    from fruits.steps.chain import plan_run
+    from fruits.steps.plan import plan_run
 
     context = get_current_context()
-    with mendable_errors():
+    with non_retryable():
         request = RunRequest.from_document(prepared["request"])
         planned = plan_run(Settings.load(), request, Card.from_document(prepared["card"]), context["run_id"])
     context["ti"].xcom_push("counts", planned["counts"])
@@ -185,9 +185,9 @@ def plan(prepared: dict[str, Any]) -> str:
 def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication."""
     from fruits.settings import Settings
-    from fruits.steps.chain import publish_run
+    from fruits.steps.publish import publish_run
 
-    with mendable_errors():
+    with non_retryable():
         published = publish_run(Settings.load(), run)
     told = {
         "publication_id": published.publication_id,
@@ -210,7 +210,7 @@ with DAG(
     ),
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's zone
     catchup=False,
-    max_active_runs=2,  # one that works or waits for photos, and one that waits for its turn: a third finds nothing
+    max_active_runs=2,  # one that works or waits for photos, and one that waits for the lease: a third finds nothing
     params=PARAMS,
     on_failure_callback=alerts(),
     deadline=deadline(),
@@ -233,8 +233,8 @@ with DAG(
     uploads_settled = UploadsSettledSensor(
         task_id="uploads_settled", bucket_name=BUCKET, prefix=PREFIX, deferrable=True
     )
-    wait_for_turn = TurnSensor(task_id="wait_for_turn")
+    wait_for_lease = LeaseSensor(task_id="wait_for_lease")
     planned = plan(prepared)
     featurize, pca, validate = (spark_job(job, str(planned)) for job in ("featurize", "pca", "validate"))
-    prepared >> wait_for_images >> uploads_settled >> wait_for_turn >> planned
+    prepared >> wait_for_images >> uploads_settled >> wait_for_lease >> planned
     planned >> featurize >> pca >> validate >> publish(planned)

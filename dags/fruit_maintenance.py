@@ -5,7 +5,7 @@ drops what nobody needs any more.
 
 | task | what it does |
 |---|---|
-| `wait_for_turn` | waits, deferred, until no run of `fruit_features` is between its plan and its publication |
+| `wait_for_lease` | waits, deferred, until no run of `fruit_features` is between its plan and its publication |
 | `plan` | looks at the lake and says in its log what there is to do; checks the params |
 | `maintain` | Spark: compacts on branches, checks that the rows are the same, publishes; then expires and removes |
 
@@ -38,7 +38,7 @@ from datetime import datetime
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
 
 from fruits.airflow.alerts import alerts
-from fruits.airflow.operators import TASK_DEFAULTS, TurnSensor, mendable_errors, spark_job
+from fruits.airflow.operators import TASK_DEFAULTS, LeaseSensor, non_retryable, spark_job
 
 RUN_PREFIX = "maintenance__"  # both DAGs may have a run of the same id
 
@@ -86,11 +86,12 @@ PARAMS = {
 @task
 def plan() -> str:
     """Look what there is to do; returns the run's folder in the lake."""
-    from fruits.run.upkeep import plan_maintenance, resolve_maintenance
+    from fruits.run.upkeep import resolve_maintenance
     from fruits.settings import Settings
+    from fruits.steps.plan_maintenance import plan_maintenance
 
     context = get_current_context()
-    with mendable_errors():
+    with non_retryable():
         settings = Settings.load()
         request = resolve_maintenance(context["params"], settings)
         planned = plan_maintenance(settings, request, RUN_PREFIX + context["run_id"])
@@ -113,4 +114,4 @@ with DAG(
 ) as dag:
     planned = plan()
     maintain = spark_job("maintain", str(planned))
-    TurnSensor(task_id="wait_for_turn", run_prefix=RUN_PREFIX) >> planned >> maintain
+    LeaseSensor(task_id="wait_for_lease", run_prefix=RUN_PREFIX) >> planned >> maintain

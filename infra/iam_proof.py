@@ -259,9 +259,11 @@ def as_host(account: Account, folder: Path) -> Iterator[None]:
 
 def chain(run_id: str) -> list[Step]:
     """The steps of a first run, and what goes with it."""
-    from fruits.run.planning import resolve_request, run_slug
+    from fruits.run.request import resolve_request
+    from fruits.run.state import run_key
     from fruits.settings import Settings
-    from fruits.steps.chain import plan_run, publish_run
+    from fruits.steps.plan import plan_run
+    from fruits.steps.publish import publish_run
 
     settings = Settings.load()
     request = resolve_request({}, settings)
@@ -272,8 +274,8 @@ def chain(run_id: str) -> list[Step]:
     return [
         ("prepare", lambda: prepare().model_id),
         ("plan", plan),
-        *((job, lambda job=job: spark_job(job, run_slug(run_id))) for job in JOBS),
-        ("publish", lambda: publish_run(settings, run_slug(run_id)).publication_id),
+        *((job, lambda job=job: spark_job(job, run_key(run_id))) for job in JOBS),
+        ("publish", lambda: publish_run(settings, run_key(run_id)).publication_id),
         ("doctor", doctor),
         ("events", events),
         ("alert", alert),
@@ -300,9 +302,9 @@ def doctor() -> str:
 
 def prepare() -> Any:
     """The task `prepare`, which builds the backbone the first time; returns its card."""
-    from fruits.run.planning import resolve_request
+    from fruits.run.request import resolve_request
     from fruits.settings import Settings
-    from fruits.steps.chain import prepare as prepare_run
+    from fruits.steps.prepare import prepare as prepare_run
 
     settings = Settings.load()
     return prepare_run(settings, resolve_request({}, settings))
@@ -360,8 +362,9 @@ def alert() -> str:
 
 def maintenance(run_id: str) -> str:
     """The DAG `fruit_maintenance`: it rewrites every file, and publishes."""
-    from fruits.run.upkeep import plan_maintenance, resolve_maintenance
+    from fruits.run.upkeep import resolve_maintenance
     from fruits.settings import Settings
+    from fruits.steps.plan_maintenance import plan_maintenance
 
     settings = Settings.load()
     planned = plan_maintenance(settings, resolve_maintenance({"rewrite_all": True}, settings), run_id)

@@ -21,7 +21,7 @@ _RUN_ID = re.compile(r"creating dag run .*\brun_id=(\S+)")
 _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _OURS = re.compile(
     r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)"  # a Spark job's line, as its operator logs it
-    r"|\] (plan: .*?|turn: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"  # a task's own
+    r"|\] (plan: .*?|lease: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"  # a task's own
 )
 _LOGGED = re.compile(r"\d{4}-\d{2}-\d{2}T\S+Z \[")
 _FAILURE = re.compile(r"\S*\.AirflowFailException: (.*)")

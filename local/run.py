@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fruits.errors import ExitCode, FruitsError
-from fruits.run.lease import current_turn, end_turn
-from fruits.run.planning import run_slug
+from fruits.run.lease import current_lease, release_lease
+from fruits.run.state import run_key
 from fruits.serve.summary import as_text, read_summary
 from fruits.settings import Settings
 from local.airflow import migrate, run_dag
@@ -27,8 +27,8 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
     alone = running_server(data.resolve()) is None
     with running_stack(data) as stack, environment_of(stack):
         settings = Settings.load()
-        if alone and (turn := current_turn(settings)):  # a run that was killed: nobody else works here
-            end_turn(settings, turn.run)
+        if alone and (lease := current_lease(settings)):  # a run that was killed: nobody else works here
+            release_lease(settings, lease.run)
         _say(f"S3 server on {stack.endpoint}, data in {stack.data}")
         _upload(photos, settings)
         migrate(stack)
@@ -36,14 +36,14 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
         log.parent.mkdir(exist_ok=True)
         _say(f"running the DAG fruit_features through Airflow; full log in {log}")
         ended = run_dag(stack, "fruit_features", {"settle_seconds": 0, **_asked()}, log, _say)
-        reported = ended.run_id is not None and _write_report(settings, run_slug(ended.run_id), report_path)
+        reported = ended.run_id is not None and _write_report(settings, run_key(ended.run_id), report_path)
         if not ended.succeeded or ended.run_id is None:
             for error in ended.errors or (f"the run failed; see {log}",):
                 print(f"\n{error}", file=sys.stderr)
             if reported:
                 print(f"\nWhat the run did until then: {report_path}", file=sys.stderr)
             return ExitCode.BAD_INPUT if ended.errors else ExitCode.UNEXPECTED
-        summary = read_summary(settings, run_slug(ended.run_id))
+        summary = read_summary(settings, run_key(ended.run_id))
     summary["wall_seconds"] = round(time.perf_counter() - start, 1)
     summary_path.parent.mkdir(parents=True, exist_ok=True)
     summary_path.write_text(json.dumps(summary, indent=2) + "\n")

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from fruits.backbones.stage import load_backbone_once
 from fruits.lake.branches import start_branch
 from fruits.lake.schemas import FEATURES, QUARANTINE, TableName
+from fruits.photos.entry import Action, Entry
 from fruits.photos.featurize import STAGES, Outcome, featurize_entries
 from fruits.photos.quarantine import Reason
 from fruits.run.manifest import read_manifest
-from fruits.run.planning import Action, Entry
 from fruits.spark.session import Job, log, map_batches, progress, run_job
 from fruits.stores import photo_store
 

@@ -13,10 +13,10 @@ from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
 from fruits.errors import GateError
 from fruits.lake.pca_tables import PCAVersion, load_versions
+from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import read_documents
 from fruits.run.manifest import read_manifest
-from fruits.run.planning import Action
 from fruits.spark.session import Job, log, matrix, run_job
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def validate(job: Job) -> None:
         found = "; ".join(f"{gate.name}: {gate.detail}" for gate in broken)
         raise GateError(
             f"required gates failed, nothing is published and readers stay where they were: {found}. Look at the run's "
-            "report, mend what caused it, and clear the run from `wait_for_turn`"
+            "report, mend what caused it, and clear the run from `wait_for_lease`"
         )
 
 

@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger
 from botocore.exceptions import ClientError
 
-from fruits.airflow.operators import fail, is_published, mendable_errors, own_words
+from fruits.airflow.operators import fail, is_published, non_retryable, reraise_job_error
 from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
 
@@ -55,7 +55,7 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
 
     def execute(self, context: Context, event: dict[str, Any] | None = None) -> None:
         """Start the job and wait for it, deferred, unless the run is published already."""
-        with mendable_errors():
+        with non_retryable():
             settings = Settings.load()
             if is_published(settings, self.job, self.slug):
                 return
@@ -71,7 +71,7 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
         }
         self.name = f"fruits-{self.job}-{self.slug}-{_lake_digest(settings)}"
         try:
-            with mendable_errors():
+            with non_retryable():
                 self._cancel_those_left_over()
                 super().execute(context, event)
         except ClientError as error:
@@ -97,13 +97,13 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
         """Return the job's id; of one that failed say why, and cancel one that was only lost sight of."""
         if event and event["status"] == "success":
             return super().execute_complete(context, event)
-        with mendable_errors():
+        with non_retryable():
             settings = Settings.load()
         self.region_name = settings.s3_region
         found = self.hook.conn.get_job_run(applicationId=self.application_id, jobRunId=job_id)["jobRun"]
         if found["state"] not in _ENDED:
             self._cancel(job_id)
-        with own_words(settings, self.job, self.slug, found["createdAt"]):
+        with reraise_job_error(settings, self.job, self.slug, found["createdAt"]):
             details = found.get("stateDetails") or (event or {}).get("message")
             raise AirflowException(f"EMR Serverless job {job_id}: {found['state']}, {details}")
 

@@ -24,14 +24,14 @@ from fruits.airflow.alerts import keep_error
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.run.documents import TASKS, TaskName, read_documents
-from fruits.run.lease import take_turn
-from fruits.run.planning import run_slug
+from fruits.run.lease import acquire_lease
+from fruits.run.state import run_key
 from fruits.settings import DagSettings, Settings
-from fruits.steps.chain import published_run
+from fruits.steps.publish import published_run
 from fruits.stores import denials_explained
 
 _SENSOR_SECONDS = 3_600
-_TURN_PAUSE = 3.0  # seconds between two looks at whose turn it is
+_LEASE_PAUSE = 3.0  # seconds between two tries to acquire the lease
 _MOST_PERIODS = 10
 _LEAST_PAUSE = 1.0  # seconds between two listings; S3 itself knows LastModified to the second
 
@@ -51,7 +51,7 @@ TASK_DEFAULTS: dict[str, Any] = {
 
 
 @contextmanager
-def mendable_errors() -> Iterator[None]:
+def non_retryable() -> Iterator[None]:
     """Fail at once on an error that a person has to mend: trying again would only meet it again."""
     try:
         with denials_explained():
@@ -87,7 +87,7 @@ class PhotosPresentSensor(S3KeySensor):
         if super().poke(context):
             return True
         prefix = context["ti"].xcom_pull(task_ids="prepare")["request"]["prefix"]
-        with mendable_errors():
+        with non_retryable():
             return Lake.open(Settings.load()).holds(prefix)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -165,8 +165,8 @@ def _age(newest: datetime | None) -> float:
     return (datetime.now(UTC) - newest).total_seconds() if newest else math.inf
 
 
-class TurnSensor(BaseSensorOperator):
-    """Waits, deferred, until the run has its turn: no other run is between its plan and its publication.
+class LeaseSensor(BaseSensorOperator):
+    """Waits, deferred, until the run holds the lease: no other run is between its plan and its publication.
 
     A dry run changes nothing and waits for nobody. ``run_prefix`` is what the run's id in the lake starts with, before
     Airflow's.
@@ -177,33 +177,33 @@ class TurnSensor(BaseSensorOperator):
         self.run_prefix = run_prefix
 
     def execute(self, context: Context) -> None:
-        """Take the turn; defer while another run has it."""
+        """Acquire the lease; defer while another run holds it."""
         if context["params"].get("dry_run"):
             return
-        run = run_slug(self.run_prefix + context["run_id"])
-        with mendable_errors():
-            other = take_turn(Settings.load(), run)
+        run = run_key(self.run_prefix + context["run_id"])
+        with non_retryable():
+            other = acquire_lease(Settings.load(), run)
         if other is not None:
-            logging.getLogger("fruits").info("turn: waiting for run %s, then it is ours", other.run)
+            logging.getLogger("fruits").info("lease: waiting for run %s, which holds it", other.run)
             self.defer(
-                trigger=TurnTrigger(run), method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
+                trigger=LeaseTrigger(run), method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
             )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 -- Airflow's signature
-        """Renew the turn that the trigger took; where that came too late, wait again."""
+        """Renew the lease that the trigger acquired; where that came too late, wait again."""
         self.execute(context)
 
 
-class TurnTrigger(BaseTrigger):
-    """Takes the turn for ``run`` when no other has it, and fires: so only the run whose turn it is wakes up."""
+class LeaseTrigger(BaseTrigger):
+    """Acquires the lease for ``run`` when it is free, and fires: so only the run that holds it wakes up."""
 
     def __init__(self, run: str) -> None:
         super().__init__()
-        self.run_slug = run
+        self.run_key = run
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """How the triggerer makes it again."""
-        return f"{__name__}.{type(self).__name__}", {"run": self.run_slug}
+        return f"{__name__}.{type(self).__name__}", {"run": self.run_key}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look every few seconds, also when the lake does not answer; wrong settings are for the task to meet."""
@@ -213,15 +213,15 @@ class TurnTrigger(BaseTrigger):
             yield TriggerEvent({})
             return
         while await self._must_wait(settings):
-            await asyncio.sleep(_TURN_PAUSE)
+            await asyncio.sleep(_LEASE_PAUSE)
         yield TriggerEvent({})
 
     async def _must_wait(self, settings: Settings) -> bool:
-        """Take the turn if it is free; whether another run has it, or nobody can tell."""
+        """Try to acquire the lease; whether another run holds it, or nobody can tell."""
         try:
-            other = await asyncio.to_thread(take_turn, settings, self.run_slug)
+            other = await asyncio.to_thread(acquire_lease, settings, self.run_key)
         except (BaseError, FruitsError, OSError) as error:
-            self.log.warning("turn: can't see whose it is, looking again in %g s: %s", _TURN_PAUSE, error)
+            self.log.warning("lease: can't be read, trying again in %g s: %s", _LEASE_PAUSE, error)
             return True
         return other is not None
 
@@ -244,12 +244,12 @@ def is_published(settings: Settings, job: TaskName, run: str) -> bool:
 
 
 @contextmanager
-def own_words(settings: Settings, job: TaskName, run: str, began: datetime) -> Iterator[None]:
+def reraise_job_error(settings: Settings, job: TaskName, run: str, began: datetime) -> Iterator[None]:
     """Say of a job that failed what its document says since it ``began``; what is to be mended is not tried again."""
     try:
         yield
     except Exception as error:
-        with mendable_errors():
+        with non_retryable():
             document = read_documents(settings, run).get(job, {})
         if document.get("state") != "failed" or datetime.fromisoformat(document["started_at"]) < began:
             raise  # the job did not get as far as a document, or left one only the last time
@@ -278,11 +278,11 @@ class SparkJobOperator(SparkSubmitOperator):
     def execute(self, context: Context) -> None:
         """Submit and wait, unless the run is published already."""
         run, began = self.application_args[1], datetime.now(UTC)
-        with mendable_errors():
+        with non_retryable():
             settings = Settings.load()
             if is_published(settings, self.job, run):
                 return
-        with own_words(settings, self.job, run, began):
+        with reraise_job_error(settings, self.job, run, began):
             super().execute(context)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fruits.errors import FruitsError
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def make_app() -> "FastAPI":
     def run(dag_id: str, run_id: str) -> HTMLResponse:
         if dag_id != DAG_ID:
             return _message(HTTPStatus.NOT_FOUND, "No report", f"Only runs of the DAG {DAG_ID} have one.")
-        return _answer(lambda: read_run(Settings.load(), run_slug(run_id)))
+        return _answer(lambda: read_run(Settings.load(), run_key(run_id)))
 
     @app.exception_handler(HTTPException)
     def refuse(_: Request, error: HTTPException) -> HTMLResponse:

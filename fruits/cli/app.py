@@ -51,10 +51,10 @@ def status(
     from fruits.cli import status as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
     with opened(data, "lake") as place:
-        lake = existing_lake(place.settings)
+        lake = open_read_only(place.settings)
         document = command.read(place.settings, lake, runs=runs, with_publications=publications)
     answer(document, command.render, as_json=as_json)
 
@@ -78,7 +78,7 @@ def plan(
     from fruits.cli import plan as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.run.planning import resolve_request
+    from fruits.run.request import resolve_request
 
     params = {
         "prefix": prefix,
@@ -171,10 +171,10 @@ def models(data: Data = None, as_json: Json = False) -> None:
     from fruits.cli import models as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
     with opened(data, "lake") as place:
-        document = command.read(place.settings, existing_lake(place.settings))
+        document = command.read(place.settings, open_read_only(place.settings))
     answer(document, command.render, as_json=as_json)
 
 
@@ -189,12 +189,12 @@ def rollback(
     from fruits.cli import rollback as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
     if as_json and not yes:
         raise FruitsError("rollback --json does not ask, so it needs --yes")
     with opened(data, "lake") as place:
-        lake = existing_lake(place.settings)
+        lake = open_read_only(place.settings)
         question = command.preview(lake, publication)
         if question and not yes and not typer.confirm(question, err=True):
             raise typer.Exit(ExitCode.BAD_INPUT)
@@ -231,10 +231,10 @@ def list_quarantine(
     from fruits.cli import quarantine as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
     with opened(data, "lake") as place:
-        document = command.read(existing_lake(place.settings), reason=reason, prefix=prefix)
+        document = command.read(open_read_only(place.settings), reason=reason, prefix=prefix)
     answer(document, command.render, as_json=as_json)
 
 
@@ -250,10 +250,10 @@ def retry_quarantine(
     from fruits.cli.airflow import trigger
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
     with opened(data, "lake") as place:
-        found = command.read(existing_lake(place.settings), reason=reason)
+        found = command.read(open_read_only(place.settings), reason=reason)
         conf = command.conf_of_retry(found, keys or (), everything=not keys and reason is None)
         document = {"run_id": trigger(place, conf), "conf": conf}
     answer(document, command.render_retry, as_json=as_json)

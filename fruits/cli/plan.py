@@ -9,11 +9,14 @@ from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
 from fruits.cli.output import Document, fields, table
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import NoLakeError, existing_lake
+from fruits.lake.existing import NoLakeError, open_read_only
 from fruits.lake.publication import Base, publications
-from fruits.run.planning import Action, Entry, Plan, RunRequest
+from fruits.photos.entry import Action, Entry
+from fruits.run.reconciliation import Plan
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.steps.chain import due_card, reconcile, with_backbone
+from fruits.steps.plan import reconcile
+from fruits.steps.prepare import effective_backbone, with_backbone
 
 _ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
 
@@ -46,7 +49,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
 def _current(settings: Settings) -> tuple[Lake | None, Base | None]:
     """The lake and its current publication, if there are any. ``chain`` asks ``current_base``, which may write."""
     try:
-        lake = existing_lake(settings)
+        lake = open_read_only(settings)
     except NoLakeError:
         return None, None
     if lake.bucket() not in (None, settings.bucket):
@@ -60,7 +63,7 @@ def _card(settings: Settings, request: RunRequest, lake: Lake | None) -> Card | 
     if lake is None:
         return None
     card = staged_card(with_backbone(settings, request))
-    return due_card(settings, request, card, publications(lake))
+    return effective_backbone(settings, request, card, publications(lake))
 
 
 def _keys(plan: Plan, action: Action, most: int | None) -> list[dict[str, Any]]:

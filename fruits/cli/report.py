@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from fruits.cli.output import Document
 from fruits.errors import FruitsError
 from fruits.run.documents import last_written
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.serve.report import read_overview, read_run
 from fruits.serve.report import render as page
 from fruits.settings import Settings
@@ -34,7 +34,7 @@ def write(settings: Settings, run: str | None, target: Path) -> dict[str, Any]:
 
 def _slug(settings: Settings, run: str) -> str:
     known = list(last_written(settings))
-    found = next((slug for slug in (run, run_slug(run)) if slug in known), None)
+    found = next((slug for slug in (run, run_key(run)) if slug in known), None)
     if found is None:
         shown = ", ".join(known[:_MOST_SHOWN]) or "none"
         raise FruitsError(f"run {run!r}: no run of this id or folder has documents in the lake; newest first: {shown}")

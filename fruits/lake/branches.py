@@ -16,7 +16,7 @@ _MAIN = "main"
 
 
 def branch_name(slug: str) -> str:
-    """The branch of a run; ``slug`` is from ``planning.run_slug``."""
+    """The branch of a run; ``slug`` is from ``state.run_key``."""
     return f"run_{slug}"
 
 

@@ -111,7 +111,7 @@ def open_catalog(settings: Settings, **properties: str) -> "Catalog":
 
 
 def glue_problem(settings: Settings, error: Exception) -> FruitsError:
-    """Turn what boto3 raised in front of Glue into a message that says what to check."""
+    """Lease what boto3 raised in front of Glue into a message that says what to check."""
     from botocore.exceptions import ConnectionError as NoConnection
     from botocore.exceptions import HTTPClientError
 

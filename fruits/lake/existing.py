@@ -16,7 +16,7 @@ class NoLakeError(FruitsError):
     """There is no lake at that place; nothing was made there."""
 
 
-def existing_lake(settings: Settings) -> Lake:
+def open_read_only(settings: Settings) -> Lake:
     """The lake of the settings, if there is one. Unlike ``Lake.open`` this makes nothing, whatever is missing.
 
     Raises:
@@ -41,7 +41,7 @@ def existing_lake(settings: Settings) -> Lake:
 
 @contextmanager
 def explained(settings: Settings) -> Iterator[None]:
-    """Turn what catalog, stores and servers raise into a message that says what to check."""
+    """Lease what catalog, stores and servers raise into a message that says what to check."""
     from botocore.exceptions import BotoCoreError, ClientError
     from obstore.exceptions import BaseError
     from sqlalchemy.exc import SQLAlchemyError

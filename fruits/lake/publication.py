@@ -139,7 +139,7 @@ def check_current(lake: Lake, plan: Mapping[str, Any]) -> None:
 def _conflict(run_id: str | None) -> ConflictError:
     return ConflictError(
         f"another run published after run {run_id} was planned, so its result would overwrite newer work; nothing was "
-        "published. Clear the run from `wait_for_turn`, or wait for the next one."
+        "published. Clear the run from `wait_for_lease`, or wait for the next one."
     )
 
 
@@ -237,7 +237,7 @@ def written_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int:
     if head is None:
         raise FruitsError(
             f"run {plan['slug']}: its branch of table {name} is gone, and what it wrote with it; clear the run from "
-            "`wait_for_turn`, so that it is done again"
+            "`wait_for_lease`, so that it is done again"
         )
     return head
 

@@ -17,8 +17,8 @@ from obstore.store import ObjectStore
 
 from fruits.backbones.runtime import Backbone
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_side, perceptual_hash, preprocess
+from fruits.photos.entry import Entry
 from fruits.photos.quarantine import Reason
-from fruits.run.planning import Entry
 from fruits.settings import Settings
 from fruits.stores import explain
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from fruits.errors import FruitsError
+from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
 
 FIT_SPLIT = "train"
@@ -75,6 +76,28 @@ class KeyPattern:
             return _SPLIT_NAMES.get(name.lower(), name.lower())
         share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) / 2**32
         return HELD_OUT_SPLIT if share < self.holdout_share else FIT_SPLIT
+
+
+@dataclass(frozen=True)
+class KeyRules:
+    """Judges keys: pattern and allowed labels (empty: any)."""
+
+    pattern: KeyPattern
+    labels: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, settings: Settings) -> "KeyRules":
+        """The rules of the settings."""
+        return cls(KeyPattern.of(settings), frozenset(settings.labels))
+
+    def judge(self, key: str) -> tuple[str | None, str | None, Reason | None]:
+        """Label, split and, when the key is not acceptable, the reason."""
+        parsed = self.pattern.parse(key)
+        if parsed is None:
+            return None, None, Reason.KEY_PATTERN
+        if self.labels and parsed.label not in self.labels:
+            return None, None, Reason.UNKNOWN_LABEL
+        return parsed.label, parsed.split, None
 
 
 def check_prefix(prefix: str) -> str:

@@ -150,7 +150,7 @@ def read_plan(settings: Settings, slug: str) -> dict[str, Any]:
         plan = {}
     if plan.get("state") != "succeeded":
         raise FruitsError(
-            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; clear the run from `wait_for_turn`, or "
+            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; clear the run from `wait_for_lease`, or "
             "correct --run"
         )
     return plan
@@ -174,8 +174,8 @@ def check_tasks_before(settings: Settings, task: TaskName, plan: Mapping[str, An
             )
         if document["planned_at"] != plan["started_at"]:
             raise FruitsError(
-                f"run {plan['slug']}: it was planned again after its {before} job; clear the run from `wait_for_turn`, "
-                "so that every task works on the same plan"
+                f"run {plan['slug']}: it was planned again after its {before} job; clear the run from "
+                "`wait_for_lease`, so that every task works on the same plan"
             )
     return documents
 

@@ -1,12 +1,13 @@
-"""Turns: the runs of a lake work one after the other.
+"""The lease: the runs of a lake work one after the other.
 
-Of two runs planned from one base only the first can be published; the work of the second would be thrown away. So a run
-takes its turn before it plans, and the others wait. Turns only spare work: that the tables stay right is up to the
-publication's compare-and-swap.
+Of two runs planned from one base only the first can be published, and the work of the second would be thrown away. So a
+run acquires the lease before it plans, and the others wait. The lease only spares work: that the tables stay right is
+up to the publication's compare-and-swap.
 
-A turn is a file ``turns/<number>.json`` in the lake. Whoever makes the file of the next number has the turn, and both
-S3 and file systems let only one do so. The run that has it renews it while a task of it is at work. A turn is over when
-its run is published, has nothing to do or fails for good; one not renewed for ``LAPSE`` belongs to a run that died.
+A lease is a file ``leases/<number>.json`` in the lake. The process that creates the file of the next number holds the
+lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks works. It
+releases it when it is published, has nothing to do or fails for good. A lease that was not renewed for ``DURATION`` has
+expired: its run died.
 """
 
 import json
@@ -28,56 +29,57 @@ from fruits.stores import lake_store, read_json
 
 log = logging.getLogger("fruits")
 
-LAPSE = timedelta(minutes=5)
-"""A turn not renewed for so long is over. Longer than the pause before a task is tried again."""
+DURATION = timedelta(minutes=5)
+"""A lease not renewed for so long has expired. Longer than the pause before a failed task is tried again."""
 
 _RENEW_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A turn: its number, the run (slug) that has it, when it was last renewed, and whether the run is done with it."""
+class Lease:
+    """A lease: its number, the key of the run that holds it, when it was last renewed, whether it was released."""
 
     number: int
     run: str
     renewed_at: datetime
-    ended: bool = False
+    released: bool = False
 
-    def is_over(self, now: datetime) -> bool:
-        """Whether the next run may have its turn."""
-        return self.ended or now - self.renewed_at > LAPSE
+    def is_free(self, now: datetime) -> bool:
+        """Whether another run may acquire the next lease."""
+        return self.released or now - self.renewed_at > DURATION
 
 
-def take_turn(settings: Settings, run: str) -> Turn | None:
-    """Take a turn for ``run``, or renew the one it has; returns the turn of another run that is in the way, if any."""
+def acquire_lease(settings: Settings, run: str) -> Lease | None:
+    """Acquire the lease for ``run``, or renew it; returns the lease of another run that is in the way, if any."""
     store, now = _store(settings), datetime.now(UTC)
     last = _last(store)
-    if last is not None and not last.is_over(now):
+    if last is not None and not last.is_free(now):
         if last.run != run:
             return last
-        _write(store, Turn(last.number, run, now))
+        _write(store, Lease(last.number, run, now))
         return None
-    turn = Turn(last.number + 1 if last else 1, run, now)
+    lease = Lease(last.number + 1 if last else 1, run, now)
     try:
-        _write(store, turn, "create")
+        _write(store, lease, "create")
     except AlreadyExistsError:
         return _last(store)
-    if last is not None:  # those before it went when it was taken
+    if last is not None:  # older ones were removed when it was acquired
         _remove(store, _name(last.number))
     return None
 
 
 @contextmanager
-def hold_turn(settings: Settings, run: str) -> Iterator[None]:
-    """Hold the turn of ``run`` while its task works inside; a failure that a person has to mend ends it.
+def hold_lease(settings: Settings, run: str) -> Iterator[None]:
+    """Hold the lease of ``run`` while a task works inside; an error that a person must fix releases it.
 
     Raises:
-        TransientError: when another run has the turn.
+        TransientError: when another run holds the lease.
     """
-    other = take_turn(settings, run)
+    other = acquire_lease(settings, run)
     if other is not None:
         raise TransientError(
-            f"run {run}: it is the turn of run {other.run}; this task is tried again, or clear the run from its plan"
+            f"run {run}: run {other.run} holds the lease; this task is tried again, or clear the run from "
+            "`wait_for_lease`"
         )
     stop = threading.Event()
     thread = threading.Thread(target=_renew, args=(settings, run, stop), daemon=True)
@@ -92,48 +94,48 @@ def hold_turn(settings: Settings, run: str) -> Iterator[None]:
         raise
     finally:
         stop.set()
-        thread.join()  # else it might renew what has ended
+        thread.join()  # else it might renew a lease that was released
         if over:
-            end_turn(settings, run)
+            release_lease(settings, run)
 
 
-def end_turn(settings: Settings, run: str) -> None:
-    """Let the next run have its turn; a run that has none changes nothing. Not while it is held: see ``hold_turn``."""
+def release_lease(settings: Settings, run: str) -> None:
+    """Let the next run acquire the lease; a run that holds none changes nothing. Not inside ``hold_lease``."""
     store = _store(settings)
     last = _last(store)
-    if last is not None and last.run == run and not last.ended:
-        _write(store, Turn(last.number, run, datetime.now(UTC), ended=True))
+    if last is not None and last.run == run and not last.released:
+        _write(store, Lease(last.number, run, datetime.now(UTC), released=True))
 
 
-def current_turn(settings: Settings) -> Turn | None:
-    """The turn that some run has now, if any."""
+def current_lease(settings: Settings) -> Lease | None:
+    """The lease that some run holds now, if any."""
     last = _last(_store(settings))
-    return None if last is None or last.is_over(datetime.now(UTC)) else last
+    return None if last is None or last.is_free(datetime.now(UTC)) else last
 
 
 def _renew(settings: Settings, run: str, stop: threading.Event) -> None:
     while not stop.wait(_RENEW_SECONDS):
         try:
-            if take_turn(settings, run) is not None:
-                log.warning("run %s lost its turn: it was not renewed for %s", run, LAPSE)
+            if acquire_lease(settings, run) is not None:
+                log.warning("run %s lost its lease: it was not renewed for %s", run, DURATION)
                 return
-        except (BaseError, FruitsError, OSError) as error:  # the next time may do; if none does, the turn lapses
-            log.warning("run %s: its turn can't be renewed: %s", run, error)
+        except (BaseError, FruitsError, OSError) as error:  # the next try may succeed; if none does, the lease expires
+            log.warning("run %s: its lease can't be renewed: %s", run, error)
 
 
-def _last(store: ObjectStore) -> Turn | None:
+def _last(store: ObjectStore) -> Lease | None:
     while names := [item["path"] for batch in obstore.list(store) for item in batch]:
         try:
             document = read_json(store, max(names))
-        except FileNotFoundError:  # removed by the run that took the next turn, so there is a newer one
+        except FileNotFoundError:  # removed by the run that acquired the next lease, so there is a newer one
             continue
-        return Turn(**{**document, "renewed_at": datetime.fromisoformat(document["renewed_at"])})
+        return Lease(**{**document, "renewed_at": datetime.fromisoformat(document["renewed_at"])})
     return None
 
 
-def _write(store: ObjectStore, turn: Turn, mode: Literal["create", "overwrite"] = "overwrite") -> None:
-    document = {**asdict(turn), "renewed_at": turn.renewed_at.isoformat()}
-    obstore.put(store, _name(turn.number), json.dumps(document).encode(), mode=mode)
+def _write(store: ObjectStore, lease: Lease, mode: Literal["create", "overwrite"] = "overwrite") -> None:
+    document = {**asdict(lease), "renewed_at": lease.renewed_at.isoformat()}
+    obstore.put(store, _name(lease.number), json.dumps(document).encode(), mode=mode)
 
 
 def _remove(store: ObjectStore, name: str) -> None:
@@ -148,4 +150,4 @@ def _name(number: int) -> str:
 
 
 def _store(settings: Settings) -> ObjectStore:
-    return lake_store(settings, "turns")
+    return lake_store(settings, "leases")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from fruits.lake.schemas import TIMESTAMP
-from fruits.run.planning import Entry
+from fruits.photos.entry import Entry
 from fruits.stores import read_bytes, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(

@@ -8,7 +8,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from fruits.errors import FruitsError
@@ -16,8 +16,8 @@ from fruits.lake.branches import branch_name, publication_tag
 from fruits.lake.catalog import DataFile, Lake, TableState
 from fruits.lake.publication import Publication, current_base, publications
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
-from fruits.run.documents import last_written, run_document, run_store
-from fruits.run.planning import run_slug
+from fruits.run.documents import last_written, run_store
+from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import read_json
 
@@ -206,7 +206,7 @@ def old_folders(
     """Run folders that nobody looks into any more: older than the retention, and not of a retained publication."""
     oldest = now - timedelta(days=request.retention_days)
     # A run that was planned again publishes as `run#2`: its folder is that of `run`.
-    needed = {run_slug(str(one.run_id).partition("#")[0]) for one in retained} | {run.slug for run in in_flight}
+    needed = {run_key(str(one.run_id).partition("#")[0]) for one in retained} | {run.slug for run in in_flight}
     return tuple(folder.slug for folder in folders if folder.touched_at < oldest and folder.slug not in needed)
 
 
@@ -274,16 +274,6 @@ def _plan_of(settings: Settings, slug: str) -> dict[str, Any]:
         return read_json(run_store(settings, slug), "plan.json")
     except FileNotFoundError:
         return {}
-
-
-def plan_maintenance(settings: Settings, request: MaintenanceRequest, run_id: str) -> dict[str, Any]:
-    """Say what there is to do, and write it and the request to the run's plan document; returns the document."""
-    slug = run_slug(run_id)
-    with run_document(settings, "plan", run_id, slug, request=request.to_document(), found={}) as document:
-        upkeep = survey(Lake.open(settings), request, datetime.now(UTC))
-        document.record(slug=slug, found=upkeep.to_document())
-    log_upkeep(upkeep, "would" if request.dry_run else "to")
-    return document.content
 
 
 def log_upkeep(upkeep: Upkeep, verb: str) -> None:

@@ -303,9 +303,9 @@ def catalog(settings: Settings) -> Found:
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
-    opened = existing_lake(settings).catalog
+    opened = open_read_only(settings).catalog
     if settings.catalog_kind == "glue":
         return Found(f"Glue database {settings.namespace!r} can be read; only a run shows whether it may be written")
     engine: Any = vars(opened)["engine"]
@@ -340,9 +340,9 @@ def lake(settings: Settings) -> Found:
 
 def lake_of_bucket(settings: Settings) -> Found:
     """Whether the lake holds this bucket's photos."""
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
-    bound = existing_lake(settings).bucket()
+    bound = open_read_only(settings).bucket()
     if bound == settings.bucket:
         return Found(f"it holds the photos of s3://{bound}")
     if bound is None:
@@ -354,9 +354,9 @@ def lake_of_bucket(settings: Settings) -> Found:
 def backbone(settings: Settings) -> Found:
     """Whether the backbone of the settings is staged and is what its card says."""
     from fruits.backbones.stage import load_backbone, staged_card
-    from fruits.lake.existing import existing_lake
+    from fruits.lake.existing import open_read_only
 
-    existing_lake(settings)
+    open_read_only(settings)
     card = staged_card(settings)
     if card is None:
         found = f"{settings.backbone} with weights {settings.weights} is not staged"

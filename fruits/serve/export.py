@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fruits.errors import FruitsError
-from fruits.lake.existing import existing_lake
+from fruits.lake.existing import open_read_only
 from fruits.lake.publication import Publication
 from fruits.lake.published import PublishedRows, current_publication
 from fruits.settings import Settings
@@ -86,7 +86,7 @@ def export(
     """
     write = _writer(table, format)
     _check_target(target, overwrite=overwrite)
-    lake = existing_lake(settings)
+    lake = open_read_only(settings)
     publication = current_publication(lake)
     rows = PublishedRows(lake, publication, table)
     with _complete_or_absent(target, overwrite=overwrite) as part:

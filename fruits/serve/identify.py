@@ -24,7 +24,7 @@ from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import existing_lake
+from fruits.lake.existing import open_read_only
 from fruits.lake.pca_tables import load_versions
 from fruits.lake.publication import Publication
 from fruits.lake.published import PublishedRows, current_publication
@@ -109,7 +109,7 @@ def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) ->
     """
     if nearest < 0:
         raise FruitsError(f"nearest: {nearest}; expected how many of the nearest photos to name, 0 or more")
-    lake = existing_lake(settings)
+    lake = open_read_only(settings)
     publication = current_publication(lake)
     rows = PublishedRows(lake, publication, "embeddings", _COLUMNS)
     sample = sample_rows(rows.batches(), settings.probe_rows)

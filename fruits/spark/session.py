@@ -20,10 +20,11 @@ from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake, spark_configuration
 from fruits.lake.publication import check_current, written_head
 from fruits.lake.schemas import TableName
+from fruits.photos.entry import Action
 from fruits.run.documents import TASKS, RunDocument, TaskName, check_tasks_before, read_plan, run_store, task_document
-from fruits.run.lease import end_turn, hold_turn
+from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import read_manifest
-from fruits.run.planning import Action, RunRequest
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.spark.cluster import await_executor, check_master, executor_errors
 from fruits.spark.release import BatchFunction, check_release, same_release
@@ -135,7 +136,7 @@ def run_job(
 ) -> int:
     """Run one Spark job of a run: parse arguments, open session and document, work, and say how it ended.
 
-    The run's turn is over when its ``last`` job has succeeded.
+    The run releases its lease when its ``last`` job has succeeded.
 
     Returns an ``ExitCode``. Errors that a person can mend are one line in the log; only defects show a stack trace.
     """
@@ -159,7 +160,7 @@ def _run(task: TaskName, run: str, work: Callable[[Job], None], *, last: bool) -
     with (
         task_document(settings, task, plan) as document,
         # A dry run changes nothing, so it need not wait.
-        nullcontext() if plan["request"]["dry_run"] else hold_turn(settings, plan["slug"]),
+        nullcontext() if plan["request"]["dry_run"] else hold_lease(settings, plan["slug"]),
     ):
         check_release(os.environ)
         lake = Lake.open(settings)
@@ -169,7 +170,7 @@ def _run(task: TaskName, run: str, work: Callable[[Job], None], *, last: bool) -
         with executor_errors(), _session(f"fruits {task}", settings, document) as spark:
             work(Job(settings, spark, lake, plan, document))
     if last:
-        end_turn(settings, plan["slug"])
+        release_lease(settings, plan["slug"])
 
 
 def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ def test_a_backfill_covers_its_interval_and_any_other_run_everything(
     params = {name: param.value for name, param in module.PARAMS.items()}
     context: dict[str, Any] = {"dag_run": run, "params": params}
     monkeypatch.setattr(module, "get_current_context", lambda: context)
-    monkeypatch.setattr("fruits.steps.chain.prepare", lambda settings, request: CARD)
+    monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: CARD)
     monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
     monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fruits.run.lease import current_turn
-from fruits.run.planning import run_slug
+from fruits.run.lease import current_lease
+from fruits.run.state import run_key
 from fruits.run.upkeep import MaintenanceRequest
 from fruits.settings import Settings
 
@@ -42,19 +42,19 @@ def test_the_plan_writes_the_request_where_the_job_reads_it(
 
     document = json.loads((tmp_path / "lake" / "runs" / slug / "plan.json").read_text())
     assert MaintenanceRequest(**document["request"]) == MaintenanceRequest(7, 10, dry_run=True)
-    assert document["slug"] == slug != run_slug(RUN_ID)
+    assert document["slug"] == slug != run_key(RUN_ID)
 
 
 def test_the_turn_is_taken_for_the_run_that_the_job_works_as(module: ModuleType, context: dict[str, Any]) -> None:
     slug = module.plan.function()
-    module.dag.get_task("wait_for_turn").execute(context)
-    turn = current_turn(Settings.load())
-    assert turn is not None
-    assert turn.run == slug
+    module.dag.get_task("wait_for_lease").execute(context)
+    lease = current_lease(Settings.load())
+    assert lease is not None
+    assert lease.run == slug
 
 
 def test_it_takes_its_turn_then_looks_then_works(module: ModuleType) -> None:
-    assert [task.task_id for task in module.dag.topological_sort()] == ["wait_for_turn", "plan", "maintain"]
+    assert [task.task_id for task in module.dag.topological_sort()] == ["wait_for_lease", "plan", "maintain"]
     assert [task.task_id for task in module.dag.leaves] == ["maintain"]
 
 

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.airflow
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"
 CHAIN = [
-    "prepare", "wait_for_images", "uploads_settled", "wait_for_turn", "plan", "featurize", "pca", "validate", "publish",
+    "prepare", "wait_for_images", "uploads_settled", "wait_for_lease",
+    "plan", "featurize", "pca", "validate", "publish",
 ]  # fmt: skip
 HEAVY = {"tensorflow", "keras", "pyspark", "pyiceberg", "sklearn", "pandas", "scipy", "ai_edge_litert", "matplotlib"}
 
@@ -136,7 +137,7 @@ def test_a_param_of_the_wrong_type_is_refused(chain: Any) -> None:
 
 
 def test_the_params_are_those_that_a_run_understands(chain: Any, tmp_path: Path) -> None:
-    from fruits.run.planning import RunRequest, resolve_request
+    from fruits.run.request import RunRequest, resolve_request
     from fruits.settings import Settings
 
     settings = Settings.load(lake=f"file://{tmp_path}", catalog_uri=f"sqlite:///{tmp_path}/catalog.db")

@@ -62,5 +62,5 @@ def test_no_photo_is_left_out_and_the_tables_are_those_of_one_full_run(findings:
 
 def test_a_photo_that_is_put_into_the_bucket_is_published_untouched(findings: dict[str, Any]) -> None:
     tasks = findings["event"]["tasks"]
-    assert {"wait_for_turn", "plan", "featurize", "pca", "validate", "publish"} <= tasks.keys()
+    assert {"wait_for_lease", "plan", "featurize", "pca", "validate", "publish"} <= tasks.keys()
     assert tasks["publish"] <= findings["event"]["seconds"] + 10

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from fruits.errors import ExitCode, FruitsError
-from fruits.run.planning import RunRequest
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.steps.chain import plan_run, prepare
+from fruits.steps.plan import plan_run
+from fruits.steps.prepare import prepare
 from local.airflow import LogReader, run_dag
 from local.stack import Stack, running_stack
 from sample_photos.generator import BROKEN, LABELS, draw, generate, photo_key
@@ -477,7 +478,7 @@ of two lines
 
 def test_the_work_is_shown_while_it_goes_on(first: Ran) -> None:
     tasks = (
-        "prepare", "wait_for_images", "uploads_settled", "wait_for_turn", "plan",
+        "prepare", "wait_for_images", "uploads_settled", "wait_for_lease", "plan",
         "featurize", "pca", "validate", "publish",
     )  # fmt: skip
     assert re.findall(r"^> (\w+)$", first.out, re.MULTILINE) == list(tasks)

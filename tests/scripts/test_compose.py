@@ -249,10 +249,10 @@ def test_a_line_that_is_no_variable_is_named_by_its_number(checkout, docker, cap
 
 def test_code_that_the_containers_can_not_read_is_told(checkout, docker, capsys):
     docker()
-    (checkout / "fruits" / "chain.py").touch(mode=0o600)
+    (checkout / "fruits" / "errors.py").touch(mode=0o600)
     code, said = up(capsys)
     assert code == 2
-    assert "chain.py: other users can't read it, and the containers are such; chmod -R o+rX dags docker fruits" in said
+    assert "errors.py: other users can't read it, and the containers are such; chmod -R o+rX dags docker fruits" in said
 
 
 def test_a_lost_env_is_asked_for_where_there_is_data(checkout, docker, capsys):

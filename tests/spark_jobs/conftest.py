@@ -22,10 +22,13 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
 from fruits.run.documents import TaskName, read_documents
-from fruits.run.lease import current_turn, end_turn
-from fruits.run.planning import resolve_request, run_slug
+from fruits.run.lease import current_lease, release_lease
+from fruits.run.request import resolve_request
+from fruits.run.state import run_key
 from fruits.settings import Settings
-from fruits.steps.chain import plan_run, publish_run, with_backbone
+from fruits.steps.plan import plan_run
+from fruits.steps.prepare import with_backbone
+from fruits.steps.publish import publish_run
 from fruits.stores import lake_store, photo_store, write_bytes
 from local.stack import Stack, make_bucket
 from sample_photos.generator import BROKEN, draw, draw_broken
@@ -70,7 +73,7 @@ class Chain:
         """One Spark job, with the settings in its environment; returns its exit code."""
         self.lapse(settings)
         with environment(settings):
-            return int(self.jobs[job].main(["--run", run_slug(run_id)]))
+            return int(self.jobs[job].main(["--run", run_key(run_id)]))
 
     def submit_all(self, settings: Settings, run_id: str) -> None:
         """All Spark jobs of a planned run; none may fail."""
@@ -80,12 +83,12 @@ class Chain:
     def publish(self, settings: Settings, run_id: str) -> Publication:
         """The task `publish`."""
         self.lapse(settings)
-        return publish_run(settings, run_slug(run_id))
+        return publish_run(settings, run_key(run_id))
 
     def lapse(self, settings: Settings) -> None:
-        """End whosever turn it is: tests leave runs unfinished, and let runs overlap that would wait for each other."""
-        if turn := current_turn(settings):
-            end_turn(settings, turn.run)
+        """Release any lease: tests leave runs unfinished, and let runs overlap that would wait for each other."""
+        if lease := current_lease(settings):
+            release_lease(settings, lease.run)
 
     def run(self, settings: Settings, run_id: str, **params: Any) -> Documents:
         """The whole chain, which must find work and must publish it; returns the run's documents."""
@@ -96,7 +99,7 @@ class Chain:
 
     def documents(self, settings: Settings, run_id: str) -> Documents:
         """The run's documents, those that there are."""
-        return read_documents(settings, run_slug(run_id))
+        return read_documents(settings, run_key(run_id))
 
     def published(self, settings: Settings) -> Publication:
         """The current publication."""
@@ -111,7 +114,7 @@ class Chain:
     def branch_rows(self, settings: Settings, run_id: str, name: TableName) -> list[Any]:
         """What a run left on its branch of a table, by key."""
         lake = Lake.open(settings)
-        rows = lake.read(name, lake.head(name, branch_name(run_slug(run_id)))).to_pylist()
+        rows = lake.read(name, lake.head(name, branch_name(run_key(run_id)))).to_pylist()
         return sorted(rows, key=lambda row: str(row.get("key")))
 
     def photo(self, number: int, label: str = LABELS[0]) -> bytes:

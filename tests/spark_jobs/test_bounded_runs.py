@@ -11,8 +11,9 @@ from fruits.backbones.card import model_id as identity_of
 from fruits.backbones.stage import _registry_path, read_card
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
-from fruits.run.planning import RunRequest
-from fruits.steps.chain import plan_run, prepare, with_backbone
+from fruits.run.request import RunRequest
+from fruits.steps.plan import plan_run
+from fruits.steps.prepare import prepare, with_backbone
 from fruits.stores import lake_store, read_bytes, write_bytes, write_json
 
 pytestmark = pytest.mark.slow

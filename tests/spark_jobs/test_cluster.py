@@ -13,7 +13,7 @@ import fruits
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from tests.loading import load_file
 from tests.spark_jobs.standalone import ENVIRONMENT, ROOT, free_port, get_json, standalone, wait_for
 
@@ -39,7 +39,7 @@ def submit(chain, cluster):
         chain.lapse(settings)
         script = script or ROOT / "spark_jobs" / f"{job}.py"
         with chain.environment(settings):
-            process = cluster.submit(script, "--run", run_slug(run_id), options=options)
+            process = cluster.submit(script, "--run", run_key(run_id), options=options)
         try:
             said, _ = process.communicate(timeout=300)
         finally:
@@ -208,7 +208,7 @@ def test_a_worker_that_dies_in_the_middle_changes_no_row(chain, first, cluster, 
     }
     chain.lapse(settings)
     with chain.environment(settings):
-        process = cluster.submit(ROOT / "spark_jobs" / "featurize.py", "--run", run_slug("struck"), options=options)
+        process = cluster.submit(ROOT / "spark_jobs" / "featurize.py", "--run", run_key("struck"), options=options)
     api = f"http://127.0.0.1:{port}/api/v1/applications"
 
     def in_the_middle():

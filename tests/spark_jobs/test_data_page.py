@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.serve.summary import read_summary
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.slow
 def test_every_example_runs_and_shows_the_published_photos(first, tmp_path):
-    summary = read_summary(first.settings, run_slug(first.run_id))
+    summary = read_summary(first.settings, run_key(first.run_id))
     examples = BLOCK.findall((ROOT / "docs" / "data.md").read_text())
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "summary.json").write_text(json.dumps(summary))

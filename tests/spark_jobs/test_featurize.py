@@ -18,7 +18,7 @@ from fruits.lake.schemas import FEATURES, QUARANTINE
 from fruits.photos.decode import Limits, decode, needed_side, perceptual_hash, preprocess
 from fruits.photos.featurize import STAGES
 from fruits.run.documents import run_store
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.stores import lake_store, photo_store, read_json
 from sample_photos.generator import BROKEN
 
@@ -181,7 +181,7 @@ class TestBadInput:
 
     def test_a_run_without_a_plan(self, chain, planned, caplog):
         assert chain.submit("featurize", planned, "never planned") == ExitCode.BAD_INPUT
-        assert f"run {run_slug('never planned')}: no finished plan in {planned.lake}" in caplog.text
+        assert f"run {run_key('never planned')}: no finished plan in {planned.lake}" in caplog.text
         assert chain.documents(planned, "never planned") == {}
 
     def test_a_missing_bucket(self, chain, planned, caplog):
@@ -237,14 +237,14 @@ class TestSparkSubmit:
         done = self.submit(
             ROOT / "spark_jobs" / "featurize.py",
             "--run",
-            run_slug("elsewhere"),
+            run_key("elsewhere"),
             FRUITS_LAKE=settings.lake,
             FRUITS_CATALOG_URI=settings.catalog_uri.get_secret_value(),
             FRUITS_BUCKET=settings.bucket,
             FRUITS_S3_ENDPOINT=settings.s3_endpoint,
         )
         assert done.returncode == ExitCode.OK, done.stderr
-        assert read_json(run_store(settings, run_slug("elsewhere")), "featurize.json")["features"] == len(sound)
+        assert read_json(run_store(settings, run_key("elsewhere")), "featurize.json")["features"] == len(sound)
         assert vectors_of(chain.branch_rows(settings, "elsewhere", "features")) == vectors
 
 

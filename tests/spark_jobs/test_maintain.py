@@ -15,8 +15,9 @@ from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications, publish, readable, roll_back
 from fruits.lake.schemas import DATA_TABLES, TABLES
-from fruits.run.planning import run_slug
-from fruits.run.upkeep import plan_maintenance, resolve_maintenance
+from fruits.run.state import run_key
+from fruits.run.upkeep import resolve_maintenance
+from fruits.steps.plan_maintenance import plan_maintenance
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 
@@ -50,8 +51,8 @@ def age(path, days):
 
 
 def files_of(settings, *without):
-    """All files of a lake and when they were written, but for turns, and the folders of the runs in ``without``."""
-    ignored = {folder(settings) / "turns", *(folder(settings) / "runs" / run_slug(run) for run in without)}
+    """All files of a lake and when they were written, but for leases, and the folders of the runs in ``without``."""
+    ignored = {folder(settings) / "leases", *(folder(settings) / "runs" / run_key(run) for run in without)}
     return {
         str(path): path.stat().st_mtime_ns
         for path in folder(settings).rglob("*")
@@ -88,7 +89,7 @@ def make_history(chain, settings):
     keys = list(photos)
     chain.put(settings, photos)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fruits.steps.chain.datetime", LongAgo)
+        patch.setattr("fruits.steps.publish.datetime", LongAgo)
         chain.run(settings, "first")
     changed = {key: chain.photo(70 + number) for number, key in enumerate(keys[4:7])}
     chain.put(settings, chain.photos(3, start=16) | changed | {keys[8]: b"<html>"})
@@ -108,7 +109,7 @@ def seen(chain, new_settings):
     chain.put(settings, {"Training/Kiwi/late.img": chain.photo(90)})
     plans = {run: chain.plan(settings, run) for run in ("dead", "live")}
     for name, snapshot in plans["dead"]["base"]["snapshots"].items():
-        start_branch(Lake.open(settings), name, branch_name(run_slug("dead")), snapshot)
+        start_branch(Lake.open(settings), name, branch_name(run_key("dead")), snapshot)
     assert chain.submit("featurize", settings, "live") == ExitCode.OK
     tables = folder(settings) / "tables" / "fruits"
     old, young = (tables / "features" / "data" / f"{name}.parquet" for name in ("old", "young"))
@@ -117,7 +118,7 @@ def seen(chain, new_settings):
         path.write_text("{}")
     age(old, 4)
     age(folder(settings) / "runs" / "ancient", 40)
-    age(folder(settings) / "runs" / run_slug("dead"), 4)
+    age(folder(settings) / "runs" / run_key("dead"), 4)
     seen = SimpleNamespace(settings=settings, old=old, young=young, base_of_live=plans["live"]["base"])
     seen.live = chain.branch_rows(settings, "live", "features")
     seen.publications = publications(Lake.open(settings))
@@ -150,7 +151,7 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(seen):
     assert document["orphan_files"]["features"] == 1
     found = document["found"]
     assert len(found["expired_versions"]) == 1
-    assert found["branches_to_drop"] == [branch_name(run_slug("dead"))]
+    assert found["branches_to_drop"] == [branch_name(run_key("dead"))]
     assert found["run_folders_to_remove"] == ["ancient"]
     assert found["layout"]["features"]["to_rewrite"] > 0
     assert found["snapshots_to_expire"]["features"] > 0
@@ -213,19 +214,19 @@ def test_files_delete_files_and_snapshots_are_fewer(seen):
 
 def test_the_live_run_keeps_its_branch_and_conflicts_cleanly_and_the_dead_one_is_gone(chain, seen):
     settings, lake = seen.settings, Lake.open(seen.settings)
-    assert refs(settings, "run_") == {branch_name(run_slug("live"))}
+    assert refs(settings, "run_") == {branch_name(run_key("live"))}
     assert chain.branch_rows(settings, "live", "features") == seen.live
     for name, snapshot in seen.base_of_live["snapshots"].items():
         assert snapshot in lake.state(name).snapshots, name
     with pytest.raises(ConflictError, match="another run published"):
-        publish(lake, seen.base_of_live, run_slug("live"), replace(seen.publications[-1], sequence=7, run_id="live"))
+        publish(lake, seen.base_of_live, run_key("live"), replace(seen.publications[-1], sequence=7, run_id="live"))
 
 
 def test_litter_goes_and_young_files_stay(seen):
     assert not seen.old.exists()
     assert seen.young.exists()
     assert not list((folder(seen.settings) / "runs" / "ancient").glob("*"))
-    assert (folder(seen.settings) / "runs" / run_slug("changes") / "plan.json").exists()
+    assert (folder(seen.settings) / "runs" / run_key("changes") / "plan.json").exists()
 
 
 def test_a_second_run_finds_nothing_to_do(seen):
@@ -260,7 +261,7 @@ def test_another_publication_in_between_is_not_overwritten(chain, seen, monkeypa
     assert "maintenance is tried again" in document["error"]
     assert document["mendable"] is False  # so Airflow tries again
     assert contents(settings, chain.published(settings)) == seen.contents[2]
-    assert refs(settings, branch_name(run_slug("late"))) == set()
+    assert refs(settings, branch_name(run_key("late"))) == set()
 
 
 def test_rows_that_differ_are_not_published(chain, seen, monkeypatch):

@@ -41,7 +41,7 @@ def overlapped(chain, new_settings, photos):
 def test_the_second_to_publish_is_refused_and_told_to_plan_again(chain, overlapped):
     settings, _, conflict = overlapped
     assert "another run published after run live was planned" in str(conflict)
-    assert "Clear the run from `wait_for_turn`" in str(conflict)
+    assert "Clear the run from `wait_for_lease`" in str(conflict)
     document = chain.documents(settings, "live")["publish"]
     assert (document["state"], document["mendable"]) == ("failed", True)
 

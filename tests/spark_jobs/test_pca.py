@@ -14,7 +14,7 @@ from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.lake.publication import run_head
 from fruits.lake.schemas import FEATURES
 from fruits.run.documents import run_store
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.stores import read_json, write_json
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
@@ -144,7 +144,7 @@ def featurized(chain, new_settings):
 @contextmanager
 def replaced(settings, run_id, rows):
     """Inside, some feature rows on a run's branch are others."""
-    lake, branch = Lake.open(settings), branch_name(run_slug(run_id))
+    lake, branch = Lake.open(settings), branch_name(run_key(run_id))
     before, table = lake.head("features", branch), pa.Table.from_pylist(rows, schema=FEATURES.schema)
     lake.table("features").overwrite(table, In("key", table["key"].to_pylist()), branch=branch)
     try:

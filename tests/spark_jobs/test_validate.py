@@ -11,7 +11,7 @@ from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.lake.schemas import TABLES
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from sample_photos.generator import BROKEN
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
@@ -149,7 +149,7 @@ class TestARequiredGateThatFails:
 @contextmanager
 def tampered(settings, name, number, *changes):
     """Inside, one row on the run's branch of a table is gone (None), or replaced by changed copies of itself."""
-    lake, branch = Lake.open(settings), branch_name(run_slug(RUN))
+    lake, branch = Lake.open(settings), branch_name(run_key(RUN))
     before = lake.head(name, branch)
     row = sorted(lake.read(name, before).to_pylist(), key=lambda row: row["key"])[number]
     copies = [{**row, **change} for change in changes if change is not None]
@@ -169,6 +169,6 @@ def test_validating_before_the_pca_says_what_to_run(chain, new_settings, caplog)
     chain.put(settings, chain.photos(2))
     chain.plan(settings, RUN)
     assert chain.submit("validate", settings, RUN) == ExitCode.BAD_INPUT
-    assert f"run {run_slug(RUN)}: its featurize job has not succeeded; run that first" in caplog.text
+    assert f"run {run_key(RUN)}: its featurize job has not succeeded; run that first" in caplog.text
     with pytest.raises(FruitsError, match="its featurize job has not succeeded"):
         chain.publish(settings, RUN)

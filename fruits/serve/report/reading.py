@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import existing_lake, explained
+from fruits.lake.existing import explained, open_read_only
 from fruits.lake.publication import Publication, publications, run_head
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.documents import TaskName, current_documents, of_maintenance, read_documents
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.serve.report.content import (
     Building,
     EmbeddingMap,
@@ -66,12 +66,12 @@ def read_overview(settings: Settings) -> Overview:
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
     with explained(settings):
-        lake = existing_lake(settings)
+        lake = open_read_only(settings)
         published = publications(lake)
         if not published:
             return Overview(settings.lake, settings.bucket, None, None, None, ())
         current = published[-1]
-        documents = current_documents(read_documents(settings, run_slug(_dag_run_id(current))))
+        documents = current_documents(read_documents(settings, run_key(_dag_run_id(current))))
         made_it = documents.get("plan", {}).get("run_id") == current.run_id
         return Overview(
             lake=settings.lake,
@@ -84,7 +84,7 @@ def read_overview(settings: Settings) -> Overview:
 
 
 def read_run(settings: Settings, slug: str) -> RunReport:
-    """A run by its slug (``planning.run_slug`` makes it of Airflow's run id), whatever became of it.
+    """A run by its slug (``state.run_key`` makes it of Airflow's run id), whatever became of it.
 
     Raises:
         UnknownRunError: when there are no documents of it; says how to list the runs.
@@ -92,7 +92,7 @@ def read_run(settings: Settings, slug: str) -> RunReport:
     """
     with explained(settings):
         documents = _documents_of(settings, slug)
-        lake = existing_lake(settings)
+        lake = open_read_only(settings)
         published = publications(lake)
         plan = documents.get("plan", {})
         run_id = str(next(iter(documents.values()))["run_id"])

@@ -18,8 +18,8 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
 from fruits.lake.schemas import QUARANTINE
 from fruits.run.documents import run_document, run_store
-from fruits.run.lease import current_turn, end_turn, take_turn
-from fruits.run.planning import run_slug
+from fruits.run.lease import acquire_lease, current_lease, release_lease
+from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import write_json
 from local.airflow import airflow_environment
@@ -305,10 +305,10 @@ class TestUploadsSettled:
 
 
 class TestTurn:
-    """Over a lake of the test's own; ``turns`` themselves have tests of theirs."""
+    """Over a lake of the test's own; ``run/lease.py`` has tests of its own."""
 
     def sensor(self, operators: Any) -> Any:
-        return operators.TurnSensor(task_id="wait_for_turn")
+        return operators.LeaseSensor(task_id="wait_for_lease")
 
     def context(self, run_id: str, **params: Any) -> dict[str, Any]:
         return {"run_id": run_id, "params": params}
@@ -319,7 +319,7 @@ class TestTurn:
         from airflow.sdk.exceptions import TaskDeferred
 
         self.sensor(operators).execute(self.context("first"))
-        assert current_turn(lake).run == run_slug("first")
+        assert current_lease(lake).run == run_key("first")
         with pytest.raises(TaskDeferred) as deferred:
             self.sensor(operators).execute(self.context("second"))
         trigger = made_again(deferred.value.trigger)
@@ -328,22 +328,22 @@ class TestTurn:
             waiting = asyncio.create_task(event_of(trigger))
             await asyncio.sleep(1)
             assert not waiting.done()
-            await asyncio.to_thread(end_turn, lake, run_slug("first"))
+            await asyncio.to_thread(release_lease, lake, run_key("first"))
             return await asyncio.wait_for(waiting, 30)
 
         event = asyncio.run(scenario())
-        assert current_turn(lake).run == run_slug("second"), "the next to wait stays asleep"
+        assert current_lease(lake).run == run_key("second"), "the next to wait stays asleep"
         getattr(self.sensor(operators), deferred.value.method_name)(self.context("second"), event)
-        assert current_turn(lake).run == run_slug("second")
+        assert current_lease(lake).run == run_key("second")
 
     def test_a_dry_run_waits_for_nobody(self, operators: Any, lake: Settings) -> None:
-        take_turn(lake, "somebody")
+        acquire_lease(lake, "somebody")
         self.sensor(operators).execute(self.context("dry", dry_run=True))
-        assert current_turn(lake).run == "somebody"
+        assert current_lease(lake).run == "somebody"
 
     def test_wrong_settings_are_for_the_task_to_meet(self, operators: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("FRUITS_LAKE", raising=False)
-        assert asyncio.run(event_of(operators.TurnTrigger("run"))) == {}
+        assert asyncio.run(event_of(operators.LeaseTrigger("run"))) == {}
 
     def test_a_lake_that_does_not_answer_is_looked_at_again(
         self, operators: Any, lake: Settings, monkeypatch: pytest.MonkeyPatch
@@ -356,24 +356,24 @@ class TestTurn:
             def warning(self, message: str, *values: Any) -> None:
                 warned.append(message % values)
 
-        class Heard(operators.TurnTrigger):
+        class Heard(operators.LeaseTrigger):
             log = Log()
 
         def answer(settings: Settings, run: str) -> Any:
             if hiccups:
                 raise hiccups.pop(0)
-            return take_turn(settings, run)
+            return acquire_lease(settings, run)
 
-        monkeypatch.setattr(operators, "take_turn", answer)
-        monkeypatch.setattr(operators, "_TURN_PAUSE", 0.1)
-        take_turn(lake, "somebody")
+        monkeypatch.setattr(operators, "acquire_lease", answer)
+        monkeypatch.setattr(operators, "_LEASE_PAUSE", 0.1)
+        acquire_lease(lake, "somebody")
 
         async def scenario() -> dict[str, Any]:
             waiting = asyncio.create_task(event_of(Heard("run")))
             await asyncio.sleep(1.5)
             assert not hiccups
-            assert not waiting.done(), "it is still somebody's turn"
-            await asyncio.to_thread(end_turn, lake, "somebody")
+            assert not waiting.done(), "another run still holds the lease"
+            await asyncio.to_thread(release_lease, lake, "somebody")
             return await asyncio.wait_for(waiting, 30)
 
         assert asyncio.run(scenario()) == {}
@@ -393,15 +393,15 @@ class TestMendableErrors:
     def test_are_not_tried_again(self, operators: Any) -> None:
         from airflow.sdk.exceptions import AirflowFailException
 
-        with pytest.raises(AirflowFailException, match="^mend this$"), operators.mendable_errors():
+        with pytest.raises(AirflowFailException, match="^mend this$"), operators.non_retryable():
             raise FruitsError("mend this")
 
     def test_those_that_pass_by_themselves_are(self, operators: Any) -> None:
-        with pytest.raises(TransientError, match="^wait$"), operators.mendable_errors():
+        with pytest.raises(TransientError, match="^wait$"), operators.non_retryable():
             raise TransientError("wait")
 
     def test_other_errors_are(self, operators: Any) -> None:
-        with pytest.raises(ZeroDivisionError), operators.mendable_errors():
+        with pytest.raises(ZeroDivisionError), operators.non_retryable():
             _ = 1 / 0
 
 

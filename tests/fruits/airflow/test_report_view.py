@@ -19,7 +19,7 @@ import pytest
 
 from fruits.lake.catalog import Lake
 from fruits.run.documents import run_document
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.serve.report import content_security_policy, read_overview
 from fruits.settings import Settings
 from local.airflow import airflow, airflow_environment, migrate
@@ -107,7 +107,7 @@ def settings(stack: Stack) -> Settings:
     Lake.open(settings)
     with (
         pytest.raises(ValueError, match="alert"),
-        run_document(settings, "plan", RUN_ID, run_slug(RUN_ID)),
+        run_document(settings, "plan", RUN_ID, run_key(RUN_ID)),
     ):
         raise ValueError(HOSTILE)
     return settings
@@ -237,7 +237,7 @@ def test_a_run_that_is_not_there(server: Server, path: str, said: str) -> None:
 
 
 def test_the_ui_is_told_of_the_pages(plugin: ModuleType) -> None:
-    views = {view["destination"]: view for view in plugin.FruitsReportPlugin.external_views}
+    views = {view["destination"]: view for view in plugin.EXTERNAL_VIEWS}
     assert views["nav"]["href"] == "fruits/overview"
     assert views["dag_run"]["href"] == "fruits/dags/{DAG_ID}/runs/{RUN_ID}"
 

@@ -116,8 +116,8 @@ class TestPlan:
 
     def test_it_is_the_plan_that_the_dag_would_make(self, answer, new_lake, tmp_path):
         from fruits.backbones.stage import staged_card
-        from fruits.run.planning import resolve_request
-        from fruits.steps.chain import plan_run
+        from fruits.run.request import resolve_request
+        from fruits.steps.plan import plan_run
         from fruits.stores import photo_store, write_bytes
 
         settings = new_lake(tmp_path)
@@ -193,13 +193,13 @@ class TestReport:
 
     def test_a_run_goes_by_its_airflow_id_too(self, answer, new_lake, tmp_path):
         from fruits.run.documents import run_document
-        from fruits.run.planning import run_slug
+        from fruits.run.state import run_key
 
         settings, run_id = new_lake(tmp_path), "manual__2026-11-22T09:30:00+00:00"
-        with run_document(settings, "plan", run_id, run_slug(run_id)) as document:
+        with run_document(settings, "plan", run_id, run_key(run_id)) as document:
             document.record(work=False)
         done = answer("report", run_id, "-o", tmp_path / "a.html", settings=settings)
-        assert done["run"] == run_slug(run_id)
+        assert done["run"] == run_key(run_id)
         assert run_id in (tmp_path / "a.html").read_text()
 
 

@@ -19,7 +19,7 @@ import pytest
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import NoLakeError, existing_lake
+from fruits.lake.existing import NoLakeError, open_read_only
 from fruits.lake.publication import Publication, current_base, publications, publish
 from fruits.lake.schemas import DATA_TABLES, FEATURES, TABLES
 from fruits.serve.doctor import catalog as doctor_catalog
@@ -86,9 +86,9 @@ def wanted(lake: Lake, run: str, base: dict[str, Any]) -> Publication:
 class TestLake:
     def test_the_first_to_open_it_makes_database_and_tables_and_the_next_finds_them(self, settings: Settings) -> None:
         with pytest.raises(NoLakeError, match="has no tables"):
-            existing_lake(settings)
+            open_read_only(settings)
         made = {table.name: Lake.open(settings).head(table.name) for table in TABLES}
-        assert {table.name: existing_lake(settings).head(table.name) for table in TABLES} == made
+        assert {table.name: open_read_only(settings).head(table.name) for table in TABLES} == made
         assert all(made.values())
 
     def test_rows_on_a_branch_are_not_on_main_until_it_moves(
@@ -149,7 +149,7 @@ class TestLake:
     ) -> None:
         Lake.open(settings).check_bucket()
         other = make_settings("s3", catalog_uri="glue://", namespace=settings.namespace, bucket=settings.bucket)
-        for look in (lambda: existing_lake(other), lambda: Lake.open(other).check_bucket()):
+        for look in (lambda: open_read_only(other), lambda: Lake.open(other).check_bucket()):
             with pytest.raises(
                 FruitsError, match=rf"FRUITS_LAKE is {other.lake}, but .* in {settings.lake};.*NAMESPACE"
             ):
@@ -305,7 +305,7 @@ class TestWhatGlueRefuses:
     def test_readers_are_told_as_well(self, settings: Settings, refuse: Callable[..., None]) -> None:
         refuse("get_tables")
         with pytest.raises(FruitsError, match="AWS denies glue:GetTables"):
-            existing_lake(settings)
+            open_read_only(settings)
 
     def test_an_answer_that_may_be_another_next_time_is_tried_again(
         self, settings: Settings, refuse: Callable[..., None]

@@ -13,9 +13,9 @@ from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import FruitsError
 from fruits.photos import featurize as featurizing
 from fruits.photos.decode import decode, perceptual_hash, preprocess
+from fruits.photos.entry import Action, Entry
 from fruits.photos.featurize import STAGES, featurize_entries
 from fruits.photos.quarantine import Reason
-from fruits.run.planning import Action, Entry
 from fruits.stores import photo_store
 from local.stack import free_ports
 from sample_photos import generator

@@ -151,7 +151,7 @@ def plan_of(settings, run_id):
 
 
 def test_a_run_without_a_finished_plan_says_what_to_do(settings):
-    with pytest.raises(FruitsError, match="no finished plan.*clear the run from `wait_for_turn`"):
+    with pytest.raises(FruitsError, match="no finished plan.*clear the run from `wait_for_lease`"):
         read_plan(settings, "nosuch")
     with pytest.raises(ZeroDivisionError), run_document(settings, "plan", "broken", "broken"):
         _ = 1 / 0
@@ -166,5 +166,5 @@ def test_a_task_goes_on_from_tasks_that_worked_on_the_same_plan_only(settings):
     with task_document(settings, "featurize", plan):
         pass
     check_tasks_before(settings, "pca", plan)
-    with pytest.raises(FruitsError, match="planned again after its featurize job; clear the run from `wait_for_turn`"):
+    with pytest.raises(FruitsError, match="planned again after its featurize job; clear the run from `wait_for_lease`"):
         check_tasks_before(settings, "pca", plan_of(settings, "run"))

@@ -2,10 +2,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from fruits.photos.entry import Action, Entry
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import run_store
 from fruits.run.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
-from fruits.run.planning import Action, Entry
 from fruits.settings import Settings
 
 MOMENT = datetime(2026, 11, 20, 12, 30, 15, 123456, tzinfo=UTC)

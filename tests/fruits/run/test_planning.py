@@ -9,21 +9,15 @@ from hypothesis import strategies as st
 
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
+from fruits.photos.entry import WORK, Action
+from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import Reason
-from fruits.run.planning import (
-    WORK,
-    Action,
-    KeyRules,
-    KnownObject,
-    Plan,
-    RunRequest,
-    make_plan,
-    resolve_request,
-    run_slug,
-)
+from fruits.run.reconciliation import KnownObject, Plan, make_plan
+from fruits.run.request import RunRequest, resolve_request
+from fruits.run.state import run_key
 from fruits.settings import Settings
-from fruits.steps.chain import check_keys
+from fruits.steps.plan import check_keys
 
 LAKE = {"lake": "file:///lake", "catalog_uri": "sqlite:////lake/catalog.db"}
 SETTINGS = Settings.load(**LAKE, prefix="photos/", backbone="MobileNetV2", weights="random", n_components=64)
@@ -453,7 +447,7 @@ def test_a_backfill_does_not_delete_what_was_overwritten_after_its_interval():
 
 @given(st.lists(st.text(), unique=True, max_size=20))
 def test_slugs_are_unique_and_fit_branches_and_paths(run_ids):
-    slugs = [run_slug(run_id) for run_id in run_ids]
+    slugs = [run_key(run_id) for run_id in run_ids]
     assert len(set(slugs)) == len(slugs)
     for slug in slugs:
         assert branch_name(slug).removeprefix("run_") == slug
@@ -464,7 +458,7 @@ def test_slugs_are_unique_and_fit_branches_and_paths(run_ids):
 
 
 def test_a_slug_is_readable_stable_and_differs_where_only_punctuation_does():
-    slug = run_slug("manual__2026-11-22T09:30:00+00:00")
+    slug = run_key("manual__2026-11-22T09:30:00+00:00")
     assert slug.startswith("manual_2026_11_22t09_30_00_00_00_")
-    assert slug == run_slug("manual__2026-11-22T09:30:00+00:00") != run_slug("manual__2026-11-22T09:30:00-00:00")
-    assert run_slug("x" * 300) != run_slug("x" * 301)
+    assert slug == run_key("manual__2026-11-22T09:30:00+00:00") != run_key("manual__2026-11-22T09:30:00-00:00")
+    assert run_key("x" * 300) != run_key("x" * 301)

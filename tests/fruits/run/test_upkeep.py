@@ -7,7 +7,7 @@ from fruits.errors import FruitsError
 from fruits.lake.catalog import DataFile, TableState
 from fruits.lake.publication import Publication
 from fruits.lake.schemas import DATA_TABLES
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.run.upkeep import (
     FEWEST_SMALL_FILES,
     SMALL_FILE_BYTES,
@@ -43,7 +43,7 @@ def flying(run_id, base, days_ago=0.0, pca_id="pca-1"):
     snapshots = dict.fromkeys((*DATA_TABLES, "publications"), base)
     base_document = {"snapshots": snapshots, "pca_id": pca_id}
     plan = {"run_id": run_id, "base": base_document, "work": True, "request": {"dry_run": False}}
-    return RunFolder(run_slug(run_id), NOW - timedelta(days=days_ago), plan)
+    return RunFolder(run_key(run_id), NOW - timedelta(days=days_ago), plan)
 
 
 class TestRequest:
@@ -145,10 +145,10 @@ class TestExpiredVersions:
 
 class TestOldFolders:
     def test_old_ones_go_but_for_those_of_retained_publications(self):
-        folders = [RunFolder(run_slug(run), NOW - timedelta(days=age)) for run, age in
+        folders = [RunFolder(run_key(run), NOW - timedelta(days=age)) for run, age in
                    (("old", 40), ("young", 20), ("kept", 40), ("again", 40))]  # fmt: skip
         retained = [published(1, 40, run_id="kept"), published(2, 40, run_id="again#2")]
-        assert old_folders(folders, retained, [], REQUEST, NOW) == (run_slug("old"),)
+        assert old_folders(folders, retained, [], REQUEST, NOW) == (run_key("old"),)
 
 
 class TestLayout:

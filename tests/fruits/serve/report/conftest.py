@@ -14,7 +14,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, _to_rows, publications
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, PCA_MODELS, QUARANTINE
 from fruits.run.documents import TaskName, run_store
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes, write_json
 from local.stack import Stack, make_bucket
@@ -56,7 +56,7 @@ def document(task: TaskName, minute: int, **recorded: Any) -> dict[str, Any]:
 
 def write_documents(settings: Settings, *documents: Mapping[str, Any], run_id: str = RUN_ID) -> str:
     """Write the documents of a run; returns its slug."""
-    slug = run_slug(run_id)
+    slug = run_key(run_id)
     for one in documents:
         write_json(run_store(settings, slug), f"{one['task']}.json", {**one, "run_id": run_id})
     return slug
@@ -72,7 +72,7 @@ def base_of(
 
 def plan(lake: Lake, **recorded: Any) -> dict[str, Any]:
     """The document of a plan that has work to do."""
-    slug = run_slug(RUN_ID)
+    slug = run_key(RUN_ID)
     given = {"request": REQUEST, "model_id": MODEL_ID, "counts": COUNTS, "work": True, "other_work": None, "slug": slug}
     return document("plan", 0, **{**given, "base": base_of(lake), **recorded})
 

@@ -12,7 +12,7 @@ from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, QUARANTINE
 from fruits.run.documents import run_store
-from fruits.run.planning import run_slug
+from fruits.run.state import run_key
 from fruits.serve.report import UnknownRunError, read_overview, read_run, reading, render
 from fruits.serve.report.content import Building
 from fruits.stores import lake_store, read_json, write_json
@@ -36,7 +36,7 @@ from tests.fruits.serve.report.conftest import (
     write_documents,
 )
 
-SLUG = run_slug(RUN_ID)
+SLUG = run_key(RUN_ID)
 
 
 def run_folders(settings):
@@ -131,7 +131,7 @@ def test_the_documents_tell_what_became_of_a_run(filled, documents, expected):
 def test_a_failed_run_shows_its_own_branch_and_readers_where_they_were(published):
     lake = Lake.open(published)
     run_id = "manual__later"
-    slug = run_slug(run_id)
+    slug = run_key(run_id)
     base = base_of(lake, sequence=1, pca_id=PCA_ID)
     start_branch(lake, "quarantine", branch_name(slug), base["snapshots"]["quarantine"])
     rows = [quarantined(f"new/{number}.jpg", "e", "truncated", 9) for number in range(3)]
@@ -155,7 +155,7 @@ def test_a_failed_run_shows_its_own_branch_and_readers_where_they_were(published
 def test_a_run_that_builds_another_backbone_shows_none_of_the_pca_that_readers_use(published):
     lake = Lake.open(published)
     run_id = "manual__building"
-    slug = run_slug(run_id)
+    slug = run_key(run_id)
     base = base_of(lake, sequence=1, pca_id=PCA_ID)
     publish(lake, {"run_id": run_id})
     write_documents(

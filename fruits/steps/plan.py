@@ -1,155 +1,67 @@
-"""The tasks of the chain that need no JVM: prepare, plan, publish. The DAG only wires them."""
+"""The task `plan`: reconcile bucket and tables, and write the run's manifest. Needs no JVM."""
 
 import logging
-import os
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
-from fruits.analysis.gates import Gate
 from fruits.analysis.pca import components_asked
 from fruits.backbones.card import Card
-from fruits.backbones.stage import read_card, staged_card
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
     Base,
     Publication,
     current_base,
-    publication_id,
     publications,
-    publish,
-    published_from,
-    written_head,
 )
-from fruits.lake.schemas import DATA_TABLES
+from fruits.photos.entry import Action
+from fruits.photos.keys import KeyRules
 from fruits.photos.listing import list_objects
 from fruits.run.documents import (
-    TaskName,
-    check_tasks_before,
-    read_plan,
     run_document,
     run_store,
-    task_document,
 )
-from fruits.run.lease import end_turn, hold_turn
+from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
-from fruits.run.planning import Action, KeyRules, KnownObject, Plan, RunRequest, make_plan, run_slug
+from fruits.run.reconciliation import KnownObject, Plan, make_plan
+from fruits.run.request import RunRequest
+from fruits.run.state import run_key
 from fruits.settings import Settings
-from fruits.stores import check_lake, check_photo
+from fruits.steps.prepare import effective_backbone
 
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
 
 
-def prepare(settings: Settings, request: RunRequest) -> Card:
-    """Check that bucket, catalog and backbone are there; build the backbone when it is not staged yet.
-
-    The build runs in the jobs environment, because TensorFlow lives there.
-
-    Returns:
-        The card of the run's backbone: the one asked for, else the one due, see ``due_card``.
-
-    Raises:
-        FruitsError: saying what is missing and what to do.
-    """
-    first = next(islice(list_objects(settings, request.prefix), 1), None)
-    if first is not None and first.size:
-        check_photo(settings, first.key, denials_only=True)
-    if settings.lake_kind == "s3":  # what is denied is known now, not after the first job
-        check_lake(settings, "prepare")
-    lake = Lake.open(settings)
-    lake.check_bucket()
-    chosen = with_backbone(settings, request)
-    card = due_card(settings, request, staged_card(chosen), publications(lake))
-    if card is None:
-        log.info(
-            "backbone %s with weights %s is not staged yet; building it, about half a minute",
-            chosen.backbone,
-            chosen.weights,
-        )
-        _stage(chosen)
-        card = staged_card(chosen)
-    if card is None:
-        raise FruitsError(f"backbone {chosen.backbone}: staged, but not found in {settings.lake}/models afterwards")
-    if isinstance(request.n_components, int) and request.n_components > card.feature_width:
-        raise FruitsError(
-            f"PCA: {request.n_components:,} components are more than the {card.feature_width:,} features of backbone "
-            f"{card.model_id}; lower FRUITS_N_COMPONENTS or the run's `n_components`, or ask for a share such as 0.95"
-        )
-    log.info("backbone %s: %d features, %s", card.model_id, card.feature_width, card.weights)
-    return card
-
-
-def with_backbone(settings: Settings, request: RunRequest) -> Settings:
-    """The settings with the backbone and weights that a run was asked for."""
-    backbone = request.backbone or settings.backbone
-    weights = request.weights or (settings.weights if backbone == settings.backbone else "default")
-    return settings.model_copy(update={"backbone": backbone, "weights": weights})
-
-
-def due_card(
-    settings: Settings, request: RunRequest, card: Card | None, published: Sequence[Publication]
-) -> Card | None:
-    """The card that a run works with: ``card``, but the readers' when it was asked for none and they have moved on.
-
-    They move on by a backfill under another backbone, and a sweep must not take them back to the configured one, even
-    when they did so while it waited for its turn. A backbone that readers never had is a new one, and stays.
-    """
-    models = [one.model_id for one in published if one.model_id]
-    left = card is not None and card.model_id in models and card.model_id != models[-1]
-    if not left or request.backbone is not None or request.weights is not None:
-        return card
-    log.warning(
-        "backbone: readers have moved on to %s, so this run keeps to that; set FRUITS_BACKBONE and FRUITS_WEIGHTS to "
-        "it, or ask for another by the run's param `backbone`",
-        models[-1],
-    )
-    return read_card(settings, models[-1])
-
-
-def _stage(settings: Settings) -> None:
-    jobs_python = settings.jobs_env / "bin" / "python"
-    if not jobs_python.is_file():
-        raise FruitsError(f"jobs environment: no Python at {jobs_python}; run `make setup`, or set FRUITS_JOBS_ENV")
-    chosen = {"FRUITS_BACKBONE": settings.backbone, "FRUITS_WEIGHTS": settings.weights}
-    command = [str(jobs_python), "-m", "fruits.backbones.stage"]
-    done = subprocess.run(command, env={**os.environ, **chosen}, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise FruitsError(done.stderr.strip() or f"{' '.join(command)} failed with exit code {done.returncode}")
-
-
 def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -> dict[str, Any]:
     """Reconcile bucket and tables and write the run's manifest and plan document; returns the document.
 
-    The run must have its turn, and keeps it when there is work.
+    The run must hold the lease, and keeps it when there is work.
 
     Raises:
         FruitsError: when there is nothing at all under the prefix, or the bucket cannot be listed.
-        TransientError: when another run has the turn.
+        TransientError: when another run holds the lease.
     """
-    slug = run_slug(run_id)
+    slug = run_key(run_id)
     if request.dry_run:  # changes nothing, so it need not wait
         return _plan(settings, request, card, run_id)
-    with hold_turn(settings, slug):
+    with hold_lease(settings, slug):
         document = _plan(settings, request, card, run_id)
     if not document["work"]:
-        end_turn(settings, slug)
+        release_lease(settings, slug)
     return document
 
 
 def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> dict[str, Any]:
-    slug = run_slug(run_id)
+    slug = run_key(run_id)
     with run_document(settings, "plan", run_id, slug) as document:
         lake = Lake.open(settings)
         base = current_base(lake)
         published = publications(lake, base.publications_snapshot)
-        card = due_card(settings, request, card, published) or card
+        card = effective_backbone(settings, request, card, published) or card
         document.record(run_id=_unpublished_run_id(run_id, published))
         found = reconcile(settings, request, lake, base, card, document.stage)
         with document.stage("manifest"):
@@ -326,78 +238,3 @@ def _log_found(found: Reconciliation, request: RunRequest) -> None:
         )
     if found.other_work:
         log.info("plan: %s", found.other_work)
-
-
-def publish_run(settings: Settings, slug: str) -> Publication:
-    """Publish what the run left on its branches; publishing it again changes nothing.
-
-    While a new backbone is being built, readers keep backbone, PCA version and probe of the publication before.
-
-    Raises:
-        ConflictError: when another run published since this one was planned.
-        TransientError: when another run has the turn.
-    """
-    with hold_turn(settings, slug):
-        published = _publish(settings, slug)
-    end_turn(settings, slug)
-    log.info("published %s: %s", published.publication_id, dict(published.counts or {}))
-    return published
-
-
-def published_run(settings: Settings, slug: str) -> Publication | None:
-    """What a run published, if it did so since it was planned.
-
-    Raises:
-        FruitsError: when the run has not been planned.
-    """
-    return published_from(Lake.open(settings), read_plan(settings, slug))
-
-
-def _publish(settings: Settings, slug: str) -> Publication:
-    plan = read_plan(settings, slug)
-    with task_document(settings, "publish", plan) as document:
-        documents = check_tasks_before(settings, "publish", plan)
-        lake = Lake.open(settings)
-        snapshots = {name: written_head(lake, name, plan) for name in DATA_TABLES}
-        sequence = int(plan["base"]["sequence"]) + 1
-        wanted = Publication(
-            sequence=sequence,
-            snapshots=snapshots,
-            publication_id=publication_id(sequence, snapshots),
-            run_id=plan["run_id"],
-            published_at=datetime.now(UTC),
-            gates=tuple(Gate(**gate) for gate in documents["validate"]["gates"]),
-            **_for_readers(plan, documents),
-        )
-        published = publish(lake, plan["base"], slug, wanted)
-        document.record(
-            publication_id=published.publication_id, sequence=published.sequence, snapshots=dict(published.snapshots)
-        )
-    return published
-
-
-def _for_readers(plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the publication tells readers: backbone, PCA version, probe and counts."""
-    validated = documents["validate"]
-    counts = {**plan["counts"], "remaining": plan["remaining"]}
-    if plan["building"]:
-        base = plan["base"]
-        kept = {name: base["counts"][name] for name in ("features", "quarantine")}
-        return {
-            "model_id": base["model_id"],
-            "pca_id": base["pca_id"],
-            "probe_raw": base["probe"]["raw"],
-            "probe_embedded": base["probe"]["embedded"],
-            "counts": {**counts, **kept},
-        }
-    return {
-        "model_id": plan["model_id"],
-        "pca_id": documents["pca"]["pca_id"],
-        "probe_raw": validated["probe"]["raw"],
-        "probe_embedded": validated["probe"]["embedded"],
-        "counts": {
-            **counts,
-            "features": validated["features"],
-            "quarantine": sum(validated["quarantine"].values()),
-        },
-    }

@@ -1,0 +1,137 @@
+"""What is to be done with each object: the listing against the tables, by key and ETag. Pure functions; no I/O."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, time
+
+from fruits.photos.entry import WORK, Action, Entry
+from fruits.photos.keys import KeyPattern, KeyRules
+from fruits.photos.listing import ListedObject
+from fruits.photos.quarantine import SETTINGS_REASONS, Reason
+from fruits.run.request import RunRequest
+
+
+@dataclass(frozen=True, slots=True)
+class KnownObject:
+    """What the tables hold for a key under the run's backbone: a feature (``reason`` None) or a quarantined object."""
+
+    etag: str
+    last_modified: datetime
+    label: str | None = None
+    split: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action.
+
+    ``remaining`` objects will await work after the run: those a limit left over, and others outside the run's scope.
+    ``unknown_keys`` were asked for, and are neither in the bucket nor in the tables.
+    """
+
+    entries: tuple[Entry, ...]
+    pending: tuple[Entry, ...]
+    counts: Mapping[Action, int] = field(default_factory=dict)
+    remaining: int = 0
+    unknown_keys: tuple[str, ...] = ()
+
+
+def make_plan(
+    listed: Iterable[ListedObject],
+    known: Mapping[str, KnownObject],
+    rules: KeyRules,
+    request: RunRequest,
+    listed_prefix: str | None = None,
+) -> Plan:
+    """Reconcile the listing with the tables, by key and ETag, inside the scope of ``request``.
+
+    ``listed_prefix`` is what ``listed`` lists, by default the request's prefix. Photos to featurize are taken oldest
+    first, so a limited run leaves the newest for the next one. Deletions are never left over.
+    """
+    listed_prefix = request.prefix if listed_prefix is None else listed_prefix
+    counts: Counter[Action] = Counter()
+    photos: list[Entry] = []
+    seen: set[str] = set()
+
+    def is_retry(entry: Entry) -> bool:
+        row = known.get(entry.key)
+        return row is not None and row.reason is not None and row.etag == entry.etag
+
+    in_scope = _scope(request, rules.pattern)
+    outside = 0
+    reconcile = replace(request, mode="reconcile", retry_quarantined=False)
+    for item in listed:
+        seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
+        if not in_scope(item.key, item.last_modified):
+            outside += _entry(item, known.get(item.key), rules, reconcile).action in WORK
+            continue
+        entry = _entry(item, known.get(item.key), rules, request)
+        counts[entry.action] += 1
+        if entry.action in WORK:
+            photos.append(entry)
+    gone = [
+        Entry(key, row.etag, 0, row.last_modified, Action.DELETE, row.label, row.split)
+        for key, row in known.items()
+        if key not in seen and key.startswith(listed_prefix)
+    ]
+    deletions = [entry for entry in gone if in_scope(entry.key, entry.last_modified)]
+    counts[Action.DELETE] += len(deletions)
+    # Photos tried before come last: else a limit would be spent on the same unreadable ones each time.
+    photos.sort(key=lambda entry: (is_retry(entry), entry.last_modified, entry.key))
+    now, later = photos[: request.limit], photos[len(photos[: request.limit]) :]
+    for entry in later:
+        counts[entry.action] -= 1
+    return Plan(
+        entries=(*now, *sorted(deletions, key=lambda entry: entry.key)),
+        pending=tuple(later),
+        counts={action: counts[action] for action in Action},
+        remaining=outside + len(gone) - len(deletions) + len(later),
+        unknown_keys=tuple(key for key in request.keys if key not in seen and key not in known),
+    )
+
+
+def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime], bool]:
+    """A predicate on key and last-modified time: does the run cover the object?"""
+    keys = frozenset(request.keys)
+
+    def in_scope(key: str, last_modified: datetime) -> bool:
+        if not key.startswith(request.prefix) or (keys and key not in keys):
+            return False
+        if request.interval is None:
+            return True
+        parsed = pattern.parse(key)
+        day = parsed.date if parsed else None
+        moment = datetime.combine(day, time(), UTC) if day else last_modified
+        return request.interval[0] <= moment < request.interval[1]
+
+    return in_scope
+
+
+def _entry(item: ListedObject, row: KnownObject | None, rules: KeyRules, request: RunRequest) -> Entry:
+    label, split, rejection = rules.judge(item.key)
+    action = _action(item, row, (label, split, rejection), request)
+    return Entry(item.key, item.etag, item.size, item.last_modified, action, label, split, rejection)
+
+
+def _action(
+    item: ListedObject,
+    row: KnownObject | None,
+    judged: tuple[str | None, str | None, Reason | None],
+    request: RunRequest,
+) -> Action:
+    label, split, rejection = judged
+    if row is None:
+        return Action.CREATE
+    if row.etag != item.etag or request.mode == "rebuild":
+        return Action.UPDATE
+    if row.reason is None:
+        # Pattern, labels or holdout share changed since: the row's label or split is no longer what the key says.
+        return Action.UNCHANGED if (row.label, row.split, rejection) == (label, split, None) else Action.UPDATE
+    if rejection is not None:
+        return Action.QUARANTINED if row.reason == rejection else Action.UPDATE
+    # Listed, so what was gone is back, with the same bytes.
+    if request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS:
+        return Action.UPDATE
+    return Action.QUARANTINED
