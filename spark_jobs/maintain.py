@@ -11,8 +11,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import obstore
-
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import change_refs, commit_rows, drop_branch, start_branch
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
@@ -28,7 +26,7 @@ from fruits.run.upkeep import (
     survey,
 )
 from fruits.spark.session import Job, log, run_job
-from fruits.stores import lake_store
+from fruits.stores import lake_store, list_files, remove_files
 
 if TYPE_CHECKING:
     from py4j.java_gateway import JavaObject
@@ -286,7 +284,7 @@ def remove_run_folders(job: Job, upkeep: Upkeep) -> None:
     """Delete the documents and manifests of old runs."""
     for slug in upkeep.old_folders:
         store = lake_store(job.settings, f"runs/{slug}")
-        obstore.delete(store, [item["path"] for batch in obstore.list(store) for item in batch])
+        remove_files(store, *[item["path"] for item in list_files(store)])
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from urllib.parse import urlsplit
-
-from obstore.exceptions import BaseError
 
 from fruits.backbones.card import Card, sha256, slug
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import identity, opened
 from fruits.errors import ExitCode, FruitsError
 from fruits.settings import Settings
-from fruits.stores import exists, explain, lake_store, read_bytes, read_json, write_bytes, write_json
+from fruits.stores import exists, lake_store, read_bytes, read_json, write_bytes, write_json
 
 
 def staged_card(settings: Settings) -> Card | None:
@@ -100,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ).parse_args(argv)
     try:
         settings = Settings.load()
-        with _quiet(), _explained(settings):
+        with _quiet():
             card = stage(settings)
     except FruitsError as error:
         print(error, file=sys.stderr)  # noqa: T201 the command's output
@@ -121,16 +118,6 @@ def _staged_file(settings: Settings, model_id: str, name: str) -> bytes:
 
 def _registry_path(settings: Settings) -> str:
     return f"registry/{slug(settings.backbone)}-{sha256(identity(settings).encode())[:16]}.json"
-
-
-@contextmanager
-def _explained(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except BaseError as error:
-        if settings.lake_kind == "file":
-            raise FruitsError(f"FRUITS_LAKE {settings.lake}: {error}") from error
-        raise explain(error, settings, urlsplit(settings.lake).netloc) from error
 
 
 @contextmanager

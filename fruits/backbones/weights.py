@@ -12,14 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-import obstore
-from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 
 from fruits.backbones.card import sha256
 from fruits.errors import FruitsError
 from fruits.settings import Settings
-from fruits.stores import explain, open_store, read_bytes
+from fruits.stores import head, open_store, read_bytes
 
 IMAGENET = "imagenet"
 RANDOM = "random"
@@ -66,7 +64,7 @@ def identity(settings: Settings) -> str:
     if weights.startswith("s3://"):
         store, key = _s3_object(settings)
         with _explained(settings):
-            return f"{weights} {obstore.head(store, key)['e_tag']}"
+            return f"{weights} {head(store, key)['e_tag']}"
     return weights
 
 
@@ -117,8 +115,8 @@ def _explained(settings: Settings) -> Iterator[None]:
         raise FruitsError(
             f"FRUITS_WEIGHTS {weights}: there is no such object; upload it, or correct the URI."
         ) from None
-    except BaseError as error:
-        raise FruitsError(f"FRUITS_WEIGHTS {weights}: {explain(error, settings, urlsplit(weights).netloc)}") from error
+    except FruitsError as error:
+        raise type(error)(f"FRUITS_WEIGHTS {weights}: {error}") from error
 
 
 def _s3_object(settings: Settings) -> tuple[ObjectStore, str]:

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from fruits.denials import denials_explained
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, glue_problem, open_catalog
 from fruits.lake.schemas import TABLES
 from fruits.settings import Settings
-from fruits.stores import denials_explained
 
 
 class NoLakeError(FruitsError):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import obstore
-from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 
 from fruits.backbones.runtime import Backbone
@@ -20,7 +19,7 @@ from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_si
 from fruits.photos.entry import Entry
 from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
-from fruits.stores import explain
+from fruits.stores import errors_explained
 
 STAGES = ("get", "decode", "preprocess", "infer")
 """Where the time of a photo goes. ``get`` is the wait for the bytes, after fetching ahead."""
@@ -99,16 +98,13 @@ def _fetch_ahead(
 def _fetch(key: str, store: ObjectStore, settings: Settings) -> Fetched | None:
     """The object's bytes, or None when it is gone."""
     try:
-        answer = obstore.get(store, key)
-        meta = answer.meta
-        too_large = meta["size"] > settings.max_photo_bytes
-        data = None if too_large else answer.bytes().to_bytes()
-    except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
-            raise explain(error, settings, settings.bucket) from error
+        with errors_explained(store, "s3:GetObject", key):
+            answer = obstore.get(store, key)
+            meta = answer.meta
+            too_large = meta["size"] > settings.max_photo_bytes
+            data = None if too_large else answer.bytes().to_bytes()
+    except FileNotFoundError:
         return None
-    except BaseError as error:
-        raise explain(error, settings, settings.bucket) from error
     return Fetched(data, (meta["e_tag"] or "").strip('"'), meta["size"], meta["last_modified"])
 
 

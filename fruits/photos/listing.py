@@ -6,8 +6,9 @@ from datetime import datetime
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fruits.denials import explain
 from fruits.settings import Settings
-from fruits.stores import explain, list_client
+from fruits.stores import list_client, server_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +36,4 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
                 if not item["Key"].endswith("/"):
                     yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
     except (BotoCoreError, ClientError) as error:
-        raise explain(error, settings, settings.bucket) from error
+        raise explain(error, server_name(settings), settings.bucket) from error

@@ -11,9 +11,10 @@ import obstore
 from obstore.store import ObjectStore
 
 import fruits
+from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
-from fruits.stores import denials_explained, lake_store, read_json, write_json
+from fruits.stores import lake_store, read_json, write_json
 
 TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "maintain"]
 

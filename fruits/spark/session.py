@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fruits.denials import denials_explained
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake, spark_configuration
@@ -28,7 +29,6 @@ from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.spark.cluster import await_executor, check_master, executor_errors
 from fruits.spark.release import BatchFunction, check_release, same_release
-from fruits.stores import denials_explained
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
