@@ -20,8 +20,8 @@ from fruits.denials import denials_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import NoLakeError, open_read_only
 from fruits.lake.publication import Publication, current_base, publications, publish
+from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.schemas import DATA_TABLES, FEATURES, TABLES
 from fruits.serve.doctor import catalog as doctor_catalog
 from fruits.serve.summary import describe_catalog
