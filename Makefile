@@ -51,16 +51,27 @@ backup:  ## Dump the databases of `make up` into a new folder of backups/
 restore:  ## Put them back (BACKUP=backups/20261125T120000)
 	$(COMPOSE) restore "$(BACKUP)"
 
-# Each test runs in the environment it is for. Both run whatever the first says. pytest's 5 means that no test was
-# selected: with ARGS that may be so in one of them, not in both.
-test: setup-dev  ## All tests (ARGS="-k moments" for some of them)
-	@jobs=0; JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) -m pytest -m "not airflow" $(ARGS) || jobs=$$?; \
-	airflow=0; $(AIRFLOW) -m pytest -m "airflow and not compose" $(ARGS) || airflow=$$?; \
+# Each test runs in the environment it is for, the files of tests on WORKERS processes and in random order: pytest prints
+# the seed (ARGS="-p randomly -p 'randomly_seed=1'" repeats it). Both environments run whatever the first says. pytest's
+# 5 means that no test was selected: with ARGS that may be so in one of them, not in both.
+WORKERS ?= 2
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+FAST = not server and not jvm and not heavy and not slow and not compose
+define test
+	@jobs=0; JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) $(PYTEST) -m "not airflow and $(1)" $(ARGS) || jobs=$$?; \
+	airflow=0; $(AIRFLOW) $(PYTEST) -m "airflow and $(1)" $(ARGS) || airflow=$$?; \
 	case "$$jobs $$airflow" in \
 		"0 0") ;; \
 		"0 5" | "5 0") $(if $(ARGS),true,echo "One environment has no tests." && false) ;; \
 		*) echo "Tests failed (pytest returned $$jobs in the jobs environment, $$airflow in the airflow environment)."; false ;; \
 	esac
+endef
+
+test: setup-dev  ## All tests but the slow ones and the containers' (ARGS="-k moments" for some of them)
+	$(call test,not slow and not compose)
+
+test-fast: setup-dev  ## Units and properties, in a minute: no server, no JVM, no other program
+	$(call test,$(FAST))
 
 test-compose: setup-dev  ## What docker-compose.yaml promises, in real containers: needs Docker, takes 20 min
 	@$(AIRFLOW) -m pytest -m compose -s tests/docker $(ARGS)

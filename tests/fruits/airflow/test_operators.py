@@ -254,7 +254,7 @@ class TestUploadsSettled:
         assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
     def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
         self, operators: Any, bucket: str, put: Callable[..., None], key: str
@@ -284,7 +284,7 @@ class TestUploadsSettled:
             settled_sensor(operators, bucket).resume_execution("execute_complete", {"event": event}, run_params())
         assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_photos_that_never_stop_coming_do_not_hold_up_the_first(
         self, operators: Any, bucket: str, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
