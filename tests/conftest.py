@@ -1,6 +1,6 @@
 """What tests share: a real S3 server, fresh buckets and lakes on it, and the real photos where they are.
 
-Each worker of pytest-xdist is a session: it has a server, a JVM and a lake of its own, so tests of two workers never meet.
+Each worker of pytest-xdist is a session with a server, a JVM and lakes of its own, so tests of two workers never meet.
 """
 
 import importlib.util
