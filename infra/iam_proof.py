@@ -23,26 +23,27 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 from xml.etree import ElementTree as ET
 
 import boto3
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+sys.path.insert(0, str(ROOT))
 
 from fruits.errors import FruitsError  # noqa: E402 -- the script's own folder is not the checkout's
+from fruits.run.documents import TaskName  # noqa: E402
 
 TEMPLATE = ROOT / "infra" / "fruits.yaml"
 REGION = "us-east-1"
 PHOTOS = 28
 LABELS = ("Apple Red", "Banana", "Kiwi")
-JOBS = ("featurize", "pca", "validate")
+JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
 SPARK = (
     "--master=local[2]",
     "--conf=spark.ui.enabled=false",
@@ -163,7 +164,7 @@ def rendered(stack: str, resource: str) -> dict[str, Any]:
 @contextmanager
 def running_account() -> Iterator[Account]:
     """The server of moto on a port of 127.0.0.1, without judging yet; see ``judged``."""
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.server import ThreadedMotoServer
 
     assert DEFAULT_ACCOUNT_ID == "123456789012"  # noqa: S101 -- the URLs here have it
@@ -310,7 +311,7 @@ def prepare() -> Any:
     return prepare_run(settings, resolve_request({}, settings))
 
 
-def spark_job(job: str, slug: str) -> str:
+def spark_job(job: TaskName, slug: str) -> str:
     """A Spark job, in its own environment and process, as the DAG submits it."""
     from fruits.run.documents import read_documents
     from fruits.settings import Settings
@@ -338,18 +339,17 @@ def events() -> object:
     from fruits.airflow.events import PhotoEventsTrigger
     from fruits.settings import Settings
 
-    class Log:
-        def error(self, message: str, *values: Any) -> None:
-            raise FruitsError(message % values)
-
-    class Heard(PhotoEventsTrigger):
-        log = Log()
+    def fail(message: str, *values: Any) -> None:
+        raise FruitsError(message % values)
 
     async def first() -> dict[str, Any]:
-        async with aclosing(Heard(str(Settings.load().event_queue)).run()) as stream:
+        stream = PhotoEventsTrigger(str(Settings.load().event_queue)).run()
+        assert isinstance(stream, AsyncGenerator)  # noqa: S101
+        async with aclosing(stream):
             return dict((await asyncio.wait_for(anext(stream), 60)).payload)
 
-    return asyncio.run(first())["messages"]
+    with patch.object(PhotoEventsTrigger, "log", Mock(error=fail)):
+        return asyncio.run(first())["messages"]
 
 
 def alert() -> str:
