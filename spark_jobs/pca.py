@@ -34,13 +34,14 @@ from fruits.analysis.pca import (
     transform,
     unexplained_share,
 )
+from fruits.analysis.vectors import matrix
 from fruits.errors import FruitsError
 from fruits.lake.branches import start_branch
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
 from fruits.lake.schemas import EMBEDDINGS, TableName
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import read_documents
-from fruits.spark.session import Job, log, map_batches, matrix, progress, run_job
+from fruits.spark.session import Job, log, map_batches, progress, run_job
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from fruits.analysis.gates import Findings, evaluate, failed
 from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
+from fruits.analysis.vectors import matrix
 from fruits.errors import GateError
 from fruits.lake.pca_tables import PCAVersion, load_versions
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import read_documents
 from fruits.run.manifest import read_manifest
-from fruits.spark.session import Job, log, matrix, run_job
+from fruits.spark.session import Job, log, run_job
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -11,7 +11,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -258,8 +257,3 @@ def _share_done(spark: "SparkSession", group: str) -> float:
     ]
     largest = max(stages, key=lambda stage: stage.numTasks, default=None)
     return largest.numCompletedTasks / largest.numTasks if largest and largest.numTasks else 0.0
-
-
-def matrix(vectors: pa.ListArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """A list column as a matrix, shape ``(rows, d)``."""
-    return np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)

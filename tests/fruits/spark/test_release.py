@@ -1,12 +1,16 @@
 """A worker runs the jobs' functions only if it is of the driver's release."""
 
+import json
 import pickle
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
 
+import grimp
 import pytest
 
 import fruits
@@ -14,10 +18,12 @@ from fruits.errors import ExitCode, FruitsError
 from fruits.run.documents import read_documents, run_document
 from fruits.settings import Settings
 from fruits.spark.cluster import explain_failure
-from fruits.spark.release import source_digest
+from fruits.spark.release import EXECUTOR_SOURCES, driver_sources, source_digest
 from fruits.spark.session import run_job
 
 LIBRARY = Path(fruits.__file__).parent
+NEVER_ON_AN_EXECUTOR = {"fruits.backbones.build"}
+"""What executors' modules import inside a function that only drivers call: `stage` builds what is not staged yet."""
 
 
 @pytest.fixture
@@ -27,9 +33,16 @@ def library(tmp_path: Path) -> Path:
     return folder
 
 
-def alter(folder: Path) -> None:
-    file = folder / "photos" / "decode.py"
+def alter(file: Path) -> None:
     file.write_text(f"{file.read_text()}\nSPECKLE = 1\n")
+
+
+def alter_a_decoder(folder: Path) -> None:
+    alter(folder / "photos" / "decode.py")
+
+
+def alter_the_lease(folder: Path) -> None:
+    alter(folder / "run" / "lease.py")
 
 
 def rename(folder: Path) -> None:
@@ -41,31 +54,89 @@ def add(folder: Path) -> None:
 
 
 def move_text_between_files(folder: Path) -> None:
-    first, second = folder / "errors.py", folder / "serve/export.py"
+    first, second = folder / "errors.py", folder / "stores.py"
     text = first.read_text()
     first.write_text(text[:-9])
     second.write_text(text[-9:] + second.read_text())
 
 
-@pytest.mark.parametrize("change", [alter, rename, add, move_text_between_files])
-def test_any_change_of_a_source_is_another_release(library: Path, change: Callable[[Path], None]) -> None:
-    before = source_digest(library)
-    assert before == source_digest(LIBRARY)
+def executors(package: Traversable) -> str:
+    return source_digest(package, EXECUTOR_SOURCES)
+
+
+def drivers(package: Traversable) -> str:
+    return source_digest(package, driver_sources(package))
+
+
+@pytest.mark.parametrize("change", [alter_a_decoder, alter_the_lease, rename, add, move_text_between_files])
+def test_any_change_of_a_jobs_source_is_another_release_of_drivers(
+    library: Path, change: Callable[[Path], None]
+) -> None:
+    before = drivers(library)
+    assert before == drivers(LIBRARY)
     change(library)
-    assert source_digest(library) != before
+    assert drivers(library) != before
+
+
+@pytest.mark.parametrize("name", EXECUTOR_SOURCES)
+def test_any_change_of_an_executors_source_is_another_release_of_executors(library: Path, name: str) -> None:
+    before = executors(library)
+    alter(library / name)
+    assert executors(library) != before
+
+
+@pytest.mark.parametrize("name", ["run/lease.py", "lake/publication.py", "analysis/gates.py", "spark/session.py"])
+def test_executors_stay_in_use_when_a_drivers_source_changes(library: Path, name: str) -> None:
+    before = executors(library)
+    alter(library / name)
+    assert executors(library) == before
+
+
+@pytest.mark.parametrize("name", ["cli/app.py", "airflow/alerts.py", "serve/export.py", "steps/plan.py", "__main__.py"])
+def test_clusters_stay_in_use_when_no_job_changes(library: Path, name: str) -> None:
+    before = executors(library), drivers(library)
+    alter(library / name)
+    assert (executors(library), drivers(library)) == before
 
 
 def test_what_python_and_people_leave_behind_is_none(library: Path) -> None:
-    before = source_digest(library)
+    before = drivers(library)
     (library / "__pycache__").mkdir()
     (library / "__pycache__" / "images.cpython-311.pyc").write_bytes(b"compiled")
     (library / "notes.txt").write_text("a note")
-    assert source_digest(library) == before
+    assert drivers(library) == before
 
 
 def test_a_library_in_an_archive_is_of_the_same_release(library: Path, tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "library"), "zip", tmp_path, "fruits"))
-    assert source_digest(zipfile.Path(archive, "fruits/")) == source_digest(LIBRARY)
+    packed = zipfile.Path(archive, "fruits/")
+    assert (executors(packed), drivers(packed)) == (executors(LIBRARY), drivers(LIBRARY))
+
+
+def module_of(source: str) -> str:
+    """A file of the library as Python imports it."""
+    parts = PurePosixPath("fruits", source).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_executors_sources_import_nothing_of_ours_that_is_not_among_them() -> None:
+    """Wherever the import stands: at the top of the file, or in a function that runs once in a thousand photos."""
+    ours = set(map(module_of, EXECUTOR_SOURCES))
+    graph = grimp.build_graph("fruits", cache_dir=None)
+    imported = set().union(*map(graph.find_modules_directly_imported_by, ours))
+    assert imported - ours == NEVER_ON_AN_EXECUTOR
+
+
+def test_importing_them_in_a_new_python_imports_exactly_them() -> None:
+    """A package's `__init__` that grows an import would take its modules to every executor."""
+    ours = sorted(map(module_of, EXECUTOR_SOURCES))
+    program = (
+        "import importlib, json, sys\n"
+        "for name in json.loads(sys.argv[1]): importlib.import_module(name)\n"
+        "print(json.dumps(sorted(name for name in sys.modules if name.partition('.')[0] == 'fruits')))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(ours)]
+    assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout) == ours
 
 
 def test_a_job_of_another_release_than_airflows_is_refused() -> None:
