@@ -9,8 +9,8 @@ from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
 from fruits.cli.output import Document, fields, table
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import NoLakeError, open_read_only
 from fruits.lake.publication import Base, publications
+from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.photos.entry import Action, Entry
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest

@@ -32,17 +32,18 @@ EXPECTED_RELEASE = "FRUITS_RELEASE"
 
 EXECUTOR_SOURCES = (
     "__init__.py",
-    *("analysis/__init__.py", "analysis/moments.py", "analysis/pca.py", "analysis/vectors.py"),
+    *("analysis/__init__.py", "analysis/moments.py", "analysis/pca.py"),
     *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
     "backbones/weights.py",
     "errors.py",
     *("lake/__init__.py", "lake/schemas.py"),
     *("photos/__init__.py", "photos/decode.py", "photos/entry.py", "photos/featurize.py", "photos/quarantine.py"),
+    *("run/__init__.py", "run/manifest.py"),
     "settings.py",
-    *("spark/__init__.py", "spark/release.py"),
+    *("spark/__init__.py", "spark/executors.py", "spark/release.py"),
     "stores.py",
 )
-"""The files of ``fruits`` that an executor imports."""
+"""The files of ``fruits`` that an executor imports: ``spark/executors.py`` and all that it needs."""
 
 NOT_A_DRIVERS = ("__main__.py", "airflow/", "cli/", "serve/", "steps/")
 """The parts of ``fruits`` that no job imports (contract `jobs` in pyproject.toml)."""

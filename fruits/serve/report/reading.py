@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import explained, open_read_only
 from fruits.lake.publication import Publication, publications, run_head
+from fruits.lake.reader import explain_lake_errors, open_read_only
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.documents import TaskName, current_documents, of_maintenance, read_documents
 from fruits.run.state import run_key
@@ -65,7 +65,7 @@ def read_overview(settings: Settings) -> Overview:
     Raises:
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
-    with explained(settings):
+    with explain_lake_errors(settings):
         lake = open_read_only(settings)
         published = publications(lake)
         if not published:
@@ -90,7 +90,7 @@ def read_run(settings: Settings, slug: str) -> RunReport:
         UnknownRunError: when there are no documents of it; says how to list the runs.
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
-    with explained(settings):
+    with explain_lake_errors(settings):
         documents = _documents_of(settings, slug)
         lake = open_read_only(settings)
         published = publications(lake)
