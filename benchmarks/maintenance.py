@@ -24,7 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fruits.errors import ExitCode
-from fruits.lake.branches import branch_name, commit_rows, start_branch
+from fruits.lake.branches import Writer, commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, _to_rows, current_base, publication_id, publish
 from fruits.lake.schemas import (
@@ -38,9 +38,9 @@ from fruits.lake.schemas import (
     TableDefinition,
     TableName,
 )
-from fruits.run.documents import read_documents
+from fruits.run.documents import Maintained, TaskDocument, read_documents
+from fruits.run.request import resolve_maintenance
 from fruits.run.state import run_key
-from fruits.run.upkeep import resolve_maintenance
 from fruits.settings import Settings
 from fruits.steps.plan import known_objects
 from fruits.steps.plan_maintenance import plan_maintenance
@@ -142,15 +142,15 @@ def publish_all(
 def publish_increment(settings: Settings) -> None:
     """One increment as a run commits it: on branches, then by ``publish``."""
     lake, run_id = Lake.open(settings), f"manual__{time.time_ns()}"
-    base, slug = current_base(lake), run_key(run_id)
-    branch, sequence = branch_name(slug), base.publication.sequence + 1
+    base, writer = current_base(lake), Writer(run_key(run_id), "benchmark")
+    sequence = base.publication.sequence + 1
     for name, snapshot in base.publication.snapshots.items():
-        start_branch(lake, name, branch, snapshot)
+        start_branch(lake, name, writer.branch, snapshot)
     for definition in (FEATURES, EMBEDDINGS):
         rows = rows_of(definition, run_id, 10**6 + sequence * 10, 10)
-        commit_rows(lake, definition.name, methodcaller("append", rows, branch=branch))
-    snapshots = {name: head(lake, name, branch) for name in DATA_TABLES}
-    publish(lake, base.to_document(), slug, publication_of(snapshots, sequence, run_id, 0))
+        commit_rows(lake, definition.name, methodcaller("append", rows, branch=writer.branch))
+    snapshots = {name: head(lake, name, writer.branch) for name in DATA_TABLES}
+    publish(lake, base, writer, publication_of(snapshots, sequence, run_id, 0))
 
 
 def rows_of(definition: TableDefinition, run_id: str, first: int, rows: int) -> pa.Table:
@@ -234,7 +234,7 @@ def show(title: str, figures: Mapping[str, float]) -> None:
         print(f"  {name:<30} {value:>10,.2f}" if "(" in name else f"  {name:<30} {value:>10,.0f}")
 
 
-def maintain(settings: Settings) -> Mapping[str, Any]:
+def maintain(settings: Settings) -> TaskDocument[Maintained]:
     """One maintenance run, as the DAG does it; returns its document."""
     run_id = "maintenance__benchmark"
     plan_maintenance(settings, resolve_maintenance({}, settings), run_id)
@@ -247,12 +247,14 @@ def maintain(settings: Settings) -> Mapping[str, Any]:
     )
     if job.main(["--run", run_key(run_id)]) != ExitCode.OK:
         raise SystemExit("maintenance failed: see its log above")
-    return read_documents(settings, run_key(run_id))["maintain"]
+    document = read_documents(settings, run_key(run_id)).maintain
+    assert document is not None  # noqa: S101 -- the job succeeded
+    return document
 
 
-def print_document(document: Mapping[str, Any]) -> None:
+def print_document(document: TaskDocument[Maintained]) -> None:
     """Print what a maintenance run cost."""
-    print(f"\nmaintenance: {document['wall_seconds']} s: {document['seconds']}")
+    print(f"\nmaintenance: {document.wall_seconds} s: {dict(document.seconds)}")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -270,10 +270,11 @@ def chain(run_id: str) -> list[Step]:
     request = resolve_request({}, settings)
 
     def plan() -> object:
-        return plan_run(settings, request, prepare(), run_id)["counts"]
+        planned = plan_run(settings, request, run_id)
+        return f"{dict(planned.counts)} under {planned.model_id}"
 
     return [
-        ("prepare", lambda: prepare().model_id),
+        ("prepare", prepare),
         ("plan", plan),
         *((job, lambda job=job: spark_job(job, run_key(run_id))) for job in JOBS),
         ("publish", lambda: publish_run(settings, run_key(run_id)).publication_id),
@@ -286,7 +287,7 @@ def chain(run_id: str) -> list[Step]:
 
 def early() -> list[Step]:
     """The steps that find a missing permission without Spark."""
-    return [("prepare", lambda: prepare().model_id), ("doctor", doctor), ("events", events), ("alert", alert)]
+    return [("prepare", prepare), ("doctor", doctor), ("events", events), ("alert", alert)]
 
 
 def doctor() -> str:
@@ -301,17 +302,18 @@ def doctor() -> str:
     return f"{len(findings)} checks"
 
 
-def prepare() -> Any:
-    """The task `prepare`, which builds the backbone the first time; returns its card."""
+def prepare() -> str:
+    """The task `prepare`, which builds the backbone the first time."""
     from fruits.run.request import resolve_request
     from fruits.settings import Settings
     from fruits.steps.prepare import prepare as prepare_run
 
     settings = Settings.load()
-    return prepare_run(settings, resolve_request({}, settings))
+    prepare_run(settings, resolve_request({}, settings))
+    return f"backbone {settings.backbone}"
 
 
-def spark_job(job: TaskName, slug: str) -> str:
+def spark_job(job: TaskName, run: str) -> str:
     """A Spark job, in its own environment and process, as the DAG submits it."""
     from fruits.run.documents import read_documents
     from fruits.settings import Settings
@@ -319,7 +321,7 @@ def spark_job(job: TaskName, slug: str) -> str:
     jobs = Path(os.environ["FRUITS_JOBS_ENV"])
     command = [jobs / "bin" / "spark-submit", *SPARK]
     done = subprocess.run(  # noqa: S603 -- our own
-        [*map(str, command), str(ROOT / "spark_jobs" / f"{job}.py"), "--run", slug],
+        [*map(str, command), str(ROOT / "spark_jobs" / f"{job}.py"), "--run", run],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": str(jobs / "bin" / "python")},
         capture_output=True,
         text=True,
@@ -328,7 +330,8 @@ def spark_job(job: TaskName, slug: str) -> str:
     if done.returncode:
         said = [line for line in done.stdout.splitlines() if " ERROR " in line] or done.stderr.splitlines()[-5:]
         raise FruitsError(f"{job}: exit code {done.returncode}: {' '.join(said)}")
-    return f"stages {read_documents(Settings.load(), slug)[job]['seconds']}"
+    document = read_documents(Settings.load(), run).of(job)
+    return f"seconds by phase {dict(document.seconds) if document else {}}"
 
 
 def events() -> object:
@@ -362,13 +365,13 @@ def alert() -> str:
 
 def maintenance(run_id: str) -> str:
     """The DAG `fruit_maintenance`: it rewrites every file, and publishes."""
-    from fruits.run.upkeep import resolve_maintenance
+    from fruits.run.request import resolve_maintenance
     from fruits.settings import Settings
     from fruits.steps.plan_maintenance import plan_maintenance
 
     settings = Settings.load()
     planned = plan_maintenance(settings, resolve_maintenance({"rewrite_all": True}, settings), run_id)
-    return spark_job("maintain", planned["slug"])
+    return spark_job("maintain", planned.key)
 
 
 # The judge of our own

@@ -1,6 +1,6 @@
-"""Run by `old_lake.py` with the library of an old commit on the path. Written for that commit: never bring it up to date.
+"""Run by `old_lake.py` with the library of an old commit. Written for that library: never bring it up to date.
 
-    python old_chain.py FOLDER [S3 ENDPOINT]
+python old_chain.py FOLDER [S3 ENDPOINT]
 """
 
 import importlib.util
@@ -15,16 +15,16 @@ from typing import Any
 
 import obstore
 import pyarrow.parquet as pq
+from fruits.chain import plan_run, publish_run, with_backbone
+from fruits.embedded.stack import Stack, environment_of, make_bucket, running_stack
+from fruits.generator import BROKEN, draw, draw_broken
+from fruits.planning import resolve_request, run_slug
 from pyspark import cloudpickle
 
 import fruits
 from fruits.backbones.stage import stage, staged_card
-from fruits.chain import plan_run, publish_run, with_backbone
-from fruits.embedded.stack import Stack, environment_of, make_bucket, running_stack
-from fruits.generator import BROKEN, draw, draw_broken
 from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake
-from fruits.planning import resolve_request, run_slug
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes
 

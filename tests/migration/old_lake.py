@@ -2,9 +2,9 @@
 
     .venvs/jobs/bin/python tests/migration/old_lake.py FOLDER
 
-The library comes out of the clone's history, the packages from the environment that runs this script. `FOLDER/lakes.json`
-lists the lakes. Their buckets are on the S3 server of `--endpoint` (with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), or
-else on an embedded one, whose data are in `FOLDER/stack`. Takes three minutes.
+The library comes out of the clone's history, the packages from the environment that runs this script. The file
+`FOLDER/lakes.json` lists the lakes. Their buckets are on the S3 server of `--endpoint` (with AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY), or else on an embedded one, whose data are in `FOLDER/stack`. Takes three minutes.
 """
 
 import argparse
@@ -77,16 +77,16 @@ def make(folder: Path, endpoint: str | None = None) -> OldLakes:
         environment["PYTHONPATH"] = str(tree)  # ahead of the environment's own pointer to this checkout
         done = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{COMMIT[:7]} failed with exit code {done.returncode}:\n{(done.stdout + done.stderr)[-8000:]}")
+        raise RuntimeError(
+            f"{COMMIT[:7]} failed with exit code {done.returncode}:\n{(done.stdout + done.stderr)[-8000:]}"
+        )
     return read(folder)
 
 
 def read(folder: Path) -> OldLakes:
     """The lakes that ``make`` left in a folder."""
     document = json.loads((folder / "lakes.json").read_text())
-    lakes = {
-        name: OldLake(**{**lake, "done": tuple(lake["done"])}) for name, lake in document["lakes"].items()
-    }
+    lakes = {name: OldLake(**{**lake, "done": tuple(lake["done"])}) for name, lake in document["lakes"].items()}
     return OldLakes(document["endpoint"], lakes, {name: Path(path) for name, path in document["expected"].items()})
 
 
