@@ -85,11 +85,16 @@ test-slow: setup-dev  ## What is too slow for each change (PART=1/4: the first o
 test-compose: setup-dev  ## What docker-compose.yaml promises, in containers: 20 min (PART=1/4: a quarter of the slow)
 	@$(AIRFLOW) -m pytest -m compose -p no:randomly -s tests/docker $(PARTED) $(ARGS)
 
+# What imports Airflow, or runs in its environment. pyproject.toml names the rest.
+AIRFLOWS_PYTHON := $(wildcard fruits/airflow/*.py) dags plugins local docker infra benchmarks/operate.py scripts/screenshots.py
+
 # A registry or a folder of one person's machine, named in a file, breaks everyone behind a mirror and everyone else.
 lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no file names a registry or somebody's machine
 	@.venvs/jobs/bin/ruff check
 	@.venvs/jobs/bin/ruff format --check
+	@.venvs/jobs/bin/lint-imports --no-logo --no-cache
 	@.venvs/jobs/bin/mypy
+	@.venvs/jobs/bin/mypy --python-executable $(AIRFLOW) --cache-dir .mypy_cache/airflow $(AIRFLOWS_PYTHON)
 	@$(JOBS) scripts/reference_docs.py --check
 	@.venvs/airflow/bin/cfn-lint infra/fruits.yaml
 	@git grep --untracked -lzE '^#!.*[/ ](ba)?sh' | xargs -0 .venvs/jobs/bin/shellcheck

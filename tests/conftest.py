@@ -24,7 +24,7 @@ from local.stack import Stack, make_bucket, running_stack, write_secret
 # Each environment lacks the other's packages, so it cannot even import the other's tests. `make test` runs both.
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
 collect_ignore = (
-    ["spark_jobs"]
+    ["migration", "spark_jobs"]
     if IN_AIRFLOW
     else [
         *("dags", "docker", "infra", "fruits/airflow"),
