@@ -34,8 +34,8 @@ collect_ignore = (
 
 SHARED = Path(__file__).parents[2] / "shared"
 MARKS = {
-    "server": {"stack", "moto", "account"},
-    "jvm": {"chain", "spark"},
+    "server": {"stack", "server", "moto", "account"},
+    "jvm": {"chain", "spark", "spark_submit"},
 }
 """The fixtures that give a test each mark: a test is marked by what it uses, not by hand."""
 LONGEST_FIRST = ("slow", "heavy", "jvm", "server")

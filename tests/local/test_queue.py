@@ -231,7 +231,7 @@ def test_ports_and_token_are_for_their_owner_only(tmp_path):
 
 
 @pytest.mark.airflow
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_objects_put_and_deleted_over_s3_are_in_the_queue(tmp_path):
     """The real S3 server and the real queue; also after the bridge was killed and started again."""
     queue, process = start_queue(tmp_path)

@@ -25,7 +25,7 @@ from local.airflow import LogReader, run_dag
 from local.stack import Stack, running_stack
 from sample_photos.generator import BROKEN, LABELS, draw, generate, photo_key
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
 
 ROOT = Path(__file__).parents[2]
 KINDS, TRAIN, TEST, SIZE = 6, 8, 3, (100, 160)

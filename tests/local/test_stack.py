@@ -198,7 +198,7 @@ def put_and_stop(server: S3Server) -> None:
         server.stack.client().list_buckets()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_restart_keeps_objects_and_keys_on_the_same_ports_or_on_others(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_PROBE_SECONDS", 1)
     first = start_s3(tmp_path)

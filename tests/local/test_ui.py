@@ -27,7 +27,7 @@ from local.queue import EventQueue
 from local.stack import Stack, running_server, running_stack, start_s3
 from sample_photos.generator import photo_key
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
 
 ROOT = Path(__file__).parents[2]
 DAG = "/api/v2/dags/fruit_features"

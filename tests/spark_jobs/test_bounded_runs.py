@@ -16,7 +16,7 @@ from fruits.steps.plan import plan_run
 from fruits.steps.prepare import prepare, with_backbone
 from fruits.stores import lake_store, read_bytes, write_bytes, write_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.jobs]
 
 TWIN = {"backbone": "MobileNetV2"}
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from fruits.cli.app import app
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 
 @pytest.fixture

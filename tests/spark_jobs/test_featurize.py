@@ -22,7 +22,7 @@ from fruits.run.state import run_key
 from fruits.stores import lake_store, photo_store, read_json
 from sample_photos.generator import BROKEN
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 WIDTH = 1280
 FLOAT32 = float(np.finfo(np.float32).eps)

@@ -19,7 +19,7 @@ from fruits.run.state import run_key
 from fruits.run.upkeep import resolve_maintenance
 from fruits.steps.plan_maintenance import plan_maintenance
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 DAY = 86_400
 

@@ -8,7 +8,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics
 from fruits.lake.publication import publications
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 TABLES = ("features", "quarantine", "embeddings", "pca_models", "pca_statistics")
 

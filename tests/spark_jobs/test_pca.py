@@ -17,7 +17,7 @@ from fruits.run.documents import run_store
 from fruits.run.state import run_key
 from fruits.stores import read_json, write_json
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 WIDTH = 1280
 

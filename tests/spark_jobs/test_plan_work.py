@@ -4,7 +4,7 @@ import pytest
 
 from fruits.errors import ExitCode
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.jobs]
 
 
 def test_a_run_without_a_changed_photo_goes_on_only_when_something_else_is_asked(chain, first):

@@ -9,7 +9,7 @@ import fruits.spark.session
 from fruits.spark.release import EXECUTOR_SOURCES, same_release
 from tests.fruits.spark.test_release import module_of
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 
 def test_workers_import_exactly_the_sources_of_the_digest(chain, first, new_settings, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from fruits.errors import ConflictError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications, roll_back
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 
 def test_a_run_after_a_rollback_brings_newer_photos_back(chain, new_settings):

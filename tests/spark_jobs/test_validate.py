@@ -14,7 +14,7 @@ from fruits.lake.schemas import TABLES
 from fruits.run.state import run_key
 from sample_photos.generator import BROKEN
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 RUN = "r"
 SCHEMAS = {table.name: table.schema for table in TABLES}

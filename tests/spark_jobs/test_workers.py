@@ -5,7 +5,7 @@ import pytest
 import fruits.spark.release
 from fruits.errors import ExitCode
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 
 @pytest.fixture

@@ -195,7 +195,7 @@ module.rounds(lake, sys.argv[2])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_processes_commit_to_branches_of_one_table_at_once(lake):
     settings = lake.settings
     environment = {

@@ -119,7 +119,7 @@ print(lake.table("features").metadata.table_uuid, lake.head("publications"))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_processes_that_open_a_new_lake_at_once_find_the_same_tables(lake_settings):
     settings = lake_settings()
     environment = {

@@ -337,7 +337,7 @@ print("ROWS", spark.table(f"{table}.branch_run_a__featurize_1_abc123").count())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_spark_and_pyiceberg_work_on_the_same_tables(
     settings: Settings, updates: list[dict[str, Any]], operations: set[str], allowed: Callable[[str], set[str]]
 ) -> None:
