@@ -6,6 +6,7 @@ Each worker of pytest-xdist is a session with a server, a JVM and lakes of its o
 import importlib.util
 import json
 import os
+import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,16 +22,9 @@ from fruits.settings import Settings
 from local import stack as local_stack
 from local.stack import Stack, make_bucket, running_stack, write_secret
 
-# Each environment lacks the other's packages, so it cannot even import the other's tests. `make test` runs both.
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
-collect_ignore = (
-    ["migration", "spark_jobs"]
-    if IN_AIRFLOW
-    else [
-        *("dags", "docker", "infra", "fruits/airflow"),
-        *("local/test_run.py", "local/test_ui.py", "scripts/test_compose.py"),
-    ]
-)
+OF_AIRFLOW = re.compile(r"^pytestmark = .*mark\.airflow", re.MULTILINE)
+collect_ignore = ["migration", "spark_jobs"] if IN_AIRFLOW else []
 
 SHARED = Path(__file__).parents[2] / "shared"
 MARKS = {
@@ -58,6 +52,15 @@ def pytest_configure(config: pytest.Config) -> None:
     quarter = len(local_stack._PORT_RANGE) // 4
     number = 2 * IN_AIRFLOW + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
     local_stack._PORT_RANGE = local_stack._PORT_RANGE[number * quarter : (number + 1) * quarter]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out each file of tests that is for the other environment: here is nothing of what it imports."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text()
+    foreign = "mark.airflow" not in text if IN_AIRFLOW else OF_AIRFLOW.search(text)
+    return True if foreign else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
