@@ -23,11 +23,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from unittest.mock import patch
 from xml.etree import ElementTree as ET
 
@@ -37,6 +37,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 from fruits.errors import FruitsError  # noqa: E402 -- the script's own folder is not the checkout's
+
+if TYPE_CHECKING:
+    from airflow.triggers.base import TriggerEvent
+
+    from fruits.run.documents import TaskName
 
 TEMPLATE = ROOT / "infra" / "fruits.yaml"
 REGION = "us-east-1"
@@ -163,7 +168,7 @@ def rendered(stack: str, resource: str) -> dict[str, Any]:
 @contextmanager
 def running_account() -> Iterator[Account]:
     """The server of moto on a port of 127.0.0.1, without judging yet; see ``judged``."""
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.server import ThreadedMotoServer
 
     assert DEFAULT_ACCOUNT_ID == "123456789012"  # noqa: S101 -- the URLs here have it
@@ -310,7 +315,7 @@ def prepare() -> Any:
     return prepare_run(settings, resolve_request({}, settings))
 
 
-def spark_job(job: str, slug: str) -> str:
+def spark_job(job: "TaskName", slug: str) -> str:
     """A Spark job, in its own environment and process, as the DAG submits it."""
     from fruits.run.documents import read_documents
     from fruits.settings import Settings
@@ -343,10 +348,11 @@ def events() -> object:
             raise FruitsError(message % values)
 
     class Heard(PhotoEventsTrigger):
-        log = Log()
+        log = Log()  # type: ignore[assignment]
 
     async def first() -> dict[str, Any]:
-        async with aclosing(Heard(str(Settings.load().event_queue)).run()) as stream:
+        watch = cast("AsyncGenerator[TriggerEvent]", Heard(str(Settings.load().event_queue)).run())
+        async with aclosing(watch) as stream:
             return dict((await asyncio.wait_for(anext(stream), 60)).payload)
 
     return asyncio.run(first())["messages"]
@@ -354,9 +360,9 @@ def events() -> object:
 
 def alert() -> str:
     """An alert over SNS."""
-    from fruits.airflow.alerts import Message, _send
+    from fruits.airflow.alerts import Message, send
 
-    _send("sns", Message("a proof", "nothing to do"))
+    send(Message("a proof", "nothing to do"))
     return "sent"
 
 

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,6 @@ from local.stack import Stack
 
 pytestmark = pytest.mark.airflow
 
-ROOT = Path(__file__).parents[3]
 ACCOUNT = "123456789012"  # moto's
 KEY_PATTERN = r"""(?P<label>[^/]+) 'and' "more" $HOME/(?P<file>[^/]+)"""  # nothing that a shell would leave alone
 
@@ -35,7 +33,6 @@ def plugin(stack: Stack) -> Iterator[Any]:
         environment = airflow_environment(stack)
         for name in (name for name in environment if name.startswith("AIRFLOW")):
             patch.setenv(name, environment[name])
-        patch.syspath_prepend(str(ROOT / "plugins"))
         from fruits.airflow import emr as fruits_emr
 
         yield fruits_emr
@@ -271,7 +268,7 @@ class TestStart:
 
         left.state, service.jobs[1].state = "RUNNING", "SUCCESS"
         monkeypatch.setattr(plugin, "_CANCEL_SECONDS", 0)
-        with pytest.raises(AirflowException, match=f"{left.id} of an earlier try has not ended") as raised:
+        with pytest.raises(AirflowException, match=f"{left.id} of an earlier attempt has not ended") as raised:
             emr_job(plugin).execute(context())
         assert not isinstance(raised.value, AirflowFailException)
         assert len(service.jobs) == 2
