@@ -268,7 +268,7 @@ class TestWithoutAServer:
         def broken() -> Any:
             raise ZeroDivisionError("secret")
 
-        answer = plugin._answer(broken)
+        answer = plugin._report_page(broken)
         assert answer.status_code == 500
         assert b"secret" not in answer.body
         assert "secret" in caplog.text, "the log has it"
@@ -276,7 +276,7 @@ class TestWithoutAServer:
     def test_settings_that_are_missing_are_named(self, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("FRUITS_LAKE", raising=False)
         monkeypatch.setenv("FRUITS_BUCKET", "x")
-        answer = plugin._answer(lambda: read_overview(Settings.load()))
+        answer = plugin._report_page(lambda: read_overview(Settings.load()))
         assert answer.status_code == 503
         assert b"FRUITS_LAKE is not set" in answer.body
         assert b"FRUITS_BUCKET is &#39;x&#39;" in answer.body
@@ -284,13 +284,13 @@ class TestWithoutAServer:
     def test_only_a_few_pages_are_made_at_a_time(self, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plugin, "_WAIT_SECONDS", 0.1)
         taken = 0
-        while plugin._AT_ONCE.acquire(blocking=False):
+        while plugin._SLOTS.acquire(blocking=False):
             taken += 1
         try:
-            assert plugin._answer(lambda: None).status_code == 503
+            assert plugin._report_page(lambda: None).status_code == 503
         finally:
             for _ in range(taken):
-                plugin._AT_ONCE.release()
+                plugin._SLOTS.release()
         assert 1 <= taken <= 4
 
     def test_routes_run_in_threads(self, plugin: ModuleType) -> None:
