@@ -274,10 +274,10 @@ def chain(run_id: str) -> list[Step]:
     request = resolve_request({}, settings)
 
     def plan() -> object:
-        return plan_run(settings, request, prepare(), run_id)["counts"]
+        return plan_run(settings, request, run_id).counts
 
     return [
-        ("prepare", lambda: prepare().model_id),
+        ("prepare", prepare),
         ("plan", plan),
         *((job, lambda job=job: spark_job(job, run_key(run_id))) for job in JOBS),
         ("publish", lambda: publish_run(settings, run_key(run_id)).publication_id),
@@ -290,7 +290,7 @@ def chain(run_id: str) -> list[Step]:
 
 def early() -> list[Step]:
     """The steps that find a missing permission without Spark."""
-    return [("prepare", lambda: prepare().model_id), ("doctor", doctor), ("events", events), ("alert", alert)]
+    return [("prepare", prepare), ("doctor", doctor), ("events", events), ("alert", alert)]
 
 
 def doctor() -> str:
@@ -305,14 +305,15 @@ def doctor() -> str:
     return f"{len(findings)} checks"
 
 
-def prepare() -> Any:
-    """The task `prepare`, which builds the backbone the first time; returns its card."""
+def prepare() -> str:
+    """The task `prepare`, which builds the backbone the first time."""
     from fruits.run.request import resolve_request
     from fruits.settings import Settings
     from fruits.steps.prepare import prepare as prepare_run
 
     settings = Settings.load()
-    return prepare_run(settings, resolve_request({}, settings))
+    prepare_run(settings, resolve_request({}, settings))
+    return "ready"
 
 
 def spark_job(job: "TaskName", slug: str) -> str:
@@ -332,7 +333,8 @@ def spark_job(job: "TaskName", slug: str) -> str:
     if done.returncode:
         said = [line for line in done.stdout.splitlines() if " ERROR " in line] or done.stderr.splitlines()[-5:]
         raise FruitsError(f"{job}: exit code {done.returncode}: {' '.join(said)}")
-    return f"stages {read_documents(Settings.load(), slug)[job]['seconds']}"
+    document = read_documents(Settings.load(), slug).of(job)
+    return f"seconds by phase {document.seconds if document else {}}"
 
 
 def events() -> object:
@@ -368,13 +370,13 @@ def alert() -> str:
 
 def maintenance(run_id: str) -> str:
     """The DAG `fruit_maintenance`: it rewrites every file, and publishes."""
-    from fruits.run.upkeep import resolve_maintenance
+    from fruits.run.request import resolve_maintenance
     from fruits.settings import Settings
     from fruits.steps.plan_maintenance import plan_maintenance
 
     settings = Settings.load()
     planned = plan_maintenance(settings, resolve_maintenance({"rewrite_all": True}, settings), run_id)
-    return spark_job("maintain", planned["slug"])
+    return spark_job("maintain", planned.key)
 
 
 # The judge of our own

@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
 from fruits.errors import FruitsError
-from fruits.run.freshness import last_up_to_date
+from fruits.serve.freshness import last_up_to_date
 from fruits.settings import DagSettings, Settings
 
 log = logging.getLogger("fruits")

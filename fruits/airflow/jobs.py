@@ -41,8 +41,8 @@ def reraise_job_error(settings: Settings, job: TaskName, run: str, started: date
         yield
     except Exception as error:
         with non_retryable():
-            document = read_documents(settings, run).get(job, {})
-        if document.get("state") != "failed" or datetime.fromisoformat(document["started_at"]) < started:
+            document = read_documents(settings, run).of(job)
+        if document is None or document.state != "failed" or document.started_at < started:
             raise
-        exception = AirflowFailException if document.get("mendable") else AirflowException
-        raise exception(document["error"]) from error
+        exception = AirflowException if document.retryable else AirflowFailException
+        raise exception(document.error) from error
