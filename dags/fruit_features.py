@@ -148,24 +148,23 @@ def prepare() -> dict[str, Any]:
     with non_retryable():
         settings = Settings.load()
         request = requested(get_current_context(), settings)
-        card = prepare_run(settings, request)
-    return {"bucket": settings.bucket, "request": request.to_document(), "card": card.to_document()}
+        prepare_run(settings, request)
+    return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
 
 
 @task.short_circuit
 def plan(prepared: dict[str, Any]) -> str:
     """Write the manifest: see fruits/steps/plan.py. Returns the run key; an empty one skips the rest of the run."""
-    from fruits.backbones.card import Card
     from fruits.run.request import RunRequest
     from fruits.settings import Settings
     from fruits.steps.plan import plan_run
 
     context = get_current_context()
-    request, card = RunRequest.from_document(prepared["request"]), Card.from_document(prepared["card"])
+    request = RunRequest.model_validate(prepared["request"])
     with non_retryable():
-        planned = plan_run(Settings.load(), request, card, context["run_id"])
-    context["ti"].xcom_push("counts", planned["counts"])
-    return planned["slug"] if planned["work"] and not request.dry_run else ""
+        planned = plan_run(Settings.load(), request, context["run_id"])
+    context["ti"].xcom_push("counts", dict(planned.counts))
+    return planned.key if planned.work and not request.dry_run else ""
 
 
 @task(outlets=[EMBEDDINGS])

@@ -92,7 +92,7 @@ PARAMS = {
 @task
 def plan() -> str:
     """Log what there is to do: see fruits/steps/plan_maintenance.py. Returns the run key."""
-    from fruits.run.upkeep import resolve_maintenance
+    from fruits.run.request import resolve_maintenance
     from fruits.settings import Settings
     from fruits.steps.plan_maintenance import plan_maintenance
 
@@ -100,8 +100,8 @@ def plan() -> str:
     with non_retryable():
         settings = Settings.load()
         request = resolve_maintenance(context["params"], settings)
-        planned = plan_maintenance(settings, request, RUN_PREFIX + context["run_id"])
-    return str(planned["slug"])
+        planned = plan_maintenance(settings, request, RUN_PREFIX + str(context["run_id"]))
+    return planned.key
 
 
 with DAG(

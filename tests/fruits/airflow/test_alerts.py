@@ -21,9 +21,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from fruits.settings import DagSettings, Settings
-from fruits.stores import lake_store, write_json
 from local import ui
 from local.airflow import airflow_environment
+from tests.runs import document, planned, write_documents
 
 pytestmark = pytest.mark.airflow
 
@@ -276,19 +276,10 @@ class TestWithoutAirflow:
         assert pushed == {"error": "ValueError: postgresql://u:***@host"}
 
 
-PLAN = {
-    "state": "succeeded",
-    "work": False,
-    "counts": {"create": 0, "pending": 0},
-    "remaining": 0,
-    "started_at": "2026-11-22T09:59:00+00:00",
-    "request": {"dry_run": False, "keys": [], "mode": "reconcile", "prefix": ""},
-}
-
-
-def leave_plan(settings: Settings, run: str, ended: datetime) -> None:
+def leave_plan(settings: Settings, run_id: str, finished_at: datetime) -> None:
     """The document of a run that found nothing to do."""
-    write_json(lake_store(settings, f"runs/{run}"), "plan.json", {**PLAN, "finished_at": ended.isoformat()})
+    plan = document("plan", result=planned(run_id, work=False), finished_at=finished_at)
+    write_documents(settings, plan, run_id=run_id)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,18 @@ import pytest
 
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
-from fruits.run.documents import run_document, run_store
+from fruits.run.documents import TaskName, run_store
+from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import write_json
 from local.airflow import airflow_environment
 from local.stack import Stack
+from tests.runs import document, planned, write_documents, writer
 
 pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[3]
+RUN = run_key("a run")
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +73,8 @@ class Submitted:
 @pytest.fixture
 def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
     """With a planned run."""
-    base = current_base(Lake.open(lake)).to_document()
-    with run_document(lake, "plan", "a run", "a_run") as plan:
-        plan.record(slug="a_run", base=base)
+    plan = document("plan", result=planned("a run", base=current_base(Lake.open(lake))))
+    assert write_documents(lake, plan, run_id="a run") == RUN
     stand_in = Submitted(tmp_path / "jobs env")
     monkeypatch.setenv("FRUITS_JOBS_ENV", str(stand_in.folder))
     monkeypatch.setenv("FRUITS_SPARK_DRIVER_MEMORY", "3g")
@@ -80,14 +82,14 @@ def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def spark_job(operators: Any) -> Any:
-    return operators.SparkJobOperator(task_id="featurize", job="featurize", run="a_run")
+    return operators.SparkJobOperator(task_id="featurize", job="featurize", run=RUN)
 
 
 class TestSparkJob:
     def test_is_submitted_from_the_jobs_environment(self, operators: Any, stack: Stack, submitted: Submitted) -> None:
         spark_job(operators).execute({})
         arguments = submitted.arguments
-        assert arguments[-3:] == [str(ROOT / "spark_jobs" / "featurize.py"), "--run", "a_run"]
+        assert arguments[-3:] == [str(ROOT / "spark_jobs" / "featurize.py"), "--run", RUN]
         assert arguments[arguments.index("--master") + 1] == "local[*]"
         assert arguments[arguments.index("--driver-memory") + 1] == "3g"
         assert arguments[arguments.index("--name") + 1] == "fruits-featurize"
@@ -109,7 +111,7 @@ class TestSparkJob:
         lake = Lake.open(settings)
         base = current_base(lake)
         row = Publication(1, base.publication.snapshots, "pub-1", run_id="a run", model_id="m", counts={})
-        publish(lake, base.to_document(), "a_run", row)
+        publish(lake, base, writer(RUN, "publish"), row)
         spark_job(operators).execute({})
         assert not (submitted.folder / "arguments").exists()
 
@@ -118,27 +120,27 @@ class TestSparkJob:
     ) -> None:
         from airflow.sdk.exceptions import AirflowFailException
 
-        leave_document(settings, submitted, state="failed", mendable=True, error="bucket 'x':\n  mend this", code=2)
+        leave_document(settings, submitted, state="failed", retryable=False, error="bucket 'x':\n  fix this", code=2)
         with pytest.raises(AirflowFailException) as raised:
             spark_job(operators).execute({})
-        assert str(raised.value) == "bucket 'x':\n  mend this"
+        assert str(raised.value) == "bucket 'x':\n  fix this"
 
     @pytest.mark.parametrize(
-        "document",
+        "content",
         [
-            {"state": "failed", "mendable": False, "error": "ZeroDivisionError()"},
+            {"state": "failed", "retryable": True, "error": "ZeroDivisionError()"},
             {"state": "running"},
             None,
         ],
         ids=["defect", "killed", "never started"],
     )
     def test_any_other_failure_is_retried(
-        self, operators: Any, settings: Settings, submitted: Submitted, document: dict[str, Any] | None
+        self, operators: Any, settings: Settings, submitted: Submitted, content: dict[str, Any] | None
     ) -> None:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-        if document:
-            leave_document(settings, submitted, **document, code=1)
+        if content:
+            leave_document(settings, submitted, **content, code=1)
         else:
             submitted.job_does("", code=1)
         with pytest.raises(AirflowException) as raised:
@@ -152,7 +154,7 @@ class TestSparkJob:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
         before = datetime.now(UTC) - timedelta(minutes=1)
-        leave_document(settings, submitted, state="failed", mendable=True, error="mend this", code=137, started=before)
+        leave_document(settings, submitted, state="failed", retryable=False, error="fix this", code=137, started=before)
         with pytest.raises(AirflowException, match="137") as raised:
             spark_job(operators).execute({})
         assert not isinstance(raised.value, AirflowFailException)
@@ -162,7 +164,7 @@ class TestSparkJob:
     ) -> None:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-        leave_document(settings, submitted, task="pca", state="failed", mendable=True, error="mend this", code=1)
+        leave_document(settings, submitted, task="pca", state="failed", retryable=False, error="fix this", code=1)
         with pytest.raises(AirflowException) as raised:
             spark_job(operators).execute({})
         assert not isinstance(raised.value, AirflowFailException)
@@ -180,12 +182,12 @@ def leave_document(
     submitted: Submitted,
     *,
     code: int,
-    task: str = "featurize",
+    task: TaskName = "featurize",
     started: datetime | None = None,
     **content: Any,
 ) -> None:
     """Have the job leave a run document, by default of a start a minute from now, and end with an exit code."""
-    content["started_at"] = (started or datetime.now(UTC) + timedelta(minutes=1)).isoformat()
-    write_json(run_store(settings, "prepared"), f"{task}.json", content)
+    left = document(task, started_at=started or datetime.now(UTC) + timedelta(minutes=1), **content)
+    write_json(run_store(settings, "prepared"), f"{task}.json", left.model_dump(mode="json"))
     runs = Path(settings.lake.removeprefix("file://")) / "runs"
-    submitted.job_does(f"mkdir -p {runs}/a_run && mv {runs}/prepared/{task}.json {runs}/a_run/{task}.json", code)
+    submitted.job_does(f"mkdir -p {runs}/{RUN} && mv {runs}/prepared/{task}.json {runs}/{RUN}/{task}.json", code)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fruits.lake.catalog import Lake
-from fruits.run.documents import run_document
+from fruits.run.documents import task_document
 from fruits.run.state import run_key
 from fruits.serve.report import content_security_policy, read_overview
 from fruits.settings import Settings
@@ -107,7 +107,7 @@ def settings(stack: Stack) -> Settings:
     Lake.open(settings)
     with (
         pytest.raises(ValueError, match="alert"),
-        run_document(settings, "plan", RUN_ID, run_key(RUN_ID)),
+        task_document(settings, "plan", run_key(RUN_ID), RUN_ID),
     ):
         raise ValueError(HOSTILE)
     return settings

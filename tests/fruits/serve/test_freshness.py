@@ -7,74 +7,59 @@ from typing import Any
 
 import pytest
 
-from fruits.run.freshness import last_up_to_date, up_to_date_at
+from fruits.run.documents import RunDocuments, TaskDocument
+from fruits.run.request import RunRequest
+from fruits.serve.freshness import last_up_to_date, up_to_date_at
 from fruits.settings import Settings
-from fruits.stores import lake_store, write_json
+from tests.runs import document, planned, planned_maintenance, published, write_documents
 
-PLAN = {
-    "state": "succeeded",
-    "work": False,
-    "counts": {"create": 0, "pending": 0},
-    "remaining": 0,
-    "started_at": "2026-11-22T09:59:00+00:00",
-    "finished_at": "2026-11-22T10:00:00+00:00",
-    "request": {"dry_run": False, "keys": [], "mode": "reconcile", "prefix": ""},
-}
-AT = datetime(2026, 11, 22, 10, tzinfo=UTC)
-PUBLISHED = {
-    "state": "succeeded",
-    "started_at": "2026-11-22T10:59:00+00:00",
-    "finished_at": "2026-11-22T11:00:00+00:00",
-}
-MAINTENANCE = {**PLAN, "request": {"dry_run": False, "retention_days": 30}, "found": {}}
-del MAINTENANCE["counts"], MAINTENANCE["remaining"], MAINTENANCE["work"]
+INTERVAL = (datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
 
 
-class TestUpToDate:
-    @pytest.mark.parametrize(
-        ("documents", "moment"),
-        [
-            ({"plan": PLAN}, AT),
-            ({"plan": {**PLAN, "work": True}, "publish": PUBLISHED}, AT + timedelta(hours=1)),
-            ({"plan": {**PLAN, "work": True}}, None),
-            ({"plan": {**PLAN, "work": True}, "publish": {"state": "running"}}, None),
-            ({"plan": {**PLAN, "work": True}, "publish": {**PUBLISHED, "state": "failed"}}, None),
-            ({"plan": {**PLAN, "work": True, "remaining": 3}, "publish": PUBLISHED}, None),
-            ({"plan": MAINTENANCE}, None),
-            ({"plan": {"state": "running"}}, None),
-            ({"plan": {**PLAN, "state": "failed"}}, None),
-            ({}, None),
-            *(
-                ({"plan": {**PLAN, "request": {**PLAN["request"], **asked}}}, None)
-                for asked in ({"dry_run": True}, {"keys": ["a.jpg"]}, {"mode": "interval"}, {"prefix": "Training/"})
-            ),
-        ],
-    )
-    def test_by_a_run_that_looked_at_everything_and_ended_well(
-        self, documents: dict[str, Any], moment: datetime | None
-    ) -> None:
-        assert up_to_date_at(documents, "") == moment
-
-    def test_the_newest_of_many_runs_counts(self, tmp_path: Path) -> None:
-        settings = Settings.load(lake=f"file://{tmp_path / 'lake'}", catalog_uri=f"sqlite:///{tmp_path}/c.db")
-        assert last_up_to_date(settings) is None
-        for hour, run in ((9, "z_old"), (10, "a_new")):
-            leave_plan(settings, run, AT.replace(hour=hour))
-            time.sleep(0.02)
-        left = {
-            "failed": {"plan": {"state": "failed", "started_at": PLAN["started_at"]}},
-            "maintenance": {"plan": MAINTENANCE},
-            "planned_again": {
-                "plan": {**PLAN, "work": True, "started_at": PUBLISHED["finished_at"]},
-                "publish": PUBLISHED,
-            },
-        }
-        for run, documents in left.items():
-            for task, document in documents.items():
-                write_json(lake_store(settings, f"runs/{run}"), f"{task}.json", document)
-        assert last_up_to_date(settings) == AT
+def plan(minute: int = 0, *, work: bool = False, remaining: int = 0, **request: Any) -> TaskDocument[Any]:
+    result = planned(work=work, remaining=remaining, request=RunRequest(**{"prefix": "", **request}))
+    return document("plan", minute, result)
 
 
-def leave_plan(settings: Settings, run: str, ended: datetime) -> None:
-    """The document of a run that found nothing to do."""
-    write_json(lake_store(settings, f"runs/{run}"), "plan.json", {**PLAN, "finished_at": ended.isoformat()})
+PLAN, WORK = plan(), plan(work=True)
+PUBLISH = document("publish", 60, published())
+
+
+@pytest.mark.parametrize(
+    ("documents", "moment"),
+    [
+        (RunDocuments(plan=PLAN), PLAN.finished_at),
+        (RunDocuments(plan=WORK, publish=PUBLISH), PUBLISH.finished_at),
+        (RunDocuments(plan=WORK), None),
+        (RunDocuments(plan=WORK, publish=document("publish", 60, state="running", finished_at=None)), None),
+        (RunDocuments(plan=WORK, publish=document("publish", 60, state="failed")), None),
+        (RunDocuments(plan=plan(work=True, remaining=3), publish=PUBLISH), None),
+        (RunDocuments(plan_maintenance=document("plan_maintenance", 0, planned_maintenance())), None),
+        (RunDocuments(plan=document("plan", state="running", finished_at=None)), None),
+        (RunDocuments(plan=PLAN.model_copy(update={"state": "failed"})), None),
+        (RunDocuments(), None),
+        (RunDocuments(plan=plan(dry_run=True)), None),
+        (RunDocuments(plan=plan(keys=("a.jpg",))), None),
+        (RunDocuments(plan=plan(mode="interval", interval=INTERVAL)), None),
+        (RunDocuments(plan=plan(prefix="Training/")), None),
+    ],
+)
+def test_a_run_that_covered_everything_and_ended_well_counts(documents: RunDocuments, moment: datetime | None) -> None:
+    assert up_to_date_at(documents, "") == moment
+
+
+def test_the_newest_of_many_runs_counts(tmp_path: Path) -> None:
+    settings = Settings.load(lake=f"file://{tmp_path / 'lake'}", catalog_uri=f"sqlite:///{tmp_path}/c.db")
+    assert last_up_to_date(settings) is None
+    newest = plan(1)
+    for run_id, documents in (
+        ("z_old", [plan()]),
+        ("a_new", [newest]),
+        ("failed", [document("plan", 2, state="failed")]),
+        ("maintenance", [document("plan_maintenance", 3, planned_maintenance())]),
+        ("planned_again", [plan(61, work=True), PUBLISH]),
+    ):
+        write_documents(settings, *documents, run_id=run_id)
+        time.sleep(0.02)  # the folders' order is by time
+    assert newest.finished_at == newest.started_at + timedelta(seconds=10)
+    assert last_up_to_date(settings) == newest.finished_at
