@@ -1,7 +1,8 @@
 """The waits of the DAGs, each deferred to a trigger: for photos, for uploads to settle, for the lease.
 
-Airflow keeps a deferred task's trigger as the path of the trigger's class, so a run that waits across an upgrade needs
-that path to stay. A trigger that cannot be imported fails its task, and the task's retry waits anew (Airflow 3.3).
+Airflow keeps a deferred task's trigger by the path of its class. A run that waits across an upgrade finds the trigger
+as long as that path stays. Otherwise the triggerer fails the wait, and the task's retry waits anew (Airflow 3.3:
+``TriggerRunner.create_triggers`` and ``Trigger.submit_failure``).
 """
 
 import asyncio
