@@ -151,11 +151,12 @@ class TestPhotosPresent:
             await asyncio.sleep(1.5)
             assert not waiting.done()
             await asyncio.to_thread(put, "Training/Apple/1.jpg")
-            return await asyncio.wait_for(waiting, 10)
+            return await asyncio.wait_for(waiting, 60)
 
         event = asyncio.run(scenario())
         assert event["status"] == "success"
-        assert 2 <= len(listings) <= 4
+        assert len(listings) >= 2
+        assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
     def test_goes_on_when_the_last_photo_was_removed(self, sensors: Any, bucket: str, lake: Settings) -> None:
