@@ -27,27 +27,23 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-from unittest.mock import patch
+from typing import Any
+from unittest.mock import Mock, patch
 from xml.etree import ElementTree as ET
 
 import boto3
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+sys.path.insert(0, str(ROOT))
 
 from fruits.errors import FruitsError  # noqa: E402 -- the script's own folder is not the checkout's
-
-if TYPE_CHECKING:
-    from airflow.triggers.base import TriggerEvent
-
-    from fruits.run.documents import TaskName
+from fruits.run.documents import TaskName  # noqa: E402
 
 TEMPLATE = ROOT / "infra" / "fruits.yaml"
 REGION = "us-east-1"
 PHOTOS = 28
 LABELS = ("Apple Red", "Banana", "Kiwi")
-JOBS = ("featurize", "pca", "validate")
+JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
 SPARK = (
     "--master=local[2]",
     "--conf=spark.ui.enabled=false",
@@ -274,7 +270,8 @@ def chain(run_id: str) -> list[Step]:
     request = resolve_request({}, settings)
 
     def plan() -> object:
-        return plan_run(settings, request, run_id).counts
+        planned = plan_run(settings, request, run_id)
+        return f"{dict(planned.counts)} under {planned.model_id}"
 
     return [
         ("prepare", prepare),
@@ -313,10 +310,10 @@ def prepare() -> str:
 
     settings = Settings.load()
     prepare_run(settings, resolve_request({}, settings))
-    return "ready"
+    return f"backbone {settings.backbone}"
 
 
-def spark_job(job: "TaskName", slug: str) -> str:
+def spark_job(job: TaskName, run: str) -> str:
     """A Spark job, in its own environment and process, as the DAG submits it."""
     from fruits.run.documents import read_documents
     from fruits.settings import Settings
@@ -324,7 +321,7 @@ def spark_job(job: "TaskName", slug: str) -> str:
     jobs = Path(os.environ["FRUITS_JOBS_ENV"])
     command = [jobs / "bin" / "spark-submit", *SPARK]
     done = subprocess.run(  # noqa: S603 -- our own
-        [*map(str, command), str(ROOT / "spark_jobs" / f"{job}.py"), "--run", slug],
+        [*map(str, command), str(ROOT / "spark_jobs" / f"{job}.py"), "--run", run],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": str(jobs / "bin" / "python")},
         capture_output=True,
         text=True,
@@ -333,8 +330,8 @@ def spark_job(job: "TaskName", slug: str) -> str:
     if done.returncode:
         said = [line for line in done.stdout.splitlines() if " ERROR " in line] or done.stderr.splitlines()[-5:]
         raise FruitsError(f"{job}: exit code {done.returncode}: {' '.join(said)}")
-    document = read_documents(Settings.load(), slug).of(job)
-    return f"seconds by phase {document.seconds if document else {}}"
+    document = read_documents(Settings.load(), run).of(job)
+    return f"seconds by phase {dict(document.seconds) if document else {}}"
 
 
 def events() -> object:
@@ -345,19 +342,17 @@ def events() -> object:
     from fruits.airflow.events import PhotoEventsTrigger
     from fruits.settings import Settings
 
-    class Log:
-        def error(self, message: str, *values: Any) -> None:
-            raise FruitsError(message % values)
-
-    class Heard(PhotoEventsTrigger):
-        log = Log()  # type: ignore[assignment]
+    def fail(message: str, *values: Any) -> None:
+        raise FruitsError(message % values)
 
     async def first() -> dict[str, Any]:
-        watch = cast("AsyncGenerator[TriggerEvent]", Heard(str(Settings.load().event_queue)).run())
-        async with aclosing(watch) as stream:
+        stream = PhotoEventsTrigger(str(Settings.load().event_queue)).run()
+        assert isinstance(stream, AsyncGenerator)  # noqa: S101
+        async with aclosing(stream):
             return dict((await asyncio.wait_for(anext(stream), 60)).payload)
 
-    return asyncio.run(first())["messages"]
+    with patch.object(PhotoEventsTrigger, "log", Mock(error=fail)):
+        return asyncio.run(first())["messages"]
 
 
 def alert() -> str:

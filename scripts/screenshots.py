@@ -126,7 +126,8 @@ def open_trigger_form(driver: Chrome, ui: UI) -> WebElement:
         dialogs = driver.find_elements(By.CSS_SELECTOR, "[role=dialog]")
         return next((one for one in dialogs if "Run Parameters" in one.text), None)
 
-    return wait_until(driver, form, "the trigger form")
+    dialog: WebElement = wait_until(driver, form, "the trigger form")
+    return dialog
 
 
 def paste(driver: Chrome, field: WebElement, text: str) -> None:

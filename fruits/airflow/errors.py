@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 from airflow.sdk.exceptions import AirflowFailException
 
+from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
-from fruits.stores import denials_explained
 
 
 @contextmanager

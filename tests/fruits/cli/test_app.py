@@ -211,7 +211,7 @@ class TestEmbedded:
         assert result.exit_code == 0, result.output
         assert (data / "s3.log").read_bytes() == log
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_a_command_that_needs_the_bucket_has_an_s3_server_while_it_lasts(self, data, fruits):
         before = dict(os.environ)
         result = fruits("plan", "--data", data, "--json")
@@ -222,7 +222,7 @@ class TestEmbedded:
             name: value for name, value in before.items() if name in os.environ
         }
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_interrupted_it_leaves_no_server_behind(self, data):
         command = [sys.executable, "-m", "fruits", "doctor", "--data", str(data)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
