@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 import pytest
+from PIL import Image
 
 from fruits import stores
 from fruits.settings import Settings
@@ -95,8 +96,9 @@ def keep_part(config: pytest.Config, items: list[pytest.Item], part: int, parts:
 
 
 @pytest.fixture(autouse=True)
-def _forget_credentials() -> Iterator[None]:
-    """Forget the credentials that a test found: the next may have others."""
+def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After a test, forget what it leaves in the process: the credentials it met, the size of the photos it decoded."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     yield
     stores._credentials.cache_clear()
 
