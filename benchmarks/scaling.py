@@ -34,7 +34,7 @@ from fruits.settings import Settings
 from fruits.stores import photo_store
 from local.mirror import mirror
 from local.stack import environment_of, running_stack
-from sample_photos.generator import generate
+from sample_photos import generate
 
 WIDTH = 1280
 GB = 1e9

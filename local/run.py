@@ -79,7 +79,7 @@ def _asked() -> dict[str, str]:
 
 
 def _generated(folder: Path) -> Path:
-    from sample_photos.generator import generate
+    from sample_photos import generate
 
     drawn = folder.with_name("photos-drawn")
     if not drawn.exists():  # once only: what a person adds, replaces or deletes there stays so

@@ -23,7 +23,7 @@ from fruits.steps.plan import plan_run
 from fruits.steps.prepare import prepare
 from local.airflow import LogReader, run_dag
 from local.stack import Stack, running_stack
-from sample_photos.generator import BROKEN, LABELS, draw, generate, photo_key
+from sample_photos import BROKEN, LABELS, draw, generate, photo_key
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 

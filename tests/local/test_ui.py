@@ -25,7 +25,7 @@ from fruits.stores import lake_store, write_json
 from local import ui as module
 from local.queue import EventQueue
 from local.stack import Stack, running_server, running_stack, start_s3
-from sample_photos.generator import photo_key
+from sample_photos import photo_key
 
 pytestmark = [pytest.mark.airflow, pytest.mark.slow]
 

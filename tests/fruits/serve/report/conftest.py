@@ -18,7 +18,7 @@ from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes, write_json
 from local.stack import Stack, make_bucket
-from sample_photos.generator import draw
+from sample_photos import draw
 
 RUN_ID = "manual__2026-11-22T09:30:00+00:00"
 MODEL_ID = "lite0-0123"
