@@ -213,7 +213,8 @@ def serve(queue: EventQueue, *, again: bool = False) -> None:
     class ForgettingBridge(Bridge):
         def service_actions(self) -> None:
             """Now and then: moto keeps every message that ever was, for its dashboard."""
-            Message.instances_tracked.clear()
+            tracked: Any = Message
+            tracked.instances_tracked.clear()
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
     ThreadedMotoServer(queue.bind, queue.sqs_port, verbose=False).start()

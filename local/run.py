@@ -12,9 +12,10 @@ from fruits.run.lease import current_lease, release_lease
 from fruits.run.state import run_key
 from fruits.serve.summary import as_text, read_summary
 from fruits.settings import Settings
+from local import ui
 from local.airflow import migrate, run_dag
 from local.mirror import mirror
-from local.stack import environment_of, running_server, running_stack
+from local.stack import environment_of, in_use, running_stack
 
 
 def run(images: Path | None, data: Path, summary_path: Path) -> int:
@@ -24,10 +25,9 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
     for path in (summary_path, report_path):  # a failed run must not leave the figures of the one before
         path.unlink(missing_ok=True)
     photos = images or _generated(data / "photos")
-    alone = running_server(data.resolve()) is None
-    with running_stack(data) as stack, environment_of(stack):
+    with in_use(data) as alone, running_stack(data) as stack, environment_of(stack):
         settings = Settings.load()
-        if alone and (lease := current_lease(settings)):  # a run that was killed: nobody else works here
+        if alone and not ui.running_ui(stack.data) and (lease := current_lease(settings)):  # of a run that was killed
             release_lease(settings, lease.run)
         _say(f"S3 server on {stack.endpoint}, data in {stack.data}")
         _upload(photos, settings)

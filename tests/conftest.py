@@ -11,7 +11,7 @@ import pytest
 
 from fruits import stores
 from fruits.settings import Settings
-from local.stack import Stack, make_bucket, running_stack
+from local.stack import Stack, make_bucket, temporary_stack
 
 # Each environment lacks the other's packages, so it cannot even import the other's tests. `make test` runs both.
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
@@ -30,7 +30,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The embedded stack with its S3 server, running for the session."""
-    with running_stack(tmp_path_factory.mktemp("stack")) as running, pytest.MonkeyPatch.context() as patch:
+    with temporary_stack(tmp_path_factory.mktemp("stack")) as running, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("FRUITS_", "AWS_"))]:
             patch.delenv(name)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):

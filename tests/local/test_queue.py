@@ -17,7 +17,7 @@ import pytest
 from fruits.errors import FruitsError
 from local import queue as module
 from local.queue import Bridge, EventQueue, s3_notification, start_queue
-from local.stack import free_ports, make_bucket, start_s3, stop_process
+from local.stack import free_ports, make_bucket, start_s3, stop_process, stop_s3
 
 # As SeaweedFS 4.48 posted them.
 ATTRIBUTES = {"file_size": 3, "mtime": 1795381218, "file_mode": 432, "mime": "image/jpeg", "inode": 46297201646}
@@ -235,12 +235,12 @@ def test_ports_and_token_are_for_their_owner_only(tmp_path):
 def test_objects_put_and_deleted_over_s3_are_in_the_queue(tmp_path):
     """The real S3 server and the real queue; also after the bridge was killed and started again."""
     queue, process = start_queue(tmp_path)
-    server = start_s3(tmp_path, queue.notifications)
+    stack = start_s3(tmp_path, queue.notifications)
     again: subprocess.Popen[bytes] | None = None
     try:
         for bucket in ("fruits", "fruits-other"):
-            make_bucket(server.stack, bucket)
-        client = server.stack.client()
+            make_bucket(stack, bucket)
+        client = stack.client()
         client.put_object(Bucket="fruits-other", Key="1.jpg", Body=b"1")
         client.put_object(Bucket="fruits", Key="folder/", Body=b"")
         for key in ("é a+b%20.jpg", "Kiwi/1.jpg"):
@@ -284,7 +284,7 @@ def test_objects_put_and_deleted_over_s3_are_in_the_queue(tmp_path):
         client.put_object(Bucket="fruits", Key="heard.jpg", Body=b"photo")
         assert "heard.jpg" in {key for _, key, _, _ in received(queue, 1)}
     finally:
-        server.stop()
+        stop_s3(tmp_path)
         for started in filter(None, (process, again)):
             stop_process(started)
 
