@@ -61,7 +61,7 @@ def python_of(environment: Path) -> PurePosixPath:
         PackageError: when the environment is not set up.
     """
     link = environment / "bin" / "python"
-    if not (environment / "setup.json").exists() or not link.exists():
+    if not (environment / "setup.stamp").exists() or not link.exists():
         raise PackageError(
             f"{environment} is not set up, or not to its end; expected the jobs environment. Set it up: make setup"
         )
