@@ -98,7 +98,13 @@ def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, repor
     with (
         log.open("w") as file,
         subprocess.Popen(  # noqa: S603 -- our own environment's airflow
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=stack.data
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=stack.data,
+            close_fds=False,  # it inherits the lock of `in_use`
         ) as process,
     ):
         for line in process.stdout or ():

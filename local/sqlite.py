@@ -2,7 +2,7 @@
 
 SQLite has one writer at a time; other writers wait, up to ``timeout``. But SQLite refuses a transaction at once
 ("database is locked") when it has read, another connection has written since, and it then writes: its reads are out of
-date. Python's driver avoids that: it begins a transaction only at the first write. ``SAVEPOINT`` is the exception, which
+date. Python's driver avoids that: it begins a transaction only at the first write. ``SAVEPOINT`` is the exception: it
 begins a transaction that may read first. Airflow creates a backfill's runs in a loop, a savepoint for each day, and
 failed half way beside active runs.
 """

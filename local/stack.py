@@ -139,6 +139,7 @@ def in_use(data: Path) -> Iterator[bool]:
     """Inside, ``make ui`` does not end the S3 server of ``data``; yields whether no other command is inside."""
     data.mkdir(parents=True, exist_ok=True)
     with (data / "s3.users").open("ab") as users:
+        os.set_inheritable(users.fileno(), True)  # Airflow holds the lock, too, should the command be killed
         alone = _lock(users)
         fcntl.flock(users, fcntl.LOCK_SH)
         yield alone
