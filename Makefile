@@ -30,7 +30,7 @@ put:  ## One photo into the bucket, while `make ui` runs (PHOTO=kiwi.jpg KEY=Tra
 airflow:  ## Airflow's own command line, while `make ui` runs (ARGS="backfill create --help")
 	@$(AIRFLOW) -m local airflow $(ARGS)
 
-stop:  ## Stop what `make ui` started
+stop:  ## Stop what `make ui` started, and the S3 server
 	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m local stop; fi
 
 up:  ## The production shape, in containers: docker-compose.yaml (IMAGES=folder: uploads its photos)

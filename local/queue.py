@@ -20,9 +20,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote_plus
 
 import boto3
@@ -31,6 +30,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.errors import FruitsError
 from local.stack import BUCKET, REGION, free_ports, stop_process, write_secret
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 log = logging.getLogger("fruits")
 
@@ -42,7 +44,6 @@ _MOST_BYTES = 10_000_000  # an entry lists its chunks, 4 MB of the photo each
 # While so many messages wait, a run that takes them will look at the bucket anyway, so one more says nothing new. moto
 # (5.2) takes seconds to hand out ten of a thousand.
 _MOST_WAITING = 100
-_REQUEST_SECONDS = 30
 _START_SECONDS = 60
 
 
@@ -151,79 +152,63 @@ def s3_notification(event: Mapping[str, Any], bucket: str = BUCKET) -> dict[str,
     }
 
 
-class Bridge(ThreadingHTTPServer):
-    """The webhook's server: it translates the S3 server's posts and sends them to the queue."""
+def webhook(queue: EventQueue, client: Any) -> "Flask":
+    """The bridge: an application that takes the S3 server's posts and sends them, translated, to the queue."""
+    from flask import Flask, Response, request
 
-    def __init__(self, queue: EventQueue) -> None:
-        super().__init__((queue.bind, queue.webhook_port), _Webhook)
-        self.queue = queue
-        self.client = queue.client()
-        self.expected = f"Bearer {queue.token}".encode()
+    expected = f"Bearer {queue.token}".encode()
 
-    def take(self, authorization: str, body: bytes) -> HTTPStatus:
+    def take() -> Response:
         """Send an event to the queue; the S3 server repeats a post that fails, three times."""
-        if not hmac.compare_digest(authorization.encode(), self.expected):
-            return HTTPStatus.UNAUTHORIZED
+        if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
+            return Response(status=HTTPStatus.UNAUTHORIZED)
         try:
-            notification = s3_notification(json.loads(body), self.queue.bucket)
+            notification = s3_notification(json.loads(request.get_data()), queue.bucket)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             log.warning("webhook: not an event of SeaweedFS: %r", error)
-            return HTTPStatus.BAD_REQUEST
+            return Response(status=HTTPStatus.BAD_REQUEST)
         try:
-            if notification is not None and self._waiting() < _MOST_WAITING:
-                self.client.send_message(QueueUrl=self.queue.url, MessageBody=json.dumps(notification))
+            if notification is not None and _waiting(queue, client) < _MOST_WAITING:
+                client.send_message(QueueUrl=queue.url, MessageBody=json.dumps(notification))
         except (BotoCoreError, ClientError) as error:
-            log.error("queue %s: %s", self.queue.url, error)
-            return HTTPStatus.BAD_GATEWAY
-        return HTTPStatus.NO_CONTENT
+            log.error("queue %s: %s", queue.url, error)
+            return Response(status=HTTPStatus.BAD_GATEWAY)
+        return Response(status=HTTPStatus.NO_CONTENT)
 
-    def _waiting(self) -> int:
-        name = "ApproximateNumberOfMessages"
-        answer = self.client.get_queue_attributes(QueueUrl=self.queue.url, AttributeNames=[name])
-        return int(answer["Attributes"][name])
+    app = Flask("fruits")
+    app.config["MAX_CONTENT_LENGTH"] = _MOST_BYTES
+    app.add_url_rule("/", "take", take, methods=["POST"])
+    app.add_url_rule("/", "health", Response, methods=["GET"])
+    return app
 
 
-class _Webhook(BaseHTTPRequestHandler):
-    server: Bridge
-    timeout = _REQUEST_SECONDS  # so that no client holds a thread for ever
-
-    def do_GET(self) -> None:
-        """Answer a health check."""
-        self._answer(HTTPStatus.OK)
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        body = self.rfile.read(min(int(length), _MOST_BYTES)) if length.isdecimal() else b""
-        self._answer(self.server.take(self.headers.get("Authorization", ""), body))
-
-    def _answer(self, status: HTTPStatus) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base class's signature
-        """Log nothing: there is one request for each photo."""
+def _waiting(queue: EventQueue, client: Any) -> int:
+    name = "ApproximateNumberOfMessages"
+    return int(client.get_queue_attributes(QueueUrl=queue.url, AttributeNames=[name])["Attributes"][name])
 
 
 def serve(queue: EventQueue, *, again: bool = False) -> None:
     """Serve queue and bridge until the process is ended; ``again``: events were missed since the last time."""
     from moto.server import ThreadedMotoServer
     from moto.sqs.models import Message
+    from werkzeug.serving import make_server
 
-    class ForgettingBridge(Bridge):
-        def service_actions(self) -> None:
-            """Clear, now and then, the list in which moto keeps all messages for its dashboard."""
-            tracked: Any = Message
-            tracked.instances_tracked.clear()
+    class ForgetfulMessages(list[Any]):
+        """Where moto keeps all messages for its dashboard, for ever: here it keeps none."""
 
+        def append(self, message: Any) -> None:
+            """Forget the message."""
+
+    tracked: Any = Message
+    tracked.instances_tracked = ForgetfulMessages()
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
     ThreadedMotoServer(queue.bind, queue.sqs_port, verbose=False).start()
-    queue.client().create_queue(QueueName=_NAME)
+    client = queue.client()
+    client.create_queue(QueueName=_NAME)
     if again:
-        queue.client().send_message(QueueUrl=queue.url, MessageBody=json.dumps({"Event": "fruits:QueueStartedAgain"}))
-    with ForgettingBridge(queue) as server:
-        log.info("queue %s", queue.url)
-        server.serve_forever()
+        client.send_message(QueueUrl=queue.url, MessageBody=json.dumps({"Event": "fruits:QueueStartedAgain"}))
+    log.info("queue %s", queue.url)
+    make_server(queue.bind, queue.webhook_port, webhook(queue, client), threaded=True).serve_forever()
 
 
 def start_queue(data: Path) -> tuple[EventQueue, "subprocess.Popen[bytes]"]:
