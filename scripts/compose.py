@@ -54,8 +54,6 @@ FORMATS = {
     **dict.fromkeys(("SPARK_WORKERS", "SPARK_WORKER_CORES", "AIRFLOW_PARALLELISM"), _COUNT),
     **dict.fromkeys((*CONTAINERS, *CONTAINERS.values()), _SIZE),
     "COMPOSE_PROFILES": (r"((local|postgres|tools)(,(?!$)|$))*", "local, postgres, both with a comma, or nothing"),
-    "FRUITS_BUCKET": (r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", "a bucket's name"),
-    "FRUITS_LAKE": (r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", "s3://bucket/prefix"),
     "SPARK_MASTER": (r"spark://\S+|local\[[\d*]+\]|yarn|k8s://\S+", "spark://host:7077, local[*], yarn or k8s://..."),
     "POSTGRES_PASSWORD": (r"[^\s'\"$\\]{8,}", "8 or more characters without blanks, quotes, $ and backslashes"),
     "AIRFLOW_FERNET_KEY": (
@@ -249,34 +247,16 @@ def check_settings(settings: Mapping[str, str]) -> None:
         for name, (form, words) in FORMATS.items()
         if not re.fullmatch(form, settings[name]) and not (name in SECRETS and not settings[name])
     ]
-    problems += _conflicts(settings)
+    problems += [
+        f"{part}={settings[part]}: it has to fit into {whole}={settings[whole]}, with room for Python"
+        for part, whole in CONTAINERS.items()
+        if megabytes(settings[part]) >= megabytes(settings[whole]) > 0
+    ]
+    keys = [name for name, value in settings.items() if name.startswith("LOCAL_") and value]
+    if keys and "local" not in profiles(settings):
+        problems.append(f"{', '.join(keys)}: AWS would get these keys instead of the instance role's; make them empty")
     if problems:
         raise DeployError("\n  ".join(("Fix these lines of .env (.env.example explains them):", *problems)))
-
-
-def _conflicts(settings: Mapping[str, str]) -> list[str]:
-    aws, rds = "local" not in profiles(settings), "postgres" not in profiles(settings)
-    keys = any(value for name, value in settings.items() if name.startswith("LOCAL_"))
-    ports = [settings[name] for name in PORTS]
-    cases = (
-        (len(set(ports)) < len(ports), f"{', '.join(PORTS)}: expected different ports, found {', '.join(ports)}"),
-        (
-            aws and "//s3:" in settings["FRUITS_S3_ENDPOINT"],
-            "FRUITS_S3_ENDPOINT: s3 needs the profile local; empty on AWS",
-        ),
-        (aws and "//queue:" in settings["FRUITS_EVENT_QUEUE"], "FRUITS_EVENT_QUEUE: queue needs the profile local"),
-        (aws and keys, "LOCAL_...: these keys would be taken instead of the instance role's; make them empty"),
-        (rds and settings["POSTGRES_HOST"] == "postgres", "POSTGRES_HOST=postgres: it needs the profile postgres"),
-        (rds and not settings["POSTGRES_PASSWORD"], "POSTGRES_PASSWORD: expected that of RDS's superuser"),
-        *(
-            (
-                megabytes(settings[part]) >= megabytes(settings[whole]) > 0,
-                f"{part}={settings[part]}: it has to fit into {whole}={settings[whole]}, with room for Python",
-            )
-            for part, whole in CONTAINERS.items()
-        ),
-    )
-    return [problem for applies, problem in cases if applies]
 
 
 def megabytes(size: str) -> int:
