@@ -26,7 +26,7 @@ from fruits.analysis.probe import probe_accuracy
 from fruits.backbones.stage import load_backbone
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_versions
-from fruits.lake.published import PublishedRows, current_publication
+from fruits.lake.reader import PublishedRows, current_publication
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
 from fruits.serve.identify import Identification, identify
 from fruits.settings import Settings

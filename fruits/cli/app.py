@@ -51,11 +51,11 @@ def status(
     from fruits.cli import status as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
-        document = command.read(place.settings, lake, runs=runs, with_publications=publications)
+        document = command.read(place.settings, lake, newest=runs, with_publications=publications)
     answer(document, command.render, as_json=as_json)
 
 
@@ -171,7 +171,7 @@ def models(data: Data = None, as_json: Json = False) -> None:
     from fruits.cli import models as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     with opened(data, "lake") as place:
         document = command.read(place.settings, open_read_only(place.settings))
@@ -189,7 +189,7 @@ def rollback(
     from fruits.cli import rollback as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     if as_json and not yes:
         raise FruitsError("rollback --json does not ask, so it needs --yes")
@@ -231,7 +231,7 @@ def list_quarantine(
     from fruits.cli import quarantine as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     with opened(data, "lake") as place:
         document = command.read(open_read_only(place.settings), reason=reason, prefix=prefix)
@@ -250,7 +250,7 @@ def retry_quarantine(
     from fruits.cli.airflow import trigger
     from fruits.cli.output import answer
     from fruits.cli.place import opened
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     with opened(data, "lake") as place:
         found = command.read(open_read_only(place.settings), reason=reason)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from fruits.lake.existing import NoLakeError, explained
+from fruits.lake.reader import NoLakeError, explain_lake_errors
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
     """
     if data is None and os.environ.get("FRUITS_LAKE"):
         settings = Settings.load()
-        with explained(settings):
+        with explain_lake_errors(settings):
             yield Place(settings)
         return
     data = (data or DATA).resolve()
@@ -53,7 +53,7 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
         environment_of(stack),
     ):
         settings = Settings.load()
-        with explained(settings):
+        with explain_lake_errors(settings):
             yield Place(settings, stack)
 
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document, table
 from fruits.errors import FruitsError
-from fruits.lake.published import current_publication
+from fruits.lake.reader import current_publication
 from fruits.photos.quarantine import SETTINGS_REASONS
 
 if TYPE_CHECKING:

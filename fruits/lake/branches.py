@@ -1,23 +1,57 @@
-"""Run branches: what a run writes stays on its own branch of each table until it is published."""
+"""Branches: what an attempt of a run writes stays on its own branch of each table until it is published.
+
+A branch belongs to one attempt of one task. It forks from snapshots that were verified before, and every snapshot on it
+carries the run and the attempt. So a process that an earlier attempt left behind cannot reach the branch of a later
+attempt, and a snapshot that another process made is found before anything is published.
+"""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fruits.errors import ConflictError, TransientError
+from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.catalog import Lake
-from fruits.lake.schemas import TableName
+from fruits.lake.schemas import TABLES, TableName
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table, Transaction
 
+Snapshots = Mapping[TableName, int]
+"""Snapshot ids by table."""
+
+RUN_PROPERTY, ATTEMPT_PROPERTY = "fruits.run", "fruits.attempt"
+
 _COMMIT_TRIES = 20
 _MAIN = "main"
+_PREFIX = "run_"
+_SEPARATOR = "__"
 
 
-def branch_name(slug: str) -> str:
-    """The branch of a run; ``slug`` is from ``state.run_key``."""
-    return f"run_{slug}"
+@dataclass(frozen=True)
+class Writer:
+    """An attempt that writes: the key of its run, and the name of the attempt, such as ``featurize_2_1f3ac0``."""
+
+    run: str
+    attempt: str
+
+    @property
+    def branch(self) -> str:
+        """The branch that belongs to the attempt, in every table."""
+        return f"{_PREFIX}{self.run}{_SEPARATOR}{self.attempt}"
+
+    @property
+    def snapshot_properties(self) -> dict[str, str]:
+        """What each snapshot of the attempt carries in its summary."""
+        return {RUN_PROPERTY: self.run, ATTEMPT_PROPERTY: self.attempt}
+
+
+def run_of_branch(ref: str) -> str | None:
+    """The key of the run that a branch belongs to; None for ``main`` and other refs."""
+    if not ref.startswith(_PREFIX):
+        return None
+    run, separator, attempt = ref.removeprefix(_PREFIX).rpartition(_SEPARATOR)
+    return run if separator else attempt  # lakes of format 1 have one branch for a run, named after its key alone
 
 
 def publication_tag(sequence: object) -> str:
@@ -26,8 +60,50 @@ def publication_tag(sequence: object) -> str:
 
 
 def start_branch(lake: Lake, name: TableName, branch: str, base: int) -> None:
-    """Point ``branch`` at ``base``, whatever was on it: a retried task starts again from where the plan began."""
+    """Point ``branch`` at snapshot ``base``, whatever was on it."""
     _set_ref(lake, name, branch, base, expected=None)
+
+
+def verified_head(lake: Lake, name: TableName, writer: Writer, base: int) -> int:
+    """The snapshot at the end of an attempt's branch, when that attempt alone wrote everything since ``base``.
+
+    Raises:
+        FruitsError: when the branch is gone, or holds a snapshot that another process wrote.
+    """
+    head = lake.head(name, writer.branch)
+    if head is None:
+        raise FruitsError(
+            f"run {writer.run}: branch {writer.branch} of table {name} is gone, and its rows with it; clear the run "
+            "from `wait_for_lease`, so that it is done again"
+        )
+    check_lineage(lake, name, head, base, writer)
+    return head
+
+
+def check_lineage(lake: Lake, name: TableName, head: int, base: int, writer: Writer) -> None:
+    """See that every snapshot after ``base`` up to ``head`` carries the writer's run and attempt.
+
+    Raises:
+        FruitsError: naming the first snapshot that does not, or that ``base`` is no ancestor of ``head``.
+    """
+    metadata = lake.table(name).metadata
+    snapshot_id: int | None = head
+    while snapshot_id != base:
+        snapshot = metadata.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        if snapshot is None:
+            raise FruitsError(
+                f"run {writer.run}: snapshot {head} of table {name} does not descend from snapshot {base}, which the "
+                "run started from; clear the run from `wait_for_lease`"
+            )
+        summary = snapshot.summary
+        carried = (summary[RUN_PROPERTY], summary[ATTEMPT_PROPERTY]) if summary else (None, None)
+        if carried != (writer.run, writer.attempt):
+            raise FruitsError(
+                f"run {writer.run}: snapshot {snapshot_id} of table {name} was written by run {carried[0]}, attempt "
+                f"{carried[1]}, and not by attempt {writer.attempt}; nothing is published. Clear the run from "
+                "`wait_for_lease`"
+            )
+        snapshot_id = snapshot.parent_snapshot_id
 
 
 def advance_main(lake: Lake, name: TableName, *, expected: int, target: int) -> None:
@@ -41,11 +117,22 @@ def advance_main(lake: Lake, name: TableName, *, expected: int, target: int) -> 
 
 def drop_branch(lake: Lake, name: TableName, branch: str) -> None:
     """Remove ``branch`` if it exists; its snapshots stay until they expire."""
+    _drop(lake, lake.table(name), [branch])
+
+
+def drop_run_branches(lake: Lake, run: str) -> None:
+    """Remove the branches of all attempts of a run from all tables."""
+    for definition in TABLES:
+        table = lake.table(definition.name)
+        _drop(lake, table, [ref for ref in table.metadata.refs if run_of_branch(ref) == run])
+
+
+def _drop(lake: Lake, table: "Table", branches: Collection[str]) -> None:
     from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
-    table = lake.table(name)
-    if branch in table.metadata.refs:
-        _commit(lake, table, (), (RemoveSnapshotRefUpdate(ref_name=branch),))
+    updates = tuple(RemoveSnapshotRefUpdate(ref_name=ref) for ref in branches if ref in table.metadata.refs)
+    if updates:
+        _commit(lake, table, (), updates)
 
 
 def change_refs(lake: Lake, name: TableName, tags: Mapping[str, int], dropped: Mapping[str, int]) -> None:
@@ -68,11 +155,11 @@ def change_refs(lake: Lake, name: TableName, tags: Mapping[str, int], dropped: M
 def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], None]", *, branch: str = _MAIN) -> None:
     """Commit what ``change`` does to ``branch`` of a table; do it anew when another branch moved meanwhile.
 
-    PyIceberg (0.12) repeats a commit that lost a race, but not one that it finds out of date before it sends it; and to
-    a branch that is gone it commits as if the table were empty.
+    PyIceberg (0.12) repeats a commit that lost a race, but not a commit that it finds out of date before it sends it.
+    To a branch that is gone it commits as if the table were empty.
 
     Raises:
-        TransientError: when the branch is gone, or others were always quicker.
+        TransientError: when the branch is gone, or other commits were always quicker.
     """
     from pyiceberg.exceptions import CommitFailedException
 
@@ -104,7 +191,7 @@ def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int |
 def _commit(lake: Lake, table: "Table", requirements: tuple, updates: tuple) -> None:  # type: ignore[type-arg]
     """Commit, again when only another branch of the table moved meanwhile.
 
-    A commit may be refused and yet be there: its answer was lost, and it met itself when it was sent again.
+    A commit may be refused although it is in effect: its answer was lost, and it met itself when it was sent again.
     """
     from pyiceberg.exceptions import CommitFailedException
 
@@ -123,6 +210,6 @@ def _commit(lake: Lake, table: "Table", requirements: tuple, updates: tuple) -> 
 
 
 def _in_effect(table: "Table", updates: tuple) -> bool:  # type: ignore[type-arg]
-    """Whether all refs are where ``updates`` put them; an update that has no snapshot removes its ref."""
+    """Whether all refs are where ``updates`` put them; an update without a snapshot removes its ref."""
     refs = {name: ref.snapshot_id for name, ref in table.metadata.refs.items()}
     return all(refs.get(update.ref_name) == getattr(update, "snapshot_id", None) for update in updates)

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
+import fruits
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
@@ -23,6 +24,10 @@ _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
 _BUCKET_PROPERTY = "fruits.bucket"
+_FORMAT_PROPERTY = "fruits.lake-format"
+
+LAKE_FORMAT = 2
+"""What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
 _TABLE_PROPERTIES = {
@@ -165,6 +170,7 @@ class Lake:
             lake = cls(settings)
             with denials_explained():
                 lake._create_missing_tables()
+                lake.check_format()
         except SQLAlchemyError as error:
             # The first programs to open a new lake all make the same things: whoever was outrun looks again.
             outrun = isinstance(error, IntegrityError) or "already exists" in str(error)
@@ -252,6 +258,31 @@ class Lake:
             for task in self.table(name).scan(snapshot_id=snapshot_id).plan_files()
         ]
 
+    def format(self) -> int:
+        """The lake's format version."""
+        return int(self.table("publications").properties.get(_FORMAT_PROPERTY, 1))
+
+    def check_format(self) -> None:
+        """See that this software knows the lake's format.
+
+        Raises:
+            FruitsError: when a newer release wrote the lake; names both formats.
+        """
+        found = self.format()
+        if found > LAKE_FORMAT:
+            raise FruitsError(
+                f"lake {self.settings.lake} has format {found}; Fruits {fruits.__version__} knows formats up to "
+                f"{LAKE_FORMAT}. Install the release that wrote the lake, or a newer one"
+            )
+
+    def set_format(self) -> None:
+        """Record that the lake has the format of this software."""
+        self._set_property(_FORMAT_PROPERTY, str(LAKE_FORMAT))
+
+    def _set_property(self, name: str, value: str) -> None:
+        with self.table("publications").transaction() as transaction:
+            transaction.set_properties({name: value})
+
     def bucket(self) -> str | None:
         """The bucket whose photos the lake holds; None when it is bound to none yet."""
         bound: str | None = self.table("publications").properties.get(_BUCKET_PROPERTY)
@@ -266,8 +297,7 @@ class Lake:
         self.check_location()
         bound = self.bucket()
         if bound is None:
-            with self.table("publications").transaction() as transaction:
-                transaction.set_properties({_BUCKET_PROPERTY: self.settings.bucket})
+            self._set_property(_BUCKET_PROPERTY, self.settings.bucket)
         elif bound != self.settings.bucket:
             raise FruitsError(
                 f"lake {self.settings.lake} holds the photos of bucket {bound!r}, not of {self.settings.bucket!r}; set "
@@ -336,7 +366,7 @@ class Lake:
 
         try:
             with self.catalog.create_table_transaction(
-                (self.settings.namespace, definition.name), definition.schema, properties=_TABLE_PROPERTIES
+                (self.settings.namespace, definition.name), definition.schema, properties=_properties(definition)
             ) as transaction:
                 if definition.partition_by:
                     with transaction.update_spec() as spec:
@@ -348,6 +378,11 @@ class Lake:
             if not self.catalog.table_exists((self.settings.namespace, definition.name)):
                 raise
             # Otherwise another process was quicker.
+
+
+def _properties(definition: TableDefinition) -> dict[str, str]:
+    """The properties of a new table; that of ``publications`` says the lake's format."""
+    return {**_TABLE_PROPERTIES, **({_FORMAT_PROPERTY: str(LAKE_FORMAT)} if definition.name == "publications" else {})}
 
 
 def _opened(io: "FileIO", tasks: "Sequence[FileScanTask]") -> "Iterator[tuple[FileScanTask, pq.ParquetFile]]":

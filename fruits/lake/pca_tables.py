@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from fruits.analysis.moments import Moments, packed_scatter, unpacked_scatter
 from fruits.analysis.pca import PCA
-from fruits.lake.branches import commit_rows
+from fruits.lake.branches import Writer, commit_rows
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import PCA_MODELS, PCA_STATISTICS, TableDefinition
 from fruits.photos.keys import FIT_SPLIT
@@ -49,8 +49,8 @@ def load_versions(lake: Lake, snapshot_id: int, model_id: str) -> list[PCAVersio
     return sorted((_version(row) for row in rows), key=lambda version: version.fitted_at)
 
 
-def save_version(lake: Lake, branch: str, version: PCAVersion) -> None:
-    """Write a PCA version on a branch; one of the same identity is replaced."""
+def save_version(lake: Lake, writer: Writer, version: PCAVersion) -> None:
+    """Write a PCA version on an attempt's branch; a version of the same identity is replaced."""
     pca = version.pca
     row = {
         "pca_id": version.pca_id,
@@ -70,7 +70,7 @@ def save_version(lake: Lake, branch: str, version: PCAVersion) -> None:
         "fitted_at": version.fitted_at.astimezone(UTC),
         "run_id": version.run_id,
     }
-    _replace(lake, branch, PCA_MODELS, row, "pca_id")
+    _replace(lake, writer, PCA_MODELS, row, "pca_id")
 
 
 def load_statistics(lake: Lake, snapshot_id: int, model_id: str, width: int) -> Moments:
@@ -87,8 +87,8 @@ def load_statistics(lake: Lake, snapshot_id: int, model_id: str, width: int) -> 
     )
 
 
-def save_statistics(lake: Lake, branch: str, model_id: str, moments: Moments, run_id: str) -> None:
-    """Replace the running moments of a backbone on a branch."""
+def save_statistics(lake: Lake, writer: Writer, model_id: str, moments: Moments, run_id: str) -> None:
+    """Replace the running moments of a backbone on an attempt's branch."""
     row = {
         "model_id": model_id,
         "n": moments.n,
@@ -98,23 +98,24 @@ def save_statistics(lake: Lake, branch: str, model_id: str, moments: Moments, ru
         "scatter_error": moments.scatter_error,
         "run_id": run_id,
     }
-    _replace(lake, branch, PCA_STATISTICS, row, "model_id")
+    _replace(lake, writer, PCA_STATISTICS, row, "model_id")
 
 
-def _replace(lake: Lake, branch: str, definition: TableDefinition, row: dict[str, Any], identity: str) -> None:
-    """Write one row on a branch in place of the one that has the same identity, in one commit."""
+def _replace(lake: Lake, writer: Writer, definition: TableDefinition, row: dict[str, Any], identity: str) -> None:
+    """Write one row on an attempt's branch in place of the row of the same identity, in one commit."""
     from pyiceberg.expressions import EqualTo
 
     same = {identity: row[identity]}
-    known = lake.read(definition.name, lake.head(definition.name, branch), (identity,), **same).num_rows
+    known = lake.read(definition.name, lake.head(definition.name, writer.branch), (identity,), **same).num_rows
     rows = pa.Table.from_pylist([row], schema=definition.schema)
+    commit = {"branch": writer.branch, "snapshot_properties": writer.snapshot_properties}
 
     def replace(transaction: "Transaction") -> None:
         if known:
-            transaction.delete(EqualTo(identity, row[identity]), branch=branch)
-        transaction.append(rows, branch=branch)
+            transaction.delete(EqualTo(identity, row[identity]), **commit)
+        transaction.append(rows, **commit)
 
-    commit_rows(lake, definition.name, replace, branch=branch)
+    commit_rows(lake, definition.name, replace, branch=writer.branch)
 
 
 def _version(row: Mapping[str, Any]) -> PCAVersion:

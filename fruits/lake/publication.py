@@ -6,7 +6,7 @@ is published or nothing. Moving ``main`` of the other tables to the row's snapsh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,11 +15,12 @@ import pyarrow as pa
 from fruits.analysis.gates import Gate
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import (
+    Snapshots,
+    Writer,
     advance_main,
-    branch_name,
     change_refs,
     commit_rows,
-    drop_branch,
+    drop_run_branches,
     publication_tag,
     start_branch,
 )
@@ -37,7 +38,7 @@ class Publication:
     """A row of ``publications``; sequence 0 with the tables' first snapshots when nothing was ever published."""
 
     sequence: int
-    snapshots: Mapping[TableName, int]
+    snapshots: Snapshots
     publication_id: str | None = None
     run_id: str | None = None
     published_at: datetime | None = None
@@ -56,17 +57,10 @@ class Base:
     publication: Publication
     publications_snapshot: int
 
-    def to_document(self) -> dict[str, Any]:
-        """As JSON types."""
-        return {
-            "sequence": self.publication.sequence,
-            "publication_id": self.publication.publication_id,
-            "pca_id": self.publication.pca_id,
-            "model_id": self.publication.model_id,
-            "probe": {"raw": self.publication.probe_raw, "embedded": self.publication.probe_embedded},
-            "counts": dict(self.publication.counts or {}),
-            "snapshots": {"publications": self.publications_snapshot, **self.publication.snapshots},
-        }
+    @property
+    def snapshots(self) -> Snapshots:
+        """Snapshots of all tables, ``publications`` included."""
+        return {**self.publication.snapshots, "publications": self.publications_snapshot}
 
 
 def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication]:
@@ -93,47 +87,49 @@ def current_base(lake: Lake) -> Base:
 
 
 def publish(
-    lake: Lake, base: Mapping[str, Any], slug: str, publication: Publication, *, onto: int | None = None
+    lake: Lake, base: Base, writer: Writer, publication: Publication, *, onto: int | None = None
 ) -> Publication:
-    """Publish what a run left on its branches, if the base it started from is still current.
+    """Make ``publication`` the current one, if ``base`` still is.
 
-    ``base`` is what ``Base.to_document`` gave the plan. ``onto`` is a snapshot of ``publications`` with the rows of the
-    base's in fewer files; the new row is added to it. Publishing the same run again changes nothing.
+    Publishing the same run again changes nothing.
+
+    Args:
+        lake: The lake.
+        base: Where the run started from.
+        writer: The attempt that publishes; the row is added on its branch of ``publications``.
+        publication: The row; its snapshots become ``main`` of their tables.
+        onto: A snapshot of ``publications`` with the rows of the base's in fewer files; the row is added to it.
 
     Raises:
-        ConflictError: when another run published since the plan; readers then stay where that one put them.
+        ConflictError: when another run published since ``base``; readers stay where that run put them.
     """
-    done = _published_from(lake, base, str(publication.run_id))
+    done = published_from(lake, base, str(publication.run_id))
     if done is None:
-        expected = base["snapshots"]["publications"]
-        branch = branch_name(slug)
-        start = expected if onto is None else onto
-        start_branch(lake, "publications", branch, start)
-        _add_row(lake, branch, start, publication)
-        target = lake.head("publications", branch)
+        start = base.publications_snapshot if onto is None else onto
+        start_branch(lake, "publications", writer.branch, start)
+        _add_row(lake, writer, start, publication)
+        target = lake.head("publications", writer.branch)
         if target is None:
-            raise FruitsError(f"table publications: branch {branch} vanished while publishing; run the task again")
+            raise FruitsError(f"table publications: branch {writer.branch} vanished while publishing; try again")
         try:
-            advance_main(lake, "publications", expected=expected, target=target)
+            advance_main(lake, "publications", expected=base.publications_snapshot, target=target)
         except ConflictError as error:
             raise _conflict(publication.run_id) from error
         done = publication
     current_base(lake)
-    for name in (*DATA_TABLES, PUBLICATIONS.name):
-        drop_branch(lake, name, branch_name(slug))
     return done
 
 
-def check_current(lake: Lake, plan: Mapping[str, Any]) -> None:
-    """See, before a run works on, that nobody published since its plan; a run that is published may work again.
+def check_current(lake: Lake, base: Base, run_id: str) -> None:
+    """See, before a run works on, that no other run published since its base.
 
     Raises:
-        ConflictError: when another run did: what this one makes could not be published.
+        ConflictError: when another run did: the result of this one could not be published.
     """
     current = publications(lake)
-    moved = bool(current) and current[-1].sequence > plan["base"]["sequence"]
-    if moved and published_from(lake, plan) is None:
-        raise _conflict(plan["run_id"])
+    moved = bool(current) and current[-1].sequence > base.publication.sequence
+    if moved and published_from(lake, base, run_id) is None:
+        raise _conflict(run_id)
 
 
 def _conflict(run_id: str | None) -> ConflictError:
@@ -143,16 +139,17 @@ def _conflict(run_id: str | None) -> ConflictError:
     )
 
 
-def _add_row(lake: Lake, branch: str, start: int, publication: Publication) -> None:
-    """Commit the row on a branch; with those before it in one file when these are in too many: readers read all."""
+def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -> None:
+    """Commit the row; together with the rows before it in one file when these are in too many: readers read all."""
     rows = _to_rows(publication)
     snapshot = lake.table("publications").snapshot_by_id(start)
     files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
+    commit = {"branch": writer.branch, "snapshot_properties": writer.snapshot_properties}
     if files < _MOST_FILES:
-        commit_rows(lake, "publications", lambda transaction: transaction.append(rows, branch=branch), branch=branch)
+        commit_rows(lake, "publications", lambda change: change.append(rows, **commit), branch=writer.branch)
         return
     together = pa.concat_tables([lake.read("publications", start).cast(rows.schema), rows])
-    commit_rows(lake, "publications", lambda transaction: transaction.overwrite(together, branch=branch), branch=branch)
+    commit_rows(lake, "publications", lambda change: change.overwrite(together, **commit), branch=writer.branch)
 
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
@@ -190,13 +187,16 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
         change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
     if not readable(lake, [chosen]):  # it was quicker
         raise FruitsError(f"publication {chosen.publication_id}: its snapshots have just expired; choose another")
+    writer = Writer(f"rollback_{moment:%Y%m%dt%H%M%S%f}", "rollback")
     try:
-        return publish(lake, base.to_document(), f"rollback_{moment:%Y%m%dt%H%M%S%f}", row)
+        publication = publish(lake, base, writer, row)
     except ConflictError as error:
         raise ConflictError(
             f"another run published while {chosen.publication_id} was rolled back to; nothing was changed. Look at "
             "what is current now, pause the DAG, and roll back again."
         ) from error
+    drop_run_branches(lake, writer.run)
+    return publication
 
 
 def _content(publication: Publication) -> tuple[Any, ...]:
@@ -221,51 +221,18 @@ def choose(lake: Lake, published: Sequence[Publication], wanted: str) -> Publica
     return found
 
 
-def run_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int:
-    """Snapshot of a table as a run sees it: its branch where it wrote, what it published, else its base."""
-    head = _written_head(lake, name, plan)
-    return int(plan["base"]["snapshots"][name]) if head is None else head
-
-
-def written_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int:
-    """Snapshot of a table that a run wrote: its branch, or what it published.
-
-    Raises:
-        FruitsError: when there is neither: the branch of a run that was given up is removed by maintenance.
-    """
-    head = _written_head(lake, name, plan)
-    if head is None:
-        raise FruitsError(
-            f"run {plan['slug']}: its branch of table {name} is gone, and what it wrote with it; clear the run from "
-            "`wait_for_lease`, so that it is done again"
-        )
-    return head
-
-
-def _written_head(lake: Lake, name: TableName, plan: Mapping[str, Any]) -> int | None:
-    head = lake.head(name, branch_name(plan["slug"]))
-    if head is not None:
-        return head
-    done = published_from(lake, plan)
-    return done.snapshots[name] if done else None
-
-
-def published_from(lake: Lake, plan: Mapping[str, Any]) -> Publication | None:
-    """What a run published from this plan, if it did; a run that was planned again has another base."""
-    return _published_from(lake, plan["base"], plan["run_id"])
-
-
-def _published_from(lake: Lake, base: Mapping[str, Any], run_id: str) -> Publication | None:
-    later = (row for row in publications(lake) if row.sequence > base["sequence"])
+def published_from(lake: Lake, base: Base, run_id: str) -> Publication | None:
+    """The publication that a run made from ``base``, if it did; a run that was planned again has another base."""
+    later = (row for row in publications(lake) if row.sequence > base.publication.sequence)
     return next((row for row in later if row.run_id == run_id), None)
 
 
-def publication_id(sequence: int, snapshots: Mapping[TableName, int]) -> str:
+def publication_id(sequence: int, snapshots: Snapshots) -> str:
     """Readable and unique: sequence, and a part of the features' snapshot id."""
     return f"pub-{sequence:06d}-{snapshots['features'] % 16**6:06x}"
 
 
-def _settle(lake: Lake, mains: Mapping[TableName, int], publication: Publication) -> None:
+def _settle(lake: Lake, mains: Snapshots, publication: Publication) -> None:
     """Move ``main`` of each table to where the publication has it.
 
     ``mains`` were read before the publication was: a ``main`` that moved since belongs to a newer publication, and the
@@ -298,7 +265,7 @@ def _to_rows(publication: Publication) -> pa.Table:
         "counts": list((publication.counts or {}).items()),
         "probe_raw": publication.probe_raw,
         "probe_embedded": publication.probe_embedded,
-        "gates": [gate.to_document() for gate in publication.gates],
+        "gates": [asdict(gate) for gate in publication.gates],
     }
     return pa.Table.from_pylist([row], schema=PUBLICATIONS.schema)
 

@@ -1,184 +1,436 @@
-"""Run documents: each task of a run leaves one JSON document, ``runs/<run>/<task>.json``, whatever its outcome."""
+"""Run documents: each task of a run leaves one JSON document, ``runs/<run key>/<task>.json``, whatever its outcome.
+
+A document is parsed once, here. A document of an earlier release is brought into today's form by ``migration``.
+"""
 
 import platform
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import obstore
 from obstore.store import ObjectStore
+from pydantic import ValidationError
 
 import fruits
+from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError, TransientError
+from fruits.lake.branches import Snapshots, Writer
+from fruits.run.migration import upgraded
+from fruits.run.request import Frozen, MaintenanceRequest
+from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 from fruits.stores import denials_explained, lake_store, read_json, write_json
 
-TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "maintain"]
+TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "plan_maintenance", "maintain"]
 
 TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish")
-"""The tasks of the chain, in order. Maintenance has the tasks `plan` and `maintain`."""
+"""The tasks of a run that makes rows, in order. A run of maintenance has ``plan_maintenance`` and ``maintain``."""
 
 
-def run_store(settings: Settings, slug: str) -> ObjectStore:
-    """The folder of a run's documents and manifest."""
-    return lake_store(settings, f"runs/{slug}")
+class Featurized(Frozen):
+    """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that it wrote.
+
+    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch.
+    """
+
+    images: int
+    features: int
+    quarantine: Mapping[str, int]
+    bytes: int
+    photo_seconds: Mapping[str, float]
+    images_per_second: float
+    removed: int
+    wrote: Snapshots | None
 
 
-def read_documents(settings: Settings, slug: str) -> dict[TaskName, dict[str, Any]]:
-    """The documents of a run's tasks, those that exist."""
-    store = lake_store(settings)  # to open the run's own folder would make it
-    documents: dict[TaskName, dict[str, Any]] = {}
+class Projected(Frozen):
+    """What ``pca`` did: which PCA version is in use and why, the snapshots that it read and those that it wrote."""
+
+    action: Literal["fit", "project", "none"]
+    reason: str | None
+    pca_id: str | None
+    n_statistics: int
+    recomputed: bool
+    drift: float | None
+    projected: int
+    n: int | None = None
+    k: int | None = None
+    explained_variance: float | None = None
+    explained_variance_ratio: tuple[float, ...] = ()
+    read: Snapshots | None
+    wrote: Snapshots | None
+
+
+class Probe(Frozen):
+    """Held-out accuracy of the linear probe on features and on embeddings; None where it was not measured."""
+
+    raw: float | None = None
+    embedded: float | None = None
+
+
+class Validated(Frozen):
+    """What ``validate`` found, and the snapshots that it measured: exactly these may be published."""
+
+    features: int
+    quarantine: Mapping[str, int]
+    probe: Probe
+    gates: tuple[Gate, ...]
+    snapshots: Snapshots | None
+
+
+class Published(Frozen):
+    """The publication that ``publish`` made."""
+
+    publication_id: str
+    sequence: int
+    snapshots: Snapshots
+
+
+class PlannedMaintenance(Frozen):
+    """What a run of maintenance was asked, and what it found to do."""
+
+    key: str
+    run_id: str
+    request: MaintenanceRequest
+    found: Mapping[str, Any]
+
+
+class Maintained(Frozen):
+    """What ``maintain`` did: the publication of the compacted tables, if any, and what it dropped."""
+
+    dry_run: bool
+    found: Mapping[str, Any]
+    orphan_files: Mapping[str, int]
+    expired_files: Mapping[str, int]
+    publication_id: str | None = None
+    dropped_versions: tuple[str, ...] = ()
+    layout_before: Mapping[str, Any] = {}
+
+
+Result = TypeVar("Result", bound=Frozen)
+
+
+class TaskDocument(Frozen, Generic[Result]):
+    """What a task leaves of its last attempt.
+
+    Attributes:
+        task: The task.
+        run_id: Id of the run that its rows carry.
+        planned_at: The plan that the task worked on; None for the plan itself.
+        attempt: 1, 2, 3 ...
+        token: Tells this attempt from any other of the same number.
+        state: What became of the attempt.
+        started_at: When it began.
+        finished_at: When it ended; None while it runs.
+        wall_seconds: How long it took.
+        versions: Versions of the software at work.
+        seconds: Wall seconds by phase.
+        error: Why it failed.
+        retryable: Whether the same again may succeed; a person must fix anything else.
+        result: What the task did; None when it did not get that far.
+    """
+
+    task: TaskName
+    run_id: str
+    planned_at: datetime | None = None
+    attempt: int
+    token: str
+    state: Literal["running", "succeeded", "failed"]
+    started_at: datetime
+    finished_at: datetime | None = None
+    wall_seconds: float | None = None
+    versions: Mapping[str, str]
+    seconds: Mapping[str, float] = {}
+    error: str | None = None
+    retryable: bool = True
+    result: Result | None = None
+
+    def writer(self, run: str) -> Writer:
+        """The attempt as the writer of snapshots; ``run`` is the run's key."""
+        return Writer(run, f"{self.task}_{self.attempt}_{self.token}")
+
+    @property
+    def done(self) -> Result | None:
+        """The result of an attempt that succeeded."""
+        return self.result if self.state == "succeeded" else None
+
+
+@dataclass(frozen=True)
+class RunDocuments:
+    """The documents of a run's tasks; None for a task that left none."""
+
+    plan: TaskDocument[PlannedRun] | None = None
+    featurize: TaskDocument[Featurized] | None = None
+    pca: TaskDocument[Projected] | None = None
+    validate: TaskDocument[Validated] | None = None
+    publish: TaskDocument[Published] | None = None
+    plan_maintenance: TaskDocument[PlannedMaintenance] | None = None
+    maintain: TaskDocument[Maintained] | None = None
+
+    def of(self, task: TaskName) -> TaskDocument[Any] | None:
+        """The document of a task."""
+        document: TaskDocument[Any] | None = getattr(self, task)
+        return document
+
+    def __iter__(self) -> Iterator[TaskDocument[Any]]:
+        """The documents that there are, in the order of the tasks."""
+        return (document for task in get_args(TaskName) if (document := self.of(task)))
+
+    def __bool__(self) -> bool:
+        """Whether there is any document."""
+        return next(iter(self), None) is not None
+
+    @property
+    def planned(self) -> PlannedRun | None:
+        """The plan of the run, when it succeeded."""
+        return self.plan.done if self.plan else None
+
+    @property
+    def featurized(self) -> Featurized | None:
+        """What ``featurize`` did, as far as it got."""
+        return self.featurize.result if self.featurize else None
+
+    @property
+    def projected(self) -> Projected | None:
+        """What ``pca`` did, as far as it got."""
+        return self.pca.result if self.pca else None
+
+    @property
+    def validated(self) -> Validated | None:
+        """What ``validate`` found, whatever its verdict."""
+        return self.validate.result if self.validate else None
+
+    @property
+    def of_maintenance(self) -> bool:
+        """Whether the run is one of maintenance."""
+        return self.plan_maintenance is not None or self.maintain is not None
+
+    def current(self) -> "RunDocuments":
+        """Those that belong together: a task that began before the task ahead of it is left over from earlier."""
+        kept = self
+        since: datetime | None = None
+        for document in self:
+            if since is not None and document.started_at < since:
+                kept = replace(kept, **{document.task: None})
+            else:
+                since = document.started_at
+        return kept
+
+
+_DOCUMENTS: Mapping[TaskName, type[TaskDocument[Any]]] = {
+    "plan": TaskDocument[PlannedRun],
+    "featurize": TaskDocument[Featurized],
+    "pca": TaskDocument[Projected],
+    "validate": TaskDocument[Validated],
+    "publish": TaskDocument[Published],
+    "plan_maintenance": TaskDocument[PlannedMaintenance],
+    "maintain": TaskDocument[Maintained],
+}
+
+
+def run_store(settings: Settings, run: str) -> ObjectStore:
+    """The folder of a run's documents and manifest; ``run`` is the run's key."""
+    return lake_store(settings, f"runs/{run}")
+
+
+def read_documents(settings: Settings, run: str) -> RunDocuments:
+    """The documents of a run's tasks, those that exist.
+
+    Raises:
+        FruitsError: when a document is none that this release knows.
+    """
+    store = lake_store(settings)  # to open the run's own folder would create it
+    found = {}
     for task in get_args(TaskName):
-        try:
-            documents[task] = read_json(store, f"runs/{slug}/{task}.json")
-        except FileNotFoundError:
-            continue
-    return documents
+        if document := _read_document(store, f"runs/{run}/{task}.json", task):
+            found[document.task] = document
+    return RunDocuments(**found)
 
 
-def current_documents(documents: Mapping[TaskName, Mapping[str, Any]]) -> dict[TaskName, Mapping[str, Any]]:
-    """Those that belong together: a task that started before the one ahead of it is left over from an earlier try."""
-    kept: dict[TaskName, Mapping[str, Any]] = {}
-    since = ""
-    for task, document in documents.items():
-        if document["started_at"] < since:
-            break
-        kept[task], since = document, document["started_at"]
-    return kept
-
-
-def of_maintenance(documents: Mapping[TaskName, Mapping[str, Any]]) -> bool:
-    """Whether a run is one of maintenance: its plan finds what there is to do, the chain's counts objects."""
-    return "found" in documents.get("plan", {})
+def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocument[Any] | None:
+    try:
+        document = upgraded(read_json(store, path))
+    except FileNotFoundError:
+        return None
+    try:
+        return _DOCUMENTS[document["task"]].model_validate(document)
+    except (KeyError, ValidationError) as error:
+        raise FruitsError(
+            f"run document {path}: not a document of `{task}` that Fruits {fruits.__version__} knows ({error}); use "
+            "the release that wrote it, or clear the run from `wait_for_lease`"
+        ) from error
 
 
 def last_written(settings: Settings) -> dict[str, datetime]:
-    """When anything in a run's folder was last written, by the run's slug, the newest first; from one listing."""
+    """When anything in a run's folder was last written, by the run's key, the newest first; from one listing."""
     written: dict[str, datetime] = {}
-    for batch in obstore.list(lake_store(settings), prefix="runs"):  # to open the folder itself would make it
+    for batch in obstore.list(lake_store(settings), prefix="runs"):  # to open the folder itself would create it
         for item in batch:
-            slug = item["path"].split("/")[1]
-            written[slug] = max(written.get(slug, item["last_modified"]), item["last_modified"])
-    newest = sorted(written, key=lambda slug: (written[slug], slug), reverse=True)
-    return {slug: written[slug] for slug in newest}
+            run = item["path"].split("/")[1]
+            written[run] = max(written.get(run, item["last_modified"]), item["last_modified"])
+    newest = sorted(written, key=lambda run: (written[run], run), reverse=True)
+    return {run: written[run] for run in newest}
 
 
-class RunDocument:
-    """What a task records while it works; values are JSON types."""
+class TaskRecorder(Generic[Result]):
+    """What a task records while it works."""
 
-    def __init__(self, task: TaskName, run_id: str, attempt: int) -> None:
-        self.content: dict[str, Any] = {
-            "task": task,
-            "run_id": run_id,
-            "attempt": attempt,
-            "state": "running",
-            "started_at": _now(),
-            "versions": {"fruits": fruits.__version__, "python": platform.python_version()},
-            "seconds": {},
-        }
+    def __init__(self, document: TaskDocument[Result]) -> None:
+        self.document = document
         self._started = time.perf_counter()
 
-    def record(self, **values: Any) -> None:
-        """Set top-level fields."""
-        self.content.update(values)
+    def record(self, result: Result) -> None:
+        """Set what the task did."""
+        self.document = self.document.model_copy(update={"result": result})
+
+    def version(self, name: str, version: str) -> None:
+        """Note the version of a program at work."""
+        versions = {**self.document.versions, name: version}
+        self.document = self.document.model_copy(update={"versions": versions})
+
+    def run_id(self, run_id: str) -> None:
+        """Set the id that the run's rows carry."""
+        self.document = self.document.model_copy(update={"run_id": run_id})
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; its wall seconds appear under ``seconds``."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase; its wall seconds appear under ``seconds``."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            spent = self.content["seconds"].get(name, 0.0) + time.perf_counter() - start
-            self.content["seconds"][name] = round(spent, 3)
+            spent = self.document.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = {**self.document.seconds, name: round(spent, 3)}
+            self.document = self.document.model_copy(update={"seconds": seconds})
 
     def finish(self, error: BaseException | None) -> None:
         """Set the final state."""
-        self.content["state"] = "failed" if error else "succeeded"
+        values: dict[str, Any] = {
+            "state": "failed" if error else "succeeded",
+            "finished_at": datetime.now(UTC),
+            "wall_seconds": round(time.perf_counter() - self._started, 3),
+        }
         if error:
-            mendable = isinstance(error, FruitsError) and not isinstance(error, TransientError)
-            said = str(error) if isinstance(error, FruitsError) else repr(error)
-            self.record(error=said, mendable=mendable)
-        self.content["finished_at"] = _now()
-        self.content["wall_seconds"] = round(time.perf_counter() - self._started, 3)
+            known = isinstance(error, FruitsError)
+            values["error"] = str(error) if known else repr(error)
+            values["retryable"] = not known or isinstance(error, TransientError)
+        self.document = self.document.model_copy(update=values)
 
 
 @contextmanager
-def run_document(settings: Settings, task: TaskName, run_id: str, slug: str, **known: Any) -> Iterator[RunDocument]:
-    """Write the document of a task when it starts and when it ends, also when it fails. A retry counts its attempt.
+def task_document(
+    settings: Settings, task: TaskName, run: str, run_id: str, planned_at: datetime | None = None
+) -> Iterator[TaskRecorder[Any]]:
+    """Write the document of a task's next attempt when it begins and when it ends, also when it fails.
 
-    ``known`` is recorded from the start.
+    An attempt that a later attempt has overtaken does not write over the later one's document.
+
+    Raises:
+        TransientError: at the end, when a later attempt of the task has begun meanwhile.
     """
-    store = run_store(settings, slug)
-    path = f"{task}.json"
-    try:
-        attempt = int(read_json(store, path)["attempt"]) + 1
-    except FileNotFoundError:
-        attempt = 1
-    document = RunDocument(task, run_id, attempt)
-    document.record(**known)
-    write_json(store, path, document.content)
+    store, path = run_store(settings, run), f"{task}.json"
+    before = _read_document(store, path, task)
+    recorder: TaskRecorder[Any] = TaskRecorder(
+        _DOCUMENTS[task](
+            task=task,
+            run_id=run_id,
+            planned_at=planned_at,
+            attempt=before.attempt + 1 if before else 1,
+            token=secrets.token_hex(3),
+            state="running",
+            started_at=datetime.now(UTC),
+            versions={"fruits": fruits.__version__, "python": platform.python_version()},
+        )
+    )
+    _write(store, path, recorder.document)
     try:
         with denials_explained():
-            yield document
+            yield recorder
     except BaseException as error:
-        document.finish(error)
-        write_json(store, path, document.content)
+        recorder.finish(error)
+        if not _overtaken(store, path, recorder.document):
+            _write(store, path, recorder.document)
         raise
-    document.finish(None)
-    write_json(store, path, document.content)
+    recorder.finish(None)
+    if _overtaken(store, path, recorder.document):
+        raise TransientError(f"run {run}: a later attempt of {task} has begun, so this one does not count")
+    _write(store, path, recorder.document)
 
 
-@contextmanager
-def task_document(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> Iterator[RunDocument]:
-    """The document of a task after the plan: see ``run_document``. It names the plan that the task works on."""
-    with run_document(settings, task, plan["run_id"], plan["slug"], planned_at=plan["started_at"]) as document:
-        yield document
+def _overtaken(store: ObjectStore, path: str, document: TaskDocument[Any]) -> bool:
+    """Whether the document that stands there is of another attempt."""
+    stands = _read_document(store, path, document.task)
+    return stands is not None and (stands.attempt, stands.token) != (document.attempt, document.token)
 
 
-def read_plan(settings: Settings, slug: str) -> dict[str, Any]:
-    """The document of a run's plan.
+def _write(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
+    write_json(store, path, document.model_dump(mode="json"))
+
+
+def find_plan(settings: Settings, run: str) -> PlannedRun | None:
+    """The plan of a run, by the run's key; None when the run has no finished plan, or is one of maintenance."""
+    document = _read_document(lake_store(settings), f"runs/{run}/plan.json", "plan")
+    planned = document.done if document else None
+    return planned if isinstance(planned, PlannedRun) else None
+
+
+def read_plan(settings: Settings, run: str) -> PlannedRun:
+    """The plan of a run, by the run's key.
 
     Raises:
         FruitsError: when the run has not been planned.
     """
-    try:
-        plan = read_json(run_store(settings, slug), "plan.json")
-    except FileNotFoundError:
-        plan = {}
-    if plan.get("state") != "succeeded":
+    planned = find_plan(settings, run)
+    if planned is None:
         raise FruitsError(
-            f"run {slug}: no finished plan in {settings.lake}/runs/{slug}; clear the run from `wait_for_lease`, or "
+            f"run {run}: no finished plan in {settings.lake}/runs/{run}; clear the run from `wait_for_lease`, or "
             "correct --run"
         )
-    return plan
+    return planned
 
 
-def check_tasks_before(settings: Settings, task: TaskName, plan: Mapping[str, Any]) -> dict[TaskName, dict[str, Any]]:
-    """See that the tasks before ``task`` have succeeded, and on the plan that stands: a run may be planned again.
-
-    Returns:
-        The run's documents.
+def check_tasks_before(task: TaskName, planned: PlannedRun, documents: RunDocuments) -> None:
+    """See that the tasks before ``task`` have succeeded, on this plan, each on what the task before it wrote.
 
     Raises:
-        FruitsError: naming the task that has not.
+        FruitsError: naming the task to clear.
     """
-    documents = read_documents(settings, plan["slug"])
     for before in TASKS[1 : TASKS.index(task)]:
-        document = documents.get(before, {})
-        if document.get("state") != "succeeded":
+        document = documents.of(before)
+        if document is None or document.state != "succeeded":
             raise FruitsError(
-                f"run {plan['slug']}: its {before} job has not succeeded; run that first ({document.get('error')})"
+                f"run {planned.key}: its {before} job has not succeeded; run that first "
+                f"({document.error if document else 'it has not run'})"
             )
-        if document["planned_at"] != plan["started_at"]:
+        if document.planned_at != planned.planned_at:
             raise FruitsError(
-                f"run {plan['slug']}: it was planned again after its {before} job; clear the run from "
+                f"run {planned.key}: it was planned again after its {before} job; clear the run from "
                 "`wait_for_lease`, so that every task works on the same plan"
             )
-    return documents
+    featurized, projected, validated = (_result(documents.of(name)) for name in ("featurize", "pca", "validate"))
+    if task in ("validate", "publish"):
+        _check_same_snapshots(planned, ("featurize", "pca"), featurized.wrote, projected.read)
+    if task == "publish":
+        _check_same_snapshots(
+            planned, ("pca", "validate"), {**featurized.wrote, **projected.wrote}, validated.snapshots
+        )
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
+def _result(document: TaskDocument[Any] | None) -> Any:
+    return document.result if document else None
+
+
+def _check_same_snapshots(
+    planned: PlannedRun, tasks: tuple[TaskName, TaskName], written: Snapshots, read: Snapshots
+) -> None:
+    if dict(written) != dict(read):
+        first, second = tasks
+        raise FruitsError(
+            f"run {planned.key}: its {first} job ran again after its {second} job; clear the run from `{second}`, so "
+            "that every task works on the same rows"
+        )

@@ -1,14 +1,17 @@
 """The manifest: which objects a run works on and what it does with each, as one Parquet file in the lake."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from fruits.lake.schemas import TIMESTAMP
-from fruits.photos.entry import Entry
+from fruits.photos.entry import Action, Entry
+from fruits.photos.quarantine import Reason
 from fruits.stores import read_bytes, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(
@@ -35,6 +38,38 @@ def write_manifest(store: ObjectStore, entries: Sequence[Entry]) -> None:
     write_bytes(store, _PATH, buffer.getvalue())
 
 
-def read_manifest(store: ObjectStore) -> pa.Table:
-    """The manifest in a run's folder, with ``MANIFEST_SCHEMA``."""
-    return pq.read_table(io.BytesIO(read_bytes(store, _PATH)))
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a run: ``table`` has ``MANIFEST_SCHEMA``, an entry a row."""
+
+    table: pa.Table
+
+    @classmethod
+    def read(cls, store: ObjectStore) -> "Manifest":
+        """The manifest in a run's folder."""
+        return cls(pq.read_table(io.BytesIO(read_bytes(store, _PATH))))
+
+    def __len__(self) -> int:
+        """How many entries it has."""
+        return int(self.table.num_rows)
+
+    @property
+    def photos(self) -> "Manifest":
+        """The entries of objects to featurize: created and updated ones."""
+        return Manifest(self.table.filter(pc.not_equal(self.table["action"], Action.DELETE.value)))
+
+    @property
+    def replaced_keys(self) -> pa.Table:
+        """Keys of objects whose rows leave the tables: updated and deleted ones; one column, ``key``."""
+        return self.table.filter(pc.not_equal(self.table["action"], Action.CREATE.value)).select(["key"])
+
+    def count(self, action: Action) -> int:
+        """How many entries have an action."""
+        return int(pc.sum(pc.equal(self.table["action"], action.value)).as_py() or 0)
+
+
+def entries_of(batch: pa.RecordBatch) -> Iterator[Entry]:
+    """The entries of a batch of a manifest's rows."""
+    for row in batch.to_pylist():
+        rejection = Reason(row["rejection"]) if row["rejection"] else None  # type: ignore[call-arg]  # by its value
+        yield Entry(**{**row, "action": Action(row["action"]), "rejection": rejection})

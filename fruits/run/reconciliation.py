@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, time
 
 from fruits.photos.entry import WORK, Action, Entry
@@ -61,7 +61,7 @@ def make_plan(
 
     in_scope = _scope(request, rules.pattern)
     outside = 0
-    reconcile = replace(request, mode="reconcile", retry_quarantined=False)
+    reconcile = request.model_copy(update={"mode": "reconcile", "retry_quarantined": False})
     for item in listed:
         seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
         if not in_scope(item.key, item.last_modified):

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from pydantic import BaseModel, ConfigDict
+
 from fruits.analysis.pca import RefitPolicy
 from fruits.errors import FruitsError
 from fruits.photos.keys import check_prefix
@@ -13,8 +15,13 @@ from fruits.settings import Settings, count_or_share
 Mode = Literal["auto", "reconcile", "interval", "rebuild"]
 
 
-@dataclass(frozen=True)
-class RunRequest:
+class Frozen(BaseModel):
+    """A value that is parsed once, where it comes in, and never changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunRequest(Frozen):
     """What a run was asked to do, resolved from params, events, interval and settings.
 
     ``interval`` is half open, in UTC. ``limit`` bounds the photos featurized, None means all. ``backbone`` and
@@ -32,18 +39,6 @@ class RunRequest:
     limit: int | None = None
     retry_quarantined: bool = False
     dry_run: bool = False
-
-    def to_document(self) -> dict[str, Any]:
-        """As JSON types."""
-        interval = [moment.isoformat() for moment in self.interval] if self.interval else None
-        return {**asdict(self), "keys": list(self.keys), "interval": interval}
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "RunRequest":
-        """The inverse of ``to_document``."""
-        interval = document["interval"]
-        start_end = (datetime.fromisoformat(interval[0]), datetime.fromisoformat(interval[1])) if interval else None
-        return cls(**{**document, "keys": tuple(document["keys"]), "interval": start_end})
 
 
 def resolve_request(
@@ -126,3 +121,38 @@ def _limit(value: Any) -> int | None:
     if isinstance(value, int) and value > 0:
         return value
     raise FruitsError(f"limit {value!r}: expected a number of photos of at least 1, or nothing for all")
+
+
+@dataclass(frozen=True)
+class MaintenanceRequest:
+    """What a maintenance run was asked to do.
+
+    A publication is retained while it is younger than ``retention_days`` or among the newest
+    ``retention_publications``. A run that was not heard of for ``abandoned_days`` is taken for dead. Files that no
+    table refers to are removed when they are older than ``orphan_days``. ``rewrite_all`` sorts every file again.
+    """
+
+    retention_days: int
+    retention_publications: int
+    abandoned_days: int = 3
+    orphan_days: int = 3
+    rewrite_all: bool = False
+    dry_run: bool = False
+
+
+def resolve_maintenance(params: Mapping[str, Any], settings: Settings) -> MaintenanceRequest:
+    """The request that params make; those left empty come from the settings or are defaults.
+
+    Raises:
+        FruitsError: naming the param, what was expected and what to do.
+    """
+    values = {
+        "retention_days": settings.retention_days,
+        "retention_publications": settings.retention_publications,
+        **{name: value for name, value in params.items() if value is not None},
+    }
+    request = MaintenanceRequest(**values)
+    for name, value in asdict(request).items():
+        if not isinstance(value, bool) and (not isinstance(value, int) or value < 1):
+            raise FruitsError(f"{name} {value!r}: expected a whole number of at least 1; correct the param")
+    return request

@@ -1,10 +1,63 @@
-"""A run's identity in the lake."""
+"""One run: its key in the lake, and what its plan decided."""
 
 import hashlib
 import re
+from collections.abc import Mapping
+from datetime import datetime
+
+from fruits.backbones.card import Card
+from fruits.lake.publication import Base
+from fruits.lake.schemas import TableName
+from fruits.run.request import Frozen, RunRequest
+
+WRITTEN: Mapping[str, tuple[TableName, ...]] = {
+    "featurize": ("features", "quarantine"),
+    "pca": ("pca_statistics", "pca_models", "embeddings"),
+}
+"""The tables that a task writes, by task."""
+
+
+class PlannedRun(Frozen):
+    """What a run will do, decided by its plan under the lease; every later task works on exactly this.
+
+    Attributes:
+        key: Key of the run in the lake: the name of its folder, and the start of its branches' names.
+        run_id: Id that the run's rows and its publication carry: Airflow's, with ``#2`` when it is planned again after
+            its publication.
+        planned_at: When it was planned; tells this plan from another one of the same run.
+        request: What was asked.
+        base: The publication that the run starts from.
+        backbone: The card of the run's backbone.
+        counts: Objects by action, and those ``pending``.
+        known_rows: Objects that the tables held under the backbone.
+        remaining: Objects that await work after this run.
+        building: Whether readers keep their backbone after this run, because objects remain under the new one.
+        work: Whether there is anything to do.
+        other_work: Why the run goes on although no photo changed; None when there is no such reason.
+        unknown_keys: Keys that were asked for and are neither in the bucket nor in the tables.
+    """
+
+    key: str
+    run_id: str
+    planned_at: datetime
+    request: RunRequest
+    base: Base
+    backbone: Card
+    counts: Mapping[str, int]
+    known_rows: int
+    remaining: int
+    building: bool
+    work: bool
+    other_work: str | None = None
+    unknown_keys: tuple[str, ...] = ()
+
+    @property
+    def model_id(self) -> str:
+        """Identity of the run's backbone."""
+        return self.backbone.model_id
 
 
 def run_key(run_id: str) -> str:
-    """``run_id`` as it can be used in branch names and paths, still unique: ``manual_2026_11_22t09_30_00_1f3a``."""
+    """``run_id`` as branch names and paths can have it, still unique: ``manual_2026_11_22t09_30_00_1f3a``."""
     plain = re.sub(r"[^a-z0-9]+", "_", run_id.lower()).strip("_")
     return f"{plain[:60]}_{hashlib.sha256(run_id.encode()).hexdigest()[:6]}"

@@ -1,25 +1,24 @@
 """What of the lake is still needed, and what maintenance drops.
 
-The upper half is pure: values in, decisions out. ``survey`` reads the values from the lake, ``plan_maintenance`` is the
-task that needs no JVM, and ``spark_jobs/maintain.py`` carries the decisions out.
+The upper half is pure: values in, decisions out. ``survey`` reads the values from the lake, and
+``spark_jobs/maintain.py`` carries the decisions out.
 """
 
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from fruits.errors import FruitsError
-from fruits.lake.branches import branch_name, publication_tag
+from fruits.lake.branches import publication_tag, run_of_branch
 from fruits.lake.catalog import DataFile, Lake, TableState
 from fruits.lake.publication import Publication, current_base, publications
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
-from fruits.run.documents import last_written, run_store
-from fruits.run.state import run_key
+from fruits.run.documents import find_plan, last_written
+from fruits.run.request import MaintenanceRequest
+from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings
-from fruits.stores import read_json
 
 log = logging.getLogger("fruits")
 
@@ -28,57 +27,17 @@ SMALL_FILE_BYTES = TARGET_FILE_BYTES // 2  # with more than that, two files made
 FEWEST_SMALL_FILES = 5
 LARGEST_DELETED_SHARE = 0.05  # rows that a reader reads in vain, in a file that is large enough otherwise
 
-_BRANCH = branch_name("")
 _TAG = publication_tag("")
 _MOST_LISTED = 10
 
 
 @dataclass(frozen=True)
-class MaintenanceRequest:
-    """What a maintenance run was asked to do.
-
-    A publication is retained while it is younger than ``retention_days`` or among the newest
-    ``retention_publications``. A run that was not heard of for ``abandoned_days`` is taken for dead. Files that no
-    table refers to are removed when they are older than ``orphan_days``. ``rewrite_all`` sorts every file again.
-    """
-
-    retention_days: int
-    retention_publications: int
-    abandoned_days: int = 3
-    orphan_days: int = 3
-    rewrite_all: bool = False
-    dry_run: bool = False
-
-    def to_document(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self)
-
-
-def resolve_maintenance(params: Mapping[str, Any], settings: Settings) -> MaintenanceRequest:
-    """The request that params make; those left empty come from the settings or are defaults.
-
-    Raises:
-        FruitsError: naming the param, what was expected and what to do.
-    """
-    values = {
-        "retention_days": settings.retention_days,
-        "retention_publications": settings.retention_publications,
-        **{name: value for name, value in params.items() if value is not None},
-    }
-    request = MaintenanceRequest(**values)
-    for name, value in request.to_document().items():
-        if not isinstance(value, bool) and (not isinstance(value, int) or value < 1):
-            raise FruitsError(f"{name} {value!r}: expected a whole number of at least 1; correct the param")
-    return request
-
-
-@dataclass(frozen=True)
 class RunFolder:
-    """The documents of a run: when any of them was last written, and its plan where that was looked at."""
+    """The documents of a run: its key, when any of them was last written, and its plan where that was looked at."""
 
-    slug: str
+    key: str
     touched_at: datetime
-    plan: Mapping[str, Any] = field(default_factory=dict)
+    planned: PlannedRun | None = None
 
 
 @dataclass(frozen=True)
@@ -151,13 +110,12 @@ def runs_in_flight(
     return tuple(
         folder
         for folder in folders
-        if folder.touched_at > oldest and _may_publish(folder.plan) and folder.plan["run_id"] not in done
+        if folder.touched_at > oldest
+        and folder.planned is not None
+        and folder.planned.work
+        and not folder.planned.request.dry_run
+        and folder.planned.run_id not in done
     )
-
-
-def _may_publish(plan: Mapping[str, Any]) -> bool:
-    """Whether it is the plan of a run of the chain that has something to publish; maintenance plans no `work`."""
-    return bool(plan.get("work")) and not plan["request"]["dry_run"]
 
 
 def table_upkeep(
@@ -172,12 +130,13 @@ def table_upkeep(
     wanted = (
         {} if name == PUBLICATIONS.name else {publication_tag(one.sequence): one.snapshots[name] for one in retained}
     )
-    branches = {branch_name(run.slug) for run in runs}
+    keys = {run.key for run in runs}
     tags = {tag: snapshot for tag, snapshot in wanted.items() if state.refs.get(tag) != snapshot}
     dropped_tags = {ref: at for ref, at in state.refs.items() if ref.startswith(_TAG) and ref not in wanted}
-    dropped_branches = {ref: at for ref, at in state.refs.items() if ref.startswith(_BRANCH) and ref not in branches}
+    owners = {ref: run_of_branch(ref) for ref in state.refs}
+    dropped_branches = {ref: at for ref, at in state.refs.items() if owners[ref] and owners[ref] not in keys}
     kept = [at for ref, at in state.refs.items() if ref not in {*dropped_tags, *dropped_branches, *tags}]
-    bases = [int(run.plan["base"]["snapshots"][name]) for run in runs]
+    bases = [run.planned.base.snapshots[name] for run in runs if run.planned]
     needed = {state.main, *wanted.values(), *kept, *bases}
     return TableUpkeep(tags, dropped_tags, dropped_branches, tuple(sorted(state.snapshots - needed)))
 
@@ -191,7 +150,7 @@ def expired_versions(
     """
     known = sorted(versions, key=lambda version: version["fitted_at"])
     newest = {version["model_id"]: version["pca_id"] for version in known}
-    bases = {run.plan["base"].get("pca_id") for run in in_flight}
+    bases = {run.planned.base.publication.pca_id for run in in_flight if run.planned}
     needed = {*newest.values(), *(one.pca_id for one in retained), *bases}
     return tuple(version["pca_id"] for version in known if version["pca_id"] not in needed)
 
@@ -206,8 +165,8 @@ def old_folders(
     """Run folders that nobody looks into any more: older than the retention, and not of a retained publication."""
     oldest = now - timedelta(days=request.retention_days)
     # A run that was planned again publishes as `run#2`: its folder is that of `run`.
-    needed = {run_key(str(one.run_id).partition("#")[0]) for one in retained} | {run.slug for run in in_flight}
-    return tuple(folder.slug for folder in folders if folder.touched_at < oldest and folder.slug not in needed)
+    needed = {run_key(str(one.run_id).partition("#")[0]) for one in retained} | {run.key for run in in_flight}
+    return tuple(folder.key for folder in folders if folder.touched_at < oldest and folder.key not in needed)
 
 
 def layout_of(files: Iterable[DataFile], *, rewrite_all: bool = False) -> Layout:
@@ -250,7 +209,7 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
     versions = lake.read("pca_models", snapshots["pca_models"], ("pca_id", "model_id", "fitted_at")).to_pylist()
     return Upkeep(
         retained=tuple(one.sequence for one in retained),
-        in_flight=tuple(run.slug for run in flying),
+        in_flight=tuple(run.key for run in flying),
         tables={name: table_upkeep(name, state, retained, flying) for name, state in states.items()},
         layouts={
             table.name: layout_of(lake.files(table.name, snapshots[table.name]), rewrite_all=request.rewrite_all)
@@ -264,16 +223,9 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
 def run_folders(settings: Settings, plans_since: datetime) -> list[RunFolder]:
     """All runs' folders; plans are read of those that were touched after ``plans_since``."""
     return [
-        RunFolder(slug, moment, _plan_of(settings, slug) if moment > plans_since else {})
-        for slug, moment in sorted(last_written(settings).items())
+        RunFolder(key, moment, find_plan(settings, key) if moment > plans_since else None)
+        for key, moment in sorted(last_written(settings).items())
     ]
-
-
-def _plan_of(settings: Settings, slug: str) -> dict[str, Any]:
-    try:
-        return read_json(run_store(settings, slug), "plan.json")
-    except FileNotFoundError:
-        return {}
 
 
 def log_upkeep(upkeep: Upkeep, verb: str) -> None:

@@ -303,7 +303,7 @@ def catalog(settings: Settings) -> Found:
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     opened = open_read_only(settings).catalog
     if settings.catalog_kind == "glue":
@@ -340,7 +340,7 @@ def lake(settings: Settings) -> Found:
 
 def lake_of_bucket(settings: Settings) -> Found:
     """Whether the lake holds this bucket's photos."""
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     bound = open_read_only(settings).bucket()
     if bound == settings.bucket:
@@ -354,7 +354,7 @@ def lake_of_bucket(settings: Settings) -> Found:
 def backbone(settings: Settings) -> Found:
     """Whether the backbone of the settings is staged and is what its card says."""
     from fruits.backbones.stage import load_backbone, staged_card
-    from fruits.lake.existing import open_read_only
+    from fruits.lake.reader import open_read_only
 
     open_read_only(settings)
     card = staged_card(settings)

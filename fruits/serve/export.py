@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fruits.errors import FruitsError
-from fruits.lake.existing import open_read_only
 from fruits.lake.publication import Publication
-from fruits.lake.published import PublishedRows, current_publication
+from fruits.lake.reader import PublishedRows, current_publication, open_read_only
 from fruits.settings import Settings
 
 ExportTable = Literal["features", "embeddings", "quarantine", "pca_models"]

@@ -24,10 +24,9 @@ from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import open_read_only
 from fruits.lake.pca_tables import load_versions
 from fruits.lake.publication import Publication
-from fruits.lake.published import PublishedRows, current_publication
+from fruits.lake.reader import PublishedRows, current_publication, open_read_only
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_side, preprocess
 from fruits.photos.quarantine import Reason
 from fruits.settings import Settings

@@ -1,14 +1,15 @@
 """The task `plan`: reconcile bucket and tables, and write the run's manifest. Needs no JVM."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from fruits.analysis.pca import components_asked
 from fruits.backbones.card import Card
+from fruits.backbones.stage import read_card, staged_card
 from fruits.errors import FruitsError
+from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
     Base,
@@ -19,66 +20,103 @@ from fruits.lake.publication import (
 from fruits.photos.entry import Action
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import list_objects
-from fruits.run.documents import (
-    run_document,
-    run_store,
-)
+from fruits.run.documents import run_store, task_document
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
 from fruits.run.reconciliation import KnownObject, Plan, make_plan
 from fruits.run.request import RunRequest
-from fruits.run.state import run_key
+from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings
-from fruits.steps.prepare import effective_backbone
+from fruits.steps.prepare import with_backbone
 
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
 
 
-def plan_run(settings: Settings, request: RunRequest, card: Card, run_id: str) -> dict[str, Any]:
-    """Reconcile bucket and tables and write the run's manifest and plan document; returns the document.
+def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
+    """Reconcile bucket and tables, and write the run's manifest and its plan.
 
     The run must hold the lease, and keeps it when there is work.
 
     Raises:
-        FruitsError: when there is nothing at all under the prefix, or the bucket cannot be listed.
+        FruitsError: when there is nothing at all under the prefix, the bucket cannot be listed, or the backbone is not
+            staged.
         TransientError: when another run holds the lease.
     """
-    slug = run_key(run_id)
+    key = run_key(run_id)
     if request.dry_run:  # changes nothing, so it need not wait
-        return _plan(settings, request, card, run_id)
-    with hold_lease(settings, slug):
-        document = _plan(settings, request, card, run_id)
-    if not document["work"]:
-        release_lease(settings, slug)
-    return document
+        return _plan(settings, request, run_id)
+    with hold_lease(settings, key):
+        planned = _plan(settings, request, run_id)
+    if not planned.work:
+        release_lease(settings, key)
+    return planned
 
 
-def _plan(settings: Settings, request: RunRequest, card: Card, run_id: str) -> dict[str, Any]:
-    slug = run_key(run_id)
-    with run_document(settings, "plan", run_id, slug) as document:
+def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
+    key = run_key(run_id)
+    with task_document(settings, "plan", key, run_id) as document:
         lake = Lake.open(settings)
         base = current_base(lake)
         published = publications(lake, base.publications_snapshot)
-        card = effective_backbone(settings, request, card, published) or card
-        document.record(run_id=_unpublished_run_id(run_id, published))
-        found = reconcile(settings, request, lake, base, card, document.stage)
-        with document.stage("manifest"):
-            write_manifest(run_store(settings, slug), found.plan.entries)
-        document.record(
-            slug=slug,
-            request=request.to_document(),
-            model_id=card.model_id,
-            card=card.to_document(),
-            base=base.to_document(),
-            known_rows=found.known_rows,
-            unknown_keys=list(found.plan.unknown_keys),
-            building=found.building,
-            **found.to_document(),
+        backbone = effective_backbone(settings, request, published)
+        document.run_id(_unpublished_run_id(run_id, published))
+        reconciliation = reconcile(settings, request, lake, base, backbone, document.phase)
+        with document.phase("manifest"):
+            write_manifest(run_store(settings, key), reconciliation.plan.entries)
+        planned = PlannedRun(
+            key=key,
+            run_id=document.document.run_id,
+            planned_at=document.document.started_at,
+            request=request,
+            base=base,
+            backbone=backbone,
+            counts=reconciliation.counts,
+            known_rows=reconciliation.known_rows,
+            remaining=reconciliation.plan.remaining,
+            building=reconciliation.building,
+            work=reconciliation.work,
+            other_work=reconciliation.other_work,
+            unknown_keys=reconciliation.plan.unknown_keys,
         )
-    _log_found(found, request)
-    return document.content
+        document.record(planned)
+    _log(reconciliation, request)
+    return planned
+
+
+def effective_backbone(settings: Settings, request: RunRequest, published: Sequence[Publication]) -> Card:
+    """Choose the run's backbone: the requested one, or else the one that readers use.
+
+    Readers move on by a run or a backfill under another backbone, and a sweep must not take them back to the configured
+    one. A configured backbone that readers never had is new, and is chosen.
+
+    Raises:
+        FruitsError: when the backbone is not staged, or has fewer features than the components that were asked for.
+    """
+    chosen = with_backbone(settings, request)
+    card = staged_card(chosen)
+    if card is None:
+        raise FruitsError(
+            f"backbone {chosen.backbone} with weights {chosen.weights}: not staged in {settings.lake}/models; clear "
+            "the run from `prepare`, which builds it"
+        )
+    models = [publication.model_id for publication in published if publication.model_id]
+    left_by_readers = card.model_id in models and card.model_id != models[-1]
+    if left_by_readers and request.backbone is None and request.weights is None:
+        log.warning(
+            "backbone: readers use %s now, so this run keeps to it; set FRUITS_BACKBONE and FRUITS_WEIGHTS to that "
+            "backbone, or ask for another one by the run's param `backbone`",
+            models[-1],
+        )
+        card = read_card(settings, str(models[-1]))
+    if isinstance(request.n_components, int) and request.n_components > card.feature_width:
+        raise FruitsError(
+            f"PCA: {request.n_components:,} components are more than the {card.feature_width:,} features of backbone "
+            f"{card.model_id}; lower FRUITS_N_COMPONENTS or the run's `n_components`, or ask for a share such as 0.95"
+        )
+    log.info("backbone %s: %d features, %s", card.model_id, card.feature_width, card.weights)
+    return card
 
 
 @dataclass(frozen=True)
@@ -104,15 +142,16 @@ class Reconciliation:
         """Whether readers keep their backbone after this run, because objects remain under the new one."""
         return self.switching and self.plan.remaining > 0
 
-    def to_document(self) -> dict[str, Any]:
-        """What is to be done, as JSON types."""
-        plan = self.plan
-        return {
-            "counts": {**{action.value: plan.counts[action] for action in Action}, "pending": len(plan.pending)},
-            "remaining": plan.remaining,
-            "work": bool(plan.entries) or self.other_work is not None,
-            "other_work": self.other_work,
-        }
+    @property
+    def counts(self) -> dict[str, int]:
+        """Objects by action, and those that are pending."""
+        actions = {action.value: self.plan.counts[action] for action in Action}
+        return {**actions, "pending": len(self.plan.pending)}
+
+    @property
+    def work(self) -> bool:
+        """Whether the run has anything to do."""
+        return bool(self.plan.entries) or self.other_work is not None
 
 
 def reconcile(
@@ -121,11 +160,11 @@ def reconcile(
     lake: Lake | None,
     base: Base | None,
     card: Card | None,
-    stage: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing.
 
-    Lake, publication or backbone are None where there is none yet. ``stage`` times what is done inside it.
+    Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work.
 
     Raises:
         FruitsError: when there is nothing at all under the prefix, none of the keys asked for exists, or the bucket
@@ -135,17 +174,17 @@ def reconcile(
     switching = readers is not None and readers != (card.model_id if card else None)
     known: dict[str, KnownObject] = {}
     if lake and base and card:
-        with stage("known"):
+        with phase("known"):
             known = known_objects(lake, base.publication.snapshots, card.model_id)
     prefix = listed_prefix(settings, request, new_backbone=switching)
-    with stage("list"):
+    with phase("list"):
         listed = list(list_objects(settings, prefix))
     if not listed and not any(key.startswith(request.prefix) for key in known):
         raise FruitsError(
             f"s3://{settings.bucket}/{request.prefix}: no objects there; upload photos as "
             "[Training|Test]/<label>/<file>, or correct the prefix"
         )
-    with stage("plan"):
+    with phase("plan"):
         plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
     check_keys(plan, request)
     other_work = None
@@ -207,7 +246,7 @@ def work_without_photos(
     return None
 
 
-def known_objects(lake: Lake, snapshots: Mapping[Any, int], model_id: str) -> dict[str, KnownObject]:
+def known_objects(lake: Lake, snapshots: Snapshots, model_id: str) -> dict[str, KnownObject]:
     """What the published tables hold under a backbone, by key."""
     columns = ("key", "etag", "last_modified")
     features = lake.read("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
@@ -220,21 +259,20 @@ def known_objects(lake: Lake, snapshots: Mapping[Any, int], model_id: str) -> di
     }
 
 
-def _log_found(found: Reconciliation, request: RunRequest) -> None:
-    plan = found.plan
-    log.info("plan: %s", ", ".join(f"{count} {name}" for name, count in found.to_document()["counts"].items()))
+def _log(reconciliation: Reconciliation, request: RunRequest) -> None:
+    plan = reconciliation.plan
+    log.info("plan: %s", ", ".join(f"{count} {name}" for name, count in reconciliation.counts.items()))
     if request.dry_run:
         for entry in plan.entries[:_MOST_LISTED]:
-            log.info(
-                "would %s %s%s", entry.action, entry.key, f" (quarantine: {entry.rejection})" if entry.rejection else ""
-            )
+            quarantine = f" (quarantine: {entry.rejection})" if entry.rejection else ""
+            log.info("would %s %s%s", entry.action, entry.key, quarantine)
         if len(plan.entries) > _MOST_LISTED:
             log.info("... and %d more", len(plan.entries) - _MOST_LISTED)
-    if found.building:
+    if reconciliation.building:
         log.info(
             "plan: a new backbone is built beside %s: %d objects remain after this run, then readers switch to it",
-            found.readers_model_id,
+            reconciliation.readers_model_id,
             plan.remaining,
         )
-    if found.other_work:
-        log.info("plan: %s", found.other_work)
+    if reconciliation.other_work:
+        log.info("plan: %s", reconciliation.other_work)

@@ -1,102 +1,137 @@
-"""The task `publish`: make what the gates measured the current publication. Needs no JVM."""
+"""The task `publish`: make the snapshots that the gates measured the current publication. Needs no JVM."""
 
 import logging
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from fruits.analysis.gates import Gate
+from fruits.errors import FruitsError
+from fruits.lake.branches import check_lineage, drop_run_branches
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import (
-    Publication,
-    publication_id,
-    publish,
-    published_from,
-    written_head,
-)
-from fruits.lake.schemas import DATA_TABLES
+from fruits.lake.publication import Publication, publication_id, publish, published_from
 from fruits.run.documents import (
-    TaskName,
+    Published,
+    RunDocuments,
+    Validated,
     check_tasks_before,
+    read_documents,
     read_plan,
     task_document,
 )
 from fruits.run.lease import hold_lease, release_lease
+from fruits.run.migration import migrate, with_snapshots
+from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
 
 log = logging.getLogger("fruits")
 
 
-def publish_run(settings: Settings, slug: str) -> Publication:
-    """Publish what the run left on its branches; publishing it again changes nothing.
+def publish_run(settings: Settings, run: str) -> Publication:
+    """Publish exactly the snapshots that the run's gates measured; publishing them again changes nothing.
 
     While a new backbone is being built, readers keep backbone, PCA version and probe of the publication before.
+
+    Args:
+        settings: The settings.
+        run: The run's key.
 
     Raises:
         ConflictError: when another run published since this one was planned.
         TransientError: when another run holds the lease.
+        FruitsError: when a task before has not succeeded, or ran again after a later one.
     """
-    with hold_lease(settings, slug):
-        published = _publish(settings, slug)
-    release_lease(settings, slug)
-    log.info("published %s: %s", published.publication_id, dict(published.counts or {}))
-    return published
+    lake = Lake.open(settings)
+    migrate(lake)
+    with hold_lease(settings, run):
+        publication = _publish(lake, run)
+    release_lease(settings, run)
+    log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))
+    return publication
 
 
-def published_run(settings: Settings, slug: str) -> Publication | None:
-    """What a run published, if it did so since it was planned.
+def published_run(settings: Settings, run: str) -> Publication | None:
+    """The publication of a run, if it published since it was planned.
 
     Raises:
         FruitsError: when the run has not been planned.
     """
-    return published_from(Lake.open(settings), read_plan(settings, slug))
+    planned = read_plan(settings, run)
+    return published_from(Lake.open(settings), planned.base, planned.run_id)
 
 
-def _publish(settings: Settings, slug: str) -> Publication:
-    plan = read_plan(settings, slug)
-    with task_document(settings, "publish", plan) as document:
-        documents = check_tasks_before(settings, "publish", plan)
-        lake = Lake.open(settings)
-        snapshots = {name: written_head(lake, name, plan) for name in DATA_TABLES}
-        sequence = int(plan["base"]["sequence"]) + 1
-        wanted = Publication(
-            sequence=sequence,
-            snapshots=snapshots,
-            publication_id=publication_id(sequence, snapshots),
-            run_id=plan["run_id"],
-            published_at=datetime.now(UTC),
-            gates=tuple(Gate(**gate) for gate in documents["validate"]["gates"]),
-            **_for_readers(plan, documents),
-        )
-        published = publish(lake, plan["base"], slug, wanted)
+def _publish(lake: Lake, run: str) -> Publication:
+    planned = read_plan(lake.settings, run)
+    with task_document(lake.settings, "publish", run, planned.run_id, planned.planned_at) as document:
+        published = published_from(lake, planned.base, planned.run_id)
+        if published is None:
+            documents = with_snapshots(lake, planned, read_documents(lake.settings, run))
+            check_tasks_before("publish", planned, documents)
+            check_written_by_run(lake, planned, documents)
+            published = publish(lake, planned.base, document.document.writer(run), publication_of(planned, documents))
+        drop_run_branches(lake, run)
         document.record(
-            publication_id=published.publication_id, sequence=published.sequence, snapshots=dict(published.snapshots)
+            Published(
+                publication_id=str(published.publication_id),
+                sequence=published.sequence,
+                snapshots=dict(published.snapshots),
+            )
         )
     return published
 
 
-def _for_readers(plan: Mapping[str, Any], documents: Mapping[TaskName, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the publication tells readers: backbone, PCA version, probe and counts."""
-    validated = documents["validate"]
-    counts = {**plan["counts"], "remaining": plan["remaining"]}
-    if plan["building"]:
-        base = plan["base"]
-        kept = {name: base["counts"][name] for name in ("features", "quarantine")}
+def check_written_by_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> None:
+    """See that the attempts which count wrote every snapshot between the run's base and what is to be published.
+
+    Raises:
+        FruitsError: naming a snapshot that another process wrote.
+    """
+    for task, document in (("featurize", documents.featurize), ("pca", documents.pca)):
+        wrote = document.result.wrote if document and document.result else None
+        if document is None or wrote is None or not document.token:  # format 1 did not mark its snapshots
+            continue
+        writer = document.writer(planned.key)
+        for name in WRITTEN[task]:
+            check_lineage(lake, name, wrote[name], planned.base.snapshots[name], writer)
+
+
+def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
+    """The publication that a run asks for: the snapshots that were measured, and what readers are told of them."""
+    validated = documents.validate.done if documents.validate else None
+    if validated is None or validated.snapshots is None:
+        raise FruitsError(f"run {planned.key}: its validate job has not succeeded; run that first")
+    sequence = planned.base.publication.sequence + 1
+    return Publication(
+        sequence=sequence,
+        snapshots=validated.snapshots,
+        publication_id=publication_id(sequence, validated.snapshots),
+        run_id=planned.run_id,
+        published_at=datetime.now(UTC),
+        gates=validated.gates,
+        **_for_readers(planned, documents, validated),
+    )
+
+
+def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Validated) -> dict[str, Any]:
+    """Backbone, PCA version, probe and counts."""
+    counts = {**planned.counts, "remaining": planned.remaining}
+    if planned.building:
+        base = planned.base.publication
+        kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}
         return {
-            "model_id": base["model_id"],
-            "pca_id": base["pca_id"],
-            "probe_raw": base["probe"]["raw"],
-            "probe_embedded": base["probe"]["embedded"],
+            "model_id": base.model_id,
+            "pca_id": base.pca_id,
+            "probe_raw": base.probe_raw,
+            "probe_embedded": base.probe_embedded,
             "counts": {**counts, **kept},
         }
+    projected = documents.pca.done if documents.pca else None
     return {
-        "model_id": plan["model_id"],
-        "pca_id": documents["pca"]["pca_id"],
-        "probe_raw": validated["probe"]["raw"],
-        "probe_embedded": validated["probe"]["embedded"],
+        "model_id": planned.model_id,
+        "pca_id": projected.pca_id if projected else None,
+        "probe_raw": validated.probe.raw,
+        "probe_embedded": validated.probe.embedded,
         "counts": {
             **counts,
-            "features": validated["features"],
-            "quarantine": sum(validated["quarantine"].values()),
+            "features": validated.features,
+            "quarantine": sum(validated.quarantine.values()),
         },
     }

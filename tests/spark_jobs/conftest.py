@@ -13,21 +13,17 @@ from typing import Any
 
 import obstore
 import pytest
-from pyspark import cloudpickle
 
-from fruits.backbones.stage import staged_card
 from fruits.errors import ExitCode
-from fruits.lake.branches import branch_name
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
-from fruits.run.documents import TaskName, read_documents
+from fruits.run.documents import RunDocuments, TaskName, read_documents
 from fruits.run.lease import current_lease, release_lease
 from fruits.run.request import resolve_request
-from fruits.run.state import run_key
+from fruits.run.state import WRITTEN, PlannedRun, run_key
 from fruits.settings import Settings
 from fruits.steps.plan import plan_run
-from fruits.steps.prepare import with_backbone
 from fruits.steps.publish import publish_run
 from fruits.stores import lake_store, photo_store, write_bytes
 from local.stack import Stack, make_bucket
@@ -38,7 +34,6 @@ ROOT = Path(__file__).parents[2]
 JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
 LABELS = ("Apple Red", "Banana", "Kiwi")
 
-Documents = dict[TaskName, dict[str, Any]]
 NewSettings = Callable[..., Settings]
 
 
@@ -58,12 +53,10 @@ class Chain:
         for key in keys:
             obstore.delete(photo_store(settings), key)
 
-    def plan(self, settings: Settings, run_id: str, **params: Any) -> dict[str, Any]:
-        """The task `plan`; returns its document."""
-        card = staged_card(with_backbone(settings, resolve_request(params, settings)))
-        assert card is not None, "new_settings stages the backbone"
+    def plan(self, settings: Settings, run_id: str, **params: Any) -> PlannedRun:
+        """The task `plan`."""
         self.lapse(settings)
-        return plan_run(settings, resolve_request(params, settings), card, run_id)
+        return plan_run(settings, resolve_request(params, settings), run_id)
 
     def environment(self, settings: Settings) -> AbstractContextManager[None]:
         """Inside, ``Settings.load()`` finds these settings, as a job does in a process of its own."""
@@ -78,7 +71,7 @@ class Chain:
     def submit_all(self, settings: Settings, run_id: str) -> None:
         """All Spark jobs of a planned run; none may fail."""
         for job in JOBS:
-            assert self.submit(job, settings, run_id) == ExitCode.OK, self.documents(settings, run_id)[job]
+            assert self.submit(job, settings, run_id) == ExitCode.OK, self.documents(settings, run_id).of(job)
 
     def publish(self, settings: Settings, run_id: str) -> Publication:
         """The task `publish`."""
@@ -90,14 +83,14 @@ class Chain:
         if lease := current_lease(settings):
             release_lease(settings, lease.run)
 
-    def run(self, settings: Settings, run_id: str, **params: Any) -> Documents:
+    def run(self, settings: Settings, run_id: str, **params: Any) -> RunDocuments:
         """The whole chain, which must find work and must publish it; returns the run's documents."""
-        assert self.plan(settings, run_id, **params)["work"], "the plan found nothing to do"
+        assert self.plan(settings, run_id, **params).work, "the plan found nothing to do"
         self.submit_all(settings, run_id)
         self.publish(settings, run_id)
         return self.documents(settings, run_id)
 
-    def documents(self, settings: Settings, run_id: str) -> Documents:
+    def documents(self, settings: Settings, run_id: str) -> RunDocuments:
         """The run's documents, those that there are."""
         return read_documents(settings, run_key(run_id))
 
@@ -112,10 +105,17 @@ class Chain:
         return sorted(rows, key=lambda row: str(row.get("key")))
 
     def branch_rows(self, settings: Settings, run_id: str, name: TableName) -> list[Any]:
-        """What a run left on its branch of a table, by key."""
+        """What the last attempt of a run's task left on its branch of a table, by key."""
         lake = Lake.open(settings)
-        rows = lake.read(name, lake.head(name, branch_name(run_key(run_id)))).to_pylist()
+        rows = lake.read(name, lake.head(name, self.branch(settings, run_id, name))).to_pylist()
         return sorted(rows, key=lambda row: str(row.get("key")))
+
+    def branch(self, settings: Settings, run_id: str, name: TableName) -> str:
+        """The branch of the last attempt of the task that writes a table."""
+        (task,) = [task for task, tables in WRITTEN.items() if name in tables]
+        document = self.documents(settings, run_id).of(task)
+        assert document is not None
+        return document.writer(run_key(run_id)).branch
 
     def photo(self, number: int, label: str = LABELS[0]) -> bytes:
         """A small sound photo."""
@@ -149,9 +149,8 @@ def environment(settings: Settings) -> Iterator[None]:
 
 
 def job_module(job: str) -> ModuleType:
-    """A job script as a module whose functions travel to the executors by value, as those of a script do."""
+    """A job script as a module."""
     module: ModuleType = load_file(ROOT / "spark_jobs" / f"{job}.py", f"spark_job_{job}")
-    cloudpickle.register_pickle_by_value(module)
     return module
 
 
@@ -209,7 +208,7 @@ class First:
     settings: Settings
     run_id: str
     photos: Mapping[str, bytes]
-    documents: Documents
+    documents: RunDocuments
 
 
 @pytest.fixture(scope="session")

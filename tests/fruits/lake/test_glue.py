@@ -19,7 +19,7 @@ import pytest
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.existing import NoLakeError, open_read_only
+from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.publication import Publication, current_base, publications, publish
 from fruits.lake.schemas import DATA_TABLES, FEATURES, TABLES
 from fruits.serve.doctor import catalog as doctor_catalog

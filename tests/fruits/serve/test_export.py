@@ -7,7 +7,7 @@ import pytest
 from fruits.errors import FruitsError
 from fruits.lake import catalog
 from fruits.lake.catalog import Lake
-from fruits.lake.published import current_publication
+from fruits.lake.reader import current_publication
 from fruits.serve import export as module
 from fruits.serve.export import FORMATS, export
 from fruits.settings import Settings

@@ -1,0 +1,169 @@
+"""From lake format 1, that of Fruits 0.1, to format 2.
+
+Tables are the same in both. Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
+in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under way goes on: its documents are read as
+``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+
+from fruits.errors import FruitsError
+from fruits.lake.branches import Snapshots
+from fruits.lake.catalog import LAKE_FORMAT, Lake
+from fruits.lake.schemas import DATA_TABLES, TableName
+from fruits.run.state import WRITTEN
+from fruits.stores import lake_store, read_json
+
+if TYPE_CHECKING:
+    from fruits.run.documents import RunDocuments
+    from fruits.run.state import PlannedRun
+
+_COMMON = ("task", "run_id", "planned_at", "attempt", "state", "started_at", "finished_at", "wall_seconds", "versions",
+           "seconds", "error")  # fmt: skip
+_RESULTS: Mapping[str, tuple[str, ...]] = {
+    "featurize": ("images", "features", "quarantine", "bytes", "images_per_second", "removed"),
+    "pca": ("action", "reason", "pca_id", "n_statistics", "recomputed", "drift", "projected", "n", "k",
+            "explained_variance", "explained_variance_ratio"),
+    "validate": ("features", "quarantine", "probe", "gates"),
+    "publish": ("publication_id", "sequence", "snapshots"),
+    "maintain": ("dry_run", "found", "orphan_files", "expired_files", "publication_id", "dropped_versions",
+                 "layout_before"),
+}  # fmt: skip
+_LAST: Mapping[str, str] = {
+    "featurize": "images",
+    "pca": "n_statistics",
+    "validate": "gates",
+    "publish": "publication_id",
+    "maintain": "orphan_files",
+}
+"""A field that a task of format 1 wrote with its result, and never before."""
+
+
+def migrate(lake: Lake) -> None:
+    """Bring a lake to this release's format; a lake that has it is left alone.
+
+    A run that holds the turn goes on with the lease.
+    """
+    if lake.format() >= LAKE_FORMAT:
+        return
+    store = lake_store(lake.settings)
+    turns = sorted(item["path"] for batch in obstore.list(store, prefix="turns") for item in batch)
+    if turns:
+        turn = read_json(store, turns[-1])
+        lease = {**{name: turn[name] for name in ("number", "run", "renewed_at")}, "released": turn["ended"]}
+        with suppress(AlreadyExistsError):
+            name = turns[-1].replace("turns/", "leases/", 1)
+            obstore.put(store, name, json.dumps(lease).encode(), mode="create")
+        obstore.delete(store, turns)
+    lake.set_format()
+
+
+def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments") -> "RunDocuments":
+    """The documents of a run, with the snapshots that a task of format 1 left on the run's one branch.
+
+    Raises:
+        FruitsError: when that branch is gone.
+    """
+    branch = f"run_{planned.key}"
+
+    def heads(*names: TableName) -> Snapshots:
+        found = {name: lake.head(name, branch) for name in names}
+        gone = [name for name, head in found.items() if head is None]
+        if gone:
+            raise FruitsError(
+                f"run {planned.key}: its branch of table {gone[0]} is gone, and its rows with it; clear the run from "
+                "`wait_for_lease`, so that it is done again"
+            )
+        return {name: head for name, head in found.items() if head is not None}
+
+    def filled(document: Any, **snapshots: tuple[TableName, ...]) -> Any:
+        if document is None or document.result is None:
+            return document
+        missing = {
+            field: heads(*names) for field, names in snapshots.items() if getattr(document.result, field) is None
+        }
+        return document.model_copy(update={"result": document.result.model_copy(update=missing)})
+
+    return replace(
+        documents,
+        featurize=filled(documents.featurize, wrote=WRITTEN["featurize"]),
+        pca=filled(documents.pca, read=WRITTEN["featurize"], wrote=WRITTEN["pca"]),
+        validate=filled(documents.validate, snapshots=DATA_TABLES),
+    )
+
+
+def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A run document in today's form; one that has it comes back as it is."""
+    if "token" in document:
+        return dict(document)
+    common = {name: document[name] for name in _COMMON if name in document}
+    common |= {"token": "", "retryable": not document.get("mendable", False)}
+    task = document["task"]
+    if task == "plan":
+        return _plan_of_maintenance(document, common) if "found" in document else _plan(document, common)
+    if _LAST[task] not in document:
+        return {**common, "result": None}
+    result = {name: document[name] for name in _RESULTS[task] if name in document}
+    return {**common, "result": {**result, **_added(task, document)}}
+
+
+def _added(task: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a result that format 1 did not have, or called otherwise."""
+    if task == "featurize":
+        return {"photo_seconds": document["stages"], "wrote": None}
+    if task == "pca":
+        return {"recomputed": document.get("recomputed", False), "read": None, "wrote": None}
+    if task == "maintain":
+        return {"expired_files": document.get("expired_files", {})}
+    return {"snapshots": None} if task == "validate" else {}
+
+
+def _plan(document: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    if "counts" not in document:
+        return {**common, "result": None}
+    result = {
+        "key": document["slug"],
+        "run_id": document["run_id"],
+        "planned_at": document["started_at"],
+        "request": document["request"],
+        "base": _base(document["base"]),
+        "backbone": document["card"],
+        **{name: document[name] for name in ("counts", "known_rows", "remaining", "building", "work", "other_work")},
+        "unknown_keys": document["unknown_keys"],
+    }
+    return {**common, "result": result}
+
+
+def _base(base: Mapping[str, Any]) -> dict[str, Any]:
+    snapshots = dict(base["snapshots"])
+    publications = snapshots.pop("publications")
+    names = ("sequence", "publication_id", "pca_id", "model_id", "counts")
+    return {
+        "publication": {
+            **{name: base[name] for name in names},
+            "snapshots": snapshots,
+            "probe_raw": base["probe"]["raw"],
+            "probe_embedded": base["probe"]["embedded"],
+        },
+        "publications_snapshot": publications,
+    }
+
+
+def _plan_of_maintenance(document: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
+    done = "slug" in document
+    result = {
+        "key": document["slug"],
+        **{name: document[name] for name in ("run_id", "request", "found")},
+    }
+    return (
+        {**common, "task": "plan_maintenance", "result": result}
+        if done
+        else {**common, "task": "plan_maintenance", "result": None}
+    )

@@ -1,0 +1,187 @@
+"""Keep the lake small and fast: rewrite files, check that the rows are the same, and drop what nothing needs."""
+
+import logging
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import obstore
+
+from fruits.errors import ConflictError, FruitsError, TransientError
+from fruits.lake.branches import change_refs, commit_rows
+from fruits.lake.schemas import PUBLICATIONS, TableDefinition, TableName
+from fruits.run.upkeep import (
+    FEWEST_SMALL_FILES,
+    LARGEST_DELETED_SHARE,
+    SMALL_FILE_BYTES,
+    TARGET_FILE_BYTES,
+    Upkeep,
+)
+from fruits.settings import Settings
+from fruits.spark.tables import Tables
+from fruits.stores import lake_store
+
+if TYPE_CHECKING:
+    from py4j.java_gateway import JavaObject  # type: ignore[import-untyped]
+    from pyspark.sql import DataFrame
+
+log = logging.getLogger("fruits")
+
+_BEFORE_ALL = "TIMESTAMP '1970-01-01 00:00:00'"
+
+
+def drop_versions(tables: Tables, versions: tuple[str, ...]) -> None:
+    """Delete PCA versions and their embeddings from the branch: whole files, for they are partitioned by version."""
+    from pyiceberg.expressions import In
+
+    if versions:
+        listed = ", ".join(f"'{version}'" for version in versions)
+        tables.delete("embeddings", f"pca_id IN ({listed})")
+        expired, branch = In("pca_id", versions), tables.writer.branch
+        commit_rows(
+            tables.lake,
+            "pca_models",
+            lambda change: change.delete(expired, branch=branch, snapshot_properties=tables.writer.snapshot_properties),
+            branch=branch,
+        )
+
+
+def rewrite(tables: Tables, definition: TableDefinition, *, rewrite_all: bool) -> None:
+    """Rewrite a table's small and much deleted files on the branch, in order; others are left alone."""
+    options = {
+        "target-file-size-bytes": TARGET_FILE_BYTES,
+        "min-file-size-bytes": SMALL_FILE_BYTES,
+        "max-file-size-bytes": 2**62,  # large files are as good as they are
+        "min-input-files": FEWEST_SMALL_FILES,
+        "delete-ratio-threshold": LARGEST_DELETED_SHARE,
+        "max-file-group-size-bytes": 64 * TARGET_FILE_BYTES,  # what one sort takes on at a time
+        "use-starting-sequence-number": "false",  # so that Iceberg drops the deletes that the rewritten files had
+        "rewrite-all": str(rewrite_all).lower(),
+    }
+    listed = ", ".join(f"'{name}', '{value}'" for name, value in options.items())
+    result = tables.call(
+        "rewrite_data_files",
+        definition.name,
+        f"branch => '{tables.writer.branch}', strategy => 'sort', sort_order => '{definition.sort_by}', "
+        f"options => map({listed})",
+    )
+    log.info(
+        "compacted %s: %d files into %d",
+        definition.name,
+        result[0]["rewritten_data_files_count"],
+        result[0]["added_data_files_count"],
+    )
+
+
+def drop_dangling_deletes(tables: Tables, name: TableName) -> None:
+    """Remove delete files of data files that are gone from the branch.
+
+    Iceberg's own way to do so (1.12) knows the branch `main` only.
+    """
+    gateway = tables.spark._jvm.org.apache.iceberg  # type: ignore[union-attr]  # noqa: SLF001 -- no Python API
+    table = gateway.spark.Spark3Util.loadIcebergTable(tables.spark._jsparkSession, tables.identifier(name))  # noqa: SLF001
+    manifests = list(table.snapshot(tables.writer.branch).deleteManifests(table.io()))
+    if not manifests:
+        return
+    used = {
+        deletes.location()
+        for task in closing(table.newScan().useRef(tables.writer.branch).planFiles())
+        for deletes in task.deletes()
+    }
+    unused = [
+        deletes.copy()
+        for manifest in manifests
+        for deletes in closing(gateway.ManifestFiles.readDeleteManifest(manifest, table.io(), table.specs()))
+        if deletes.location() not in used
+    ]
+    if unused:
+        change = table.newRewrite().toBranch(tables.writer.branch)
+        for deletes in unused:
+            change.deleteFile(deletes)
+        change.commit()
+
+
+def closing(iterable: "JavaObject") -> Iterator["JavaObject"]:
+    """The items of one of Iceberg's iterables that hold a file open."""
+    try:
+        iterator = iterable.iterator()
+        while iterator.hasNext():
+            yield iterator.next()
+    finally:
+        iterable.close()
+
+
+def check_rows(tables: Tables, name: TableName, before: int, after: int, dropped_versions: tuple[str, ...]) -> None:
+    """See that a table has the rows that it had, but for dropped PCA versions.
+
+    Raises:
+        FruitsError: when it has not: nothing is published then.
+    """
+    was = tables.read(name, before)
+    if dropped_versions and "pca_id" in was.columns and name != PUBLICATIONS.name:
+        was = was.where(~was.pca_id.isin(*dropped_versions))
+    expected, found = fingerprint(was), fingerprint(tables.read(name, after))
+    if expected != found:
+        raise FruitsError(
+            f"table {name}: {found[0]:,} rows after compaction where {expected[0]:,} were expected, or other values; "
+            "nothing is published and readers stay where they were. This is a defect: please report it with this log."
+        )
+
+
+def fingerprint(rows: "DataFrame") -> tuple[int, int | None]:
+    """Number of rows, and a sum of their hashes over all columns: the same whatever their order."""
+    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+    from pyspark.sql.types import MapType
+
+    columns = [
+        F.to_json(field.name) if isinstance(field.dataType, MapType) else F.col(field.name) for field in rows.schema
+    ]
+    total = rows.select(F.xxhash64(*columns).cast("decimal(38,0)").alias("hash"))
+    (found,) = total.agg(F.count("*").alias("rows"), F.sum("hash").alias("hashes")).collect()
+    return int(found.rows), None if found.hashes is None else int(found.hashes)
+
+
+def expire(tables: Tables, upkeep: Upkeep) -> dict[TableName, int]:
+    """Set and drop refs, then expire the snapshots that none of them needs, and remove their files.
+
+    Returns how many files were removed, by table.
+
+    Raises:
+        TransientError: when somebody works on a branch that was to be dropped.
+    """
+    removed: dict[TableName, int] = {}
+    for name, refs in upkeep.tables.items():
+        try:
+            change_refs(tables.lake, name, refs.tags, {**refs.dropped_tags, **refs.dropped_branches})
+        except ConflictError as error:
+            raise TransientError(
+                f"table {name}: a run that was taken for dead works on its branch again, which is kept; maintenance is "
+                "tried again"
+            ) from error
+        if refs.expired:
+            listed = ", ".join(f"{snapshot}L" for snapshot in refs.expired)
+            # By id alone: `older_than`, five days by default, would take others as well.
+            files = tables.call(
+                "expire_snapshots", name, f"older_than => {_BEFORE_ALL}, snapshot_ids => array({listed})"
+            )
+            removed[name] = sum(count or 0 for count in files[0].asDict().values())
+    return removed
+
+
+def remove_orphans(tables: Tables, name: TableName, older_than: datetime, *, dry_run: bool) -> int:
+    """Remove files that no snapshot of a table refers to, if they are too old for a run's unfinished work."""
+    listing = "true" if tables.lake.settings.lake_kind == "s3" else "false"
+    found = tables.call(
+        "remove_orphan_files",
+        name,
+        f"older_than => TIMESTAMP '{older_than:%Y-%m-%d %H:%M:%S}', dry_run => {str(dry_run).lower()}, "
+        f"prefix_listing => {listing}",
+    )
+    return len(found)
+
+
+def remove_run_folders(settings: Settings, upkeep: Upkeep) -> None:
+    """Delete the documents and manifests of old runs."""
+    for key in upkeep.old_folders:
+        store = lake_store(settings, f"runs/{key}")
+        obstore.delete(store, [item["path"] for batch in obstore.list(store) for item in batch])

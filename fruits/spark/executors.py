@@ -1,0 +1,133 @@
+"""The functions that run on the executors: from batches of rows to batches of rows.
+
+A function travels to the executors with its arguments; the module is imported there. So this module imports no more
+than it needs, and an executor never imports TensorFlow.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from fruits.analysis.moments import Moments, merge_all, moments_of, to_bytes
+from fruits.analysis.pca import PCA, transform
+from fruits.backbones.stage import load_backbone_once
+from fruits.errors import FruitsError
+from fruits.lake.schemas import EMBEDDINGS, FEATURES
+from fruits.photos.featurize import STAGES, Outcome, featurize_entries
+from fruits.run.manifest import entries_of
+from fruits.settings import Settings
+from fruits.spark.release import BatchFunction
+from fruits.stores import photo_store
+
+OUTCOME_SCHEMA = pa.schema(
+    [
+        *(field.with_nullable(True) for field in FEATURES.schema),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        *(pa.field(f"seconds_{phase}", pa.float64()) for phase in STAGES),
+    ]
+)
+"""A photo's outcome: a row of `features`, or a reason and a detail; and the seconds that each phase took."""
+
+MOMENTS_SCHEMA = pa.schema([("moments", pa.binary())])
+SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.float64())])
+
+_PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format", "vector")
+
+
+def featurize(settings: Settings, model_id: str, run_id: str, rows_per_batch: int = 64) -> BatchFunction:
+    """From entries of the manifest to outcomes, with ``OUTCOME_SCHEMA``."""
+
+    def outcomes(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        entries = (entry for batch in batches for entry in entries_of(batch))
+        backbone = load_backbone_once(settings, model_id)
+        rows = []
+        for outcome in featurize_entries(entries, photo_store(settings), backbone, settings):
+            rows.append(_outcome_row(outcome, model_id, run_id))
+            if len(rows) == rows_per_batch:
+                yield pa.RecordBatch.from_pylist(rows, OUTCOME_SCHEMA)
+                rows = []
+        yield pa.RecordBatch.from_pylist(rows, OUTCOME_SCHEMA)
+
+    return outcomes
+
+
+def _outcome_row(outcome: Outcome, model_id: str, run_id: str) -> dict[str, object]:
+    entry, feature = outcome.entry, outcome.feature
+    row: dict[str, object] = {
+        "key": entry.key,
+        "etag": outcome.etag,
+        "size": outcome.size,
+        "last_modified": outcome.last_modified,
+        "model_id": model_id,
+        "run_id": run_id,
+        "reason": outcome.reason,
+        "detail": outcome.detail,
+        **{f"seconds_{phase}": seconds for phase, seconds in outcome.seconds.items()},
+    }
+    if feature is None:
+        return row
+    photo = {name: getattr(feature, name) for name in _PHOTO_COLUMNS}
+    return {**row, **photo, "label": entry.label, "split": entry.split}
+
+
+def partial_moments(width: int) -> BatchFunction:
+    """From features (``key``, ``vector``) to their moments, one row a task, with ``MOMENTS_SCHEMA``."""
+
+    def moments(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        total = merge_all([Moments.empty(width), *(_moments_of_batch(batch) for batch in filter(len, batches))])
+        yield pa.RecordBatch.from_pylist([{"moments": to_bytes(total)}])
+
+    return moments
+
+
+def _moments_of_batch(batch: pa.RecordBatch) -> Moments:
+    vectors = matrix(batch["vector"])
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        key = batch["key"][int(np.argmin(finite))].as_py()
+        raise FruitsError(
+            f"features: the vector of {key} has NaN or infinity; check the backbone's weights. Nothing is published."
+        )
+    return moments_of(vectors)
+
+
+def squared_norms(pca: PCA) -> BatchFunction:
+    """From features (``vector``) to squared lengths of embedding and residual, with ``SQUARES_SCHEMA``."""
+
+    def squares(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in filter(len, batches):
+            embedding, residual = transform(pca, matrix(batch["vector"]))
+            explained, unexplained = np.square(embedding).sum(1, dtype=float), np.square(residual.astype(float))
+            yield pa.RecordBatch.from_pydict({"explained": explained, "unexplained": unexplained})
+
+    return squares
+
+
+def project(pca: PCA, model_id: str, pca_id: str, run_id: str) -> BatchFunction:
+    """From features (``key``, ``etag``, ``label``, ``split``, ``vector``) to rows of `embeddings`."""
+    constants = {"model_id": model_id, "pca_id": pca_id, "run_id": run_id}
+
+    def embeddings(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in filter(len, batches):
+            yield _embeddings(batch, pca, constants)
+
+    return embeddings
+
+
+def _embeddings(batch: pa.RecordBatch, pca: PCA, constants: dict[str, str]) -> pa.RecordBatch:
+    embedding, residual = transform(pca, matrix(batch["vector"]))
+    values = {name: batch[name] for name in ("key", "etag", "label", "split")}
+    values |= {name: pa.repeat(value, batch.num_rows) for name, value in constants.items()}
+    offsets = pa.array(range(0, embedding.size + 1, pca.n_components), pa.int32())
+    values |= {"embedding": pa.ListArray.from_arrays(offsets, embedding.ravel()), "residual": residual}
+    schema = EMBEDDINGS.schema
+    return pa.RecordBatch.from_arrays(
+        [pa.array(values[name]).cast(schema.field(name).type) for name in schema.names], schema=schema
+    )
+
+
+def matrix(vectors: pa.ListArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """A list column as a matrix, shape ``(rows, d)``."""
+    return np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)

@@ -1,0 +1,222 @@
+"""What a Spark job works on: its run as planned, the snapshots that it starts from, its own branch of each table."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fruits.errors import ExitCode, FruitsError
+from fruits.lake.branches import Snapshots
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import check_current
+from fruits.lake.schemas import TableName
+from fruits.run.documents import (
+    PlannedMaintenance,
+    RunDocuments,
+    TaskName,
+    TaskRecorder,
+    check_tasks_before,
+    read_documents,
+    read_plan,
+    run_store,
+    task_document,
+)
+from fruits.run.lease import hold_lease, release_lease
+from fruits.run.manifest import Manifest
+from fruits.run.migration import migrate, with_snapshots
+from fruits.run.state import WRITTEN, PlannedRun
+from fruits.settings import Settings
+from fruits.spark.cluster import executor_errors
+from fruits.spark.release import check_release
+from fruits.spark.session import session
+from fruits.spark.tables import Tables
+from fruits.stores import denials_explained
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+log = logging.getLogger("fruits")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One attempt of a Spark job of a run.
+
+    Attributes:
+        run: The run, as planned.
+        tables: The tables; what the job writes is on the branch of its attempt.
+        start: The snapshots that the job starts from: the plan's base, and what the tasks before wrote.
+        documents: The documents of the tasks before.
+        recorder: The job's own document.
+    """
+
+    run: PlannedRun
+    tables: Tables
+    start: Snapshots
+    documents: RunDocuments
+    recorder: TaskRecorder[Any]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings."""
+        return self.tables.lake.settings
+
+    @property
+    def lake(self) -> Lake:
+        """The lake, through PyIceberg."""
+        return self.tables.lake
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a phase of the job."""
+        return self.recorder.phase(name)
+
+    def manifest(self) -> Manifest:
+        """The run's manifest."""
+        return Manifest.read(run_store(self.settings, self.run.key))
+
+    def start_branches(self, *names: TableName) -> None:
+        """Fork the attempt's branches of tables from where the job starts."""
+        for name in names:
+            self.tables.start_branch(name, self.start[name])
+
+    def wrote(self, *names: TableName) -> Snapshots:
+        """The snapshots at the ends of the attempt's branches, when this attempt alone wrote them."""
+        return {name: self.tables.head(name, self.start[name]) for name in names}
+
+    def rows(self, name: TableName) -> "DataFrame":
+        """Rows of a table where the job starts."""
+        return self.tables.read(name, self.start[name])
+
+    def features(self) -> "DataFrame":
+        """The features of the run's backbone where the job starts."""
+        return self.rows("features").where(f"model_id = '{self.run.model_id}'")
+
+    def new_features(self) -> "DataFrame":
+        """Those of them that this run wrote."""
+        rows = self.features()
+        return rows.where(rows.run_id == self.run.run_id)
+
+
+@dataclass(frozen=True)
+class MaintenanceJob:
+    """One attempt of the Spark job of a run of maintenance."""
+
+    planned: PlannedMaintenance
+    tables: Tables
+    recorder: TaskRecorder[Any]
+
+    @property
+    def lake(self) -> Lake:
+        """The lake, through PyIceberg."""
+        return self.tables.lake
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a phase of the job."""
+        return self.recorder.phase(name)
+
+
+def run_job(task: TaskName, description: str, work: Callable[[Job], None], argv: list[str] | None) -> int:
+    """Run a Spark job of a run from the command line; returns an ``ExitCode``."""
+    return _exit_code(task, description, argv, lambda settings, run: _run(task, settings, run, work))
+
+
+def run_maintenance_job(description: str, work: Callable[[MaintenanceJob], None], argv: list[str] | None) -> int:
+    """Run the Spark job of a run of maintenance from the command line; returns an ``ExitCode``."""
+    return _exit_code("maintain", description, argv, lambda settings, run: _run_maintenance(settings, run, work))
+
+
+def _run(task: TaskName, settings: Settings, run: str, work: Callable[[Job], None]) -> None:
+    planned = read_plan(settings, run)
+    with _attempt(task, settings, planned, dry_run=planned.request.dry_run) as (lake, recorder):
+        documents = with_snapshots(lake, planned, read_documents(settings, run))
+        check_tasks_before(task, planned, documents)
+        check_current(lake, planned.base, planned.run_id)
+        start = starting_snapshots(task, planned, documents)
+        with _tables(task, lake, planned.key, recorder) as tables:
+            work(Job(planned, tables, start, documents, recorder))
+
+
+def _run_maintenance(settings: Settings, run: str, work: Callable[[MaintenanceJob], None]) -> None:
+    document = read_documents(settings, run).plan_maintenance
+    planned = document.done if document else None
+    if planned is None:
+        raise FruitsError(
+            f"run {run}: no finished plan of maintenance in {settings.lake}/runs/{run}; clear the run from "
+            "`wait_for_lease`, or correct --run"
+        )
+    with (
+        _attempt("maintain", settings, planned, dry_run=planned.request.dry_run) as (lake, recorder),
+        _tables("maintain", lake, planned.key, recorder) as tables,
+    ):
+        work(MaintenanceJob(planned, tables, recorder))
+    release_lease(settings, planned.key)
+
+
+def starting_snapshots(task: TaskName, planned: PlannedRun, documents: RunDocuments) -> Snapshots:
+    """The snapshots that a task starts from: the plan's base, overlaid with what the tasks before it wrote."""
+    written: dict[TableName, int] = {}
+    for before, document in (("featurize", documents.featurize), ("pca", documents.pca)):
+        if before == task:
+            break
+        if document and document.done:
+            written |= {name: (document.done.wrote or {})[name] for name in WRITTEN[before]}
+    return {**planned.base.snapshots, **written}
+
+
+@contextmanager
+def _attempt(
+    task: TaskName, settings: Settings, planned: PlannedRun | PlannedMaintenance, *, dry_run: bool
+) -> Iterator[tuple[Lake, TaskRecorder[Any]]]:
+    """The lake and the document of an attempt, which holds the lease; a dry run changes nothing and needs none."""
+    lake = Lake.open(settings)
+    migrate(lake)
+    planned_at = planned.planned_at if isinstance(planned, PlannedRun) else None
+    with (
+        task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder,
+        nullcontext() if dry_run else hold_lease(settings, planned.key),
+    ):
+        check_release(os.environ)
+        yield lake, recorder
+
+
+@contextmanager
+def _tables(task: TaskName, lake: Lake, run: str, recorder: TaskRecorder[Any]) -> Iterator[Tables]:
+    with executor_errors(), session(f"fruits {task}", lake.settings, recorder) as spark:
+        tables = Tables(spark, lake, recorder.document.writer(run))
+        for name, value in tables.session_properties.items():
+            spark.conf.set(name, value)
+        yield tables
+
+
+def _exit_code(
+    task: TaskName, description: str, argv: list[str] | None, run: Callable[[Settings, str], None]
+) -> ExitCode:
+    """Run a job and say how it ended; only defects show a stack trace."""
+    arguments = _parser(task, description).parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stdout)
+    try:
+        with denials_explained():
+            run(Settings.load(), arguments.run)
+    except FruitsError as error:
+        log.error("%s", error)
+        return error.exit_code
+    except Exception:
+        log.exception("%s failed", task)
+        return ExitCode.UNEXPECTED
+    return ExitCode.OK
+
+
+def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"{task}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, "
+        "2 bad input, 3 a required gate failed, 4 another run published in between.",
+    )
+    parser.add_argument("--run", required=True, metavar="KEY", help="key of the run: its folder in the lake")
+    return parser

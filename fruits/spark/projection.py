@@ -1,0 +1,146 @@
+"""PCA versions and embeddings of a run: is a refit due, fit, project, and measure what a version leaves unexplained."""
+
+import math
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fruits.analysis.moments import Moments
+from fruits.analysis.pca import (
+    PCA,
+    FittedSummary,
+    components_asked,
+    fit,
+    pca_identity,
+    refit_reason,
+    unexplained_share,
+)
+from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
+from fruits.lake.schemas import EMBEDDINGS
+from fruits.photos.keys import FIT_SPLIT
+from fruits.spark.executors import SQUARES_SCHEMA, squared_norms
+from fruits.spark.executors import project as project_batches
+from fruits.spark.job import Job
+from fruits.spark.session import map_batches, progress
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+ROWS_PER_FILE = 200_000
+"""About 128 MB of embeddings."""
+
+_SQUARE = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
+
+
+def current_version(job: Job) -> PCAVersion | None:
+    """The PCA in use for the run's backbone: the published version, else its newest."""
+    versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
+    published = [version for version in versions if version.pca_id == job.run.base.publication.pca_id]
+    return next(reversed(published or versions), None)
+
+
+def reason_to_refit(job: Job, current: PCAVersion | None, fit_rows: int) -> tuple[str | None, float | None]:
+    """Why the PCA is fitted again, or None; and the drift that was measured, if any.
+
+    A run that leaves objects over, as each run of a backfill does, keeps the PCA that there is. The run that leaves
+    none over refits, if that is due. So a backfill refits once at most.
+    """
+    drift, measured = measure_drift(job, current) if current else (None, 0)
+    settings, request = job.settings, job.run.request
+    if current is not None and request.refit == "auto" and job.run.remaining:
+        return None, drift
+    reason = refit_reason(
+        request.refit,
+        FittedSummary(current.pca.n, current.n_components) if current else None,
+        asked=components_asked(request.n_components, settings.max_components),
+        n_now=fit_rows,
+        n_new=measured,
+        drift=drift,
+        max_drift=settings.refit_drift,
+        min_drift_rows=settings.refit_drift_rows,
+        growth=settings.refit_growth,
+    )
+    return reason, drift
+
+
+def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
+    """Share of variance that new photos leave unexplained beyond the expected share, and from how many rows.
+
+    After runs that left photos over, and with them the decision to refit, it is measured on all rows since the fit.
+    """
+    rows = job.new_features().where(f"split = '{FIT_SPLIT}'").select("vector")
+    squares = map_batches(rows, squared_norms(current.pca), SQUARES_SCHEMA)
+    if (job.run.base.publication.counts or {}).get("remaining"):
+        squares = squares.unionByName(_squares_since_fit(job, current))
+    totals = squares.selectExpr(
+        "count(*) AS n", "sum(explained) AS explained", "sum(unexplained) AS unexplained"
+    ).first()
+    if totals is None or not totals.n:
+        return None, 0
+    share = unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))
+    return share - current.expected_unexplained, totals.n
+
+
+def _squares_since_fit(job: Job, current: PCAVersion) -> "DataFrame":
+    """Squared norms of embedding and residual of the fit split's rows that were projected after the fit."""
+    rows = job.rows("embeddings").where(f"pca_id = '{current.pca_id}' AND split = '{FIT_SPLIT}'")
+    return rows.where(rows.run_id != current.run_id).selectExpr(
+        f"{_SQUARE} AS explained", "double(residual) * residual AS unexplained"
+    )
+
+
+def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, int]:
+    """Fit on the moments, project every row, and save the version; also how many rows were projected."""
+    settings, request, model_id = job.settings, job.run.request, job.run.model_id
+    with job.phase("fit"):
+        pca = fit(moments, request.n_components, settings.max_components)
+        pca_id = pca_identity(model_id, pca)
+    known = {version.pca_id for version in load_versions(job.lake, job.start["pca_models"], model_id)}
+    if pca_id in known:  # the same fit again: its rows and its version are replaced, not doubled
+        job.tables.delete("embeddings", f"pca_id = '{pca_id}'")
+    with job.phase("project"):
+        projected = project(job, pca_id, pca, job.features())
+    version = PCAVersion(
+        pca_id=pca_id,
+        model_id=model_id,
+        pca=pca,
+        n_components=components_asked(request.n_components, settings.max_components),
+        held_out_unexplained=held_out_unexplained(job, pca_id),
+        features_snapshot_id=job.start["features"],
+        reason=reason,
+        run_id=job.run.run_id,
+        fitted_at=datetime.now(UTC),
+    )
+    save_version(job.lake, job.tables.writer, version)
+    return version, projected
+
+
+def project(job: Job, pca_id: str, pca: PCA, features: "DataFrame") -> int:
+    """Append the embeddings of ``features`` under a PCA version; returns how many."""
+    count = int(features.count())
+    if count:
+        rows = features.select("key", "etag", "label", "split", "vector")
+        function = project_batches(pca, job.run.model_id, pca_id, job.run.run_id)
+        with progress(job.tables.spark, "project", count):
+            embeddings = map_batches(rows, function, EMBEDDINGS.schema)
+            files = math.ceil(count / ROWS_PER_FILE)
+            job.tables.append("embeddings", embeddings.repartitionByRange(files, "key").sortWithinPartitions("key"))
+    return count
+
+
+def unprojected_features(job: Job, pca_id: str) -> "DataFrame":
+    """The rows without an embedding under a version: this run's, and those of runs that were building the backbone."""
+    if job.run.base.publication.model_id == job.run.model_id:
+        return job.new_features()
+    embedded = job.tables.read_branch("embeddings").where(f"pca_id = '{pca_id}'").select("key", "etag")
+    return job.features().join(embedded, ["key", "etag"], "left_anti")
+
+
+def held_out_unexplained(job: Job, pca_id: str) -> float | None:
+    """Share of the held-out rows' variance that a version leaves unexplained; None without such rows."""
+    rows = job.tables.read_branch("embeddings").where(f"pca_id = '{pca_id}' AND split != '{FIT_SPLIT}'")
+    totals = rows.selectExpr(f"sum({_SQUARE}) AS explained", "sum(double(residual) * residual) AS unexplained").first()
+    if totals is None or totals.explained is None:
+        return None
+    return unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))
