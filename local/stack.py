@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import patch
 
 import boto3
 from botocore.config import Config
@@ -93,17 +94,9 @@ class Stack:
         )
 
 
-@contextmanager
-def environment_of(stack: Stack) -> Iterator[None]:
+def environment_of(stack: Stack) -> AbstractContextManager[Any]:
     """Inside, this process has the stack's environment variables as well."""
-    before, environment = dict(os.environ), stack.environment
-    os.environ.clear()
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    return patch.dict(os.environ, stack.environment, clear=True)
 
 
 def jobs_environment() -> Path:
