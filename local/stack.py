@@ -204,14 +204,15 @@ def start_s3(data: Path, notifications: str = "") -> Stack:
             start_new_session=True,
             pass_fds=[note.fileno()],  # the server inherits the lock and holds it until it ends
         )
-        note.truncate(0)
-        json.dump({"pid": process.pid}, note)
-    stack = Stack(data, f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
-    try:
-        _wait_until_ready(stack, ports["master"], process, log_path)
-    except BaseException:
-        stop_process(process)
-        raise
+        stack = Stack(data, f"http://127.0.0.1:{ports['s3']}", access_key, secret_key)
+        try:
+            note.truncate(0)
+            json.dump({"pid": process.pid}, note)
+            note.flush()
+            _wait_until_ready(stack, ports["master"], process, log_path)
+        except BaseException:
+            stop_process(process)
+            raise
     return stack
 
 
