@@ -225,7 +225,7 @@ def _requested(url: str) -> dict[str, str]:
 
 
 def explain(error: Exception, settings: Settings, bucket: str) -> FruitsError:
-    """Lease what an S3 server answered into a message that says what to do."""
+    """Turn the answer of an S3 server into a message that says what to do."""
     text = str(error)
     server = settings.s3_endpoint or f"AWS ({settings.s3_region})"
     causes = {

@@ -230,7 +230,7 @@ def refit_reason(
 
 
 def _with_fixed_signs(components: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lease each row so that its loading of largest size is positive: an eigenvector's own sign is arbitrary."""
+    """Turn each row so that its loading of largest size is positive: an eigenvector's own sign is arbitrary."""
     largest = np.abs(components).argmax(axis=1)
     signs = np.sign(components[np.arange(len(components)), largest])
     return np.ascontiguousarray(components * signs[:, np.newaxis])

@@ -116,7 +116,7 @@ def open_catalog(settings: Settings, **properties: str) -> "Catalog":
 
 
 def glue_problem(settings: Settings, error: Exception) -> FruitsError:
-    """Lease what boto3 raised in front of Glue into a message that says what to check."""
+    """Turn an error of boto3 in front of Glue into a message that says what to check."""
     from botocore.exceptions import ConnectionError as NoConnection
     from botocore.exceptions import HTTPClientError
 

@@ -57,7 +57,7 @@ def open_read_only(settings: Settings) -> Lake:
 
 @contextmanager
 def explain_lake_errors(settings: Settings) -> Iterator[None]:
-    """Lease what catalog, stores and servers raise into a message that says what to check."""
+    """Turn errors of catalog, stores and servers into a message that says what to check."""
     from botocore.exceptions import BotoCoreError, ClientError
     from obstore.exceptions import BaseError
     from sqlalchemy.exc import SQLAlchemyError

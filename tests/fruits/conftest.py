@@ -12,7 +12,7 @@ import pytest
 
 from fruits.analysis.moments import moments_of
 from fruits.analysis.pca import PCA, fit, pca_identity, transform
-from fruits.lake.branches import branch_name, commit_rows, start_branch
+from fruits.lake.branches import Writer, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import PCAVersion, save_version
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
@@ -30,8 +30,9 @@ class FakeRun:
     def __init__(self, settings: Settings) -> None:
         self.lake = Lake.open(settings)
         self.base: Base = current_base(self.lake)
-        self.slug = uuid.uuid4().hex[:8]
-        self.branch = branch_name(self.slug)
+        self.key = uuid.uuid4().hex[:8]
+        self.writer = Writer(self.key, "featurize_1_ab")
+        self.branch = self.writer.branch
         for name in DATA_TABLES:
             start_branch(self.lake, name, self.branch, self.base.publication.snapshots[name])
 
@@ -41,8 +42,8 @@ class FakeRun:
             fitted = [vector for key, vector in photos.items() if key.startswith(FIT_SPLIT)]
             pca = fit(moments_of(np.stack(fitted)), 0.95, 160)
         pca_id = pca_identity(model_id, pca)
-        version = PCAVersion(pca_id, model_id, pca, "0.95", None, 1, "first fit", self.slug, NOW)
-        save_version(self.lake, self.branch, version)
+        version = PCAVersion(pca_id, model_id, pca, "0.95", None, 1, "first fit", self.key, NOW)
+        save_version(self.lake, self.writer, version)
         embedding, residual = transform(pca, np.stack(list(photos.values())))
         common = [self._common(key, model_id) for key in photos]
         stored = {"size": 1, "last_modified": NOW, "sha256": "0", "phash": -1, "width": 8, "height": 9, "format": "PNG"}
@@ -56,7 +57,7 @@ class FakeRun:
     def quarantine(self, keys: Sequence[str], model_id: str) -> None:
         """Rows of quarantine, with a detail that is hard to quote."""
         told = {"etag": "e", "size": 0, "last_modified": NOW, "model_id": model_id, "reason": "empty"}
-        told |= {"detail": 'a "word", a comma\nand a line', "run_id": self.slug}
+        told |= {"detail": 'a "word", a comma\nand a line', "run_id": self.key}
         rows = [{"key": key, **told} for key in keys]
         self._append(QUARANTINE, rows)
 
@@ -65,16 +66,22 @@ class FakeRun:
         snapshots = {name: self.lake.head(name, self.branch) for name in DATA_TABLES}
         sequence = self.base.publication.sequence + 1
         identity = publication_id(sequence, snapshots)
-        row = Publication(sequence, snapshots, identity, self.slug, NOW, model_id, pca_id, {})
-        return publish(self.lake, self.base.to_document(), self.slug, row)
+        return self.publish_row(Publication(sequence, snapshots, identity, self.key, NOW, model_id, pca_id, {}))
+
+    def publish_row(self, row: Publication) -> Publication:
+        """Publish a row."""
+        done = publish(self.lake, self.base, self.writer, row)
+        drop_run_branches(self.lake, self.key)
+        return done
 
     def _common(self, key: str, model_id: str) -> dict[str, Any]:
         split, label = key.split("/")[-3:-1]
-        return {"key": key, "etag": "e", "label": label, "split": split, "model_id": model_id, "run_id": self.slug}
+        return {"key": key, "etag": "e", "label": label, "split": split, "model_id": model_id, "run_id": self.key}
 
     def _append(self, definition: TableDefinition, rows: Sequence[Mapping[str, Any]]) -> None:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=definition.schema)
-        commit_rows(self.lake, definition.name, lambda transaction: transaction.append(table, branch=self.branch))
+        commit = {"branch": self.branch, "snapshot_properties": self.writer.snapshot_properties}
+        commit_rows(self.lake, definition.name, lambda change: change.append(table, **commit))
 
 
 @pytest.fixture(scope="session")

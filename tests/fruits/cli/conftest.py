@@ -14,12 +14,13 @@ from typer.testing import CliRunner, Result
 from fruits.backbones.stage import staged_card
 from fruits.cli.app import app
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, current_base, publication_id, publish
+from fruits.lake.publication import Publication, publication_id
 from fruits.lake.schemas import DATA_TABLES
-from fruits.run.documents import run_document
+from fruits.run.documents import task_document
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes
 from local.stack import make_bucket
+from tests.runs import NO_OBJECTS, planned
 
 QUARANTINED = ("train/Kiwi/\x1b[31mempty.jpg", "train/Kiwi/empty.jpg")
 
@@ -85,13 +86,13 @@ def publish_run(run, model_id: str, pca_id: str, features: int) -> None:
         sequence=sequence,
         snapshots=snapshots,
         publication_id=publication_id(sequence, snapshots),
-        run_id=run.slug,
+        run_id=run.key,
         published_at=datetime.now(UTC),
         model_id=model_id,
         pca_id=pca_id,
         counts={**counts, "features": features, "quarantine": len(QUARANTINED), "remaining": 4},
     )
-    publish(run.lake, run.base.to_document(), run.slug, row)
+    run.publish_row(row)
 
 
 @pytest.fixture(scope="session")
@@ -128,18 +129,12 @@ def published(new_lake, tmp_path_factory) -> Settings:
     settings = new_lake(tmp_path_factory.mktemp("published"))
     for key in ("train/Banana/0.jpg", "train/Kiwi/new.jpg", "stray.jpg"):
         write_bytes(photo_store(settings), key, b"not a photo")
-    counts = dict.fromkeys(("create", "update", "delete", "unchanged", "quarantined", "pending"), 0)
-    common = {
-        "base": current_base(Lake.open(settings)).to_document(),
-        "model_id": "m",
-        "request": {},
-        "other_work": None,
-    }
-    with run_document(settings, "plan", "scheduled__1", "scheduled_1") as document:
-        document.record(**common, slug="scheduled_1", work=False, counts=counts)
-    with run_document(settings, "plan", "manual__2", "manual_2") as document:
-        some = {"create": 7, "update": 1, "delete": 2, "pending": 3}
-        document.record(**common, slug="manual_2", work=True, counts={**counts, **some})
-    with pytest.raises(RuntimeError), run_document(settings, "featurize", "manual__2", "manual_2"):
+    some = {"create": 7, "update": 1, "delete": 2, "pending": 3}
+    quiet = planned("scheduled__1", key="scheduled_1", work=False, counts=NO_OBJECTS)
+    busy = planned("manual__2", key="manual_2", counts={**NO_OBJECTS, **some})
+    for run in (quiet, busy):
+        with task_document(settings, "plan", run.key, run.run_id) as document:
+            document.record(run)
+    with pytest.raises(RuntimeError), task_document(settings, "featurize", "manual_2", "manual__2", busy.planned_at):
         raise RuntimeError("the disk is full")
     return settings

@@ -15,7 +15,9 @@ from fruits.cli.output import table
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
-from fruits.run.documents import run_document
+from fruits.run.documents import task_document
+from fruits.run.request import RunRequest
+from tests.runs import NO_OBJECTS, planned, planned_maintenance
 
 pytestmark = pytest.mark.jobs
 
@@ -45,20 +47,24 @@ class TestStatus:
     def test_dry_runs_maintenance_and_earlier_tries_are_told_apart(self, answer, new_lake, tmp_path):
         settings = new_lake(tmp_path)
 
-        def leave(run_id, task="plan", **recorded):
-            with run_document(settings, task, run_id, run_id) as document:
-                document.record(**recorded)
+        def leave(run_id, result=None, task="plan"):
+            with task_document(settings, task, run_id, run_id) as document:
+                if result:
+                    document.record(result)
             time.sleep(0.02)
 
-        leave("tried", work=True, request={"dry_run": False}, counts={"pending": 4})
-        with pytest.raises(FruitsError), run_document(settings, "validate", "tried", "tried"):
+        def plan(run_id, *, dry_run=False, **changed):
+            return planned(run_id, key=run_id, request=RunRequest(prefix="", dry_run=dry_run), **changed)
+
+        leave("tried", plan("tried", counts={**NO_OBJECTS, "pending": 4}))
+        with pytest.raises(FruitsError), task_document(settings, "validate", "tried", "tried"):
             raise FruitsError("a gate did not pass")
-        leave("tried", work=False, request={"dry_run": False}, counts={"pending": 5})
-        leave("look", work=True, request={"dry_run": True}, counts={"pending": 99})
-        leave("planned", request={"dry_run": False}, found={})
-        leave("maintained", request={"dry_run": False}, found={})
-        leave("maintained", "maintain")
-        with pytest.raises(FruitsError), run_document(settings, "plan", "broken", "broken", found={}):
+        leave("tried", plan("tried", work=False, counts={**NO_OBJECTS, "pending": 5}))
+        leave("look", plan("look", dry_run=True, counts={**NO_OBJECTS, "pending": 99}))
+        leave("planned", planned_maintenance("planned"), "plan_maintenance")
+        leave("maintained", planned_maintenance("maintained"), "plan_maintenance")
+        leave("maintained", task="maintain")
+        with pytest.raises(FruitsError), task_document(settings, "plan_maintenance", "broken", "broken"):
             raise FruitsError("the catalog does not answer")
         said = answer("status", settings=settings)
         assert [(run["run"], run["outcome"], run["error"]) for run in said["runs"]] == [
@@ -192,12 +198,11 @@ class TestReport:
         assert holds in page
 
     def test_a_run_goes_by_its_airflow_id_too(self, answer, new_lake, tmp_path):
-        from fruits.run.documents import run_document
         from fruits.run.state import run_key
 
         settings, run_id = new_lake(tmp_path), "manual__2026-11-22T09:30:00+00:00"
-        with run_document(settings, "plan", run_id, run_key(run_id)) as document:
-            document.record(work=False)
+        with task_document(settings, "plan", run_key(run_id), run_id) as document:
+            document.record(planned(run_id, work=False))
         done = answer("report", run_id, "-o", tmp_path / "a.html", settings=settings)
         assert done["run"] == run_key(run_id)
         assert run_id in (tmp_path / "a.html").read_text()

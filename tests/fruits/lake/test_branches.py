@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from fruits.errors import ConflictError, TransientError
-from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, drop_branch, start_branch
+from fruits.lake.branches import advance_main, change_refs, commit_rows, drop_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import PCA_STATISTICS
 
@@ -160,8 +160,8 @@ def rounds(lake, name):
     """What a run does to a table, three times over: start the branch, write, and at last drop it."""
     base = lake.head(TABLE)
     for _ in range(3):
-        start_branch(lake, TABLE, branch_name(name), base)
-        append(lake, branch_name(name), name)
+        start_branch(lake, TABLE, f"run_{name}", base)
+        append(lake, f"run_{name}", name)
     start_branch(lake, TABLE, f"gone_{name}", base)
     drop_branch(lake, TABLE, f"gone_{name}")
 

@@ -17,15 +17,16 @@ import pyarrow as pa
 import pytest
 
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.lake.branches import advance_main, branch_name, change_refs, commit_rows, start_branch
+from fruits.lake.branches import advance_main, change_refs, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
+from fruits.lake.publication import Base, Publication, current_base, publications, publish
 from fruits.lake.reader import NoLakeError, open_read_only
-from fruits.lake.publication import Publication, current_base, publications, publish
-from fruits.lake.schemas import DATA_TABLES, FEATURES, TABLES
+from fruits.lake.schemas import FEATURES, TABLES
 from fruits.serve.doctor import catalog as doctor_catalog
 from fruits.serve.summary import describe_catalog
 from fruits.settings import Settings
 from fruits.stores import denials_explained
+from tests.runs import heads, writer
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.airflow  # moto is there only
@@ -65,22 +66,17 @@ def feature(key: str) -> pa.Table:
     return pa.Table.from_pylist([{**dict.fromkeys(FEATURES.schema.names, ""), **values}], schema=FEATURES.schema)
 
 
-def write(lake: Lake, run: str, base: dict[str, Any]) -> None:
+def write(lake: Lake, run: str, base: Base) -> None:
     """One feature, on a run's branch."""
-    start_branch(lake, "features", branch_name(run), base["snapshots"]["features"])
-    rows = feature(f"{run}.jpg")
-    commit_rows(
-        lake, "features", lambda transaction: transaction.append(rows, branch=branch_name(run)), branch=branch_name(run)
-    )
+    by = writer(run)
+    start_branch(lake, "features", by.branch, base.snapshots["features"])
+    rows, commit = feature(f"{run}.jpg"), {"branch": by.branch, "snapshot_properties": by.snapshot_properties}
+    commit_rows(lake, "features", lambda change: change.append(rows, **commit), branch=by.branch)
 
 
-def wanted(lake: Lake, run: str, base: dict[str, Any]) -> Publication:
-    features = lake.head("features", branch_name(run))
-    assert features is not None
-    snapshots = {**{name: base["snapshots"][name] for name in DATA_TABLES}, "features": features}
-    return Publication(
-        base["sequence"] + 1, snapshots, run, run_id=run, published_at=datetime.now(UTC), model_id="m", counts={}
-    )
+def publication_of(lake: Lake, run: str, base: Base) -> Publication:
+    sequence, moment = base.publication.sequence + 1, datetime.now(UTC)
+    return Publication(sequence, heads(lake, run, base), run, run_id=run, published_at=moment, model_id="m", counts={})
 
 
 class TestLake:
@@ -95,12 +91,12 @@ class TestLake:
         self, settings: Settings, updates: list[dict[str, Any]]
     ) -> None:
         lake = Lake.open(settings)
-        base = current_base(lake).to_document()
+        base = current_base(lake)
         write(lake, "a", base)
         assert lake.read("features", None).num_rows == 0
-        target = lake.head("features", branch_name("a"))
+        target = lake.head("features", writer("a").branch)
         assert target is not None
-        advance_main(lake, "features", expected=base["snapshots"]["features"], target=target)
+        advance_main(lake, "features", expected=base.snapshots["features"], target=target)
         assert lake.read("features", None)["key"].to_pylist() == ["a.jpg"]
         assert {one["SkipArchive"] for one in updates} == {True}, "else Glue would keep a version of each commit"
         assert all(one["VersionId"] for one in updates), "it is what Glue compares"
@@ -113,7 +109,7 @@ class TestLake:
         assert operations <= allowed("Airflow")
         operations.clear()
         lake = Lake.open(settings)  # as a job does: everything is there
-        write(lake, "a", current_base(lake).to_document())
+        write(lake, "a", current_base(lake))
         assert operations <= allowed("Jobs")
         assert {one for one in allowed("Jobs") if one.startswith("glue:")} == operations
 
@@ -137,11 +133,11 @@ class TestLake:
         from concurrent.futures import ThreadPoolExecutor
 
         lake = Lake.open(settings)
-        base = current_base(lake).to_document()
+        base = current_base(lake)
         runs = [f"run{number}" for number in range(6)]
         with ThreadPoolExecutor(len(runs)) as pool:
             list(pool.map(lambda run: write(Lake(settings), run, base), runs))
-        kept = [lake.read("features", lake.head("features", branch_name(run)))["key"].to_pylist() for run in runs]
+        kept = [lake.read("features", lake.head("features", writer(run).branch))["key"].to_pylist() for run in runs]
         assert kept == [[f"{run}.jpg"] for run in runs]
 
     def test_another_lake_in_the_same_database_is_refused(
@@ -174,7 +170,7 @@ class TestPublication:
         from pyiceberg.catalog.glue import GlueCatalog
 
         lake = Lake.open(settings)
-        base = current_base(lake).to_document()
+        base = current_base(lake)
         for run in ("a", "b"):
             write(lake, run, base)
         publish_both, moved = threading.Barrier(2), threading.local()
@@ -197,7 +193,7 @@ class TestPublication:
         def result(run: str) -> str:
             mine = Lake(settings)
             try:
-                return str(publish(mine, base, run, wanted(mine, run, base)).publication_id)
+                return str(publish(mine, base, writer(run), publication_of(mine, run, base)).publication_id)
             except ConflictError as error:
                 return str(error)
 
@@ -233,11 +229,12 @@ class TestLostReplies:
     @pytest.mark.usefixtures("lost")
     def test_a_run_is_published_all_the_same_and_once(self, settings: Settings) -> None:
         lake = Lake(settings)
-        base = current_base(lake).to_document()
+        base = current_base(lake)
         write(lake, "a", base)
-        assert publish(lake, base, "a", wanted(lake, "a", base)).publication_id == "a"
+        assert publish(lake, base, writer("a"), publication_of(lake, "a", base)).publication_id == "a"
         assert [row.run_id for row in publications(lake)] == ["a"]
         assert lake.read("features", None)["key"].to_pylist() == ["a.jpg"]
+        drop_run_branches(lake, "a")
         assert not lake.state("features").refs, "its branch is gone"
 
     @pytest.mark.usefixtures("lost")
@@ -335,8 +332,8 @@ for key, value in spark_configuration(settings).items():
     builder = builder.config(key, value)
 spark = builder.getOrCreate()
 table = f"{settings.catalog_name}.{settings.namespace}.features"
-spark.sql(f"SELECT * FROM {table}").writeTo(f"{table}.branch_run_a").append()
-print("ROWS", spark.table(f"{table}.branch_run_a").count())
+spark.sql(f"SELECT * FROM {table}").writeTo(f"{table}.branch_run_a__featurize_1_abc123").append()
+print("ROWS", spark.table(f"{table}.branch_run_a__featurize_1_abc123").count())
 """
 
 
@@ -345,7 +342,7 @@ def test_spark_and_pyiceberg_work_on_the_same_tables(
     settings: Settings, updates: list[dict[str, Any]], operations: set[str], allowed: Callable[[str], set[str]]
 ) -> None:
     lake = Lake.open(settings)
-    base = current_base(lake).to_document()
+    base = current_base(lake)
     commit_rows(lake, "features", lambda transaction: transaction.append(feature("a.jpg")))
     write(lake, "a", base)
     before = len(updates)
@@ -368,7 +365,7 @@ def test_spark_and_pyiceberg_work_on_the_same_tables(
     assert "ROWS 2" in done.stdout, done.stderr[-3000:]
     assert "glue:UpdateTable" in operations
     assert operations <= allowed("Jobs")
-    assert lake.read("features", lake.head("features", "run_a"))["key"].to_pylist() == ["a.jpg", "a.jpg"]
+    assert lake.read("features", lake.head("features", writer("a").branch))["key"].to_pylist() == ["a.jpg", "a.jpg"]
     by_spark = updates[before:]
     assert by_spark, "Spark has told Glue, too"
     assert all(one["VersionId"] and one["SkipArchive"] for one in by_spark)

@@ -8,11 +8,12 @@ import pytest
 
 from fruits.analysis.moments import Moments, moments_of
 from fruits.analysis.pca import fit, pca_identity
-from fruits.lake.branches import start_branch
+from fruits.lake.branches import Writer, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
 
-BRANCH = "run_a"
+WRITER = Writer("a", "pca_1_ab")
+BRANCH = WRITER.branch
 WIDTH = 12
 
 
@@ -66,7 +67,7 @@ class TestVersions:
     @pytest.mark.parametrize("held_out", [0.1 + 0.2, None])
     def test_a_version_comes_back_to_the_last_bit(self, branch, held_out):
         saved = version_of(sample(), held_out_unexplained=held_out)
-        save_version(branch, BRANCH, saved)
+        save_version(branch, WRITER, saved)
         (loaded,) = versions(branch)
         assert same_bits(loaded.pca, saved.pca)
         assert replace(loaded, pca=saved.pca) == saved
@@ -74,8 +75,8 @@ class TestVersions:
 
     def test_the_same_version_again_replaces_the_first(self, branch):
         saved = version_of(sample())
-        save_version(branch, BRANCH, saved)
-        save_version(branch, BRANCH, replace(saved, run_id="b", reason="asked for"))
+        save_version(branch, WRITER, saved)
+        save_version(branch, WRITER, replace(saved, run_id="b", reason="asked for"))
         (loaded,) = versions(branch)
         assert (loaded.run_id, loaded.reason) == ("b", "asked for")
         assert same_bits(loaded.pca, saved.pca)
@@ -84,12 +85,12 @@ class TestVersions:
         newest = version_of(sample(1))
         oldest = version_of(sample(2), fitted_at=newest.fitted_at - timedelta(days=1))
         for version in (newest, oldest, version_of(sample(3), pca_id="pca-other", model_id="other")):
-            save_version(branch, BRANCH, version)
+            save_version(branch, WRITER, version)
         assert [version.pca_id for version in versions(branch)] == [oldest.pca_id, newest.pca_id]
         assert [version.pca_id for version in versions(branch, "other")] == ["pca-other"]
 
     def test_nothing_shows_on_main(self, branch):
-        save_version(branch, BRANCH, version_of(sample()))
+        save_version(branch, WRITER, version_of(sample()))
         assert load_versions(branch, branch.head("pca_models"), "m") == []
 
     def test_drift_is_held_against_the_held_out_share_or_else_the_fits(self):
@@ -100,16 +101,16 @@ class TestVersions:
 
 class TestStatistics:
     def test_they_come_back_to_the_last_bit(self, branch):
-        save_statistics(branch, BRANCH, "m", sample(), "a")
+        save_statistics(branch, WRITER, "m", sample(), "a")
         assert same_bits(statistics(branch), sample())
 
     def test_there_are_none_to_begin_with(self, branch):
         assert same_bits(statistics(branch), Moments.empty(WIDTH))
 
     def test_new_ones_replace_those_of_the_same_backbone_only(self, branch):
-        save_statistics(branch, BRANCH, "m", sample(0), "a")
-        save_statistics(branch, BRANCH, "other", sample(1), "a")
-        save_statistics(branch, BRANCH, "m", sample(2), "b")
+        save_statistics(branch, WRITER, "m", sample(0), "a")
+        save_statistics(branch, WRITER, "other", sample(1), "a")
+        save_statistics(branch, WRITER, "m", sample(2), "b")
         assert same_bits(statistics(branch), sample(2))
         assert same_bits(statistics(branch, "other"), sample(1))
         assert branch.read("pca_statistics", branch.head("pca_statistics", BRANCH)).num_rows == 2
@@ -121,11 +122,13 @@ class TestStatistics:
             own = Lake.open(lake.settings)
             barrier.wait()
             for _ in range(2):
-                start_branch(own, "pca_statistics", f"run_{seed}", base)
-                save_statistics(own, f"run_{seed}", "m", sample(seed), str(seed))
+                start_branch(own, "pca_statistics", Writer(str(seed), "pca_1_ab").branch, base)
+                save_statistics(own, Writer(str(seed), "pca_1_ab"), "m", sample(seed), str(seed))
 
         with ThreadPoolExecutor(5) as pool:
             list(pool.map(save, range(5)))
         for seed in range(5):
-            loaded = load_statistics(lake, lake.head("pca_statistics", f"run_{seed}"), "m", WIDTH)
+            loaded = load_statistics(
+                lake, lake.head("pca_statistics", Writer(str(seed), "pca_1_ab").branch), "m", WIDTH
+            )
             assert same_bits(loaded, sample(seed))

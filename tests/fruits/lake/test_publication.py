@@ -1,5 +1,6 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 from fruits.analysis.gates import Gate
 from fruits.errors import ConflictError, FruitsError
 from fruits.lake import publication as module
-from fruits.lake.branches import branch_name, commit_rows, drop_branch, start_branch
+from fruits.lake.branches import commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
     Publication,
@@ -19,10 +20,10 @@ from fruits.lake.publication import (
     publish,
     readable,
     roll_back,
-    run_head,
-    written_head,
 )
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TABLES
+from tests.runs import heads as written
+from tests.runs import writer
 
 GATE = Gate("vectors_usable", "required", passed=True, value=0.0, threshold=None, detail="12 new vectors")
 
@@ -37,25 +38,20 @@ def embedding(key, run_id):
     return {**dict.fromkeys(EMBEDDINGS.schema.names, ""), **values}
 
 
-def plan(lake):
-    """What a plan keeps of where it started."""
-    return current_base(lake).to_document()
-
-
 def write(lake, run, base):
     """What a run's jobs leave on its branches: one feature and its embedding."""
+    by = writer(run)
+    commit = {"branch": by.branch, "snapshot_properties": by.snapshot_properties}
     for definition, row in ((FEATURES, feature(f"{run}.jpg", run)), (EMBEDDINGS, embedding(f"{run}.jpg", run))):
-        start_branch(lake, definition.name, branch_name(run), base["snapshots"][definition.name])
+        start_branch(lake, definition.name, by.branch, base.snapshots[definition.name])
         rows = pa.Table.from_pylist([row], schema=definition.schema)
-        commit_rows(
-            lake, definition.name, lambda transaction, rows=rows: transaction.append(rows, branch=branch_name(run))
-        )
+        commit_rows(lake, definition.name, lambda change, rows=rows: change.append(rows, **commit), branch=by.branch)
 
 
-def wanted(lake, run, base):
+def publication_of(lake, run, base):
     """What a run asks to publish."""
-    snapshots = {name: run_head(lake, name, {"slug": run, "run_id": run, "base": base}) for name in DATA_TABLES}
-    sequence = base["sequence"] + 1
+    snapshots = written(lake, run, base)
+    sequence = base.publication.sequence + 1
     return Publication(
         sequence=sequence,
         snapshots=snapshots,
@@ -73,9 +69,11 @@ def wanted(lake, run, base):
 
 def publish_run(lake, run, base=None):
     """Plan, work and publish."""
-    base = base or plan(lake)
+    base = base or current_base(lake)
     write(lake, run, base)
-    return publish(lake, base, run, wanted(lake, run, base))
+    done = publish(lake, base, writer(run), publication_of(lake, run, base))
+    drop_run_branches(lake, run)
+    return done
 
 
 def heads(lake):
@@ -96,13 +94,13 @@ class TestPublish:
         base = current_base(lake)
         assert (base.publication.sequence, base.publication.publication_id) == (0, None)
         assert base.publication.snapshots == {name: lake.head(name) for name in DATA_TABLES}
-        assert base.to_document()["snapshots"]["publications"] == lake.head("publications")
+        assert base.publications_snapshot == lake.head("publications")
 
     def test_readers_see_the_run_and_what_was_said_of_it(self, lake):
-        base = plan(lake)
+        base = current_base(lake)
         write(lake, "a", base)
-        asked = wanted(lake, "a", base)
-        assert publish(lake, base, "a", asked) == asked
+        asked = publication_of(lake, "a", base)
+        assert publish(lake, base, writer("a"), asked) == asked
         assert publications(lake) == [asked]
         assert mains_follow(lake, asked)
         assert keys(lake, "features", asked.snapshots["features"]) == ["a.jpg"]
@@ -112,7 +110,13 @@ class TestPublish:
         before = lake.head("quarantine")
         assert publish_run(lake, "a").snapshots["quarantine"] == before == lake.head("quarantine")
 
-    def test_the_runs_branches_are_gone_afterwards(self, lake):
+    def test_the_branches_of_all_attempts_of_a_run_are_dropped_and_no_others(self, lake):
+        base = current_base(lake)
+        for branch in ("run_a__featurize_1_ab", "run_a__featurize_2_cd", "run_a", "run_a_b__featurize_1_ab"):
+            start_branch(lake, "features", branch, base.snapshots["features"])
+        drop_run_branches(lake, "a")
+        assert set(lake.table("features").refs()) == {"main", "run_a_b__featurize_1_ab"}
+        drop_run_branches(lake, "a_b")
         publish_run(lake, "a")
         assert {name: set(lake.table(name).refs()) for name in heads(lake)} == {name: {"main"} for name in heads(lake)}
 
@@ -126,72 +130,72 @@ class TestPublish:
         assert len(lake.files("publications", lake.head("publications"))) <= 3
 
     def test_publishing_a_run_twice_is_publishing_it_once(self, lake):
-        base = plan(lake)
+        base = current_base(lake)
         first = publish_run(lake, "a", base)
         before = heads(lake)
-        assert publish(lake, base, "a", wanted(lake, "a", base)) == first
+        assert publish(lake, base, writer("a"), publication_of(lake, "a", base)) == first
         assert heads(lake) == before
         assert publications(lake) == [first]
 
     def test_publishing_an_old_run_again_does_not_take_readers_back(self, lake):
-        base = plan(lake)
+        base = current_base(lake)
         first = publish_run(lake, "a", base)
         publish_run(lake, "b")
         before = heads(lake)
-        assert publish(lake, base, "a", wanted(lake, "a", base)) == first
+        assert publish(lake, base, writer("a"), publication_of(lake, "a", base)) == first
         assert heads(lake) == before
         assert [one.run_id for one in publications(lake)] == ["a", "b"]
 
     def test_a_crash_before_the_commit_leaves_nothing_and_a_retry_publishes(self, lake, monkeypatch):
-        base = plan(lake)
+        base = current_base(lake)
         write(lake, "a", base)
         before = heads(lake)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(module, "advance_main", crash_at("publications"))
-            publish(lake, base, "a", wanted(lake, "a", base))
+            publish(lake, base, writer("a"), publication_of(lake, "a", base))
         assert heads(lake) == before
         assert publications(lake, lake.head("publications")) == []
-        publish(lake, base, "a", wanted(lake, "a", base))
+        publish(lake, base, writer("a"), publication_of(lake, "a", base))
         assert [one.sequence for one in publications(lake)] == [1]
         assert keys(lake, "features", lake.head("features")) == ["a.jpg"]
 
 
 class TestConflict:
     def test_the_second_of_two_runs_from_one_base_changes_nothing(self, lake):
-        base = plan(lake)
+        base = current_base(lake)
         for run in ("a", "b"):
             write(lake, run, base)
-        publish(lake, base, "a", wanted(lake, "a", base))
+        publish(lake, base, writer("a"), publication_of(lake, "a", base))
         before = heads(lake)
         with pytest.raises(
             ConflictError, match=r"another run published after run b was planned.*nothing was published"
         ):
-            publish(lake, base, "b", wanted(lake, "b", base))
+            publish(lake, base, writer("b"), publication_of(lake, "b", base))
         assert heads(lake) == before
         assert [one.run_id for one in publications(lake)] == ["a"]
         assert keys(lake, "features", lake.head("features")) == ["a.jpg"]
 
     def test_a_run_learns_before_it_works_that_another_published(self, lake):
-        base = plan(lake)
-        check_current(lake, {"base": base, "run_id": "late"})
+        base = current_base(lake)
+        check_current(lake, base, "late")
         publish_run(lake, "quick", base)
         with pytest.raises(ConflictError, match="another run published after run late was planned"):
-            check_current(lake, {"base": base, "run_id": "late"})
-        check_current(lake, {"base": base, "run_id": "quick"})
+            check_current(lake, base, "late")
+        check_current(lake, base, "quick")
 
     def test_planned_again_it_publishes_on_top(self, lake):
-        base = plan(lake)
+        base = current_base(lake)
         write(lake, "b", base)
         publish_run(lake, "a", base)
         with pytest.raises(ConflictError):
-            publish(lake, base, "b", wanted(lake, "b", base))
+            publish(lake, base, writer("b"), publication_of(lake, "b", base))
         publish_run(lake, "b")
         assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg"]
         assert keys(lake, "embeddings", lake.head("embeddings")) == ["a.jpg", "b.jpg"]
 
     def test_sequences_have_no_gaps_whatever_failed_in_between(self, lake):
         for run in ("a", "b", "c"):
-            stale = plan(lake)
+            stale = current_base(lake)
             publish_run(lake, run)
             with pytest.raises(ConflictError):
                 publish_run(lake, f"late-{run}", stale)
@@ -199,7 +203,7 @@ class TestConflict:
 
     @pytest.mark.parametrize("attempt", range(3))
     def test_of_runs_that_publish_at_once_exactly_one_is_published(self, lake, attempt):
-        base, barrier = plan(lake), threading.Barrier(3)
+        base, barrier = current_base(lake), threading.Barrier(3)
         for run in ("a", "b", "c"):
             write(lake, run, base)
 
@@ -207,7 +211,7 @@ class TestConflict:
             own = Lake.open(lake.settings)
             barrier.wait()
             try:
-                publish(own, base, run, wanted(own, run, base))
+                publish(own, base, writer(run), publication_of(own, run, base))
             except ConflictError:
                 return None
             return run
@@ -238,11 +242,11 @@ class TestCrashAfterTheCommit:
     def crashed(self, lake, monkeypatch, table):
         """The base of run b, which died after its row was committed, with run a published before."""
         publish_run(lake, "a")
-        base = plan(lake)
+        base = current_base(lake)
         write(lake, "b", base)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(module, "advance_main", crash_at(table))
-            publish(lake, base, "b", wanted(lake, "b", base))
+            publish(lake, base, writer("b"), publication_of(lake, "b", base))
         assert keys(lake, table, lake.head(table)) == ["a.jpg"]
         return base
 
@@ -260,7 +264,7 @@ class TestCrashAfterTheCommit:
         assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg", "c.jpg"]
 
     def test_its_own_retry_completes_it(self, lake, crashed):
-        done = publish(lake, crashed, "b", wanted(lake, "b", crashed))
+        done = publish(lake, crashed, writer("b"), publication_of(lake, "b", crashed))
         assert mains_follow(lake, done)
         assert [one.sequence for one in publications(lake)] == [1, 2]
 
@@ -284,7 +288,7 @@ class TestCrashAfterTheCommit:
 def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(lake, monkeypatch):
     """A table's `main` is then back where the publisher saw it, and its compare-and-swap would take it forward."""
     publish_run(lake, "a")
-    base = plan(lake)
+    base = current_base(lake)
     write(lake, "b", base)
     advance = module.advance_main
 
@@ -295,25 +299,10 @@ def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(lake, monkeyp
         advance(lake, name, expected=expected, target=target)
 
     monkeypatch.setattr(module, "advance_main", roll_back_at_embeddings)
-    publish(lake, base, "b", wanted(lake, "b", base))
+    publish(lake, base, writer("b"), publication_of(lake, "b", base))
     current = publications(lake)[-1]
     assert current.sequence == 3
     assert mains_follow(lake, current)
-
-
-def test_what_a_run_wrote_is_its_branch_or_its_publication_and_never_just_its_base(lake):
-    base = plan(lake)
-    document = {"slug": "a", "run_id": "a", "base": base}
-    write(lake, "a", base)
-    drop_branch(lake, "features", branch_name("a"))
-    assert run_head(lake, "features", document) == base["snapshots"]["features"]
-    with pytest.raises(
-        FruitsError, match="run a: its branch of table features is gone.* clear the run from `wait_for_"
-    ):
-        written_head(lake, "features", document)
-    assert written_head(lake, "embeddings", document) == lake.head("embeddings", branch_name("a"))
-    done = publish_run(lake, "a", base)
-    assert written_head(lake, "features", document) == done.snapshots["features"]
 
 
 def test_readers_see_a_consistent_set_while_runs_publish(lake):
@@ -365,11 +354,11 @@ class TestRollBack:
         assert set(lake.table("publications").refs()) == {"main"}
 
     def test_a_run_planned_before_it_conflicts(self, lake, two):
-        base = plan(lake)
+        base = current_base(lake)
         write(lake, "c", base)
         done = roll_back(lake, "1")
         with pytest.raises(ConflictError):
-            publish(lake, base, "c", wanted(lake, "c", base))
+            publish(lake, base, writer("c"), publication_of(lake, "c", base))
         assert publications(lake)[-1] == done
         assert mains_follow(lake, done)
 
@@ -381,16 +370,17 @@ class TestRollBack:
         assert [one.sequence for one in publications(lake)] == [1, 2, 3, 4]
 
     def test_publishing_the_run_that_was_rolled_back_again_does_not_bring_it_back(self, lake, two):
-        base = {**plan(lake), "sequence": 1}
+        base = current_base(lake)
+        base = replace(base, publication=replace(base.publication, sequence=1))
         done = roll_back(lake, "1")
-        publish(lake, base, "b", two[1])
+        publish(lake, base, writer("b"), two[1])
         assert mains_follow(lake, done)
 
     def test_its_snapshots_cannot_expire_before_the_row_is_there(self, lake, two, monkeypatch):
         """Maintenance beside it that did not see the row yet: a tag holds them."""
         tagged = []
 
-        def seen(own, branch, start, publication):
+        def seen(own, by, start, publication):
             refs = {name: own.state(name).refs for name in DATA_TABLES}
             tagged.append({name: publication.snapshots[name] in refs[name].values() for name in DATA_TABLES})
             raise FruitsError("enough seen")

@@ -5,7 +5,7 @@ import pytest
 from fruits.photos.entry import Action, Entry
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import run_store
-from fruits.run.manifest import MANIFEST_SCHEMA, read_manifest, write_manifest
+from fruits.run.manifest import MANIFEST_SCHEMA, Manifest, entries_of, write_manifest
 from fruits.settings import Settings
 
 MOMENT = datetime(2026, 11, 20, 12, 30, 15, 123456, tzinfo=UTC)
@@ -23,33 +23,34 @@ def store(tmp_path):
     return run_store(settings, "manual_1")
 
 
-def entries_in(manifest) -> tuple[Entry, ...]:
-    return tuple(
-        Entry(
-            **{
-                **row,
-                "action": Action(row["action"]),
-                "rejection": Reason(row["rejection"]) if row["rejection"] else None,
-            }
-        )
-        for row in manifest.to_pylist()
-    )
+def entries_in(manifest: Manifest) -> tuple[Entry, ...]:
+    return tuple(entry for batch in manifest.table.to_batches() for entry in entries_of(batch))
 
 
 @pytest.mark.parametrize("entries", [ENTRIES, ()], ids=["some", "none"])
 def test_what_was_written_is_read(store, entries):
     write_manifest(store, entries)
-    manifest = read_manifest(store)
+    manifest = Manifest.read(store)
     assert entries_in(manifest) == entries
-    assert manifest.schema.equals(MANIFEST_SCHEMA)
+    assert manifest.table.schema.equals(MANIFEST_SCHEMA)
 
 
 def test_a_plan_made_again_replaces_the_manifest(store):
     write_manifest(store, ENTRIES)
     write_manifest(store, ENTRIES[:1])
-    assert entries_in(read_manifest(store)) == ENTRIES[:1]
+    assert entries_in(Manifest.read(store)) == ENTRIES[:1]
 
 
 def test_a_run_without_a_manifest_has_none(store):
     with pytest.raises(FileNotFoundError):
-        read_manifest(store)
+        Manifest.read(store)
+
+
+def test_it_says_what_is_featurized_what_leaves_and_how_much_of_each(store):
+    write_manifest(store, ENTRIES)
+    manifest = Manifest.read(store)
+    assert len(manifest) == len(ENTRIES)
+    assert entries_in(manifest.photos) == ENTRIES[:3]
+    assert manifest.replaced_keys.to_pydict() == {"key": ["Kiwi/2.jpg", "Fig/1.jpg"]}
+    assert [manifest.count(action) for action in (Action.CREATE, Action.UPDATE, Action.DELETE)] == [2, 1, 1]
+    assert Manifest(manifest.table.slice(0, 0)).count(Action.CREATE) == 0

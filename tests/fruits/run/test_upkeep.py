@@ -7,21 +7,21 @@ from fruits.errors import FruitsError
 from fruits.lake.catalog import DataFile, TableState
 from fruits.lake.publication import Publication
 from fruits.lake.schemas import DATA_TABLES
+from fruits.run.request import MaintenanceRequest, RunRequest, resolve_maintenance
 from fruits.run.state import run_key
 from fruits.run.upkeep import (
     FEWEST_SMALL_FILES,
     SMALL_FILE_BYTES,
-    MaintenanceRequest,
     RunFolder,
     expired_versions,
     layout_of,
     old_folders,
-    resolve_maintenance,
     retained_publications,
     runs_in_flight,
     table_upkeep,
 )
 from fruits.settings import Settings
+from tests.runs import base, planned
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 REQUEST = MaintenanceRequest(retention_days=30, retention_publications=2)
@@ -38,12 +38,10 @@ def published(sequence, days_ago, pca_id="pca-1", run_id=None):
     )
 
 
-def flying(run_id, base, days_ago=0.0, pca_id="pca-1"):
-    """The folder of a run that was planned from snapshot ``base`` of every table."""
-    snapshots = dict.fromkeys((*DATA_TABLES, "publications"), base)
-    base_document = {"snapshots": snapshots, "pca_id": pca_id}
-    plan = {"run_id": run_id, "base": base_document, "work": True, "request": {"dry_run": False}}
-    return RunFolder(run_key(run_id), NOW - timedelta(days=days_ago), plan)
+def flying(run_id, base_snapshot, days_ago=0.0, pca_id="pca-1", **changed):
+    """The folder of a run that was planned from snapshot ``base_snapshot`` of every table."""
+    start = base(1, dict.fromkeys(DATA_TABLES, base_snapshot), base_snapshot, pca_id=pca_id)
+    return RunFolder(run_key(run_id), NOW - timedelta(days=days_ago), planned(run_id, base=start, **changed))
 
 
 class TestRequest:
@@ -60,10 +58,9 @@ class TestRequest:
         request = resolve_maintenance({"dry_run": True, "retention_days": None}, settings)
         assert request == MaintenanceRequest(7, 3, dry_run=True)
 
-    def test_params_win_over_settings_and_survive_the_document(self, settings):
+    def test_params_win_over_settings(self, settings):
         request = resolve_maintenance({"retention_days": 90, "orphan_days": 5}, settings)
         assert request == MaintenanceRequest(90, 3, orphan_days=5)
-        assert MaintenanceRequest(**request.to_document()) == request
 
     @pytest.mark.parametrize("wrong", [{"retention_days": 0}, {"orphan_days": -1}, {"abandoned_days": "soon"}])
     def test_a_param_out_of_range_is_refused_by_name(self, settings, wrong):
@@ -88,16 +85,19 @@ class TestRunsInFlight:
     def test_a_run_that_is_planned_and_not_published_is_in_flight_until_it_was_not_heard_of_for_days(self):
         folders = [flying("live", 1, days_ago=1), flying("dead", 1, days_ago=4), flying("done", 1)]
         found = runs_in_flight(folders, [published(1, 0, run_id="done")], 3, NOW)
-        assert [run.plan["run_id"] for run in found] == ["live"]
+        assert [run.planned.run_id for run in found] == ["live"]
 
-    @pytest.mark.parametrize("plan", [
-        {},
-        {**flying("sweep", 1).plan, "work": False},
-        {**flying("look", 1).plan, "request": {"dry_run": True}},
-        {"run_id": "maintenance", "request": REQUEST.to_document(), "found": {}},
-    ], ids=["no plan", "no work", "dry run", "maintenance"])  # fmt: skip
-    def test_a_folder_of_which_nothing_is_to_be_published_is_not(self, plan):
-        assert runs_in_flight([RunFolder("x", NOW, plan)], [], 3, NOW) == ()
+    @pytest.mark.parametrize(
+        "folder",
+        [
+            RunFolder("x", NOW),
+            flying("sweep", 1, work=False),
+            flying("look", 1, request=RunRequest(prefix="", dry_run=True)),
+        ],
+        ids=["no plan, or one of maintenance", "no work", "dry run"],
+    )
+    def test_a_folder_of_which_nothing_is_to_be_published_is_not(self, folder):
+        assert runs_in_flight([folder], [], 3, NOW) == ()
 
 
 class TestTableUpkeep:
@@ -106,11 +106,11 @@ class TestTableUpkeep:
 
     def test_only_what_retained_publications_and_runs_in_flight_need_stays(self):
         run = flying("live", 8)
-        state = self.state(publication_3=3, run_dead=12, **{f"run_{run.slug}": 11})
+        state = self.state(publication_3=3, run_dead__featurize_1_ab=12, **{f"run_{run.key}__pca_2_cd": 11})
         upkeep = table_upkeep("features", state, [published(7, 1), published(9, 0)], [run])
         assert upkeep.tags == {"publication_7": 7, "publication_9": 9}
         assert upkeep.dropped_tags == {"publication_3": 3}
-        assert upkeep.dropped_branches == {"run_dead": 12}
+        assert upkeep.dropped_branches == {"run_dead__featurize_1_ab": 12}
         assert set(range(1, 13)) - set(upkeep.expired) == {7, 8, 9, 11}
 
     def test_refs_that_are_not_ours_keep_their_snapshots(self):

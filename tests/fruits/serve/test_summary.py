@@ -6,8 +6,11 @@ from pydantic import SecretStr
 
 from fruits.analysis.gates import Gate
 from fruits.lake.publication import Publication
+from fruits.run.documents import RunDocuments
+from fruits.serve.state import FittedVersion, State
 from fruits.serve.summary import as_text, describe_catalog, summarise
 from fruits.settings import Settings
+from tests.runs import document, featurized, planned, projected, published, validated
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
 COUNTS = {"create": 5, "update": 2, "delete": 1, "unchanged": 1_234, "quarantined": 3, "pending": 7}
@@ -30,28 +33,29 @@ PUBLICATION = Publication(
     probe_embedded=0.885,
     gates=GATES,
 )
-PCA_CARD = {"pca_id": "pca-1", "k": 64, "n": 1_000, "explained_variance": 0.9512}
-QUARANTINE = {"truncated": 3, "key_pattern": 1}
+PCA = FittedVersion(
+    "pca-1", "lite0-0123", 1_000, 64, "0.95", (0.9512,), None, "first fit", datetime(2026, 11, 20, tzinfo=UTC)
+)
+QUARANTINE = {"key_pattern": 1, "truncated": 3}
+STATE = State(PUBLICATION, PCA, QUARANTINE)
 
 
-def task(name: str, attempt: int = 1, **recorded: object) -> dict:
-    return {"task": name, "run_id": "manual__1", "attempt": attempt, "wall_seconds": 2.5, **recorded}
+def task(name, result, **changed):
+    return document(name, 0, result, run_id="manual__1", wall_seconds=2.5, **changed)
 
 
-PLAN = task("plan", work=True, counts=COUNTS, model_id="lite0-0123")
-DOCUMENTS = {
-    "plan": PLAN,
-    "featurize": task(
-        "featurize", attempt=2, images=7, images_per_second=70.3, stages={"get": 0.1, "infer": 1.25}, bytes=9
-    ),
-    "pca": task("pca", action="refitted"),
-    "validate": task("validate", gates=[gate.to_document() for gate in GATES[:2]]),
-    "publish": task("publish"),
-}
+PLAN = task("plan", planned("manual__1", counts=COUNTS))
+DOCUMENTS = RunDocuments(
+    PLAN,
+    task("featurize", featurized(images=7, images_per_second=70.3), attempt=2),
+    task("pca", projected(action="fit")),
+    task("validate", validated(gates=GATES[:2])),
+    task("publish", published()),
+)
 
 
-def summary(documents=DOCUMENTS, publication=PUBLICATION, quarantine=QUARANTINE, pca=PCA_CARD, settings=SETTINGS):
-    return summarise(documents, publication, quarantine, pca, settings)
+def summary(documents=DOCUMENTS, state=STATE, settings=SETTINGS):
+    return summarise(documents, state, settings)
 
 
 def test_a_summary_says_what_the_run_did():
@@ -65,20 +69,20 @@ def test_a_summary_says_what_the_run_did():
     )
     assert list(found["quarantine"].items()) == [("key_pattern", 1), ("truncated", 3)]
     assert found["featurize"] == {"images": 7, "images_per_second": 70.3, "seconds": {"get": 0.1, "infer": 1.25}}
-    assert found["pca"] == {**PCA_CARD, "action": "refitted"}
+    assert found["pca"] == {"pca_id": "pca-1", "k": 64, "n": 1_000, "explained_variance": 0.9512, "action": "fit"}
     assert found["probe"] == {"raw": 0.91, "embedded": 0.885}
     assert [(gate["name"], gate["passed"]) for gate in found["gates"]] == [("probe", True), ("drift", False)]
-    assert found["seconds"] == dict.fromkeys(DOCUMENTS, 2.5)
-    assert found["wall_seconds"] == 2.5 * len(DOCUMENTS)
+    assert found["seconds"] == dict.fromkeys(("plan", "featurize", "pca", "validate", "publish"), 2.5)
+    assert found["wall_seconds"] == 2.5 * 5
 
 
 def test_each_attempt_of_a_spark_job_started_a_jvm():
     assert summary()["jvm_started"] == 4
-    assert summary({"plan": PLAN})["jvm_started"] == 0
+    assert summary(RunDocuments(PLAN))["jvm_started"] == 0
 
 
 def test_a_run_with_nothing_to_do_shows_what_is_published():
-    found = summary({"plan": {**PLAN, "counts": IDLE, "work": False}})
+    found = summary(RunDocuments(task("plan", planned("manual__1", counts=IDLE, work=False))))
     assert found["features"] == 1_240
     assert [gate["name"] for gate in found["gates"]] == [gate.name for gate in GATES]
     assert found["pca"]["action"] == "none"
@@ -90,7 +94,7 @@ def test_a_run_with_nothing_to_do_shows_what_is_published():
 
 
 def test_a_run_before_any_publication_says_so():
-    found = summary({"plan": PLAN}, publication=None, quarantine={}, pca={})
+    found = summary(RunDocuments(PLAN), state=None)
     assert found["publication_id"] is None
     lines = dict(line.split(maxsplit=1) for line in as_text(found).splitlines())
     assert (lines["published"], lines["pca"], lines["quarantine"], lines["gates"]) == (
@@ -107,7 +111,7 @@ def test_the_text_has_every_figure():
     assert lines["features"] == "1,240 photos, backbone lite0-0123"
     assert lines["quarantine"] == "1 key_pattern, 3 truncated"
     assert lines["featurize"] == "7 photos at 70 img/s (core seconds: get 0.1, infer 1.2)"
-    assert lines["pca"] == "pca-1 (refitted): k = 64 of n = 1,000 photos, 95.1% of the variance explained"
+    assert lines["pca"] == "pca-1 (fit): k = 64 of n = 1,000 photos, 95.1% of the variance explained"
     assert lines["probe"] == "held-out accuracy 0.910 on features, 0.885 on embeddings"
     assert lines["gates"] == "1 of 2 passed; not: drift (warn)"
     assert lines["published"] == "pub-000003-abcdef"

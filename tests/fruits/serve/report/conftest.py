@@ -1,7 +1,7 @@
 """A published lake without Spark: rows written by PyIceberg, documents as the tasks write them, photos in a bucket."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -11,70 +11,50 @@ import pytest
 
 from fruits.analysis.gates import Gate
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, _to_rows, publications
+from fruits.lake.publication import Base, Publication, _to_rows, publications
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, PCA_MODELS, QUARANTINE
-from fruits.run.documents import TaskName, run_store
-from fruits.run.state import run_key
+from fruits.run.documents import TaskDocument
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.stores import photo_store, write_bytes, write_json
+from fruits.stores import photo_store, write_bytes
 from local.stack import Stack, make_bucket
 from sample_photos import draw
+from tests.runs import (
+    MODEL_ID,
+    RUN_ID,
+    START,
+    base,
+    document,
+    featurized,
+    planned,
+    projected,
+    validated,
+    write_documents,
+)
+from tests.runs import published as published_
 
-RUN_ID = "manual__2026-11-22T09:30:00+00:00"
-MODEL_ID = "lite0-0123"
 PCA_ID = "pca-1"
-START = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 LABELS = ("Apple Red", "Banana", "Kiwi")
 RATIOS = (0.5, 0.25, 0.125)
 COUNTS = {"create": 5, "update": 2, "delete": 1, "unchanged": 0, "quarantined": 0, "pending": 7}
+FEATURIZED = featurized(images=94, images_per_second=67.1, bytes=8_000_000, photo_seconds={"get": 0.1, "infer": 3.1})
 GATES = (
     Gate("probe", "required", True, 0.97, 0.9, "kept"),
     Gate("drift", "warn", False, 0.2, 0.05, "drifted"),
     Gate("labels_fitted", "warn", True, None, 0.0, "all"),
 )
-REQUEST = {
-    "prefix": "", "mode": "reconcile", "keys": [], "interval": None, "backbone": "efficientnet-lite0",
-    "weights": "default", "n_components": 0.95, "refit": "auto", "limit": 7,
-    "retry_quarantined": False, "dry_run": False,
-}  # fmt: skip
 
 
-def document(task: TaskName, minute: int, **recorded: Any) -> dict[str, Any]:
-    """A task's document, started so many minutes after the run."""
-    return {
-        "task": task,
-        "run_id": RUN_ID,
-        "attempt": 1,
-        "state": "succeeded",
-        "started_at": (START + timedelta(minutes=minute)).isoformat(timespec="milliseconds"),
-        "versions": {"fruits": "0.1.0", "spark": "4.1.4"},
-        "seconds": {"session": 3.0, task: 5.0},
-        "wall_seconds": 10.0,
-        **recorded,
-    }
+def start_of(lake: Lake, sequence: int = 0, pca_id: str | None = None, model_id: str | None = MODEL_ID) -> Base:
+    """Where a plan starts from: what is on ``main`` of each table."""
+    snapshots = {name: lake.head(name) for name in DATA_TABLES}
+    return base(sequence, snapshots, int(lake.head("publications") or 0), pca_id=pca_id, model_id=model_id)
 
 
-def write_documents(settings: Settings, *documents: Mapping[str, Any], run_id: str = RUN_ID) -> str:
-    """Write the documents of a run; returns its slug."""
-    slug = run_key(run_id)
-    for one in documents:
-        write_json(run_store(settings, slug), f"{one['task']}.json", {**one, "run_id": run_id})
-    return slug
-
-
-def base_of(
-    lake: Lake, sequence: int = 0, pca_id: str | None = None, model_id: str | None = MODEL_ID
-) -> dict[str, Any]:
-    """What a plan records of where it starts from."""
-    snapshots = {name: lake.head(name) for name in (*DATA_TABLES, "publications")}
-    return {"sequence": sequence, "pca_id": pca_id, "model_id": model_id, "snapshots": snapshots}
-
-
-def plan(lake: Lake, **recorded: Any) -> dict[str, Any]:
+def plan(lake: Lake, run_id: str = RUN_ID, **changed: Any) -> TaskDocument[Any]:
     """The document of a plan that has work to do."""
-    slug = run_key(RUN_ID)
-    given = {"request": REQUEST, "model_id": MODEL_ID, "counts": COUNTS, "work": True, "other_work": None, "slug": slug}
-    return document("plan", 0, **{**given, "base": base_of(lake), **recorded})
+    values = {"base": start_of(lake), "counts": COUNTS, "request": RunRequest(prefix="", limit=7), **changed}
+    return document("plan", 0, planned(run_id, **values))
 
 
 def quarantined(key: str, etag: str, reason: str, size: int, minute: int = 0) -> dict[str, Any]:
@@ -139,15 +119,15 @@ def fill(settings: Settings) -> Settings:
     points = [(f"{number}.jpg", LABELS[number % 3], float(number), number / 2) for number in range(90)]
     append(lake, EMBEDDINGS, [embedding(*point) for point in points])
     append(lake, EMBEDDINGS, [embedding("other.jpg", "Kiwi", 1e6, 1e6, pca_id="pca-0")])
-    first = base_of(lake)
+    first = start_of(lake)
     publish(lake)
     write_documents(
         settings,
         plan(lake, base=first),
-        document("featurize", 1, images=94, images_per_second=67.1, bytes=8_000_000, stages={"get": 0.1, "infer": 3.1}),
-        document("pca", 2, action="fit", reason="first fit", pca_id=PCA_ID),
-        document("validate", 3, gates=[gate.to_document() for gate in GATES]),
-        document("publish", 4, publication_id="pub-000001-abcdef", seconds={}),
+        document("featurize", 1, FEATURIZED),
+        document("pca", 2, projected()),
+        document("validate", 3, validated(gates=GATES)),
+        document("publish", 4, published_(), seconds={}),
     )
     return settings
 

@@ -8,26 +8,28 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from fruits.analysis.gates import Gate
 from fruits.lake.publication import Publication
 from fruits.photos.quarantine import Reason
+from fruits.run.documents import TaskDocument, TaskName
+from fruits.run.request import RunRequest
 from fruits.serve.report import content_security_policy, render, render_message
 from fruits.serve.report.content import (
     EmbeddingMap,
-    Featurizing,
     Overview,
     PastPublication,
-    PCACard,
     Picture,
     Quarantine,
     QuarantinedObject,
     RunReport,
     Tables,
-    TaskReport,
     Work,
 )
 from fruits.serve.report.page import OUTCOMES
+from fruits.serve.state import FittedVersion
+from tests.runs import document, featurized, planned, projected
 
 MOMENT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 HOSTILE = "\"'><script>alert(1)</script><img src=//evil onerror=alert(2)></svg></style>{{ 7 * 7 }}"
@@ -41,7 +43,7 @@ EXAMPLES = (
 )
 TABLES = Tables(
     Quarantine({"truncated": 5, "mystery": 1}, EXAMPLES),
-    PCACard("pca-1", 70, 2, "0.95", (0.5, 0.25), 0.2, "first fit", MOMENT),
+    FittedVersion("pca-1", "lite0-0123", 70, 2, "0.95", (0.5, 0.25), 0.2, "first fit", MOMENT),
     EmbeddingMap({"Kiwi": [(0.0, 1.0), (2.0, 3.0)], "Banana": [(1.0, 1.0)]}, read=10, total=30),
 )
 GATES = (
@@ -63,39 +65,60 @@ PUBLICATION = Publication(
     probe_embedded=None,
     gates=GATES,
 )
+
+
+def task(name: TaskName, state: str, wall_seconds: float | None, **changed: Any) -> TaskDocument[Any]:
+    bare: dict[str, Any] = {"seconds": {}, "versions": {}}
+    return document(name, 0, None, **{**bare, "state": state, "wall_seconds": wall_seconds, **changed})
+
+
 WORK = Work(
     (
-        TaskReport("plan", "succeeded", 1, MOMENT, 0.1, {"list": 0.1}, {"fruits": "0.1.0"}),
-        TaskReport("featurize", "failed", 2, MOMENT, 75.0, {"session": 3.0}, {"spark": "4.1.4"}, "out of memory"),
-        TaskReport("pca", "running", 1, MOMENT, None, {}, {}),
+        task("plan", "succeeded", 0.1, seconds={"list": 0.1}, versions={"fruits": "0.1.0"}),
+        task(
+            "featurize",
+            "failed",
+            75.0,
+            attempt=2,
+            seconds={"session": 3.0},
+            versions={"spark": "4.1.4"},
+            error="out of memory",
+        ),
+        task("pca", "running", None),
     ),
-    Featurizing(94, 67.13, 8_000_000, {"get": 0.1, "infer": 3.1}),
+    featurized(images=94, images_per_second=67.13, bytes=8_000_000, photo_seconds={"get": 0.1, "infer": 3.1}),
 )
 HISTORY = (
     PastPublication(replace(PUBLICATION, sequence=2, publication_id="pub-000002-abcdef"), None),
     PastPublication(PUBLICATION, 0.75),
 )
 OVERVIEW = Overview("file:///lake", "fruits", PUBLICATION, TABLES, WORK, HISTORY)
-REQUEST: dict[str, Any] = {
-    "prefix": "a/", "mode": "interval", "keys": ["a/1", "a/2", "a/3", "a/4"], "backbone": "lite0", "weights": "default",
-    "interval": ["2026-11-20", "2026-11-21"], "n_components": 0.95, "refit": "never", "limit": 7_000,
-    "retry_quarantined": True, "dry_run": True,
-}  # fmt: skip
+REQUEST = RunRequest(
+    prefix="a/",
+    mode="interval",
+    keys=("a/1", "a/2", "a/3", "a/4"),
+    interval=(datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC)),
+    backbone="lite0",
+    weights="default",
+    refit="never",
+    limit=7_000,
+    retry_quarantined=True,
+    dry_run=True,
+)
+PLANNED = planned(
+    "manual__1", request=REQUEST, counts={"create": 1_234, "pending": 7}, other_work="readers use another backbone"
+)
 RUN = RunReport(
     lake="file:///lake",
     bucket="fruits",
-    slug="manual_1",
+    key="manual_1",
     run_id="manual__1",
     outcome="published",
     error=None,
-    request=REQUEST,
-    model_id="lite0-0123",
-    counts={"create": 1_234, "pending": 7},
-    other_work="readers use another backbone",
+    planned=PLANNED,
     work=WORK,
     gates=GATES,
-    pca_action="fit",
-    pca_reason="first fit",
+    pca=projected(),
     building=None,
     tables=TABLES,
     publication=PUBLICATION,
@@ -103,9 +126,8 @@ RUN = RunReport(
     history=HISTORY,
 )
 BARE = replace(
-    RUN, request={}, model_id=None, counts={}, other_work=None, work=Work((), None), gates=(), pca_action=None,
-    pca_reason=None, tables=None, publication=None, current=None, history=(),
-)  # fmt: skip
+    RUN, planned=None, work=Work((), None), gates=(), pca=None, tables=None, publication=None, current=None, history=()
+)
 EMPTY = Overview("file:///lake", "fruits", None, None, None, ())
 
 
@@ -157,6 +179,10 @@ def hostile(value: Any) -> Any:
         return {hostile(key) if key in ("Kiwi", "truncated") else key: hostile(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map(hostile, value))
+    if isinstance(value, BaseModel):
+        chosen = {"task", "state", "mode", "refit", "action", "token"}
+        names = [name for name in type(value).model_fields if name not in chosen]
+        return value.model_copy(update={name: hostile(getattr(value, name)) for name in names})
     if is_dataclass(value):
         chosen = {"outcome", "severity"}
         return replace(
@@ -243,7 +269,8 @@ def test_an_overview_shows_everything():
 def test_a_run_shows_what_it_was_asked_and_what_is_left():
     text = " ".join(Page(render(RUN, MOMENT)).text.split())
     for shown in (
-        "7 pending", "readers use another backbone", "a/1, a/2, a/3 …", "4 named", "2026-11-20 to 2026-11-21",
+        "7 pending", "readers use another backbone", "a/1, a/2, a/3 …", "4 named",
+        "2026-11-20T00:00:00+00:00 to 2026-11-21T00:00:00+00:00",
         "7,000 photos",
         "fitted anew: first fit", "never",
     ):  # fmt: skip
@@ -251,8 +278,8 @@ def test_a_run_shows_what_it_was_asked_and_what_is_left():
 
 
 def test_what_a_run_was_not_asked_is_not_shown():
-    request = dict.fromkeys(REQUEST) | {"mode": "reconcile", "prefix": "", "keys": []}
-    assert "None" not in Page(render(replace(RUN, request=request), MOMENT)).text
+    plain = planned("manual__1", request=RunRequest(prefix=""))
+    assert "None" not in Page(render(replace(RUN, planned=plain), MOMENT)).text
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)

@@ -1,4 +1,3 @@
-import json
 import re
 from collections import Counter
 
@@ -8,35 +7,45 @@ import pytest
 
 from fruits.errors import FruitsError
 from fruits.lake import catalog
-from fruits.lake.branches import branch_name, start_branch
+from fruits.lake.branches import start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, QUARANTINE
-from fruits.run.documents import run_store
+from fruits.run.documents import RunDocuments, run_store
+from fruits.run.request import RunRequest
 from fruits.run.state import run_key
 from fruits.serve.report import UnknownRunError, read_overview, read_run, reading, render
 from fruits.serve.report.content import Building
+from fruits.serve.state import outcome_of
 from fruits.stores import lake_store, read_json, write_json
 from local.run import _write_report
 from tests.fruits.serve.report.conftest import (
     COUNTS,
     GATES,
     LABELS,
-    MODEL_ID,
     PCA_ID,
     RATIOS,
-    RUN_ID,
     append,
-    base_of,
-    document,
     embedding,
     pca_model,
     plan,
     publish,
     quarantined,
+    start_of,
+)
+from tests.runs import (
+    MODEL_ID,
+    RUN_ID,
+    card,
+    document,
+    featurized,
+    planned,
+    planned_maintenance,
+    projected,
     write_documents,
+    writer,
 )
 
-SLUG = run_key(RUN_ID)
+KEY = run_key(RUN_ID)
 
 
 def run_folders(settings):
@@ -52,8 +61,8 @@ def test_an_overview_tells_what_readers_see(filled):
     assert (found.tables.map.shown, found.tables.map.read, found.tables.map.total) == (90, 90, 90)
     assert {label: len(points) for label, points in found.tables.map.points.items()} == dict.fromkeys(LABELS, 30)
     assert found.tables.map.points[LABELS[1]][:2] == [(1.0, 0.5), (4.0, 2.0)], "not the rows of another PCA version"
-    assert [task.name for task in found.work.tasks] == ["plan", "featurize", "pca", "validate", "publish"]
-    assert (found.work.featurizing.images_per_second, found.work.wall_seconds) == (67.1, 50.0)
+    assert [task.task for task in found.work.tasks] == ["plan", "featurize", "pca", "validate", "publish"]
+    assert (found.work.featurized.images_per_second, found.work.wall_seconds) == (67.1, 50.0)
     assert found.work.versions == {"fruits": "0.1.0", "spark": "4.1.4"}
     assert [past.explained_variance for past in found.history] == [sum(RATIOS)]
     assert "What readers see now" in render(found)
@@ -75,33 +84,35 @@ def test_an_empty_lake_has_a_page(settings):
 
 
 def test_a_published_run(filled):
-    found = read_run(filled, SLUG)
+    found = read_run(filled, KEY)
     assert (found.outcome, found.run_id, found.error) == ("published", RUN_ID, None)
     assert (found.publication, found.publication.run_id) == (found.current, RUN_ID)
-    assert (found.counts, found.gates, found.pca_action) == (COUNTS, GATES, "fit")
+    assert (found.planned.counts, found.gates, found.pca.action) == (COUNTS, GATES, "fit")
     assert found.tables.map.shown == 90
     assert "7 pending" in render(found)
 
 
-@pytest.mark.parametrize("slug", ["nope", "../../etc", "", ".", "manual_", "a/b"])
-def test_an_unknown_run_is_named_and_leaves_nothing_behind(filled, slug):
+@pytest.mark.parametrize("key", ["nope", "../../etc", "", ".", "manual_", "a/b"])
+def test_an_unknown_run_is_named_and_leaves_nothing_behind(filled, key):
     before = run_folders(filled)
     with pytest.raises(UnknownRunError) as raised:
-        read_run(filled, slug)
+        read_run(filled, key)
     said = str(raised.value)
-    assert f"run {slug}:" in said
+    assert f"run {key}:" in said
     assert "`airflow dags list-runs fruit_features` lists the runs" in said
-    assert SLUG in said, "the runs that there are"
+    assert KEY in said, "the runs that there are"
     assert run_folders(filled) == before
 
 
 def test_a_run_of_the_maintenance_has_no_report(published):
-    slug = write_documents(published, document("plan", 0, found={}), document("maintain", 1), run_id="maintenance")
+    found = document("plan_maintenance", 0, planned_maintenance())
+    key = write_documents(published, found, document("maintain", 1), run_id="maintenance")
     with pytest.raises(UnknownRunError, match="maintenance, which has no report"):
-        read_run(published, slug)
+        read_run(published, key)
 
 
-PLAN = {"request": {"dry_run": False}, "work": True}
+def planned_as(work=True, dry_run=False):
+    return document("plan", 0, planned(work=work, request=RunRequest(prefix="", dry_run=dry_run)))
 
 
 @pytest.mark.parametrize(
@@ -109,41 +120,42 @@ PLAN = {"request": {"dry_run": False}, "work": True}
     [
         ([document("plan", 0, state="running")], "running"),
         ([document("plan", 0, state="failed", error="no")], "failed"),
-        ([document("plan", 0, **PLAN)], "unfinished"),
-        ([document("plan", 0, request={"dry_run": False}, work=False)], "nothing to do"),
-        ([document("plan", 0, request={"dry_run": True}, work=True)], "dry run"),
-        ([document("plan", 0, request={"dry_run": True}, work=False)], "dry run"),
-        ([document("plan", 0, **PLAN), document("featurize", 1, state="running")], "running"),
-        ([document("plan", 0, **PLAN), document("featurize", 1)], "unfinished"),
-        ([document("plan", 0, **PLAN), document("validate", 1, state="failed", error="no")], "failed"),
-        ([document("plan", 0, **PLAN), document("publish", 4)], "published"),
+        ([planned_as()], "unfinished"),
+        ([planned_as(work=False)], "nothing to do"),
+        ([planned_as(dry_run=True)], "dry run"),
+        ([planned_as(work=False, dry_run=True)], "dry run"),
+        ([planned_as(), document("featurize", 1, state="running")], "running"),
+        ([planned_as(), document("featurize", 1)], "unfinished"),
+        ([planned_as(), document("validate", 1, state="failed", error="no")], "failed"),
+        ([planned_as(), document("publish", 4)], "published"),
     ],
 )
 def test_the_documents_tell_what_became_of_a_run(filled, documents, expected):
-    assert reading.outcome_of({one["task"]: one for one in documents}) == expected
-    slug = write_documents(filled, *documents, run_id=f"manual__{expected}_{len(documents)}_{documents[-1]['state']}")
-    found = read_run(filled, slug)
+    assert outcome_of(RunDocuments(**{one.task: one for one in documents})) == expected
+    key = write_documents(filled, *documents, run_id=f"manual__{expected}_{len(documents)}_{documents[-1].state}")
+    found = read_run(filled, key)
     assert found.outcome == expected
     page = render(found)
     assert found.run_id in page
 
 
-def test_a_failed_run_shows_its_own_branch_and_readers_where_they_were(published):
+def test_a_failed_run_shows_what_it_wrote_and_readers_where_they_were(published):
     lake = Lake.open(published)
     run_id = "manual__later"
-    slug = run_key(run_id)
-    base = base_of(lake, sequence=1, pca_id=PCA_ID)
-    start_branch(lake, "quarantine", branch_name(slug), base["snapshots"]["quarantine"])
+    key, start = run_key(run_id), start_of(lake, sequence=1, pca_id=PCA_ID)
+    branch = writer(key).branch
+    start_branch(lake, "quarantine", branch, start.snapshots["quarantine"])
     rows = [quarantined(f"new/{number}.jpg", "e", "truncated", 9) for number in range(3)]
-    lake.table("quarantine").append(pa.Table.from_pylist(rows, schema=QUARANTINE.schema), branch=branch_name(slug))
+    lake.table("quarantine").append(pa.Table.from_pylist(rows, schema=QUARANTINE.schema), branch=branch)
+    wrote = {"features": start.snapshots["features"], "quarantine": lake.head("quarantine", branch)}
     write_documents(
         published,
-        {**plan(lake, base=base), "slug": slug},
-        document("featurize", 1, images=3, images_per_second=9.0, bytes=27, stages={}),
+        plan(lake, run_id, base=start),
+        document("featurize", 1, featurized(wrote=wrote)),
         document("pca", 2, state="failed", error="the PCA <b>failed</b>"),
         run_id=run_id,
     )
-    found = read_run(published, slug)
+    found = read_run(published, key)
     assert (found.outcome, found.error, found.publication) == ("failed", "the PCA <b>failed</b>", None)
     assert found.tables.quarantine.counts["truncated"] == 3
     assert found.tables.pca.pca_id == PCA_ID, "the version that was there before"
@@ -155,46 +167,42 @@ def test_a_failed_run_shows_its_own_branch_and_readers_where_they_were(published
 def test_a_run_that_builds_another_backbone_shows_none_of_the_pca_that_readers_use(published):
     lake = Lake.open(published)
     run_id = "manual__building"
-    slug = run_key(run_id)
-    base = base_of(lake, sequence=1, pca_id=PCA_ID)
+    key, start = run_key(run_id), start_of(lake, sequence=1, pca_id=PCA_ID)
     publish(lake, {"run_id": run_id})
     write_documents(
         published,
-        plan(lake, base=base, slug=slug, model_id="lite4-0123", building=True, remaining=1_204),
-        document("pca", 2, action="none", reason=None, pca_id=None),
+        plan(lake, run_id, base=start, backbone=card("lite4-0123"), building=True, remaining=1_204),
+        document("pca", 2, projected(action="none", reason=None, pca_id=None, wrote=start.snapshots)),
         document("publish", 4),
         run_id=run_id,
     )
-    found = read_run(published, slug)
+    found = read_run(published, key)
     assert (found.tables.pca, found.tables.map) == (None, None)
     assert found.building == Building(MODEL_ID, 1_204)
     page = " ".join(re.sub("<[^>]*>", "", render(found)).split())
     assert f"Readers still use {MODEL_ID}; 1,204 objects remain before they switch to lite4-0123." in page
     assert "Readers see what this run made" not in page
     write_documents(published, document("publish", 4, state="failed", error="no"), run_id=run_id)
-    assert "Readers still use" not in render(read_run(published, slug)), "it is not known what remains"
+    assert "Readers still use" not in render(read_run(published, key)), "it is not known what remains"
 
 
-@pytest.mark.parametrize("left_out", [("slug",), ("slug", "base")])
-def test_a_plan_that_does_not_say_all_has_a_report(published, left_out):
-    recorded = {name: value for name, value in plan(Lake.open(published)).items() if name not in left_out}
-    slug = write_documents(published, recorded, run_id="manual__other")
-    found = read_run(published, slug)
-    assert found.counts == COUNTS
-    assert (found.tables is None) == ("base" in left_out)
+def test_a_run_without_a_finished_plan_has_a_report(published):
+    key = write_documents(published, document("plan", 0, state="failed", error="no bucket"), run_id="manual__other")
+    found = read_run(published, key)
+    assert (found.planned, found.tables, found.error) == (None, None, "no bucket")
+    assert "The run has no plan (yet)." in render(found)
 
 
 def test_documents_of_an_earlier_try_are_left_out(published):
-    lake = Lake.open(published)
-    write_documents(published, {**plan(lake), "started_at": "2026-11-23T00:00:00.000+00:00"})
-    found = read_run(published, SLUG)
-    assert [task.name for task in found.work.tasks] == ["plan"]
+    write_documents(published, document("plan", 24 * 60, planned()))
+    found = read_run(published, KEY)
+    assert [task.task for task in found.work.tasks] == ["plan"]
     assert found.gates == ()
 
 
 def test_a_publication_whose_run_was_planned_again_has_no_tasks(published):
     path = "plan.json"
-    store = run_store(published, SLUG)
+    store = run_store(published, KEY)
     write_json(store, path, {**read_json(store, path), "run_id": f"{RUN_ID}#2"})
     found = read_overview(published)
     assert found.work is None
@@ -204,7 +212,7 @@ def test_a_publication_whose_run_was_planned_again_has_no_tasks(published):
 def test_a_publication_of_the_second_time_has_the_documents_of_its_run(published):
     lake = Lake.open(published)
     publish(lake, {"run_id": f"{RUN_ID}#2"})
-    store = run_store(published, SLUG)
+    store = run_store(published, KEY)
     write_json(store, "plan.json", {**read_json(store, "plan.json"), "run_id": f"{RUN_ID}#2"})
     assert read_overview(published).work is not None
 
@@ -278,7 +286,7 @@ def test_a_run_without_photos_to_show_does_not_ask_the_bucket(settings):
 def test_a_lake_that_cannot_be_read_is_named(published, tmp_path):
     wrong = published.model_copy(update={"lake": f"file://{tmp_path}/elsewhere"})
     with pytest.raises(UnknownRunError, match="elsewhere/runs"):
-        read_run(wrong, SLUG)
+        read_run(wrong, KEY)
     for path in (tmp_path / published.lake.rpartition("/")[2] / "tables").rglob("*.parquet"):
         path.unlink()
     with pytest.raises(FruitsError, match=r"lake file:///.*: .*; check FRUITS_LAKE, FRUITS_CATALOG_URI"):
@@ -286,13 +294,13 @@ def test_a_lake_that_cannot_be_read_is_named(published, tmp_path):
 
 
 def test_what_is_read_is_plain_values(filled):
-    assert json.dumps(read_run(filled, SLUG).request)
-    assert pca_model()["pca_id"] == read_run(filled, SLUG).tables.pca.pca_id
+    assert read_run(filled, KEY).planned.model_dump_json()
+    assert pca_model()["pca_id"] == read_run(filled, KEY).tables.pca.pca_id
 
 
 def test_make_run_writes_the_page_of_its_run(filled, tmp_path):
     path = tmp_path / "build" / "report.html"
     assert not _write_report(filled, "never_planned", path)
     assert not path.exists()
-    assert _write_report(filled, SLUG, path)
+    assert _write_report(filled, KEY, path)
     assert RUN_ID in path.read_text(encoding="utf-8")

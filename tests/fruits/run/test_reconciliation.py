@@ -1,112 +1,39 @@
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruits.errors import ExitCode, FruitsError
-from fruits.lake.branches import branch_name
+from fruits.errors import FruitsError
 from fruits.photos.entry import WORK, Action
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import Reason
 from fruits.run.reconciliation import KnownObject, Plan, make_plan
-from fruits.run.request import RunRequest, resolve_request
-from fruits.run.state import run_key
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.steps.plan import check_keys
 
 LAKE = {"lake": "file:///lake", "catalog_uri": "sqlite:////lake/catalog.db"}
-SETTINGS = Settings.load(**LAKE, prefix="photos/", backbone="MobileNetV2", weights="random", n_components=64)
-RULES = KeyRules.of(SETTINGS)
+RULES = KeyRules.of(Settings.load(**LAKE))
 START = datetime(2026, 11, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
-INTERVAL = (START, START + DAY)
-EVERYTHING = RunRequest("")
 
 
-@pytest.mark.parametrize(
-    ("params", "run_type", "data_interval", "expected"),
-    [
-        ({}, "manual", None, {}),
-        ({}, "asset_triggered", None, {}),
-        ({}, "scheduled", INTERVAL, {}),
-        ({}, "manual", INTERVAL, {}),
-        ({}, "backfill", INTERVAL, {"mode": "interval", "interval": INTERVAL}),
-        ({"mode": "auto"}, "backfill", INTERVAL, {"mode": "interval", "interval": INTERVAL}),
-        ({"mode": "reconcile"}, "backfill", INTERVAL, {"mode": "reconcile", "interval": None}),
-        ({"mode": "rebuild"}, "backfill", INTERVAL, {"mode": "rebuild", "interval": None}),
-        ({"mode": "interval"}, "scheduled", INTERVAL, {"mode": "interval", "interval": INTERVAL}),
-        ({"prefix": "photos/new/"}, "manual", None, {"prefix": "photos/new/"}),
-        ({"prefix": ""}, "manual", None, {}),
-        ({"prefix": None, "keys": None, "limit": None, "n_components": None}, "manual", None, {}),
-        ({"keys": []}, "manual", None, {}),
-        ({"keys": [" photos/b ", "photos/a", "", "photos/a"]}, "manual", None, {"keys": ("photos/a", "photos/b")}),
-        ({"backbone": "MobileNetV2"}, "manual", None, {"backbone": "MobileNetV2"}),
-        ({"backbone": "ResNet50"}, "manual", None, {"backbone": "ResNet50", "weights": None}),
-        (
-            {"backbone": "ResNet50", "weights": "imagenet"},
-            "manual",
-            None,
-            {"backbone": "ResNet50", "weights": "imagenet"},
-        ),
-        ({"n_components": 0.9}, "manual", None, {"n_components": 0.9}),
-        ({"n_components": 32.0}, "manual", None, {"n_components": 32}),
-        ({"n_components": "0.5"}, "manual", None, {"n_components": 0.5}),
-        ({"refit": "always"}, "manual", None, {"refit": "always"}),
-        ({"limit": 5}, "manual", None, {"limit": 5}),
-        ({"limit": 0}, "manual", None, {"limit": None}),
-        ({"retry_quarantined": True, "dry_run": True}, "manual", None, {"retry_quarantined": True, "dry_run": True}),
-    ],
-)
-def test_params_come_before_the_run_type_and_that_before_the_interval(params, run_type, data_interval, expected):
-    default = RunRequest("photos/", n_components=64)
-    found = resolve_request(params, SETTINGS, run_type=run_type, data_interval=data_interval)
-    assert found == replace(default, **expected)
+def asked(prefix: str, mode: Any = "reconcile", **more: Any) -> RunRequest:
+    """A run's request."""
+    return RunRequest(prefix=prefix, mode=mode, **more)
 
 
-@pytest.mark.parametrize(
-    ("params", "named", "expected"),
-    [
-        ({"mode": "full"}, "mode 'full'", "auto, reconcile, interval or rebuild"),
-        ({"mode": "interval"}, "mode 'interval'", "backfill"),
-        ({"prefix": "/photos/"}, "prefix '/photos/'", "without a leading slash"),
-        ({"prefix": "s3://fruits/photos/"}, "prefix 's3://fruits/photos/'", "without a leading slash"),
-        ({"prefix": "private/"}, "prefix 'private/'", "outside FRUITS_PREFIX, 'photos/'"),
-        ({"prefix": "phot"}, "prefix 'phot'", "outside FRUITS_PREFIX, 'photos/'"),
-        ({"keys": ["photos/a", "other/b"]}, "'other/b'", "does not start with the prefix 'photos/'"),
-        ({"n_components": 0}, "n_components 0", "a count (1, 2, ...) or a share"),
-        ({"n_components": 1.5}, "n_components 1.5", "a count (1, 2, ...) or a share"),
-        ({"n_components": -2}, "n_components -2", "a count (1, 2, ...) or a share"),
-        ({"n_components": float("inf")}, "n_components inf", "a count (1, 2, ...) or a share"),
-        ({"n_components": "most"}, "n_components 'most'", "a count (1, 2, ...) or a share"),
-        ({"refit": "sometimes"}, "refit 'sometimes'", "auto, always, never"),
-        ({"limit": -1}, "limit -1", "at least 1"),
-        ({"limit": 2.5}, "limit 2.5", "at least 1"),
-        ({"limit": "ten"}, "limit 'ten'", "at least 1"),
-        ({"mode": "rebuild", "limit": 5}, "mode 'rebuild'", "leave `limit` empty"),
-    ],
-)
-def test_a_bad_param_is_named_with_what_was_expected(params, named, expected):
-    with pytest.raises(FruitsError) as caught:
-        resolve_request(params, SETTINGS)
-    assert named in str(caught.value)
-    assert expected in str(caught.value)
-    assert caught.value.exit_code == ExitCode.BAD_INPUT
+def changed(request: RunRequest, **values: Any) -> RunRequest:
+    """The request with other values."""
+    return request.model_copy(update=values)
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [EVERYTHING, RunRequest("a/", "interval", ("a/b",), INTERVAL, "x", "y", 7, "never", 3, True, True)],
-)
-def test_a_request_survives_its_document(request_):
-    assert RunRequest.from_document(json.loads(json.dumps(request_.to_document()))) == request_
-
-
-# --- what is to be done with each object? ----------------------------------------------------------------------------
+EVERYTHING = asked("")
 
 PREFIXES = st.sampled_from(["", "a", "a/", "b/Kiwi/", "dt=2026-11-2"])
 KEYS = st.sampled_from(
@@ -145,7 +72,7 @@ def requests(draw) -> RunRequest:
     keys = draw(st.just(()) | st.lists(KEYS, max_size=5, unique=True).map(tuple))
     mode = draw(st.sampled_from(["reconcile", "interval", "rebuild"]))
     start, length = draw(MOMENTS), draw(st.integers(1, 48))
-    return RunRequest(
+    return asked(
         prefix,
         mode,
         keys=keys,
@@ -207,11 +134,11 @@ def test_every_object_in_scope_has_exactly_one_action_or_is_pending(listed, know
 
 def test_keys_that_were_asked_for_and_are_nowhere_are_named():
     known = {"Fig/gone.jpg": KnownObject("one", START, "Fig", "train")}
-    request_ = RunRequest("", keys=("Fig/gone.jpg", "Fig/typo.jpg", KIWI.key))
+    request_ = asked("", keys=("Fig/gone.jpg", "Fig/typo.jpg", KIWI.key))
     plan = make_plan([KIWI], known, RULES, request_)
     assert plan.unknown_keys == ("Fig/typo.jpg",)
     check_keys(plan, request_)
-    alone = RunRequest("", keys=("Fig/typo.jpg",))
+    alone = asked("", keys=("Fig/typo.jpg",))
     with pytest.raises(FruitsError, match="none of them is in the bucket or in the tables: 'Fig/typo.jpg'"):
         check_keys(make_plan([KIWI], known, RULES, alone), alone)
 
@@ -219,7 +146,7 @@ def test_keys_that_were_asked_for_and_are_nowhere_are_named():
 @given(listings(), tables(), requests())
 def test_what_remains_is_what_a_sweep_would_do_next(listed, known, request_):
     """With a scope, a limit, or both; a prefix sees no farther than itself."""
-    request_ = replace(request_, mode="reconcile" if request_.mode == "rebuild" else request_.mode)
+    request_ = changed(request_, mode="reconcile" if request_.mode == "rebuild" else request_.mode)
     plan = make_plan(listed, known, LABELLED, request_, "")
     sweep = make_plan(listed, apply(plan, known), LABELLED, EVERYTHING)
     tried_again = sum(known[entry.key].reason is not None for entry in plan.pending if entry.key in known)
@@ -243,9 +170,9 @@ def test_an_action_says_where_its_object_is(listed, known, request_):
 
 @given(listings(), tables(), requests().filter(lambda request: request.mode != "rebuild"), st.frozensets(KEYS))
 def test_after_a_run_there_is_nothing_left_to_do(listed, known, request_, unreadable):
-    request_ = replace(request_, limit=None)
+    request_ = changed(request_, limit=None)
     after = apply(make_plan(listed, known, LABELLED, request_), known, unreadable)
-    again = make_plan(listed, after, LABELLED, replace(request_, retry_quarantined=False))
+    again = make_plan(listed, after, LABELLED, changed(request_, retry_quarantined=False))
     assert again.entries == ()
     expected = {item.key for item in listed if covered(request_, item.key, item.last_modified)}
     assert {key for key in after if key in scope(listed, after, request_)} == expected
@@ -256,7 +183,7 @@ def test_limited_runs_end_where_one_unlimited_run_does(listed, known, limit, unr
     whole = apply(make_plan(listed, known, LABELLED, EVERYTHING), known, unreadable)
     runs = 0
     while True:
-        plan = make_plan(listed, known, LABELLED, replace(EVERYTHING, limit=limit))
+        plan = make_plan(listed, known, LABELLED, changed(EVERYTHING, limit=limit))
         photos = [entry for entry in plan.entries if entry.action != Action.DELETE]
         assert len(photos) <= limit
         assert bool(plan.pending) <= (len(photos) == limit)
@@ -271,7 +198,7 @@ def test_limited_runs_end_where_one_unlimited_run_does(listed, known, limit, unr
 
 @given(listings(), st.integers(1, 4))
 def test_a_limit_takes_the_oldest_photos_and_counts_the_rest(listed, limit):
-    plan = make_plan(listed, {}, RULES, replace(EVERYTHING, limit=limit))
+    plan = make_plan(listed, {}, RULES, changed(EVERYTHING, limit=limit))
     assert len(plan.entries) == min(limit, len(listed))
     assert len(plan.pending) == len(listed) - len(plan.entries)
     newest_taken = max((entry.last_modified for entry in plan.entries), default=START)
@@ -281,14 +208,14 @@ def test_a_limit_takes_the_oldest_photos_and_counts_the_rest(listed, limit):
 def test_a_limit_leaves_no_deletion_over():
     known = {f"Kiwi/{n}.jpg": KnownObject("one", START, "Kiwi", "train") for n in range(5)}
     listed = [ListedObject(f"Fig/{n}.jpg", "one", 9, START) for n in range(5)]
-    plan = make_plan(listed, known, RULES, replace(EVERYTHING, limit=1))
+    plan = make_plan(listed, known, RULES, changed(EVERYTHING, limit=1))
     assert (plan.counts[Action.CREATE], plan.counts[Action.DELETE], len(plan.pending)) == (1, 5, 4)
 
 
 def test_a_limit_is_not_spent_on_photos_that_could_not_be_read_before():
     known = {f"Fig/{n}.jpg": KnownObject("one", START, reason="truncated") for n in range(3)}
     listed = [*(ListedObject(key, "one", 9, START) for key in known), replace(KIWI, last_modified=START + DAY)]
-    plan = make_plan(listed, known, RULES, RunRequest("", limit=1, retry_quarantined=True))
+    plan = make_plan(listed, known, RULES, asked("", limit=1, retry_quarantined=True))
     assert [entry.key for entry in plan.entries] == [KIWI.key]
     assert len(plan.pending) == 3
 
@@ -296,7 +223,7 @@ def test_a_limit_is_not_spent_on_photos_that_could_not_be_read_before():
 @given(listings(), st.lists(MOMENTS, min_size=2, max_size=6, unique=True).map(sorted))
 def test_consecutive_intervals_cover_each_object_exactly_once(listed, bounds):
     intervals = zip([START - 100 * DAY, *bounds], [*bounds, START + 100 * DAY], strict=True)
-    requests_ = [RunRequest("", "interval", interval=interval) for interval in intervals]
+    requests_ = [asked("", "interval", interval=interval) for interval in intervals]
     planned = [entry.key for request in requests_ for entry in make_plan(listed, {}, RULES, request).entries]
     assert sorted(planned) == sorted(item.key for item in listed)
 
@@ -336,17 +263,17 @@ STRANGERS = KeyRules(RULES.pattern, frozenset({"Fig"}))
         (KIWI, replace(FEATURE, etag="old"), EVERYTHING, RULES, Action.UPDATE),
         (None, FEATURE, EVERYTHING, RULES, Action.DELETE),
         (KIWI, replace(FEATURE, last_modified=START - DAY), EVERYTHING, RULES, Action.UNCHANGED),
-        (KIWI, FEATURE, RunRequest("", "rebuild"), RULES, Action.UPDATE),
+        (KIWI, FEATURE, asked("", "rebuild"), RULES, Action.UPDATE),
         (KIWI, replace(FEATURE, label="Gooseberry"), EVERYTHING, RULES, Action.UPDATE),
         (KIWI, replace(FEATURE, split="train"), EVERYTHING, RULES, Action.UPDATE),
         (KIWI, FEATURE, EVERYTHING, STRANGERS, Action.UPDATE),
         (KIWI, KnownObject("one", START, reason="truncated"), EVERYTHING, RULES, Action.QUARANTINED),
         (KIWI, KnownObject("old", START, reason="truncated"), EVERYTHING, RULES, Action.UPDATE),
-        (KIWI, KnownObject("one", START, reason="truncated"), RunRequest("", "rebuild"), RULES, Action.UPDATE),
+        (KIWI, KnownObject("one", START, reason="truncated"), asked("", "rebuild"), RULES, Action.UPDATE),
         (
             KIWI,
             KnownObject("one", START, reason="truncated"),
-            RunRequest("", retry_quarantined=True),
+            asked("", retry_quarantined=True),
             RULES,
             Action.UPDATE,
         ),
@@ -361,7 +288,7 @@ STRANGERS = KeyRules(RULES.pattern, frozenset({"Fig"}))
         (
             STRAY,
             KnownObject("one", START, reason="key_pattern"),
-            RunRequest("", retry_quarantined=True),
+            asked("", retry_quarantined=True),
             RULES,
             Action.QUARANTINED,
         ),
@@ -416,12 +343,12 @@ def test_a_key_that_is_not_acceptable_is_rejected_with_its_reason(key, labels, r
 @pytest.mark.parametrize(
     ("request_", "deleted"),
     [
-        (RunRequest(""), {"a/Kiwi/1.jpg", "b/Kiwi/1.jpg", "dt=2026-11-21/Kiwi/1.jpg"}),
-        (RunRequest("a/"), {"a/Kiwi/1.jpg"}),
-        (RunRequest("", keys=("b/Kiwi/1.jpg", "b/Kiwi/2.jpg")), {"b/Kiwi/1.jpg"}),
-        (RunRequest("", "interval", interval=(START, START + DAY)), {"a/Kiwi/1.jpg"}),
-        (RunRequest("", "interval", interval=(START + DAY, START + 2 * DAY)), {"dt=2026-11-21/Kiwi/1.jpg"}),
-        (RunRequest("b/", "interval", interval=(START, START + DAY)), set()),
+        (asked(""), {"a/Kiwi/1.jpg", "b/Kiwi/1.jpg", "dt=2026-11-21/Kiwi/1.jpg"}),
+        (asked("a/"), {"a/Kiwi/1.jpg"}),
+        (asked("", keys=("b/Kiwi/1.jpg", "b/Kiwi/2.jpg")), {"b/Kiwi/1.jpg"}),
+        (asked("", "interval", interval=(START, START + DAY)), {"a/Kiwi/1.jpg"}),
+        (asked("", "interval", interval=(START + DAY, START + 2 * DAY)), {"dt=2026-11-21/Kiwi/1.jpg"}),
+        (asked("b/", "interval", interval=(START, START + DAY)), set()),
     ],
     ids=["everything", "prefix", "keys", "interval", "interval by date in the key", "prefix and interval"],
 )
@@ -440,25 +367,6 @@ def test_a_backfill_does_not_delete_what_was_overwritten_after_its_interval():
     """The row's last modification lies in the interval, the object's does not: it is still there, for a later run."""
     known = {KIWI.key: replace(FEATURE, etag="old", last_modified=START)}
     listed = [replace(KIWI, last_modified=START + 3 * DAY)]
-    plan = make_plan(listed, known, RULES, RunRequest("", "interval", interval=(START, START + DAY)))
+    plan = make_plan(listed, known, RULES, asked("", "interval", interval=(START, START + DAY)))
     assert plan.entries == ()
     assert one(listed[0], known[KIWI.key]) == Action.UPDATE
-
-
-@given(st.lists(st.text(), unique=True, max_size=20))
-def test_slugs_are_unique_and_fit_branches_and_paths(run_ids):
-    slugs = [run_key(run_id) for run_id in run_ids]
-    assert len(set(slugs)) == len(slugs)
-    for slug in slugs:
-        assert branch_name(slug).removeprefix("run_") == slug
-        assert slug.isascii()
-        assert slug.replace("_", "").isalnum()
-        assert slug == slug.lower()
-        assert len(slug) <= 67
-
-
-def test_a_slug_is_readable_stable_and_differs_where_only_punctuation_does():
-    slug = run_key("manual__2026-11-22T09:30:00+00:00")
-    assert slug.startswith("manual_2026_11_22t09_30_00_00_00_")
-    assert slug == run_key("manual__2026-11-22T09:30:00+00:00") != run_key("manual__2026-11-22T09:30:00-00:00")
-    assert run_key("x" * 300) != run_key("x" * 301)

@@ -1,0 +1,60 @@
+"""The documentation names only what is there: links, files, settings and make targets."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fruits.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    path
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("requirements/*.md"))
+    if path.name != "CHANGELOG.md"  # which also names what was there
+]
+FOLDERS = "benchmarks|dags|docker|docs|fruits|infra|local|plugins|requirements|sample_photos|scripts|spark_jobs|tests"
+NO_SETTINGS = {"FRUITS_CACHE", "FRUITS_MAVEN_MIRROR", "FRUITS_RELEASE"}  # read by set-up and driver
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def page(request):
+    return request.param
+
+
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text())
+    dead = [link for link in links if not link.startswith("https://") and not (page.parent / link).exists()]
+    assert dead == []
+
+
+def test_every_path_exists(page):
+    paths = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_variable_is_a_setting(page):
+    settings = {f"FRUITS_{name.upper()}" for name in Settings.model_fields}
+    named = set(re.findall(r"\bFRUITS_[A-Z][A-Z0-9_]*[A-Z0-9]\b(?!_)", page.read_text()))
+    assert named - settings - NO_SETTINGS == set()
+
+
+def test_every_make_target_is_in_the_makefile(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^ {4}(?:.*&& )?)(?:sudo )?make ([a-z-]+)", page.read_text(), re.MULTILINE))
+    assert named - targets == set()
+
+
+def test_every_decision_is_in_the_index():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "README.md").read_text()
+    pages = sorted(path.name for path in folder.glob("[0-9]*.md"))
+    assert pages == re.findall(r"\]\((\d\d-[\w-]+\.md)\)", index)
+
+
+def test_the_version_is_in_the_changelog():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    package = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    library = re.search(r'^__version__ = "(.*)"', (ROOT / "fruits" / "__init__.py").read_text(), re.MULTILINE)[1]
+    assert package == library
+    assert f"## [{package}]" in changelog or f"To become {package}." in changelog

@@ -1,0 +1,24 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fruits.lake.branches import Writer, run_of_branch
+from fruits.run.state import run_key
+
+
+@given(st.lists(st.text(), unique=True, max_size=20))
+def test_keys_are_unique_and_fit_branches_and_paths(run_ids):
+    keys = [run_key(run_id) for run_id in run_ids]
+    assert len(set(keys)) == len(keys)
+    for key in keys:
+        assert run_of_branch(Writer(key, "featurize_1_ab").branch) == key
+        assert key.isascii()
+        assert key.replace("_", "").isalnum()
+        assert key == key.lower()
+        assert len(key) <= 67
+
+
+def test_a_key_is_readable_stable_and_differs_where_only_punctuation_does():
+    key = run_key("manual__2026-11-22T09:30:00+00:00")
+    assert key.startswith("manual_2026_11_22t09_30_00_00_00_")
+    assert key == run_key("manual__2026-11-22T09:30:00+00:00") != run_key("manual__2026-11-22T09:30:00-00:00")
+    assert run_key("x" * 300) != run_key("x" * 301)
