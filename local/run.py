@@ -12,7 +12,6 @@ from fruits.run.lease import current_lease, release_lease
 from fruits.run.state import run_key
 from fruits.serve.summary import as_text, read_summary
 from fruits.settings import Settings
-from local import ui
 from local.airflow import migrate, run_dag
 from local.mirror import mirror
 from local.stack import environment_of, in_use, running_stack
@@ -20,6 +19,8 @@ from local.stack import environment_of, in_use, running_stack
 
 def run(images: Path | None, data: Path, summary_path: Path) -> int:
     """Bring the tables up to date with a folder of photos; returns an exit code."""
+    from local.ui import running_ui
+
     start = time.perf_counter()
     report_path = summary_path.with_name("report.html")
     for path in (summary_path, report_path):  # a failed run must not leave the figures of an earlier run
@@ -27,7 +28,7 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
     photos = images or _generated(data / "photos")
     with in_use(data) as alone, running_stack(data) as stack, environment_of(stack):
         settings = Settings.load()
-        if alone and not ui.running_ui(stack.data) and (lease := current_lease(settings)):  # a killed run's
+        if alone and not running_ui(stack.data) and (lease := current_lease(settings)):  # a killed run's
             release_lease(settings, lease.run)
         _say(f"S3 server on {stack.endpoint}, data in {stack.data}")
         _upload(photos, settings)
