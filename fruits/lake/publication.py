@@ -47,7 +47,7 @@ class Publication:
     counts: Mapping[str, int] | None = None
     probe_raw: float | None = None
     probe_embedded: float | None = None
-    gates: Sequence[Gate] = ()
+    gates: tuple[Gate, ...] = ()
 
 
 @dataclass(frozen=True)

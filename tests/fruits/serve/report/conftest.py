@@ -120,13 +120,14 @@ def fill(settings: Settings) -> Settings:
     append(lake, EMBEDDINGS, [embedding(*point) for point in points])
     append(lake, EMBEDDINGS, [embedding("other.jpg", "Kiwi", 1e6, 1e6, pca_id="pca-0")])
     first = start_of(lake)
+    wrote = {name: lake.head(name) for name in DATA_TABLES}
     publish(lake)
     write_documents(
         settings,
         plan(lake, base=first),
-        document("featurize", 1, FEATURIZED),
-        document("pca", 2, projected()),
-        document("validate", 3, validated(gates=GATES)),
+        document("featurize", 1, FEATURIZED.model_copy(update={"wrote": wrote})),
+        document("pca", 2, projected(read=wrote, wrote=wrote)),
+        document("validate", 3, validated(gates=GATES, snapshots=wrote)),
         document("publish", 4, published_(), seconds={}),
     )
     return settings

@@ -84,8 +84,8 @@ def test_a_sparkline_of_little(values):
     assert sum(one.tag == "circle" for one in svg) == min(known, 1)
 
 
-def test_stages_are_as_wide_as_they_took_and_what_is_left_is_there_too():
-    svg = parsed(charts.stage_bar({"session": 2.0, "write": 1.0}, 4.0, longest=8.0, name="n"))
+def test_phases_are_as_wide_as_they_took_and_what_is_left_is_there_too():
+    svg = parsed(charts.phase_bar({"session": 2.0, "write": 1.0}, 4.0, longest=8.0, name="n"))
     assert [numbers(bar, "width") for bar in svg[1:]] == [100.0, 50.0, 50.0]
     assert [numbers(bar, "x") for bar in svg[1:]] == [0.0, 100.0, 150.0]
     assert [bar[0].text for bar in svg[1:]] == ["session: 2.0 s", "write: 1.0 s", "other: 1.0 s"]
@@ -96,7 +96,7 @@ def test_charts_say_what_they_show_and_text_stays_text():
         charts.scatter({HOSTILE: [(0.0, 1.0)]}, HOSTILE, HOSTILE),
         charts.scree([0.5], HOSTILE, HOSTILE),
         charts.sparkline([1.0, 2.0], HOSTILE, HOSTILE),
-        charts.stage_bar({HOSTILE: 1.0}, 2.0, 2.0, HOSTILE),
+        charts.phase_bar({HOSTILE: 1.0}, 2.0, 2.0, HOSTILE),
     ):
         root = parsed(svg)
         assert root.attrib["role"] == "img"

@@ -184,7 +184,7 @@ def hostile(value: Any) -> Any:
         names = [name for name in type(value).model_fields if name not in chosen]
         return value.model_copy(update={name: hostile(getattr(value, name)) for name in names})
     if is_dataclass(value):
-        chosen = {"outcome", "severity"}
+        chosen = {"outcome", "severity", "resample"}
         return replace(
             value, **{f.name: hostile(getattr(value, f.name)) for f in fields(value) if f.name not in chosen}
         )
