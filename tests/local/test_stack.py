@@ -239,6 +239,27 @@ def test_the_server_goes_on_after_the_command_that_started_it_until_it_is_stoppe
     assert not stop_s3(folder)
 
 
+START_WITHOUT_END = """
+import signal
+import sys
+from pathlib import Path
+from local import stack
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+stack._has_volumes = lambda _: False
+stack.start_s3(Path(sys.argv[1]))
+"""
+
+
+def test_a_start_that_is_interrupted_leaves_no_server(folder):
+    with subprocess.Popen([sys.executable, "-c", START_WITHOUT_END, str(folder)]) as process:
+        while server_pid(folder) is None:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+    assert server_pid(folder) is None
+
+
 def test_commands_that_come_at_the_same_moment_share_one_server(folder):
     together = threading.Barrier(3, timeout=60)
 

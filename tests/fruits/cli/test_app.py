@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -226,18 +224,6 @@ class TestEmbedded:
         assert {name: value for name, value in os.environ.items() if name in before} == {
             name: value for name, value in before.items() if name in os.environ
         }
-
-    @pytest.mark.slow
-    def test_interrupted_while_the_server_starts_it_ends_the_server(self, data):
-        command = [sys.executable, "-m", "fruits", "doctor", "--data", str(data)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            deadline = time.monotonic() + 60
-            while server_pid(data) is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert server_pid(data) is not None
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 143
-        assert server_pid(data) is None
 
     def test_data_that_is_asked_for_wins_over_the_variables(self, data, fruits, published):
         result = fruits("status", "--data", data, "--json", settings=published)
