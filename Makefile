@@ -7,10 +7,10 @@ COMPOSE = @$(PYTHON) scripts/compose.py
 export IMAGES PHOTO KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-compose lint package lock clean distclean
+.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose lint format package lock clean distclean
 
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## Make this machine ready; quick when nothing is to do (PYTHON=python3.12 to choose one)
 	$(SETUP)
@@ -51,25 +51,50 @@ backup:  ## Dump the databases of `make up` into a new folder of backups/
 restore:  ## Put the databases back (BACKUP=backups/20261125T120000)
 	$(COMPOSE) restore "$(BACKUP)"
 
-# Each test runs in the environment it is for. Both run whatever the first says. pytest's 5 means that no test was
-# selected: with ARGS that may be so in one of them, not in both.
-test: setup-dev  ## All tests (ARGS="-k moments" for some of them)
-	@jobs=0; JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) -m pytest -m "not airflow" $(ARGS) || jobs=$$?; \
-	airflow=0; $(AIRFLOW) -m pytest -m "airflow and not compose" $(ARGS) || airflow=$$?; \
+# Each test runs in the environment it is for: the files of tests on WORKERS processes, in a random order whose seed pytest
+# prints (ARGS="--randomly-seed=1" repeats it). Both environments run whatever the first
+# says. pytest's 5 means that no test was selected: with ARGS or PART that may be so, else not.
+WORKERS ?= 2
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PARTED) $(COVERED)
+PARTED = $(if $(PART),--part $(PART))
+COVERED = $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
+FAST = not server and not jvm and not heavy and not slow and not compose
+define run_tests
+	@jobs=0; JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) $(PYTEST) -m "not airflow and $(1)" $(ARGS) || jobs=$$?; \
+	airflow=0; $(AIRFLOW) $(PYTEST) -m "airflow and $(1)" $(ARGS) || airflow=$$?; \
 	case "$$jobs $$airflow" in \
 		"0 0") ;; \
-		"0 5" | "5 0") $(if $(ARGS),true,echo "One environment has no tests." && false) ;; \
+		"0 5" | "5 0") $(if $(ARGS)$(PART),true,echo "One environment has no tests." && false) ;; \
+		"5 5") $(if $(PART),true,echo "No test was selected." && false) ;; \
 		*) echo "Tests failed (pytest returned $$jobs in the jobs environment, $$airflow in the airflow environment)."; false ;; \
 	esac
+endef
 
-test-compose: setup-dev  ## What docker-compose.yaml promises, in real containers: needs Docker, takes 20 min
-	@$(AIRFLOW) -m pytest -m compose -s tests/docker $(ARGS)
+test: setup-dev  ## All tests but the slow and the containers' (ARGS="-k moments" for some, COVERAGE=1 to measure it)
+	@rm -rf build/coverage
+	$(call run_tests,not slow and not compose)
+	$(if $(COVERAGE),@$(JOBS) -m coverage combine --quiet && $(JOBS) -m coverage report)
+
+test-fast: setup-dev  ## Units and properties, in a minute: no server, no JVM, no other program
+	$(call run_tests,$(FAST))
+
+test-slow: setup-dev  ## What is too slow for each change (PART=1/4: the first of four parts)
+	$(call run_tests,slow and not compose)
+
+# The containers' tests are steps of one deployment's life: in their order, on one process.
+test-compose: setup-dev  ## What docker-compose.yaml promises, in containers: 20 min (PART=1/4: a quarter of the slow)
+	@$(AIRFLOW) -m pytest -m compose -p no:randomly -s tests/docker $(PARTED) $(ARGS)
+
+# What imports Airflow, or runs in its environment. pyproject.toml names the rest.
+AIRFLOWS_PYTHON := $(wildcard fruits/airflow/*.py) dags plugins local docker infra benchmarks/operate.py scripts/screenshots.py
 
 # A registry or a folder of one person's machine, named in a file, breaks everyone behind a mirror and everyone else.
 lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no file names a registry or somebody's machine
 	@.venvs/jobs/bin/ruff check
 	@.venvs/jobs/bin/ruff format --check
+	@.venvs/jobs/bin/lint-imports --no-logo --no-cache
 	@.venvs/jobs/bin/mypy
+	@.venvs/jobs/bin/mypy --python-executable $(AIRFLOW) --cache-dir .mypy_cache/airflow $(AIRFLOWS_PYTHON)
 	@$(JOBS) scripts/reference_docs.py --check
 	@.venvs/airflow/bin/cfn-lint infra/fruits.yaml
 	@git grep --untracked -lzE '^#!.*[/ ](ba)?sh' | xargs -0 .venvs/jobs/bin/shellcheck
@@ -77,6 +102,10 @@ lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no f
 
 package: setup  ## Pack the jobs environment for a cluster's workers (ARGS="--python /usr/bin/python3.11")
 	@$(PYTHON) scripts/package.py $(ARGS)
+
+format: setup-dev  ## Write all Python as lint wants it, and mend what can be mended by itself
+	@.venvs/jobs/bin/ruff check --fix
+	@.venvs/jobs/bin/ruff format
 
 lock:  ## Write requirements/*.txt from *.in (ARGS=--upgrade for the newest versions)
 	$(SETUP) --lock $(ARGS)

@@ -116,7 +116,7 @@ def agreement(backbone: Backbone, pixels: list[NDArray[np.uint8]], name: str, we
 
 def images_per_second(backbone: Backbone, pixels: NDArray[np.uint8], seconds: float) -> float:
     """Median over rounds of 20 images, by the thread's CPU time: what else the machine does matters little."""
-    rounds = []
+    rounds: list[float] = []
     stop = time.perf_counter() + seconds
     while not rounds or time.perf_counter() < stop:
         start = time.thread_time()

@@ -99,8 +99,8 @@ def publish(photos: dict[str, Path], data: Path) -> None:
             target = Path(images) / key
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, target)
-        command = [AIRFLOW_PYTHON, "-m", "local", "--data", data, "run", "--images", images]
-        subprocess.run([*command, "--summary", data / "summary.json"], cwd=ROOT, check=True)  # noqa: S603 -- ours
+        command = [str(AIRFLOW_PYTHON), "-m", "local", "--data", str(data), "run", "--images", images]
+        subprocess.run([*command, "--summary", str(data / "summary.json")], cwd=ROOT, check=True)  # noqa: S603 -- ours
 
 
 def measured(settings: Settings, photos: Sequence[Path]) -> list[Identification]:

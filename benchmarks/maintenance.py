@@ -6,6 +6,7 @@ compares with a lake of the same rows written in one go. Needs the jobs environm
 """
 
 import argparse
+import importlib
 import os
 import sys
 import tempfile
@@ -13,6 +14,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +24,23 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fruits.errors import ExitCode
-from fruits.lake.branches import branch_name, commit_rows, start_branch
+from fruits.lake.branches import Writer, commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, _to_rows, current_base, publication_id, publish
 from fruits.lake.schemas import (
     DATA_TABLES,
     EMBEDDINGS,
     FEATURES,
+    PCA_MODELS,
     PCA_STATISTICS,
+    QUARANTINE,
     TABLES,
     TableDefinition,
     TableName,
 )
-from fruits.run.documents import read_documents
+from fruits.run.documents import Maintained, TaskDocument, read_documents
+from fruits.run.request import resolve_maintenance
 from fruits.run.state import run_key
-from fruits.run.upkeep import resolve_maintenance
 from fruits.settings import Settings
 from fruits.steps.plan import known_objects
 from fruits.steps.plan_maintenance import plan_maintenance
@@ -91,10 +96,11 @@ def grow(settings: Settings, increments: int, photos: int) -> None:
 
 def grow_together(lake: Lake, numbers: range, photos: int) -> None:
     """Publish some increments in one commit to each table."""
-    for definition in (FEATURES, EMBEDDINGS, PCA_STATISTICS):
-        commit_rows(lake, definition.name, lambda change, table=definition: append_all(change, table, numbers, photos))
-    written = {name: appended(lake, name, len(numbers)) for name in ("features", "embeddings", "pca_statistics")}
-    heads = {name: lake.head(name) for name in ("quarantine", "pca_models")}
+    tables = (FEATURES, EMBEDDINGS, PCA_STATISTICS)
+    for definition in tables:
+        commit_rows(lake, definition.name, partial(append_all, definition=definition, numbers=numbers, photos=photos))
+    written = {definition.name: appended(lake, definition.name, len(numbers)) for definition in tables}
+    heads = {definition.name: head(lake, definition.name) for definition in (QUARANTINE, PCA_MODELS)}
     commit_rows(lake, "publications", lambda change: publish_all(change, numbers, written, heads, photos))
 
 
@@ -104,6 +110,13 @@ def append_all(change: "Transaction", definition: TableDefinition, numbers: rang
         if definition is PCA_STATISTICS and number:
             change.delete("n > 0")
         change.append(rows_of(definition, f"scheduled__{number:05d}", number * photos, photos))
+
+
+def head(lake: Lake, name: TableName, ref: str = "main") -> int:
+    """Snapshot of a branch that exists."""
+    snapshot = lake.head(name, ref)
+    assert snapshot is not None, f"{name} has no {ref}"  # noqa: S101 -- made just before
+    return snapshot
 
 
 def appended(lake: Lake, name: TableName, count: int) -> list[int]:
@@ -129,15 +142,15 @@ def publish_all(
 def publish_increment(settings: Settings) -> None:
     """One increment as a run commits it: on branches, then by ``publish``."""
     lake, run_id = Lake.open(settings), f"manual__{time.time_ns()}"
-    base, slug = current_base(lake), run_key(run_id)
-    branch, sequence = branch_name(slug), base.publication.sequence + 1
+    base, writer = current_base(lake), Writer(run_key(run_id), "benchmark")
+    sequence = base.publication.sequence + 1
     for name, snapshot in base.publication.snapshots.items():
-        start_branch(lake, name, branch, snapshot)
+        start_branch(lake, name, writer.branch, snapshot)
     for definition in (FEATURES, EMBEDDINGS):
         rows = rows_of(definition, run_id, 10**6 + sequence * 10, 10)
-        commit_rows(lake, definition.name, lambda change, rows=rows: change.append(rows, branch=branch))
-    snapshots = {name: lake.head(name, branch) for name in DATA_TABLES}
-    publish(lake, base.to_document(), slug, publication_of(snapshots, sequence, run_id, 0))
+        commit_rows(lake, definition.name, methodcaller("append", rows, branch=writer.branch))
+    snapshots = {name: head(lake, name, writer.branch) for name in DATA_TABLES}
+    publish(lake, base, writer, publication_of(snapshots, sequence, run_id, 0))
 
 
 def rows_of(definition: TableDefinition, run_id: str, first: int, rows: int) -> pa.Table:
@@ -221,26 +234,27 @@ def show(title: str, figures: Mapping[str, float]) -> None:
         print(f"  {name:<30} {value:>10,.2f}" if "(" in name else f"  {name:<30} {value:>10,.0f}")
 
 
-def maintain(settings: Settings) -> Mapping[str, Any]:
+def maintain(settings: Settings) -> TaskDocument[Maintained]:
     """One maintenance run, as the DAG does it; returns its document."""
     run_id = "maintenance__benchmark"
     plan_maintenance(settings, resolve_maintenance({}, settings), run_id)
     jobs = Path(__file__).parents[1] / "spark_jobs"
     sys.path.insert(0, str(jobs))
-    import maintain as job
-
+    job = importlib.import_module("maintain")  # its functions travel to executors by this name
     os.environ |= {"FRUITS_LAKE": settings.lake, "FRUITS_CATALOG_URI": settings.catalog_uri.get_secret_value()}
     os.environ["PYSPARK_SUBMIT_ARGS"] = (
         "--master local[*] --driver-memory 2g --conf spark.ui.enabled=false pyspark-shell"
     )
     if job.main(["--run", run_key(run_id)]) != ExitCode.OK:
         raise SystemExit("maintenance failed: see its log above")
-    return read_documents(settings, run_key(run_id))["maintain"]
+    document = read_documents(settings, run_key(run_id)).maintain
+    assert document is not None  # noqa: S101 -- the job succeeded
+    return document
 
 
-def print_document(document: Mapping[str, Any]) -> None:
+def print_document(document: TaskDocument[Maintained]) -> None:
     """Print what a maintenance run cost."""
-    print(f"\nmaintenance: {document['wall_seconds']} s: {document['seconds']}")
+    print(f"\nmaintenance: {document.wall_seconds} s: {dict(document.seconds)}")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

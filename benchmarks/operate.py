@@ -282,7 +282,8 @@ class Bench:
     def fits(self) -> int:
         """How many PCA versions there are."""
         lake = Lake.open(self.settings)
-        return lake.read("pca_models", current_base(lake).publication.snapshots["pca_models"], ("pca_id",)).num_rows
+        versions = lake.read("pca_models", current_base(lake).publication.snapshots["pca_models"], ("pca_id",))
+        return int(versions.num_rows)
 
     def sequence(self) -> int:
         """The number of the current publication."""

@@ -1,13 +1,21 @@
-"""The one way to S3 and to the lake's files: obstore stores, small documents in them, a boto3 client to list with."""
+"""The one way to S3 and to the lake's files: stores, the reads and writes on them, and a boto3 client that lists.
+
+All writes and deletes of files go through ``write_bytes``, ``write_json`` and ``remove_files``: photos, backbones, run
+documents and leases. No other module calls the writing functions of obstore or boto3. The functions here raise
+``FileNotFoundError``, ``AlreadyExistsError`` or a ``FruitsError`` that says what to do (see ``fruits.denials``).
+
+Each of them calls ``before_effect`` first, and so does every commit to the lake's catalog. A test makes the n-th effect
+fail with ``effects_watched``: its watcher counts the calls and raises at the n-th. Nothing of that effect has happened
+then. An error of obstore that a watcher raises is explained like a real one.
+"""
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 import boto3
@@ -17,50 +25,21 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from botocore.utils import parse_timestamp
 from obstore.auth.boto3 import Boto3CredentialProvider
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
-from fruits.errors import FruitsError, TransientError
+from fruits.denials import NO_CREDENTIALS, error_code, explain
+from fruits.errors import DeniedError, FruitsError
 from fruits.settings import Settings
 
-_NO_CREDENTIALS = (
-    "there are no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role"
-)
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ClientConfig, S3Config
 
+Effect = Literal["put", "delete", "commit"]
+Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"]
 
-_TRANSIENT = (
-    "error sending request",
-    "Could not connect",
-    "timeout on endpoint",
-    "timed out",
-    "SlowDown",
-    "InternalError",
-    "ServiceUnavailable",
-    "status code 50",
-)
-"""Signs, in what obstore and boto3 say, that the same request may succeed later."""
-
-_DENIED = re.compile(
-    r"(?<!java\.nio\.file\.)AccessDenied|Access Denied|ACCESS_DENIED|not authorized to perform|\(403\) when calling"
-    r"|403 Forbidden: *(?:\n|$)|Insufficient Lake Formation permission"
-)
-"""Signs of a denial in what AWS, obstore, boto3, PyArrow and the Java SDK say; a local file's is none of AWS."""
-
-_DENIED_REQUESTS = (
-    r'not authorized to perform: (?P<request>\S+?)(?: on resource: "?(?P<arn>[^\s"]+)"?)?(?:[\s<]|$)',  # AWS itself
-    r"performing (?P<request>[A-Z]+) (?P<url>\S+) in",  # obstore
-    r"(?P<request>DeleteObjects) request failed for key (?P<key>.+?): ",
-    r"key '(?P<key>[^']+)' in bucket '(?P<bucket>[^']+)': AWS Error ACCESS_DENIED during (?P<request>\w+)",  # PyArrow
-    r"when calling the (?P<request>\w+) operation",  # boto3
-)
-_PERMISSIONS = {
-    **dict.fromkeys(("ListObjects", "ListObjectsV2", "HeadBucket"), "s3:ListBucket"),
-    **dict.fromkeys(("GetObject", "HeadObject", "GET", "HEAD"), "s3:GetObject"),
-    **dict.fromkeys(("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"), "s3:PutObject"),
-    **dict.fromkeys(("PutObject", "PUT", "POST"), "s3:PutObject"),
-    **dict.fromkeys(("DeleteObject", "DeleteObjects", "DELETE"), "s3:DeleteObject"),
-}
-"""The permission that a request needs, by operation or HTTP method."""
+_watchers: list[Callable[[Effect, str], None]] = []
 
 
 def photo_store(settings: Settings) -> S3Store:
@@ -69,9 +48,9 @@ def photo_store(settings: Settings) -> S3Store:
 
 
 def list_client(settings: Settings) -> Any:
-    """A boto3 client of the S3 server: unlike obstore, it lists object keys as they are and by any prefix."""
+    """A boto3 client of the S3 server. Unlike obstore, it lists object keys as they are and by any prefix."""
     session = botocore.session.get_session()
-    # botocore's own way with timestamps takes half the time of a listing.
+    # botocore's own parser of timestamps takes half the time of a listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     return boto3.Session(botocore_session=session).client(
         "s3",
@@ -83,6 +62,11 @@ def list_client(settings: Settings) -> Any:
             s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         ),
     )
+
+
+def server_name(settings: Settings) -> str:
+    """The S3 server's name in messages."""
+    return settings.s3_endpoint or f"AWS ({settings.s3_region})"
 
 
 def lake_store(settings: Settings, folder: str = "") -> ObjectStore:
@@ -102,12 +86,8 @@ def open_store(settings: Settings, uri: str) -> ObjectStore:
 
 def read_bytes(store: ObjectStore, path: str) -> bytes:
     """The whole object at ``path``. Raises ``FileNotFoundError`` when there is none."""
-    return obstore.get(store, path).bytes().to_bytes()
-
-
-def write_bytes(store: ObjectStore, path: str, data: bytes) -> None:
-    """Write ``data`` at ``path``, all or nothing, over whatever was there."""
-    obstore.put(store, path, data)
+    with errors_explained(store, "s3:GetObject", path):
+        return obstore.get(store, path).bytes().to_bytes()
 
 
 def read_json(store: ObjectStore, path: str) -> dict[str, Any]:
@@ -115,147 +95,163 @@ def read_json(store: ObjectStore, path: str) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(read_bytes(store, path)))
 
 
-def write_json(store: ObjectStore, path: str, document: Mapping[str, Any]) -> None:
-    """Write ``document`` as JSON at ``path``, all or nothing."""
-    write_bytes(store, path, json.dumps(document, indent=2, ensure_ascii=False).encode())
+def head(store: ObjectStore, path: str) -> "ObjectMeta":
+    """Size, ETag and date of the object at ``path``. Raises ``FileNotFoundError`` when there is none."""
+    with errors_explained(store, "s3:GetObject", path):
+        return obstore.head(store, path)
 
 
 def exists(store: ObjectStore, path: str) -> bool:
     """Whether there is an object at ``path``."""
     try:
-        obstore.head(store, path)
+        head(store, path)
     except FileNotFoundError:
         return False
     return True
 
 
-def check_photo(settings: Settings, key: str, *, denials_only: bool = False) -> None:
-    """See that an object of the bucket can be read.
-
-    With ``denials_only``, what may be wrong with this one object alone (archived, under another KMS key) is let pass.
-
-    Raises:
-        FruitsError: saying what is denied or wrong.
-    """
-    try:
-        obstore.get_range(photo_store(settings), key, start=0, length=1)
-    except (FileNotFoundError, ValueError):  # gone meanwhile; a key that obstore takes for a wrong path
-        return
-    except BaseError as error:
-        if not denials_only or _denies_photos(str(error)):
-            raise explain(error, settings, settings.bucket) from error
+def list_files(store: ObjectStore, prefix: str | None = None) -> Iterator["ObjectMeta"]:
+    """The objects of a store, or of a folder in it, in no order."""
+    with errors_explained(store, "s3:ListBucket"):
+        for batch in obstore.list(store, prefix):
+            yield from batch
 
 
-def _denies_photos(said: str) -> bool:
-    """Whether reading is denied as such: a plain "Access Denied", or by the permission's name."""
-    permission = denied_permission(said) or ""
-    return permission.startswith("s3:GetObject") and bool(re.search("Access Denied|perform: s3:GetObject", said))
+def write_bytes(store: ObjectStore, path: str, data: bytes, *, create: bool = False, one_part: bool = False) -> None:
+    """Write ``data`` at ``path``, all or nothing.
 
-
-def check_lake(settings: Settings, caller: str) -> None:
-    """See that a lake in a bucket can be written, read, listed and cleaned up.
-
-    Leaves nothing behind, unless deleting is denied: then one object for each ``caller``, however often it checks.
+    Args:
+        store: Where to write.
+        path: The object's path in the store. An object that is there is replaced.
+        data: The whole object.
+        create: Replace nothing. Of several writers only one succeeds.
+        one_part: Use a single PUT whatever the size, so that the ETag is the MD5 of ``data``.
 
     Raises:
-        FruitsError: saying what is denied or wrong.
+        AlreadyExistsError: with ``create``, when there is an object at ``path``.
     """
-    store = lake_store(settings, "checks")
-    try:
-        write_bytes(store, caller, b"?")
-        with suppress(FileNotFoundError):  # another one that checks at the same time has cleaned up
-            read_bytes(store, caller)
-        next(iter(obstore.list(store)), None)
-        with suppress(FileNotFoundError):
-            obstore.delete(store, caller)
-    except (BaseError, FileNotFoundError) as error:
-        raise explain(error, settings, urlsplit(settings.lake).netloc) from error
+    with errors_explained(store, "s3:PutObject", path):
+        before_effect("put", _full_path(store, path))
+        obstore.put(
+            store,
+            path,
+            data,
+            mode="create" if create else "overwrite",
+            use_multipart=False if one_part else None,
+        )
+
+
+def write_json(store: ObjectStore, path: str, document: Mapping[str, Any], *, create: bool = False) -> None:
+    """Write ``document`` as JSON at ``path``; see ``write_bytes``."""
+    write_bytes(store, path, json.dumps(document, indent=2, ensure_ascii=False).encode(), create=create)
+
+
+def remove_files(store: ObjectStore, *paths: str) -> None:
+    """Delete objects. An object that is gone already is no error."""
+    # S3 deletes many objects by one request. In a folder, a missing file would end the deletion of the others.
+    groups = [paths] if isinstance(store, S3Store) else [(path,) for path in paths]
+    for group in filter(None, groups):
+        with suppress(FileNotFoundError), errors_explained(store, "s3:DeleteObject", group[0]):
+            for path in group:
+                before_effect("delete", _full_path(store, path))
+            obstore.delete(store, list(group))
+
+
+def before_effect(kind: Effect, path: str) -> None:
+    """Tell the watchers that an outside effect comes next: a ``put`` or ``delete`` at a path, or a table's ``commit``.
+
+    Raises:
+        Exception: whatever a watcher raises; the effect must not happen then.
+    """
+    for watcher in _watchers:
+        watcher(kind, path)
 
 
 @contextmanager
-def denials_explained() -> Iterator[None]:
-    """Raise what is denied inside as a ``FruitsError`` that names the missing permission, or has the original words."""
+def effects_watched(watcher: Callable[[Effect, str], None]) -> Iterator[None]:
+    """For tests: inside, ``watcher`` is called with kind and path before each effect of this process, in any thread."""
+    _watchers.append(watcher)
     try:
         yield
-    except FruitsError:
-        raise
-    except Exception as error:
-        denied = _denied(str(error))
-        if denied is None:
-            raise
-        raise FruitsError(f"AWS denies {denied}; the role lacks that permission.") from error
+    finally:
+        _watchers.remove(watcher)
 
 
-def _denied(said: str, bucket: str = "") -> str | None:
-    """``denied_permission``; where nobody named one, with the line that speaks of the denial."""
-    permission = denied_permission(said, bucket)
-    if permission is None or re.match(r"[\w-]+:\w", permission):
-        return permission
-    line = next((line for line in said.splitlines() if _DENIED.search(line)), said)
-    return f"{permission} ({' '.join(line.split())})"
+@contextmanager
+def errors_explained(store: ObjectStore, permission: Permission, path: str = "") -> Iterator[None]:
+    """Raise obstore's errors inside as a ``FruitsError`` that says what to do.
 
+    ``FileNotFoundError`` and ``AlreadyExistsError`` pass, but a missing bucket is no missing object.
 
-def denied_permission(said: str, bucket: str = "") -> str | None:
-    """The permission that is missing, such as ``s3:PutObject on arn:aws:s3:::fruits/1.jpg``; None for no denial.
-
-    AWS names it in most of its answers. Where it does not (HEAD, other servers), the request tells.
+    Args:
+        store: The store that is asked.
+        permission: The permission that the request needs.
+        path: The object's path in the store; none for a listing.
     """
-    if not _DENIED.search(said):
-        return None
-    found = next(filter(None, (re.search(pattern, said) for pattern in _DENIED_REQUESTS)), None)
-    if found is None:
-        return f"access to bucket {bucket!r}" if bucket else "access"
-    parts = found.groupdict()
-    if "url" in parts:
-        parts |= _requested(parts["url"])
-    permission = _PERMISSIONS.get(parts["request"], parts["request"])
-    if parts.get("arn") is None and permission.startswith("s3:"):
-        place = (parts.get("bucket") or bucket or "...", parts.get("key"))
-        parts["arn"] = f"arn:aws:s3:::{'/'.join(filter(None, place))}"
-    return f"{permission} on {parts['arn']}" if parts.get("arn") else permission
+    try:
+        yield
+    except AlreadyExistsError:
+        raise
+    except (BaseError, FileNotFoundError) as error:
+        if isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchBucket":
+            raise
+        if not isinstance(store, S3Store):
+            reason = " ".join(str(error).partition("\n\n")[0].split())
+            raise FruitsError(
+                f"{_full_path(store, path)}: {reason}; check FRUITS_LAKE and who may write there"
+            ) from error
+        server = store.config.get("endpoint") or f"AWS ({store.config.get('region')})"
+        key = _full_path(store, path) if path else ""
+        raise explain(error, server, store.config["bucket"], permission, key) from error
 
 
-def _requested(url: str) -> dict[str, str]:
-    """Bucket and key of a request; for a listing, that it is one."""
-    parts = urlsplit(url)
-    host, path = parts.hostname or "", unquote(parts.path).lstrip("/")
-    bucket, _, key = (host.partition(".s3")[0], "", path) if ".amazonaws.com" in host else path.partition("/")
-    listing = {"request": "ListObjectsV2"} if "list-type" in parts.query else {}
-    return {"bucket": bucket, "key": key, **listing}
+def check_photo(settings: Settings, key: str, *, denials_only: bool = False) -> None:
+    """Check that an object of the bucket can be read. An object that was deleted meanwhile is no error.
+
+    With ``denials_only``, errors of this one object pass: it may be archived, or encrypted with another KMS key.
+
+    Raises:
+        FruitsError: says which permission is missing, or what is wrong.
+    """
+    store = photo_store(settings)
+    try:
+        with suppress(FileNotFoundError, ValueError), errors_explained(store, "s3:GetObject", key):
+            # A ValueError comes from keys that obstore does not accept as paths.
+            obstore.get_range(store, key, start=0, length=1)
+    except FruitsError as error:
+        of_all_photos = isinstance(error, DeniedError) and error.permission.startswith("s3:GetObject")
+        if of_all_photos or not denials_only:
+            raise
 
 
-def explain(error: Exception, settings: Settings, bucket: str) -> FruitsError:
-    """Turn the answer of an S3 server into a message that says what to do."""
-    text = str(error)
-    server = settings.s3_endpoint or f"AWS ({settings.s3_region})"
-    causes = {
-        "NoSuchBucket": f"bucket {bucket!r} does not exist there; create it, or correct FRUITS_BUCKET or FRUITS_LAKE",
-        "InvalidAccessKeyId": "it does not know the access key; check AWS_ACCESS_KEY_ID, profile or instance role",
-        "SignatureDoesNotMatch": "it refuses the secret key; check AWS_SECRET_ACCESS_KEY",
-        "ExpiredToken": "the session token has expired; fetch new credentials",
-        "Unable to locate credentials": _NO_CREDENTIALS,
-    }
-    if any(sign in text for sign in _TRANSIENT):
-        return TransientError(f"S3 server {server}: it does not answer; check FRUITS_S3_ENDPOINT and the network.")
-    cause = next((said for sign, said in causes.items() if sign in text), None)
-    if cause is None and (denied := _denied(text, bucket)):
-        cause = f"it denies {denied}; the role lacks that permission"
-    if cause is None:
-        cause = " ".join(text.partition("\n\n")[0].split())
-    return FruitsError(f"S3 server {server}: {cause}.")
+def check_lake(settings: Settings, caller: str) -> None:
+    """Check that a lake in a bucket can be written, read, listed and cleaned up.
+
+    The check leaves nothing behind, unless deleting is denied: then one object for each ``caller``.
+
+    Raises:
+        FruitsError: says which permission is missing, or what is wrong.
+    """
+    store = lake_store(settings, "checks")
+    write_bytes(store, caller, b"?")
+    with suppress(FileNotFoundError):  # a check that runs at the same time has cleaned up
+        read_bytes(store, caller)
+    next(list_files(store), None)
+    remove_files(store, caller)
+
+
+def _full_path(store: ObjectStore, path: str) -> str:
+    """``path`` with the store's prefix: a key of the bucket, or a path of this machine."""
+    return "/".join(filter(None, (str(getattr(store, "prefix", None) or ""), path)))
 
 
 def _s3_store(settings: Settings, bucket: str, prefix: str | None = None) -> S3Store:
-    endpoint = settings.s3_endpoint
-    return S3Store(
-        bucket,
-        prefix=prefix,
-        region=settings.s3_region,
-        endpoint=endpoint,
-        virtual_hosted_style_request=endpoint is None,
-        client_options={"allow_http": True, "timeout": "60s"} if endpoint else {"timeout": "60s"},
-        credential_provider=_credentials(),
-    )
+    place: S3Config = {"region": settings.s3_region, "virtual_hosted_style_request": True}
+    client: ClientConfig = {"timeout": "60s"}
+    if settings.s3_endpoint:
+        place |= {"endpoint": settings.s3_endpoint, "virtual_hosted_style_request": False}
+        client |= {"allow_http": True}
+    return S3Store(bucket, prefix=prefix, config=place, client_options=client, credential_provider=_credentials())
 
 
 @cache
@@ -263,16 +259,16 @@ def _credentials() -> Boto3CredentialProvider:
     """boto3's whole chain of credentials: environment, profile, SSO, container, instance role."""
     try:
         session = boto3.Session()
-        found = session.get_credentials()
+        credentials = session.get_credentials()
     except BotoCoreError as error:
         raise FruitsError(f"AWS credentials: {error}") from error
-    if found is None:
-        raise FruitsError(f"S3: {_NO_CREDENTIALS}.")
+    if credentials is None:
+        raise FruitsError(f"S3: {NO_CREDENTIALS}.")
     return Boto3CredentialProvider(session)
 
 
 def _timestamp(text: Any) -> datetime:
     try:
         return datetime.fromisoformat(text)
-    except (TypeError, ValueError):  # not of S3, but of a service that gives out credentials
+    except (TypeError, ValueError):  # the timestamp of a service that issues credentials
         return cast("datetime", parse_timestamp(text))

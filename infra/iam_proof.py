@@ -23,26 +23,27 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 from xml.etree import ElementTree as ET
 
 import boto3
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
+sys.path.insert(0, str(ROOT))
 
 from fruits.errors import FruitsError  # noqa: E402 -- the script's own folder is not the checkout's
+from fruits.run.documents import TaskName  # noqa: E402
 
 TEMPLATE = ROOT / "infra" / "fruits.yaml"
 REGION = "us-east-1"
 PHOTOS = 28
 LABELS = ("Apple Red", "Banana", "Kiwi")
-JOBS = ("featurize", "pca", "validate")
+JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
 SPARK = (
     "--master=local[2]",
     "--conf=spark.ui.enabled=false",
@@ -163,7 +164,7 @@ def rendered(stack: str, resource: str) -> dict[str, Any]:
 @contextmanager
 def running_account() -> Iterator[Account]:
     """The server of moto on a port of 127.0.0.1, without judging yet; see ``judged``."""
-    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.core.models import DEFAULT_ACCOUNT_ID
     from moto.server import ThreadedMotoServer
 
     assert DEFAULT_ACCOUNT_ID == "123456789012"  # noqa: S101 -- the URLs here have it
@@ -269,10 +270,11 @@ def chain(run_id: str) -> list[Step]:
     request = resolve_request({}, settings)
 
     def plan() -> object:
-        return plan_run(settings, request, prepare(), run_id)["counts"]
+        planned = plan_run(settings, request, run_id)
+        return f"{dict(planned.counts)} under {planned.model_id}"
 
     return [
-        ("prepare", lambda: prepare().model_id),
+        ("prepare", prepare),
         ("plan", plan),
         *((job, lambda job=job: spark_job(job, run_key(run_id))) for job in JOBS),
         ("publish", lambda: publish_run(settings, run_key(run_id)).publication_id),
@@ -285,7 +287,7 @@ def chain(run_id: str) -> list[Step]:
 
 def early() -> list[Step]:
     """The steps that find a missing permission without Spark."""
-    return [("prepare", lambda: prepare().model_id), ("doctor", doctor), ("events", events), ("alert", alert)]
+    return [("prepare", prepare), ("doctor", doctor), ("events", events), ("alert", alert)]
 
 
 def doctor() -> str:
@@ -300,17 +302,18 @@ def doctor() -> str:
     return f"{len(findings)} checks"
 
 
-def prepare() -> Any:
-    """The task `prepare`, which builds the backbone the first time; returns its card."""
+def prepare() -> str:
+    """The task `prepare`, which builds the backbone the first time."""
     from fruits.run.request import resolve_request
     from fruits.settings import Settings
     from fruits.steps.prepare import prepare as prepare_run
 
     settings = Settings.load()
-    return prepare_run(settings, resolve_request({}, settings))
+    prepare_run(settings, resolve_request({}, settings))
+    return f"backbone {settings.backbone}"
 
 
-def spark_job(job: str, slug: str) -> str:
+def spark_job(job: TaskName, run: str) -> str:
     """A Spark job, in its own environment and process, as the DAG submits it."""
     from fruits.run.documents import read_documents
     from fruits.settings import Settings
@@ -318,7 +321,7 @@ def spark_job(job: str, slug: str) -> str:
     jobs = Path(os.environ["FRUITS_JOBS_ENV"])
     command = [jobs / "bin" / "spark-submit", *SPARK]
     done = subprocess.run(  # noqa: S603 -- our own
-        [*map(str, command), str(ROOT / "spark_jobs" / f"{job}.py"), "--run", slug],
+        [*map(str, command), str(ROOT / "spark_jobs" / f"{job}.py"), "--run", run],
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": str(jobs / "bin" / "python")},
         capture_output=True,
         text=True,
@@ -327,7 +330,8 @@ def spark_job(job: str, slug: str) -> str:
     if done.returncode:
         said = [line for line in done.stdout.splitlines() if " ERROR " in line] or done.stderr.splitlines()[-5:]
         raise FruitsError(f"{job}: exit code {done.returncode}: {' '.join(said)}")
-    return f"stages {read_documents(Settings.load(), slug)[job]['seconds']}"
+    document = read_documents(Settings.load(), run).of(job)
+    return f"seconds by phase {dict(document.seconds) if document else {}}"
 
 
 def events() -> object:
@@ -338,18 +342,17 @@ def events() -> object:
     from fruits.airflow.events import PhotoEventsTrigger
     from fruits.settings import Settings
 
-    class Log:
-        def error(self, message: str, *values: Any) -> None:
-            raise FruitsError(message % values)
-
-    class Heard(PhotoEventsTrigger):
-        log = Log()
+    def fail(message: str, *values: Any) -> None:
+        raise FruitsError(message % values)
 
     async def first() -> dict[str, Any]:
-        async with aclosing(Heard(str(Settings.load().event_queue)).run()) as stream:
+        stream = PhotoEventsTrigger(str(Settings.load().event_queue)).run()
+        assert isinstance(stream, AsyncGenerator)  # noqa: S101
+        async with aclosing(stream):
             return dict((await asyncio.wait_for(anext(stream), 60)).payload)
 
-    return asyncio.run(first())["messages"]
+    with patch.object(PhotoEventsTrigger, "log", Mock(error=fail)):
+        return asyncio.run(first())["messages"]
 
 
 def alert() -> str:
@@ -362,13 +365,13 @@ def alert() -> str:
 
 def maintenance(run_id: str) -> str:
     """The DAG `fruit_maintenance`: it rewrites every file, and publishes."""
-    from fruits.run.upkeep import resolve_maintenance
+    from fruits.run.request import resolve_maintenance
     from fruits.settings import Settings
     from fruits.steps.plan_maintenance import plan_maintenance
 
     settings = Settings.load()
     planned = plan_maintenance(settings, resolve_maintenance({"rewrite_all": True}, settings), run_id)
-    return spark_job("maintain", planned["slug"])
+    return spark_job("maintain", planned.key)
 
 
 # The judge of our own

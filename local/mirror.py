@@ -9,18 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import obstore
-from obstore.exceptions import BaseError
-
 from fruits.errors import ExitCode, FruitsError
 from fruits.photos.listing import list_objects
 from fruits.settings import Settings
-from fruits.stores import explain, photo_store
+from fruits.stores import photo_store, remove_files, write_bytes
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"})
 _THREADS = 16
 _MOST_SHOWN = 5
-_ONE_PART = 1024 * 1024 * 1024  # one PUT each, so that the ETag is the content's MD5
 
 
 @dataclass(frozen=True)
@@ -58,10 +54,7 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None],
         known = objects.get(key)
         if known and known.size == len(data) and known.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return False
-        try:
-            obstore.put(store, key, data, use_multipart=False, max_concurrency=1, chunk_size=_ONE_PART)
-        except BaseError as error:
-            raise explain(error, settings, settings.bucket) from error
+        write_bytes(store, key, data, one_part=True)  # so that the ETag is the content's MD5
         return True
 
     uploaded = 0
@@ -70,8 +63,7 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None],
             uploaded += was_uploaded
             report(done, len(photos))
     gone = [key for key in objects if key not in photos] if remove else []
-    if gone:
-        obstore.delete(store, gone)
+    remove_files(store, *gone)
     return Mirrored(uploaded, len(gone), len(photos) - uploaded, skipped)
 
 

@@ -1,6 +1,6 @@
-"""Write the parts of docs/ that the code knows: all settings, the tables' columns, the quarantine reasons.
+"""Write the reference parts of docs/ from the code: all settings, the tables' columns, the quarantine reasons.
 
-``--check`` writes nothing and only tells whether the pages are up to date.
+With ``--check`` the script writes nothing and fails when a page is out of date.
 """
 
 import argparse
@@ -28,11 +28,11 @@ def main() -> int:
     for name, reference in (("configuration.md", settings()), ("data.md", tables())):
         path = DOCS / name
         text = path.read_text()
-        wanted = text.partition(MARKER)[0] + MARKER + reference
-        if text != wanted and check:
+        expected = text.partition(MARKER)[0] + MARKER + reference
+        if text != expected and check:
             stale.append(f"docs/{name} is out of date; run .venvs/jobs/bin/python scripts/reference_docs.py")
-        elif text != wanted:
-            path.write_text(wanted)
+        elif text != expected:
+            path.write_text(expected)
     print("\n".join(stale), end="\n" if stale else "", file=sys.stderr)
     return 1 if stale else 0
 

@@ -1,22 +1,30 @@
-"""What tests share: a real S3 server, fresh buckets and lakes on it, and the real photos where they are."""
+"""What tests share: a real S3 server, fresh buckets and lakes on it, and the real photos where they are.
+
+Each worker of pytest-xdist is a session with a server, a JVM and lakes of its own, so tests of two workers never meet.
+"""
 
 import importlib.util
 import json
 import os
+import secrets
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before the first import of numpy: each of two workers would start a thread per core, and wait for the other's.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 import pytest
 
 from fruits import stores
 from fruits.settings import Settings
-from local.stack import Stack, make_bucket, temporary_stack
+from local import stack as local_stack
+from local.stack import Stack, make_bucket, temporary_stack, write_secret
 
 # Each environment lacks the other's packages, so it cannot even import the other's tests. `make test` runs both.
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
 collect_ignore = (
-    ["spark_jobs"]
+    ["migration", "spark_jobs"]
     if IN_AIRFLOW
     else [
         *("dags", "docker", "infra", "fruits/airflow"),
@@ -25,17 +33,77 @@ collect_ignore = (
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
+MARKS = {
+    "server": {"stack", "moto", "account"},
+    "jvm": {"chain", "spark"},
+}
+"""The fixtures that give a test each mark: a test is marked by what it uses, not by hand."""
+LONGEST_FIRST = ("slow", "heavy", "jvm", "server")
+S3_KEYS = {"access_key": f"fruits{secrets.token_hex(7)}", "secret_key": secrets.token_urlsafe(30)}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--part 2/5`: of the tests marked slow, the second of five parts."""
+    parser.addoption("--part", metavar="K/N", help="of the tests marked slow, only the K-th of N parts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give all tests of a session one environment, whatever the shell's is and whichever test comes first."""
+    for name in [name for name in os.environ if name.startswith(("FRUITS_", "AWS_"))]:
+        del os.environ[name]
+    os.environ["AWS_ACCESS_KEY_ID"] = S3_KEYS["access_key"]
+    os.environ["AWS_SECRET_ACCESS_KEY"] = S3_KEYS["secret_key"]
+    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+    # Workers and the two environments look for free ports at the same moment: each has a quarter of them.
+    quarter = len(local_stack._PORT_RANGE) // 4
+    number = 2 * IN_AIRFLOW + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
+    local_stack._PORT_RANGE = local_stack._PORT_RANGE[number * quarter : (number + 1) * quarter]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by the fixtures that it uses, its own and theirs."""
+    for name, fixtures in MARKS.items():
+        if fixtures & set(getattr(item, "fixturenames", ())):
+            item.add_marker(name)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the part of the slow tests that is asked for; files with long tests come first, else in random order.
+
+    A worker takes a file at a time, so a long one that came last would leave the other worker idle.
+    """
+    if part := config.getoption("part"):
+        keep_part(config, items, *map(int, part.split("/")))
+    ranks: dict[Path, int] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        rank = next((number for number, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
+        ranks[item.path] = min(rank, ranks.get(item.path, rank))
+    items.sort(key=lambda item: ranks[item.path])
+
+
+def keep_part(config: pytest.Config, items: list[pytest.Item], part: int, parts: int) -> None:
+    """Of the tests marked slow, keep each whose place in the alphabet is of this part."""
+    slow = sorted((item for item in items if item.get_closest_marker("slow")), key=lambda item: item.nodeid)
+    others = {id(item) for number, item in enumerate(slow) if number % parts != part % parts}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in others])
+    items[:] = [item for item in items if id(item) not in others]
+
+
+@pytest.fixture(autouse=True)
+def _forget_credentials() -> Iterator[None]:
+    """Forget the credentials that a test found: the next may have others."""
+    yield
+    stores._credentials.cache_clear()
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The embedded stack with its S3 server, running for the session."""
-    with temporary_stack(tmp_path_factory.mktemp("stack")) as running, pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("FRUITS_", "AWS_"))]:
-            patch.delenv(name)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_EC2_METADATA_DISABLED"):
-            patch.setenv(name, running.environment[name])
-        stores._credentials.cache_clear()  # tests before the first with a stack may have had other keys
+    folder = tmp_path_factory.mktemp("stack")
+    write_secret(folder / "s3.credentials.json", json.dumps(S3_KEYS))
+    with temporary_stack(folder) as running:
         yield running
 
 

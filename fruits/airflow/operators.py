@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError
 
 from fruits.airflow.alerts import keep_error
+from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.run.documents import TASKS, TaskName, read_documents
@@ -28,7 +29,6 @@ from fruits.run.lease import acquire_lease
 from fruits.run.state import run_key
 from fruits.settings import DagSettings, Settings
 from fruits.steps.publish import published_run
-from fruits.stores import denials_explained
 
 _SENSOR_SECONDS = 3_600
 _LEASE_PAUSE = 3.0  # seconds between two tries to acquire the lease

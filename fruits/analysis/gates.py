@@ -1,4 +1,4 @@
-"""Gates: the checks between a run and its publication. Pure functions of what the validation job measured."""
+"""Gates: the checks between a run and its publication. Pure functions of the validation job's measurements."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -8,14 +8,14 @@ from fruits.settings import Settings
 
 Severity = Literal["required", "warn"]
 
-_FEWEST_PROBED = 50  # one photo more or less is then 2 %
+_FEWEST_PROBED = 50  # one photo is then 2 % of the accuracy
 _MAX_ORTHONORMALITY_ERROR = 1e-6
-_SCALE_FACTOR = 4.0  # a forgotten pixel scaling is off by 127 or more, a new camera by less than 2
+_SCALE_FACTOR = 4.0  # a missing pixel scaling makes a factor of 127 or more, a new camera less than 2
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What a gate found. ``value`` is None where it does not apply, ``threshold`` where it compares with nothing."""
+    """A gate's result. ``value`` is None when the gate does not apply, ``threshold`` when nothing is compared."""
 
     name: str
     severity: Severity
@@ -31,95 +31,98 @@ class Gate:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the validation job measured on the run's branches."""
+    """The validation job's measurements on the run's branches."""
 
-    planned: int  # objects the run was to create, update or delete
-    unaccounted: Sequence[str]  # keys of them that are not where their action puts them
+    planned: int  # objects that the run had to create, update or delete
+    unaccounted: Sequence[str]  # keys of planned objects that are not where their action puts them
     expected_rows: int  # objects that should be in features or quarantine for this backbone
-    rows: int  # objects that are
+    rows: int  # objects that are in features or quarantine for this backbone
     new_rows: int  # feature vectors this run wrote
-    unusable_vectors: int  # of them: with NaN or infinity, or all zero
-    wrong_widths: int  # of them: not as wide as the backbone's features
-    quarantined: int  # of them: in quarantine
-    scale_ratio: float | None  # root mean square of the new vectors over what the PCA's statistics expect
+    unusable_vectors: int  # new vectors with NaN or infinity, or all zero
+    wrong_widths: int  # new vectors of another width than the backbone's features
+    quarantined: int  # rows in quarantine
+    scale_ratio: float | None  # root mean square of the new vectors, divided by that of the PCA's statistics
     missing_embeddings: int | None  # live features without exactly one embedding, and embeddings without a feature
     orthonormality_error: float | None
     explained_variance: float | None
-    drift: float | None  # share of variance new photos leave unexplained, less what the fit left
+    drift: float | None  # share of variance that new photos leave unexplained, minus that of the fit
     duplicates_across_splits: int
     unfitted_labels: Sequence[str]  # labels that occur in a held-out split only
     probe_raw: float | None
     probe_embedded: float | None
-    held_out_rows: int  # features in a held-out split: few of them make the probe's accuracies a matter of luck
+    held_out_rows: int  # features in a held-out split; with few of them the probe's accuracy is chance
 
 
-def evaluate(found: Findings, settings: Settings) -> tuple[Gate, ...]:
+def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
     """All gates, the required ones first."""
-    share = found.quarantined / found.rows if found.rows else None
-    ratio = found.probe_embedded / found.probe_raw if found.probe_raw and found.probe_embedded is not None else None
+    share = findings.quarantined / findings.rows if findings.rows else None
+    accounted = findings.planned - len(findings.unaccounted)
+    probe_severity: Severity = "required" if findings.held_out_rows >= _FEWEST_PROBED else "warn"
+    raw, embedded = findings.probe_raw, findings.probe_embedded
+    ratio = embedded / raw if raw and embedded is not None else None
     return (
         _at_most(
-            "manifest_accounted", "required", len(found.unaccounted), 0,
-            f"{found.planned - len(found.unaccounted)} of {found.planned} planned objects are where they belong"
-            + _examples(found.unaccounted),
+            "manifest_accounted", "required", len(findings.unaccounted), 0,
+            f"{accounted} of {findings.planned} planned objects are where they belong"
+            + _examples(findings.unaccounted),
         ),
         _at_most(
-            "rows_accounted", "required", abs(found.rows - found.expected_rows), 0,
-            f"{found.rows} objects in features and quarantine, {found.expected_rows} expected",
+            "rows_accounted", "required", abs(findings.rows - findings.expected_rows), 0,
+            f"{findings.rows} objects in features and quarantine, {findings.expected_rows} expected",
         ),
         _at_most(
-            "vectors_usable", "required", found.unusable_vectors, 0,
-            f"{found.new_rows} new vectors: {found.unusable_vectors} with NaN, infinity or all zero",
+            "vectors_usable", "required", findings.unusable_vectors, 0,
+            f"{findings.new_rows} new vectors: {findings.unusable_vectors} with NaN, infinity or all zero",
         ),
         _at_most(
-            "vector_width", "required", found.wrong_widths, 0,
-            f"{found.new_rows} new vectors: {found.wrong_widths} of another width than the backbone's",
+            "vector_width", "required", findings.wrong_widths, 0,
+            f"{findings.new_rows} new vectors: {findings.wrong_widths} of another width than the backbone's",
         ),
         _at_most(
-            "embeddings_complete", "required", found.missing_embeddings, 0,
-            "no PCA version yet" if found.missing_embeddings is None else
-            f"{found.missing_embeddings} features without exactly one embedding",
+            "embeddings_complete", "required", findings.missing_embeddings, 0,
+            "no PCA version yet" if findings.missing_embeddings is None else
+            f"{findings.missing_embeddings} features without exactly one embedding",
         ),
         _at_most(
-            "components_orthonormal", "required", found.orthonormality_error, _MAX_ORTHONORMALITY_ERROR,
+            "components_orthonormal", "required", findings.orthonormality_error, _MAX_ORTHONORMALITY_ERROR,
             "largest deviation of the components' Gram matrix from the identity",
         ),
         _at_least(
-            "explained_variance", "required", found.explained_variance, settings.min_explained_variance,
+            "explained_variance", "required", findings.explained_variance, settings.min_explained_variance,
             "share of the fit split's variance that the components explain",
         ),
         _at_most(
             "quarantined_share", "required", share, settings.max_quarantined_share,
-            f"{found.quarantined} of {found.rows} objects are in quarantine",
+            f"{findings.quarantined} of {findings.rows} objects are in quarantine",
         ),
         _at_least(
-            "probe", "required" if found.held_out_rows >= _FEWEST_PROBED else "warn", ratio, settings.min_probe_ratio,
+            "probe", probe_severity, ratio, settings.min_probe_ratio,
             "no probe for this PCA version" if ratio is None else
-            f"held-out accuracy {found.probe_embedded:.3f} on embeddings, {found.probe_raw:.3f} on features",
+            f"held-out accuracy {embedded:.3f} on embeddings, {raw:.3f} on features",
         ),
         _at_most(
-            "drift", "warn", found.drift, settings.refit_drift,
+            "drift", "warn", findings.drift, settings.refit_drift,
             "unexplained variance of new photos beyond what is expected",
         ),
-        _scale(found.scale_ratio),
+        _scale(findings.scale_ratio),
         _at_most(
-            "labels_fitted", "warn", len(found.unfitted_labels), 0,
-            "labels that occur in a held-out split only" + _examples(found.unfitted_labels),
+            "labels_fitted", "warn", len(findings.unfitted_labels), 0,
+            "labels that occur in a held-out split only" + _examples(findings.unfitted_labels),
         ),
         _at_most(
-            "duplicates_across_splits", "warn", found.duplicates_across_splits, 0,
-            f"{found.duplicates_across_splits} new photos whose bytes also stand in another split",
+            "duplicates_across_splits", "warn", findings.duplicates_across_splits, 0,
+            f"{findings.duplicates_across_splits} new photos whose bytes also stand in another split",
         ),
     )  # fmt: skip
 
 
 def failed(gates: Iterable[Gate]) -> tuple[Gate, ...]:
-    """The required gates that did not pass: any of them forbids the publication."""
+    """The required gates that failed; a single one forbids the publication."""
     return tuple(gate for gate in gates if gate.severity == "required" and not gate.passed)
 
 
 def _at_most(name: str, severity: Severity, value: float | None, threshold: float, detail: str) -> Gate:
-    # Written so that NaN fails.
+    # NaN fails: every comparison with NaN is false.
     passed = value is None or value <= threshold
     return Gate(name, severity, passed, _number(value), float(threshold), detail)
 

@@ -1,10 +1,10 @@
 """Exact sufficient statistics of a sample: count, mean and scatter, which merge and subtract without the rows.
 
-Merging costs what was added and subtracting what was removed, so a PCA refit never reads the rows it has already seen.
-Rounding is the price: each operation leaves a little, and subtracting turns a large sample's little into a small
-sample's much. So the statistics carry bounds on their own rounding error (running error analysis: Higham, Accuracy and
-Stability of Numerical Algorithms, 2002, section 3.3), and ``should_recompute`` says when they no longer keep their
-promise and have to be taken from the rows again.
+The cost of a merge or a subtraction depends on the changed rows only, so a PCA refit never reads rows a second time.
+The price is rounding: each operation adds a small error, and after a large subtraction the error is large in relation
+to the rest. So the statistics carry bounds on their own rounding error (running error analysis: Higham, Accuracy and
+Stability of Numerical Algorithms, 2002, section 3.3), and ``should_recompute`` says when the bounds are too large and
+the statistics must be computed from the rows again.
 """
 
 import math
@@ -19,7 +19,7 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 
 ACCURACY = 1e-10
-"""Largest relative error of statistics in use; two histories of one sample then agree to 1e-9 with room to spare."""
+"""Largest relative error of statistics in use; any two histories of a sample then agree to 1e-9 with a margin."""
 
 _UNIT_ROUNDOFF = float(np.finfo(np.float64).eps) / 2
 _BLOCK_ROWS = 4096  # bounds the float64 copy of the rows (42 MB at 1,280 features) and the length of each summation
@@ -45,7 +45,7 @@ class Moments:
 
     @classmethod
     def empty(cls, d: int) -> Self:
-        """The moments of no rows of ``d`` features: what merging starts from."""
+        """The moments of no rows of ``d`` features, the neutral element of merging."""
         return cls(n=0, mean=np.zeros(d), scatter=np.zeros((d, d)), mean_error=0.0, scatter_error=0.0)
 
     @property
@@ -60,7 +60,7 @@ def moments_of(rows: NDArray[np.floating[Any]]) -> Moments:
     Two passes in float64 over blocks of rows, which are then merged.
 
     Raises:
-        ValueError: when ``rows`` is not two-dimensional, or a row holds NaN or infinity (it could never be removed).
+        ValueError: when ``rows`` is not two-dimensional, or a row holds NaN or infinity (which no subtraction removes).
     """
     if rows.ndim != 2:  # noqa: PLR2004
         raise ValueError(f"expected rows of shape (n, d), got an array of shape {rows.shape}")
@@ -86,9 +86,9 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def subtract(a: Moments, b: Moments) -> Moments:
-    """The moments of what sample ``a`` leaves without its sub-sample ``b``: the pairwise update solved for the rest.
+    """The moments of sample ``a`` without its sub-sample ``b``: the pairwise update, solved for the remaining rows.
 
-    Digits cancel when little is left: ask ``should_recompute`` before the result is kept.
+    Digits cancel when few rows remain: check ``should_recompute`` before you keep the result.
 
     Raises:
         ValueError: when the numbers of features differ, or ``b`` has more rows than ``a``.
@@ -102,9 +102,9 @@ def subtract(a: Moments, b: Moments) -> Moments:
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:
-    """Merge the moments of disjoint samples as a balanced tree, which rounds less than one after the other.
+    """Merge the moments of disjoint samples as a balanced tree, which rounds less than a sequence of merges.
 
-    The tree depends on the order given and on nothing else. At most ``log2(parts)`` partial results are held at once.
+    The tree depends on the given order alone. At most ``log2(parts)`` partial results are held at once.
 
     Raises:
         ValueError: when there are no parts, or their numbers of features differ.
@@ -125,12 +125,12 @@ def merge_all(parts: Iterable[Moments]) -> Moments:
 
 
 def should_recompute(moments: Moments) -> bool:
-    """Whether ``moments`` may be off by more than ``ACCURACY``, so that they must be taken from their rows again.
+    """Whether ``moments`` may be off by more than ``ACCURACY``, and must be computed from their rows again.
 
-    The scatter's error is measured against its own Frobenius norm, the mean's against the rows' root mean square norm
-    (a mean near zero has no digits of its own to keep). A rule on row counts would not do: one removed outlier cancels
-    more digits than a thousand removed neighbours, and a slow shrinking never removes much at once. The bounds remember
-    the whole history, so they have to be stored with the statistics.
+    The scatter's error is relative to its own Frobenius norm, the mean's to the rows' root mean square norm (a mean
+    near zero has no digits of its own). A rule on row counts is not enough: the removal of one outlier cancels more
+    digits than that of a thousand neighbours, and many small removals never look large. The bounds reflect the whole
+    history, so they must be stored with the statistics.
     """
     variance = max(float(np.trace(moments.scatter)), 0.0) / max(moments.n, 1)
     row_norm = math.sqrt(float(moments.mean @ moments.mean) + variance)
@@ -145,7 +145,7 @@ def packed_scatter(moments: Moments) -> Vector:
 
 
 def unpacked_scatter(packed: Vector) -> Matrix:
-    """The symmetric matrix, shape ``(d, d)``, whose upper triangle ``packed_scatter`` gave.
+    """The symmetric matrix, shape ``(d, d)``, of an upper triangle from ``packed_scatter``.
 
     Raises:
         ValueError: when the length is not ``d(d+1)/2`` for any ``d``.
@@ -167,7 +167,7 @@ def to_bytes(moments: Moments) -> bytes:
 
 
 def from_bytes(data: bytes) -> Moments:
-    """The moments that ``to_bytes`` wrote, bit for bit."""
+    """The moments in the bytes of ``to_bytes``, bit for bit."""
     numbers = np.frombuffer(data, dtype="<f8").astype(np.float64)
     n, d = int(numbers[0]), int(numbers[1])
     mean, packed = np.split(numbers[4:], [d])
@@ -175,13 +175,13 @@ def from_bytes(data: bytes) -> Moments:
 
 
 def _combine(a: Moments, b: Moments, sign: int) -> Moments:
-    """``a`` with ``b`` (sign 1) or without it (sign -1): one update, in which each row of ``b`` counts as ``sign``."""
+    """``a`` with ``b`` (sign 1) or without ``b`` (sign -1): an update in which each row of ``b`` counts ``sign``."""
     n = a.n + sign * b.n
     difference = b.mean - a.mean
     shift = difference * (sign * b.n / n)
     mean = a.mean + shift
     weight = a.n * b.n / n
-    scaled = math.sqrt(weight) * difference  # on both sides of the product, which so is symmetric to the last bit
+    scaled = math.sqrt(weight) * difference  # in both factors, so that the product is symmetric to the last bit
     scatter = a.scatter + sign * (b.scatter + np.outer(scaled, scaled))
 
     distance = float(np.linalg.norm(difference))
@@ -203,7 +203,7 @@ def _block_moments(rows: NDArray[np.floating[Any]], first_row: int) -> Moments:
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ValueError(f"row {first_row + int(np.argmin(finite)):,} holds NaN or infinity; expected finite features")
-    # Deviations from the first row first: a constant feature scatters by exactly 0 and a huge mean costs no digits.
+    # Subtract the first row first: a constant feature then has a scatter of exactly 0, and a huge mean costs no digits.
     origin = rows[0].astype(np.float64)
     deviations = rows.astype(np.float64) - origin
     n = len(rows)
@@ -211,7 +211,7 @@ def _block_moments(rows: NDArray[np.floating[Any]], first_row: int) -> Moments:
     spread_before = float(np.linalg.norm(deviations))
     deviations -= shift
     mean = origin + shift
-    scatter = deviations.T @ deviations  # numpy calls BLAS syrk, which fills both triangles alike
+    scatter = deviations.T @ deviations  # numpy calls BLAS syrk, which fills both triangles with the same numbers
     # A sum of n terms is off by at most n roundings of the terms' norm.
     shift_error = _UNIT_ROUNDOFF * math.sqrt(n) * spread_before
     trace = float(np.trace(scatter))
@@ -226,7 +226,7 @@ def _block_moments(rows: NDArray[np.floating[Any]], first_row: int) -> Moments:
 
 
 def _sum_error(total: Vector, term: Vector) -> float:
-    """Bound on the rounding of ``total = x + term``: never more than the term itself, so adding 0 is exact."""
+    """Bound on the rounding of ``total = x + term``. It never exceeds the term, so adding 0 is exact."""
     size = float(np.linalg.norm(term))
     return min(_UNIT_ROUNDOFF * float(np.linalg.norm(total)), size) + 2 * _UNIT_ROUNDOFF * size
 

@@ -1,7 +1,7 @@
 """Principal component analysis from moments: fit, projection, drift, and the decision to fit again.
 
-Vocabulary, shapes and signs are scikit-learn's, so that whoever knows ``sklearn.decomposition.PCA`` knows this one; but
-it is fitted on moments instead of rows.
+Vocabulary, shapes and signs are those of ``sklearn.decomposition.PCA``. Unlike scikit-learn's, this PCA is fitted on
+moments, not on rows.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ class PCA:
     """A fitted PCA with ``k`` components of ``d`` features.
 
     Attributes:
-        n: Number of rows it was fitted on.
-        mean: Shape ``(d,)``, float64: subtracted from a row before it is projected.
+        n: Number of fitted rows.
+        mean: Shape ``(d,)``, float64: subtracted from a row before the projection.
         components: Shape ``(k, d)``, float64, orthonormal rows by falling explained variance.
         explained_variance: Shape ``(k,)``, float64, in the features' units squared (divisor ``n - 1``).
         explained_variance_ratio: Shape ``(k,)``, float64: the same as shares of ``total_variance``.
@@ -52,7 +52,7 @@ class PCA:
 
 @dataclass(frozen=True)
 class FittedSummary:
-    """What the decision to refit needs to know of the PCA in use: rows it was fitted on, components that were asked."""
+    """The facts about the PCA in use that decide on a refit: its number of fitted rows and its ``components_asked``."""
 
     n: int
     components_asked: str
@@ -64,17 +64,17 @@ def fit(moments: Moments, n_components: float, max_components: int | None = None
     Args:
         moments: Count, mean and scatter of the rows.
         n_components: A count (``int``), or the share of variance to explain (``float`` between 0 and 1): then the
-            fewest components that reach it.
-        max_components: Most components that a share of variance may choose.
+            fewest components that reach the share.
+        max_components: Largest number of components for a share of variance.
 
     Raises:
-        FruitsError: when there are fewer than 2 rows or they do not vary, or the count asked is more than they allow.
+        FruitsError: when there are fewer than 2 rows, the rows do not vary, or the count is larger than they allow.
     """
     n, d = moments.n, moments.d
     if n < 2:  # noqa: PLR2004
         raise FruitsError(
-            f"PCA: the fit split has {_photos(n)}, and at least 2 are needed. Add photos, or see that the keys' split "
-            "is read right (FRUITS_KEY_PATTERN, FRUITS_HOLDOUT_SHARE)."
+            f"PCA: the fit split has {_photos(n)}, and at least 2 are needed. Add photos, or check that the "
+            "keys' split is read correctly (FRUITS_KEY_PATTERN, FRUITS_HOLDOUT_SHARE)."
         )
     total_variance = float(np.trace(moments.scatter)) / (n - 1)
     if total_variance * (n - 1) <= moments.scatter_error:
@@ -85,12 +85,12 @@ def fit(moments: Moments, n_components: float, max_components: int | None = None
     rank = min(n - 1, d)
     if isinstance(n_components, int) and not 1 <= n_components <= rank:
         raise FruitsError(
-            f"PCA: {n_components:,} components were asked for, but the fit split has {_photos(n)} of {d:,} features, "
+            f"PCA: {n_components:,} components were requested, but the fit split has {_photos(n)} of {d:,} features, "
             f"which allow 1 to {rank:,}. Add photos, or set FRUITS_N_COMPONENTS to at most {rank:,} or to a share of "
             "variance such as 0.95."
         )
     ascending, vectors = np.linalg.eigh(moments.scatter / (n - 1))
-    variance = np.maximum(ascending[::-1], 0.0)  # a covariance has no negative eigenvalues but for rounding
+    variance = np.maximum(ascending[::-1], 0.0)  # only rounding makes an eigenvalue of a covariance negative
     ratio = variance / total_variance
     if isinstance(n_components, int):
         k = n_components
@@ -111,14 +111,14 @@ def transform(pca: PCA, rows: NDArray[np.floating[Any]]) -> tuple[NDArray[np.flo
     """Project ``rows``, shape ``(n, d)``, on the components.
 
     Returns:
-        The embedding, shape ``(n, k)``, and the residual, shape ``(n,)``: the Euclidean norm of what the components
-        leave of the centred row. It is taken from the difference itself and not from a difference of squared norms,
-        which would lose half of the digits of a small residual. Both are computed in float64 and kept as float32.
+        The embedding, shape ``(n, k)``, and the residual, shape ``(n,)``: the Euclidean norm of the
+        centred row minus its projection. The norm is that of the difference: a difference of squared norms would lose
+        half of the digits of a small residual. Both are computed in float64 and returned as float32.
     """
     embedding = np.empty((len(rows), pca.n_components), dtype=np.float32)
     residual = np.empty(len(rows), dtype=np.float32)
-    # Always whole blocks, the last one padded: BLAS rounds by the shape it is given, and a row's embedding must not
-    # depend on the rows it is projected with.
+    # Always whole blocks, with the last block padded: the rounding of BLAS depends on the shape, and a row's embedding
+    # must not depend on the other rows.
     block = np.zeros((_BLOCK_ROWS, len(pca.mean)))
     for start in range(0, len(rows), _BLOCK_ROWS):
         part = rows[start : start + _BLOCK_ROWS]
@@ -133,12 +133,12 @@ def transform(pca: PCA, rows: NDArray[np.floating[Any]]) -> tuple[NDArray[np.flo
 def unexplained_share(embedding: NDArray[np.floating[Any]], residual: NDArray[np.floating[Any]]) -> float:
     """Share of these rows' variance about the fit's mean that the components leave unexplained, 0 to 1.
 
-    The components are orthonormal, so ``||x - mean||^2`` is ``||embedding||^2 + residual^2`` and the ``embeddings``
-    table is enough: no feature is read. 0 for no rows.
+    The components are orthonormal, so ``||x - mean||^2`` is ``||embedding||^2 + residual^2``: the ``embeddings`` table
+    is enough, and no feature is read. 0 for no rows.
 
     Args:
-        embedding: Shape ``(n, k)``, as ``transform`` gives it.
-        residual: Shape ``(n,)``, likewise.
+        embedding: Shape ``(n, k)``, from ``transform``.
+        residual: Shape ``(n,)``, from ``transform``.
     """
     explained = float(np.square(embedding, dtype=np.float64).sum())
     unexplained = float(np.square(residual, dtype=np.float64).sum())
@@ -155,8 +155,8 @@ def subspace_angle(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -
     """Largest principal angle between the row spaces of ``a`` and ``b``, in radians, 0 to pi/2.
 
     Shapes ``(k, d)`` and ``(l, d)``, rows linearly independent. Cosines of the principal angles are the singular values
-    of the product of two orthonormal bases, sines those of what projection leaves (Björck & Golub, 1973). A cosine
-    alone cannot tell an angle of 1e-9 from 0, a sine alone cannot near pi/2; together they are accurate everywhere.
+    of the product of two orthonormal bases; sines are those of the projection's remainder (Björck & Golub, 1973). The
+    cosine is inaccurate near 0 and the sine near pi/2; together they are accurate everywhere.
     """
     larger, smaller = sorted((_orthonormal_columns(a), _orthonormal_columns(b)), key=lambda q: -q.shape[1])
     shared = larger.T @ smaller
@@ -174,7 +174,7 @@ def pca_identity(model_id: str, pca: PCA) -> str:
 
 
 def components_asked(n_components: float, max_components: int | None = None) -> str:
-    """What was asked of ``fit``, as a text to store with the PCA and to compare: another text asks for another fit."""
+    """The arguments of ``fit`` as a text that is stored with the PCA. A different text is a reason to refit."""
     if isinstance(n_components, int):
         return f"{n_components}"
     limit = "" if max_components is None else f", at most {max_components}"
@@ -193,20 +193,20 @@ def refit_reason(
     min_drift_rows: int,
     growth: float,
 ) -> str | None:
-    """Why the PCA is to be fitted again, in words for a log; None to keep the current one.
+    """The reason to fit the PCA again, as words for a log; None to keep the current PCA.
 
     Args:
-        policy: ``always`` refits, ``never`` keeps what there is, ``auto`` refits for the reasons below.
-        current: The PCA in use for this backbone, or None: then it is a first fit.
-        asked: ``components_asked`` of now; another than the current PCA's is a reason.
+        policy: ``always`` refits, ``never`` keeps the current PCA, ``auto`` refits for the reasons below.
+        current: The PCA in use for this backbone; None before the first fit.
+        asked: ``components_asked`` of this run; a difference from the current PCA's is a reason.
         n_now: Rows of the fit split now; ``growth`` times the current PCA's is a reason.
-        n_new: Rows created or updated since, on which ``drift`` was measured.
-        drift: ``unexplained_share`` of those rows less that of the held-out rows at the time of the fit, or None when
-            it was not measured. Held-out rows are the fair baseline: a fit explains the rows it has seen better than
-            any others, by more than a drift where photos are few.
+        n_new: Rows created or updated since the fit, on which ``drift`` was measured.
+        drift: ``unexplained_share`` of those rows, minus that of the held-out rows at the time of the fit; None when
+            not measured. Held-out rows are the fair baseline: a fit explains its own rows better than any others, and
+            with few photos the difference is larger than a drift.
         max_drift: A larger drift, over at least ``min_drift_rows`` rows, is a reason.
         min_drift_rows: Fewest rows that can show a drift.
-        growth: Factor by which the fit split has to have grown.
+        growth: Growth of the fit split, as a factor, that is a reason.
 
     Raises:
         FruitsError: when the policy is ``never`` and there is no PCA to keep.
@@ -215,7 +215,7 @@ def refit_reason(
         if policy == "never":
             raise FruitsError(
                 "PCA: the refit policy is `never`, but no PCA has been published for this backbone yet. Run once with "
-                "the policy `auto`, or choose the backbone that has one."
+                "the policy `auto`, or choose a backbone that has a PCA."
             )
         return "first fit"
     if policy != "auto":
@@ -230,7 +230,7 @@ def refit_reason(
 
 
 def _with_fixed_signs(components: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn each row so that its loading of largest size is positive: an eigenvector's own sign is arbitrary."""
+    """Flip rows so that the loading of largest size is positive: the sign of an eigenvector is arbitrary."""
     largest = np.abs(components).argmax(axis=1)
     signs = np.sign(components[np.arange(len(components)), largest])
     return np.ascontiguousarray(components * signs[:, np.newaxis])

@@ -1,6 +1,6 @@
-"""The linear probe: how well a linear classifier tells the labels apart, which measures what an embedding keeps.
+"""The linear probe: a linear classifier's accuracy measures how much of the labels an embedding keeps.
 
-The same classifier, with calibrated confidences, is the one that says what a photo shows (``fruits.serve.identify``).
+The same classifier, with calibrated confidences, identifies the fruit in a photo (``fruits.serve.identify``).
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ _INVERSE_REGULARISATION = (
 )
 _TOLERANCE = 1e-4  # 1e-3 stops early enough to cost 2.5 % of accuracy
 _MAX_ITERATIONS = 300
-_FOLDS = 3  # 5 and 10 find the same temperature, to 5 %
+_FOLDS = 3  # 5 and 10 folds give the same temperature, to 5 %
 _TEMPERATURES = (0.05, 20.0)
 
 
@@ -27,10 +27,10 @@ class LinearClassifier:
     Attributes:
         labels: The ``c`` labels, sorted.
         centre: Shape ``(d,)``, subtracted from a row.
-        scale: What a centred row is divided by.
+        scale: Divisor of a centred row.
         weights: Shape ``(c, d)``.
         intercept: Shape ``(c,)``.
-        temperature: What the logits are divided by; it changes confidences, never which label is best.
+        temperature: Divisor of the logits. It changes the confidences, never the best label.
     """
 
     labels: tuple[str, ...]
@@ -53,15 +53,15 @@ class LinearClassifier:
 def fit_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> LinearClassifier:
     """Multinomial logistic regression, L2-regularised, by L-BFGS. Deterministic.
 
-    Rows are centred and divided by one number, the root mean square norm of the centred rows. Scaling each feature by
-    its own deviation would blow up the least components of an embedding to the size of its first; one number keeps
-    angles and proportions, so that an embedding which loses nothing scores what its features score.
+    Rows are centred and divided by a single number, the root mean square norm of the centred rows. If each feature were
+    divided by its own deviation, the last components of an embedding would count as much as the first. A single number
+    keeps angles and proportions, so an embedding that loses nothing scores the same as its features.
 
-    1,320 x 1,280 with 33 labels takes under a second on one core, 20,000 x 160 with 131 labels too.
+    1,320 x 1,280 with 33 labels takes less than a second on one core, and so does 20,000 x 160 with 131 labels.
 
     Args:
         rows: Shape ``(n, d)``, any float dtype, at least one row.
-        labels: Their ``n`` labels. A single one is the answer to everything.
+        labels: The ``n`` labels of the rows. With a single label, the classifier always answers that label.
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
@@ -73,32 +73,33 @@ def fit_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> Li
     if len(known) == 1:
         return LinearClassifier(known, centre, scale, np.zeros((1, rows.shape[1])), np.zeros(1))
     classifier = LogisticRegression(C=_INVERSE_REGULARISATION, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS)
-    # Many small products: where cores are shared, BLAS threads that wait for each other cost 15 times the work itself.
+    # The products are small: on shared cores, BLAS threads that wait for each other take 15 times the work itself.
     with threadpool_limits(limits=1):
         classifier.fit(centred / scale, np.asarray(labels, dtype=str))
     weights, intercept = classifier.coef_, classifier.intercept_
-    if len(known) == 2:  # noqa: PLR2004 -- scikit-learn keeps the second label's logits only, the first one's are 0
+    if len(known) == 2:  # noqa: PLR2004 -- scikit-learn keeps the second label's logits only; the first label's are 0
         weights, intercept = (np.concatenate([np.zeros_like(values), values]) for values in (weights, intercept))
     return LinearClassifier(known, centre, scale, weights, intercept)
 
 
 def fit_calibrated_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> LinearClassifier:
-    """The same classifier with confidences that say how often it is right.
+    """The classifier of ``fit_classifier``, with confidences that match its accuracy.
 
-    Its temperature is the one under which classifiers fitted without a third of the rows, label by label, find that
-    third most likely: temperature scaling, Guo et al. (2017). Those thirds are runs of neighbouring rows, so give the
-    rows by key: a series of shots of one fruit then tends to be in one of them. Labels with one row do not take part.
+    Temperature scaling, Guo et al. (2017), by cross-validation: each third of the rows of every label is left out of a
+    fit in turn, and the temperature maximises the likelihood of the rows left out. A third is a run of neighbouring
+    rows. So sort the rows by key: a series of shots of one fruit then tends to be in the same third. Labels with a
+    single row do not take part.
 
     Args:
-        rows: As ``fit_classifier``'s.
-        labels: Likewise.
+        rows: Shape ``(n, d)``, as for ``fit_classifier``.
+        labels: The ``n`` labels of the rows.
     """
     from scipy.optimize import minimize_scalar  # scikit-learn's own dependency
 
     truth, fold = np.asarray(labels, dtype=str), _folds(labels)
     left_out = []
-    for turn in range(_FOLDS):
-        tested = fold == turn
+    for number in range(_FOLDS):
+        tested = fold == number
         if tested.any() and not tested.all():
             classifier = fit_classifier(rows[~tested], truth[~tested].tolist())
             tested &= np.isin(truth, classifier.labels)
@@ -114,8 +115,8 @@ def fit_calibrated_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[
     classifier = fit_classifier(rows, labels)
     if not any(len(right) for _, right in left_out):
         return classifier
-    found = minimize_scalar(surprise, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
-    return replace(classifier, temperature=float(np.exp(found.x)))
+    optimum = minimize_scalar(surprise, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
+    return replace(classifier, temperature=float(np.exp(optimum.x)))
 
 
 def probe_accuracy(
@@ -124,19 +125,19 @@ def probe_accuracy(
     test_rows: NDArray[np.floating[Any]],
     test_labels: Sequence[str],
 ) -> float | None:
-    """Accuracy, 0 to 1, of ``fit_classifier`` fitted on one split and scored on the other.
+    """Accuracy, 0 to 1, of ``fit_classifier``, fitted on one split and scored on another.
 
-    Linear probe after Alain & Bengio (2017). Centre and scale come from the fit rows alone, too. Deterministic.
+    Linear probe after Alain & Bengio (2017). Centre and scale come from the fit rows alone. Deterministic.
 
     Args:
         fit_rows: Shape ``(n, d)``, any float dtype: features or embeddings of the fit split.
-        fit_labels: Their ``n`` labels.
-        test_rows: Shape ``(m, d)``: those of the held-out split.
-        test_labels: Their ``m`` labels. Rows whose label does not occur in the fit are not scored.
+        fit_labels: The ``n`` labels of the fit rows.
+        test_rows: Shape ``(m, d)``: features or embeddings of the held-out split.
+        test_labels: The ``m`` labels of the test rows. Rows whose label does not occur in the fit are not scored.
 
     Returns:
-        The accuracy, or None when there is nothing to tell: fewer than two labels in the fit, fit rows that do not
-        vary, or no test row to score.
+        The accuracy; None when there are fewer than two labels in the fit, the fit rows do not vary, or there is no
+        test row to score.
     """
     known, truth = set(fit_labels), np.asarray(test_labels, dtype=str)
     scored = np.isin(truth, sorted(known))

@@ -24,7 +24,7 @@ _FILE_LICENCE = "that of the weights file"
 _RANDOM_LICENCE = "none: seeded random numbers"
 _KERAS_LICENCE = "that of the model's authors: https://keras.io/api/applications/"
 _KERAS_SUFFIXES = (".weights.h5", ".h5", ".keras")
-# keras.applications tells the size a network was trained at only to networks with a classifier on top.
+# keras.applications gives a network's training size only together with the classifier on top.
 _DEFAULT_SIZE = 224
 _INPUT_SIZES = {
     "EfficientNetB1": 240,
@@ -52,12 +52,12 @@ class Network:
     """A Keras network before its conversion.
 
     Attributes:
-        backbone: Name of the architecture, spelled as its authors do.
+        backbone: Name of the architecture, in its authors' spelling.
         model: Keras model from scaled pixels ``(n, height, width, 3)`` to pooled features ``(n, d)``.
-        scale: Maps float32 RGB 0..255 to what ``model`` takes, as tensors.
-        preprocessing: How a photo becomes the input.
-        weights: Where the weights came from.
-        weights_sha256: Hash of the weights file; None where there is none, or where Keras downloaded and checked it.
+        scale: Maps float32 RGB 0..255 to the input of ``model``, as tensors.
+        preprocessing: From a decoded photo to the input.
+        weights: Source of the weights.
+        weights_sha256: Hash of the weights file; None without a file, or when Keras downloaded and checked the file.
         licence: Licence of the weights.
     """
 
@@ -84,7 +84,7 @@ def build(name: str, weights: str | WeightsFile) -> tuple[Card, bytes]:
         weights: ``imagenet`` or ``default`` (the same), ``random`` (seeded), or a weights file.
 
     Raises:
-        FruitsError: when there is no such backbone, or the weights are not to be had or do not fit.
+        FruitsError: when there is no such backbone, or its weights can't be downloaded or do not fit.
         ValueError: when ``weights`` is another name.
     """
     network = load_network(name, weights)
@@ -105,18 +105,18 @@ def build(name: str, weights: str | WeightsFile) -> tuple[Card, bytes]:
 
 
 def load_network(name: str, weights: str | WeightsFile) -> Network:
-    """The Keras network of :func:`build`, before its conversion; same arguments, same errors."""
+    """The Keras network of :func:`build` before its conversion. Arguments and errors are the same."""
     import keras
 
-    known = weights if isinstance(weights, WeightsFile) else named(weights)
-    if known is None:
+    source = weights if isinstance(weights, WeightsFile) else named(weights)
+    if source is None:
         raise ValueError(f"expected default, imagenet, random or a WeightsFile, got {weights!r}")
-    # Layers and variables are named by a global counter, and the flatbuffer keeps some of those names.
+    # Keras names layers and variables by a global counter, and the flatbuffer keeps some of the names.
     keras.backend.clear_session()
     keras.utils.set_random_seed(_SEED)
     if name.lower() == efficientnet_lite.NAME:
-        return _efficientnet_lite(known)
-    return _keras_application(name, known)
+        return _efficientnet_lite(source)
+    return _keras_application(name, source)
 
 
 def convert(network: Network) -> bytes:
@@ -204,7 +204,7 @@ def _load_keras_weights(model: Any, backbone: str, weights: WeightsFile) -> None
 
 @contextmanager
 def _explained_download(backbone: str) -> Iterator[None]:
-    """Keras downloads without a time limit and raises a bare ``Exception``."""
+    """Limit the time of Keras' download, and explain its bare ``Exception``."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""What identifies a backbone: its preprocessing, its flatbuffer, and the card that travels with them."""
+"""A backbone's identity: preprocessing, flatbuffer, and the card that describes both."""
 
 import hashlib
 import json
@@ -14,16 +14,16 @@ Resample = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a decoded RGB photo becomes the network's input, uint8 of shape ``(height, width, 3)``.
+    """The way from a decoded RGB photo to the network's input, uint8 of shape ``(height, width, 3)``.
 
-    Scaling the pixels is not part of it: the flatbuffer takes 0..255.
+    The pixels are not scaled: the flatbuffer takes 0..255.
 
     Attributes:
         height: Rows of the input.
         width: Columns of the input.
         resample: Filter of the resize.
-        crop_share: Side of the centred square that is cut out before the resize, as a share of the photo's shorter
-            side, in (0, 1]. None squashes the whole photo to the size, whatever its aspect ratio.
+        crop_share: Side of the centred square that is cropped before the resize, as a share of the photo's shorter
+            side, in (0, 1]. None resizes the whole photo and ignores its aspect ratio.
     """
 
     height: int
@@ -42,18 +42,18 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Card:
-    """Everything there is to know about one feature function.
+    """The description of a feature function.
 
     Attributes:
         model_id: Identity of the feature function: the backbone's slug and a hash of flatbuffer and preprocessing.
         backbone: Name of the architecture, such as ``efficientnet-lite0`` or ``MobileNetV2``.
-        weights: Where the weights came from, in words a person can follow.
+        weights: Source of the weights, for a person to read.
         weights_sha256: Hash of the weights file; None for seeded random weights, which have no file.
-        preprocessing: How a photo becomes the input.
+        preprocessing: From a decoded photo to the input.
         feature_width: Length ``d`` of a feature vector.
         flatbuffer_sha256: Hash of the flatbuffer.
         flatbuffer_bytes: Size of the flatbuffer.
-        licence: Licence of the weights, or what is known of it.
+        licence: Licence of the weights, as far as known.
         built_with: Versions of the software that built the flatbuffer.
     """
 
@@ -74,7 +74,7 @@ class Card:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """The card that :meth:`to_document` wrote.
+        """The card in a document of :meth:`to_document`.
 
         Raises:
             FruitsError: when a field is missing, unknown or out of range.
@@ -84,7 +84,7 @@ class Card:
         except (KeyError, TypeError, ValueError) as error:
             name = document.get("model_id", "without model_id")
             raise FruitsError(
-                f"Backbone card {name}: not a card this version understands ({error}); "
+                f"Backbone card {name}: this version can't read the card ({error}); "
                 "delete the backbone's folder and its registry entry from the lake and stage it again."
             ) from error
 
@@ -102,7 +102,7 @@ def sha256(data: bytes) -> str:
 def model_id(backbone: str, flatbuffer: bytes, preprocessing: Preprocessing) -> str:
     """Identity of the feature function that ``flatbuffer`` computes after ``preprocessing``.
 
-    Two builds have the same identity exactly when they have the same bytes and the same preprocessing.
+    Two builds have the same identity if and only if bytes and preprocessing are the same.
     """
     canonical = json.dumps(asdict(preprocessing), sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(hashlib.sha256(flatbuffer).digest() + canonical).hexdigest()

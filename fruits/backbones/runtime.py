@@ -12,14 +12,15 @@ from fruits.errors import FruitsError
 class Backbone:
     """A feature function, verified against its card.
 
-    It holds an interpreter: use one in each thread, and build it where it is used (it does not pickle).
+    A backbone holds an interpreter: use one backbone per thread, and build it in the process that uses it. A backbone
+    can't be pickled.
 
     Args:
         card: The backbone's card.
         flatbuffer: The flatbuffer that the card describes.
 
     Raises:
-        FruitsError: when the flatbuffer is not the one that the card describes.
+        FruitsError: when the card describes another flatbuffer.
     """
 
     def __init__(self, card: Card, flatbuffer: bytes) -> None:
@@ -40,7 +41,7 @@ class Backbone:
     def features(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The feature vector, float32 ``(d,)``, of a preprocessed photo, uint8 RGB ``(height, width, 3)``.
 
-        A pure function: the same pixels give the same bits on one machine, whatever was asked before.
+        A pure function: on one machine the same pixels always give the same bits.
 
         Raises:
             ValueError: when the pixels have another shape or type.
@@ -62,13 +63,13 @@ def _interpreter(flatbuffer: bytes) -> Any:
 
 
 def _expect(card: Card, end: str, tensor: Any, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-    found = tuple(int(length) for length in tensor["shape"])
-    if found != shape or tensor["dtype"] is not dtype:
-        raise _mismatch(card, f"{end} {dtype.__name__} {shape}", f"{tensor['dtype'].__name__} {found}")
+    actual = tuple(int(length) for length in tensor["shape"])
+    if actual != shape or tensor["dtype"] is not dtype:
+        raise _mismatch(card, f"{end} {dtype.__name__} {shape}", f"{tensor['dtype'].__name__} {actual}")
 
 
-def _mismatch(card: Card, expected: str, found: str) -> FruitsError:
+def _mismatch(card: Card, expected: str, actual: str) -> FruitsError:
     return FruitsError(
-        f"Backbone {card.model_id}: expected {expected}, found {found}; its files in the lake were changed. "
+        f"Backbone {card.model_id}: expected {expected}, found {actual}; its files in the lake were changed. "
         f"Delete models/{card.model_id} from the lake and stage it again: python -m fruits.backbones.stage"
     )

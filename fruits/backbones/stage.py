@@ -2,7 +2,7 @@
 
 A backbone is two immutable files, ``models/<model_id>/model.tflite`` and ``card.json``; a registry entry,
 ``models/registry/<backbone>-<hash of its weights' identity>.json``, names the ``model_id`` that was built for these
-settings. The entry is written last: what a reader finds is complete. Deleting an entry makes the next run build again.
+settings. The entry is written last, so a reader sees complete backbones only. To build again, delete the entry.
 """
 
 import argparse
@@ -13,20 +13,17 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from urllib.parse import urlsplit
-
-from obstore.exceptions import BaseError
 
 from fruits.backbones.card import Card, sha256, slug
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import identity, opened
 from fruits.errors import ExitCode, FruitsError
 from fruits.settings import Settings
-from fruits.stores import exists, explain, lake_store, read_bytes, read_json, write_bytes, write_json
+from fruits.stores import exists, lake_store, read_bytes, read_json, write_bytes, write_json
 
 
 def staged_card(settings: Settings) -> Card | None:
-    """The card of the backbone of the settings, None when it is not in the lake yet. Needs no TensorFlow.
+    """The card of the settings' backbone; None when the backbone is not in the lake yet. Needs no TensorFlow.
 
     Raises:
         FruitsError: when the settings name a weights file that does not exist.
@@ -43,16 +40,16 @@ def read_card(settings: Settings, model_id: str) -> Card:
     """The card of the staged backbone ``model_id``.
 
     Raises:
-        FruitsError: when it is not in the lake.
+        FruitsError: when the backbone is not in the lake.
     """
     return Card.from_document(json.loads(_staged_file(settings, model_id, "card.json")))
 
 
 def stage(settings: Settings) -> Card:
-    """The card of the backbone of the settings, built and written to the lake when it is not there yet.
+    """The card of the settings' backbone, which is built and written to the lake when it is not there yet.
 
     Raises:
-        FruitsError: when there is no such backbone, or its weights are not to be had or do not fit.
+        FruitsError: when there is no such backbone, or its weights can't be downloaded or do not fit.
     """
     if (card := staged_card(settings)) is not None:
         return card
@@ -76,7 +73,7 @@ def load_backbone(settings: Settings, model_id: str) -> Backbone:
     """The staged backbone ``model_id``, verified against its card and ready to run.
 
     Raises:
-        FruitsError: when it is not in the lake, or is not what its card says.
+        FruitsError: when the backbone is not in the lake, or its card describes another one.
     """
     card = read_card(settings, model_id)
     flatbuffer = _staged_file(settings, model_id, "model.tflite")
@@ -87,7 +84,7 @@ def load_backbone(settings: Settings, model_id: str) -> Backbone:
 
 @cache
 def load_backbone_once(settings: Settings, model_id: str) -> Backbone:
-    """The same, kept for the life of the process: an executor's Python worker runs many tasks."""
+    """``load_backbone``, cached for the life of the process: an executor's Python worker runs many tasks."""
     return load_backbone(settings, model_id)
 
 
@@ -100,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ).parse_args(argv)
     try:
         settings = Settings.load()
-        with _quiet(), _explained(settings):
+        with _quiet():
             card = stage(settings)
     except FruitsError as error:
         print(error, file=sys.stderr)  # noqa: T201 the command's output
@@ -124,20 +121,10 @@ def _registry_path(settings: Settings) -> str:
 
 
 @contextmanager
-def _explained(settings: Settings) -> Iterator[None]:
-    try:
-        yield
-    except BaseError as error:
-        if settings.lake_kind == "file":
-            raise FruitsError(f"FRUITS_LAKE {settings.lake}: {error}") from error
-        raise explain(error, settings, urlsplit(settings.lake).netloc) from error
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TensorFlow's notes and Keras' progress bars off the terminal; a defect's log is shown after all.
+    """Keep the output of TensorFlow and Keras off the terminal; print it after all when a defect ends the build.
 
-    They come from C++ as well, hence the file descriptors.
+    C++ code writes as well, so the file descriptors are redirected.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: a name, a file of this machine, or a URI."""
+"""The source of a backbone's weights: a name, a file of this machine, or a URI."""
 
 import http.client
 import re
@@ -12,14 +12,12 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-import obstore
-from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 
 from fruits.backbones.card import sha256
 from fruits.errors import FruitsError
 from fruits.settings import Settings
-from fruits.stores import explain, open_store, read_bytes
+from fruits.stores import head, open_store, read_bytes
 
 IMAGENET = "imagenet"
 RANDOM = "random"
@@ -29,11 +27,11 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file on this machine and where it came from.
+    """A weights file on this machine, and its source.
 
     Attributes:
-        path: The file; its suffix tells the format.
-        source: The path or URI that the settings gave, without a query.
+        path: The file; the suffix is the format.
+        source: The path or URI in the settings, without a query.
         sha256: Hash of its bytes.
     """
 
@@ -43,7 +41,7 @@ class WeightsFile:
 
     @classmethod
     def at(cls, path: Path) -> Self:
-        """The file at ``path``. Raises ``FruitsError`` when it cannot be read."""
+        """The file at ``path``. Raises ``FruitsError`` when the file can't be read."""
         return cls(path, str(path), sha256(_read_file(path)))
 
 
@@ -53,7 +51,7 @@ def named(weights: str) -> str | None:
 
 
 def identity(settings: Settings) -> str:
-    """What the weights of the settings are right now, cheaply: it changes when a local file or an S3 object does.
+    """A text that changes when the settings' weights change: with a local file's bytes, or an S3 object's ETag.
 
     Raises:
         FruitsError: when there is no such file or object.
@@ -66,16 +64,16 @@ def identity(settings: Settings) -> str:
     if weights.startswith("s3://"):
         store, key = _s3_object(settings)
         with _explained(settings):
-            return f"{weights} {obstore.head(store, key)['e_tag']}"
+            return f"{weights} {head(store, key)['e_tag']}"
     return weights
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[str | WeightsFile]:
-    """The weights of the settings: their name, or a file that stays while the context is open.
+    """The weights of the settings: a name, or a file that exists while the context is open.
 
     Raises:
-        FruitsError: when they are neither a name nor an existing file, or cannot be downloaded.
+        FruitsError: when the weights are neither a name nor an existing file, or can't be downloaded.
     """
     weights = settings.weights
     if (name := named(weights)) is not None:
@@ -115,10 +113,10 @@ def _explained(settings: Settings) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FruitsError(
-            f"FRUITS_WEIGHTS {weights}: there is no such object; upload it, or correct the URI."
+            f"FRUITS_WEIGHTS {weights}: there is no such object; upload the file, or correct the URI."
         ) from None
-    except BaseError as error:
-        raise FruitsError(f"FRUITS_WEIGHTS {weights}: {explain(error, settings, urlsplit(weights).netloc)}") from error
+    except FruitsError as error:
+        raise type(error)(f"FRUITS_WEIGHTS {weights}: {error}") from error
 
 
 def _s3_object(settings: Settings) -> tuple[ObjectStore, str]:
@@ -130,7 +128,7 @@ def _s3_object(settings: Settings) -> tuple[ObjectStore, str]:
 
 
 def _local_path(weights: str) -> Path | None:
-    """The path that ``weights`` is, None for an ``https://`` or ``s3://`` URI."""
+    """The local path in ``weights``; None for an ``https://`` or ``s3://`` URI."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", weights)
     if scheme is None:
         return Path(weights).expanduser().absolute()
@@ -140,12 +138,12 @@ def _local_path(weights: str) -> Path | None:
         return None
     raise FruitsError(
         f"FRUITS_WEIGHTS {_public(weights)}: expected default, imagenet, random, a path, "
-        "or a URI that starts with https://, s3:// or file:// and has no password in it."
+        "or a URI that starts with https://, s3:// or file:// and holds no password."
     )
 
 
 def _public(uri: str) -> str:
-    """``uri`` without what may be secret: a password, or the signature in the query."""
+    """``uri`` without its secrets: a password, or the signature in the query."""
     parts = urlsplit(uri)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

@@ -9,10 +9,10 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 import fruits
+from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
-from fruits.stores import denials_explained
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -10,12 +10,12 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
+from fruits.denials import denials_explained
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, glue_problem, open_catalog
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
 from fruits.settings import Settings
-from fruits.stores import denials_explained
 
 _SCHEMAS = {definition.name: definition.schema for definition in TABLES}
 _BELONG_BY: Mapping[TableName, str] = {

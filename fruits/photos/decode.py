@@ -1,7 +1,7 @@
 """Photos: from an object's bytes to upright RGB pixels, a backbone's input and a perceptual hash.
 
 Everything here is a pure function of the bytes. A photo that cannot be read raises :class:`UnreadablePhotoError`, which
-carries the reason code under which it is quarantined; nothing else is ever raised, whatever the bytes are.
+carries the reason code of its quarantine. No bytes raise anything else.
 """
 
 import io
@@ -31,10 +31,10 @@ from fruits.photos.quarantine import Reason
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 MIN_SIDE = 8
-"""Fewest pixels of a side, the width of one JPEG block: less cannot show a fruit."""
+"""Fewest pixels of a side, the width of one JPEG block. A smaller photo can't show a fruit."""
 
 DRAFT_MARGIN = 2
-"""A JPEG is decoded at a reduced scale only where its shorter side stays at least this many times as long as needed.
+"""A JPEG is decoded at a reduced scale only if its shorter side stays at least this many times as long as needed.
 
 The scales are powers of two, so the resize that follows still averages over at least 2 x 2 pixels, which hides the
 reduction: `benchmarks/images.py` prints by how little the network's input differs from that of a full decode.
@@ -61,7 +61,7 @@ _NOT_READ = (
     (re.compile(rb"\0\0\x01\0"), "icon"),
 )
 
-# What makes a photo upright again, by the value of EXIF tag 0x0112 (Exif 2.32, 4.6.4.A).
+# The operation that makes a photo upright, by the value of EXIF tag 0x0112 (Exif 2.32, 4.6.4.A).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -80,8 +80,8 @@ class UnreadablePhotoError(FruitsError):
     """A photo that cannot be featurized.
 
     Attributes:
-        reason: The code under which it is quarantined.
-        detail: What was found and what was expected.
+        reason: The code of the quarantine.
+        detail: The photo's problem, and the expectation.
     """
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -95,11 +95,11 @@ class UnreadablePhotoError(FruitsError):
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest photo that is decoded; both are checked before memory is spent on it.
+    """The largest photo that is decoded. Both limits are checked before the decoder takes memory.
 
     Attributes:
-        max_bytes: Most bytes of the object.
-        max_pixels: Most pixels (width times height) that the photo's header may declare.
+        max_bytes: Largest size of the object, in bytes.
+        max_pixels: Largest number of pixels (width times height) that the photo's header may declare.
     """
 
     max_bytes: int
@@ -111,7 +111,7 @@ class Photo:
     """A decoded photo.
 
     Attributes:
-        image: The pixels: RGB, upright, without transparency; perhaps at a reduced scale.
+        image: The pixels: RGB, upright, without transparency. A large JPEG is at a reduced scale.
         width: Columns of the upright photo at its full size.
         height: Rows of the upright photo at its full size.
         format: Name of the file format, such as ``JPEG``.
@@ -126,8 +126,8 @@ class Photo:
 def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
     """Decode the first image in ``data``, upright and in RGB.
 
-    The EXIF orientation is applied, transparency is laid over white, 16-bit channels keep their upper 8 bits. Colour
-    profiles are ignored: backbones were trained on photos read that way. A JPEG much larger than needed is decoded at
+    The EXIF orientation is applied, transparent pixels are laid over white, and 16-bit channels keep their upper 8
+    bits. Colour profiles are ignored, as in the training of the backbones. A JPEG much larger than needed is decoded at
     1/2, 1/4 or 1/8 of its size, but never to less than ``DRAFT_MARGIN * shorter_side`` pixels on the shorter side.
 
     Args:
@@ -136,12 +136,12 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
         shorter_side: Pixels that preprocessing needs on the shorter side (:func:`needed_side`).
 
     Raises:
-        UnreadablePhotoError: whatever is wrong with ``data``.
+        UnreadablePhotoError: for any problem with ``data``.
     """
     opener = _recognise(data, limits)
     name = str(opener.format)
-    # The WebP and GIF plugins make a canvas while they read the header, so Pillow's own guard must know our limit. It
-    # only refuses what is more than twice as large; the rest is refused below.
+    # The WebP and GIF plugins allocate a canvas while they read the header, so Pillow's own guard must know our limit.
+    # Pillow refuses photos of more than twice the limit; the check below refuses the rest.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     stream = io.BytesIO(data)
     try:
@@ -151,12 +151,12 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
         raise _unreadable(error, name, data, limits, ended=stream.tell() >= len(data)) from error
 
     width, height = file.size
-    found = f"{name} of {width:,} x {height:,} pixels"
+    measured = f"{name} of {width:,} x {height:,} pixels"
     if largest > limits.max_pixels:
-        parts = found if largest == width * height else f"{found} in tiles of {largest:,} pixels"
+        parts = measured if largest == width * height else f"{measured} in tiles of {largest:,} pixels"
         raise UnreadablePhotoError(Reason.TOO_MANY_PIXELS, f"{parts}: expected at most {limits.max_pixels:,} pixels")
     if min(width, height) < MIN_SIDE:
-        raise UnreadablePhotoError(Reason.TOO_SMALL, f"{found}: expected at least {MIN_SIDE} on each side")
+        raise UnreadablePhotoError(Reason.TOO_SMALL, f"{measured}: expected at least {MIN_SIDE} on each side")
 
     ended = not file.tile and stream.tell() >= len(data)  # a JPEG's header can end without pixels to follow
     try:
@@ -165,7 +165,7 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
         orientation = _orientation(file)
         image = _rgb(file)
     except Exception as error:
-        raise _unreadable(error, found, data, limits, ended=ended) from error
+        raise _unreadable(error, measured, data, limits, ended=ended) from error
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     if orientation in _SIDES_SWAPPED:
@@ -174,7 +174,7 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
 
 
 def needed_side(preprocessing: Preprocessing) -> int:
-    """Pixels that a photo must have on its shorter side for :func:`preprocess` not to enlarge it."""
+    """Pixels on a photo's shorter side from which :func:`preprocess` need not enlarge the photo."""
     side = max(preprocessing.height, preprocessing.width)
     return side if preprocessing.crop_share is None else round(side / preprocessing.crop_share)
 
@@ -182,8 +182,8 @@ def needed_side(preprocessing: Preprocessing) -> int:
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """The backbone's input for ``image``, uint8 of shape ``(height, width, 3)``.
 
-    Crop and resize are one operation: the crop's edges may lie between pixels, and the filter sees a little of what is
-    beyond them. The resize averages over all pixels that it merges (antialiasing), whatever the filter.
+    Crop and resize are one operation: the crop's edges may lie between pixels, and the filter reads a few pixels beyond
+    them. With every filter, the resize averages over all pixels that it merges (antialiasing).
     """
     width, height = image.size
     box = (0.0, 0.0, float(width), float(height))
@@ -225,7 +225,7 @@ _COSINES = _cosines()
 
 
 def _recognise(data: bytes, limits: Limits) -> type[ImageFile.ImageFile]:
-    """The reader for the format that the first bytes announce."""
+    """The Pillow plugin for the format that the first bytes announce."""
     if not data:
         raise UnreadablePhotoError(Reason.EMPTY, f"0 bytes: expected {_READ}")
     if len(data) > limits.max_bytes:
@@ -242,37 +242,37 @@ def _recognise(data: bytes, limits: Limits) -> type[ImageFile.ImageFile]:
 
 
 def _largest_part(file: ImageFile.ImageFile) -> int:
-    """Pixels that are decoded at once: those of the image, or of a TIFF's tiles, which may be far larger than it."""
+    """Pixels that are decoded at once: the image's, or those of a TIFF's tile, which may be larger than the image."""
     tile = 0
     if isinstance(file, TiffImagePlugin.TiffImageFile):
         tile = int(file.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0)) * int(file.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
     return max(file.width * file.height, tile)
 
 
-def _unreadable(error: Exception, found: str, data: bytes, limits: Limits, *, ended: bool) -> UnreadablePhotoError:
-    """What a plugin's exception says about the photo; ``ended`` if the plugin had read all of ``data``."""
-    said = str(error) or type(error).__name__
+def _unreadable(error: Exception, measured: str, data: bytes, limits: Limits, *, ended: bool) -> UnreadablePhotoError:
+    """The reason behind a plugin's exception. ``ended``: the plugin had read all of ``data``."""
+    message = str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
-        detail = f"{found} declares more than twice the {limits.max_pixels:,} pixels expected at most"
+        detail = f"{measured} declares more than twice the {limits.max_pixels:,} pixels expected at most"
         return UnreadablePhotoError(Reason.TOO_MANY_PIXELS, detail)
-    if data.startswith(b"RIFF"):  # is read at once, so only its declared length tells
+    if data.startswith(b"RIFF"):  # Pillow reads a WebP at once, so only the declared length shows a truncation
         ended = 8 + int.from_bytes(data[4:8], "little") > len(data)
-    if ended or "truncated" in said.lower():
-        detail = f"truncated {found}: its data go on after the {len(data):,} bytes that are there"
+    if ended or "truncated" in message.lower():
+        detail = f"truncated {measured}: its data go on after the {len(data):,} bytes that are there"
         return UnreadablePhotoError(Reason.TRUNCATED, detail)
-    return UnreadablePhotoError(Reason.CORRUPT, f"corrupt {found}, {len(data):,} bytes: {said}")
+    return UnreadablePhotoError(Reason.CORRUPT, f"corrupt {measured}, {len(data):,} bytes: {message}")
 
 
 def _orientation(file: ImageFile.ImageFile) -> int:
-    """The EXIF orientation of a loaded file, 1 (upright) where it has none that can be read."""
+    """The EXIF orientation of a loaded file; 1 (upright) when the file has no readable one."""
     try:
         return int(file.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # noqa: BLE001 - damaged metadata, in whatever way, must not cost the photo
+    except Exception:  # noqa: BLE001 - damaged metadata must not cost the photo
         return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """``image`` in RGB, over white where it is transparent."""
+    """``image`` in RGB; transparent pixels are laid over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -286,11 +286,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """A photo of wide grey values in 8 bits.
+    """A photo of 16-bit or 32-bit grey values, in 8 bits.
 
-    16 bits span 0..65535. 32-bit integers and floats have no agreed white: theirs is 65535 and 1.0 where all values
-    lie between 0 and it, otherwise they are stretched from their own minimum to their maximum. What is not finite is
-    black.
+    16 bits span 0..65535. 32-bit photos have no agreed white: white is 65535 for integers and 1.0 for floats if all
+    values lie between 0 and that number. Otherwise the values are stretched from their minimum to their maximum. NaN
+    and infinity become black.
     """
     values = np.asarray(image)
     if image.mode.startswith("I;16"):

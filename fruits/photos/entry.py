@@ -1,4 +1,4 @@
-"""An entry of the manifest: one object, and what a run does with it."""
+"""An entry of the manifest: an object, and the run's action on the object."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,7 +8,7 @@ from fruits.photos.quarantine import Reason
 
 
 class Action(StrEnum):
-    """What a run does with an object. Every object in its scope has exactly one."""
+    """A run's action on an object. Every object in the run's scope has exactly one action."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -22,10 +22,10 @@ WORK = frozenset({Action.CREATE, Action.UPDATE, Action.DELETE})
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the manifest: an object and what to do with it.
+    """A line of the manifest: an object and the action on it.
 
-    ``rejection`` is the reason for which the object is quarantined without being read; label and split are then None.
-    For a DELETE the object's fields are those that the tables knew.
+    With a ``rejection`` the object is quarantined for that reason and not read; label and split are then None. The
+    fields of a DELETE come from the tables.
     """
 
     key: str

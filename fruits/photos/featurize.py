@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import obstore
-from obstore.exceptions import BaseError
 from obstore.store import ObjectStore
 
 from fruits.backbones.runtime import Backbone
@@ -20,15 +19,15 @@ from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_si
 from fruits.photos.entry import Entry
 from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
-from fruits.stores import explain
+from fruits.stores import errors_explained
 
 STAGES = ("get", "decode", "preprocess", "infer")
-"""Where the time of a photo goes. ``get`` is the wait for the bytes, after fetching ahead."""
+"""The phases of a photo, in which its seconds are counted. ``get`` is the time that inference waits for the bytes."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What a readable photo yields; ``vector`` has shape ``(d,)``, float32."""
+    """The feature of a readable photo. ``vector`` has shape ``(d,)``, float32."""
 
     sha256: str
     phash: int
@@ -40,9 +39,9 @@ class Feature:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one entry of the manifest: exactly one of ``feature`` and ``reason`` is set.
+    """The outcome of an entry of the manifest: either ``feature`` or ``reason`` is set.
 
-    ``etag``, ``size`` and ``last_modified`` are those of the bytes that were read, which may be newer than the plan's.
+    ``etag``, ``size`` and ``last_modified`` belong to the bytes that were read; the plan may have seen older ones.
     """
 
     entry: Entry
@@ -57,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Fetched:
-    """The bytes of an object and what the server says of them; ``data`` is None when they were not worth fetching."""
+    """An object's bytes, ETag, size and date. ``data`` is None for an object larger than the limit."""
 
     data: bytes | None
     etag: str
@@ -68,9 +67,9 @@ class Fetched:
 def featurize_entries(
     entries: Iterable[Entry], store: ObjectStore, backbone: Backbone, settings: Settings
 ) -> Iterator[Outcome]:
-    """The outcome of each entry, in order, with ``settings.gets_in_flight`` objects fetched ahead of the inference.
+    """The outcome of each entry, in order. ``settings.gets_in_flight`` objects are fetched ahead of the inference.
 
-    A photo that can't be read is an outcome, not an error.
+    A photo that can't be decoded is an outcome, not an error.
 
     Raises:
         FruitsError: when the bucket can't be read at all.
@@ -84,7 +83,7 @@ def featurize_entries(
 def _fetch_ahead(
     entries: Iterable[Entry], store: ObjectStore, settings: Settings, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Entry, Future[Fetched | None] | None]]:
-    """Each entry with the future of its bytes; a window of them is always under way."""
+    """Each entry with the future of its bytes. Up to ``settings.gets_in_flight`` requests run at any time."""
 
     def submit(entry: Entry) -> tuple[Entry, Future[Fetched | None] | None]:
         return entry, None if entry.rejection else pool.submit(_fetch, entry.key, store, settings)
@@ -97,18 +96,15 @@ def _fetch_ahead(
 
 
 def _fetch(key: str, store: ObjectStore, settings: Settings) -> Fetched | None:
-    """The object's bytes, or None when it is gone."""
+    """The object's bytes; None when the object is gone."""
     try:
-        answer = obstore.get(store, key)
-        meta = answer.meta
-        too_large = meta["size"] > settings.max_photo_bytes
-        data = None if too_large else answer.bytes().to_bytes()
-    except FileNotFoundError as error:
-        if "NoSuchBucket" in str(error):
-            raise explain(error, settings, settings.bucket) from error
+        with errors_explained(store, "s3:GetObject", key):
+            answer = obstore.get(store, key)
+            meta = answer.meta
+            too_large = meta["size"] > settings.max_photo_bytes
+            data = None if too_large else answer.bytes().to_bytes()
+    except FileNotFoundError:
         return None
-    except BaseError as error:
-        raise explain(error, settings, settings.bucket) from error
     return Fetched(data, (meta["e_tag"] or "").strip('"'), meta["size"], meta["last_modified"])
 
 
@@ -151,13 +147,13 @@ def _featurize(fetched: Fetched, backbone: Backbone, limits: Limits, clock: "_Cl
 
 
 class _Clock:
-    """Seconds per stage of one photo."""
+    """Seconds of one photo by phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, stage: str) -> None:
+    def lap(self, phase: str) -> None:
         now = time.perf_counter()
-        self.seconds[stage] = now - self._last
+        self.seconds[phase] = now - self._last
         self._last = now

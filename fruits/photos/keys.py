@@ -1,4 +1,4 @@
-"""What an object key says about its photo: label, split and date, by one configurable pattern."""
+"""Label, split and date of a photo, read from its object key by one configurable pattern."""
 
 import hashlib
 import re
@@ -10,7 +10,7 @@ from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
 
 FIT_SPLIT = "train"
-"""The split that PCA and probe are fitted on; every other split is held out."""
+"""PCA and probe are fitted on this split; every other split is held out."""
 
 HELD_OUT_SPLIT = "test"
 
@@ -30,7 +30,7 @@ _NO_SEGMENTS = frozenset({"", ".", ".."})
 
 @dataclass(frozen=True, slots=True)
 class PhotoKey:
-    """The parts of an object key. ``date`` is None where the layout has none."""
+    """The parts of an object key. ``date`` is None when the layout has no date."""
 
     label: str
     split: str
@@ -41,11 +41,11 @@ class PhotoKey:
 class KeyPattern:
     """Reads label, split and date from object keys.
 
-    A key with an empty, ``.`` or ``..`` segment or with control characters is not taken, whatever the pattern says: it
-    would be another key by the time its object is fetched.
+    Keys with an empty, ``.`` or ``..`` segment or with control characters are refused, also when they match the
+    pattern: the client would normalise them and ask for another object.
 
-    A key whose layout names no split gets one by a hash of the key: ``holdout_share`` of them are held out, always the
-    same ones.
+    When the layout has no split, a hash of the key decides: a share of ``holdout_share`` of the keys is held out, and
+    always the same keys.
     """
 
     regex: re.Pattern[str]
@@ -57,7 +57,7 @@ class KeyPattern:
         return cls(re.compile(settings.key_pattern), settings.holdout_share)
 
     def parse(self, key: str) -> PhotoKey | None:
-        """The parts of ``key``, or None when the pattern does not take it."""
+        """The parts of ``key``; None when the key is refused."""
         match = self.regex.fullmatch(key)
         if match is None or _CONTROL.search(key) or not _NO_SEGMENTS.isdisjoint(key.split("/")):
             return None
@@ -80,7 +80,7 @@ class KeyPattern:
 
 @dataclass(frozen=True)
 class KeyRules:
-    """Judges keys: pattern and allowed labels (empty: any)."""
+    """The rules for keys: a pattern, and the allowed labels (empty: any label)."""
 
     pattern: KeyPattern
     labels: frozenset[str] = frozenset()
@@ -91,7 +91,7 @@ class KeyRules:
         return cls(KeyPattern.of(settings), frozenset(settings.labels))
 
     def judge(self, key: str) -> tuple[str | None, str | None, Reason | None]:
-        """Label, split and, when the key is not acceptable, the reason."""
+        """Label and split of a key, or the reason why the key is refused."""
         parsed = self.pattern.parse(key)
         if parsed is None:
             return None, None, Reason.KEY_PATTERN
@@ -101,7 +101,7 @@ class KeyRules:
 
 
 def check_prefix(prefix: str) -> str:
-    """``prefix`` as S3 wants it. Raises ``FruitsError`` for a URI or a leading slash, which would match nothing."""
+    """``prefix`` unchanged. Raises ``FruitsError`` for a URI or a leading slash, which would match no key."""
     if prefix.startswith("/") or "://" in prefix:
         raise FruitsError(
             f"prefix {prefix!r}: expected the start of an object key, such as `Training/`, without a leading slash"

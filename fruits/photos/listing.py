@@ -6,13 +6,14 @@ from datetime import datetime
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fruits.denials import explain
 from fruits.settings import Settings
-from fruits.stores import explain, list_client
+from fruits.stores import list_client, server_name
 
 
 @dataclass(frozen=True, slots=True)
 class ListedObject:
-    """An object as the bucket lists it. ``etag`` is without quotes, ``size`` in bytes."""
+    """An object in the bucket's listing. ``etag`` is without quotes, ``size`` in bytes."""
 
     key: str
     etag: str
@@ -23,10 +24,10 @@ class ListedObject:
 def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
     """The objects whose key starts with ``prefix`` (any string, not only a folder), in the server's order.
 
-    Keys that end in ``/`` are left out: the S3 console makes them to show empty folders.
+    Keys that end in ``/`` are left out: the S3 console creates them to show empty folders.
 
     Raises:
-        FruitsError: when bucket, credentials or server are wrong; says which and what to do.
+        FruitsError: when bucket, credentials or server are wrong; names the cause and the next step.
     """
     try:
         pages = list_client(settings).get_paginator("list_objects_v2").paginate(Bucket=settings.bucket, Prefix=prefix)
@@ -35,4 +36,4 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
                 if not item["Key"].endswith("/"):
                     yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
     except (BotoCoreError, ClientError) as error:
-        raise explain(error, settings, settings.bucket) from error
+        raise explain(error, server_name(settings), settings.bucket) from error

@@ -1,11 +1,11 @@
-"""Why an object is in quarantine: the reason codes of the ``quarantine`` table, each with its explanation."""
+"""The reason codes of the ``quarantine`` table, each with its explanation."""
 
 from enum import StrEnum
 from typing import Self
 
 
 class Reason(StrEnum):
-    """A reason code; ``description`` explains it to the person who wonders where a photo went."""
+    """A reason code. ``description`` explains the reason to a person who misses a photo."""
 
     description: str
 
@@ -36,4 +36,4 @@ class Reason(StrEnum):
 
 
 SETTINGS_REASONS = frozenset({Reason.KEY_PATTERN, Reason.UNKNOWN_LABEL})
-"""Reasons that come from the settings, not from the photo: other settings may accept the same bytes."""
+"""Reasons that depend on the settings: other settings may accept the same photo."""

@@ -18,13 +18,14 @@ from pydantic import ValidationError
 
 import fruits
 from fruits.analysis.gates import Gate
+from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.branches import Snapshots, Writer
 from fruits.run.migration import upgraded
 from fruits.run.request import Frozen, MaintenanceRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
-from fruits.stores import denials_explained, lake_store, read_json, write_json
+from fruits.stores import lake_store, read_json, write_json
 
 TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "plan_maintenance", "maintain"]
 

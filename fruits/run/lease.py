@@ -10,22 +10,19 @@ releases it when it is published, has nothing to do or fails for good. A lease t
 expired: its run died.
 """
 
-import json
 import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
-import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
-from fruits.stores import lake_store, read_json
+from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
 
 log = logging.getLogger("fruits")
 
@@ -60,11 +57,13 @@ def acquire_lease(settings: Settings, run: str) -> Lease | None:
         return None
     lease = Lease(last.number + 1 if last else 1, run, now)
     try:
-        _write(store, lease, "create")
+        _write(store, lease, create=True)
     except AlreadyExistsError:
-        return _last(store)
+        winner = _last(store)
+        if winner is None or winner.run != run:  # otherwise ours, written by a request whose answer was lost
+            return winner
     if last is not None:  # older ones were removed when it was acquired
-        _remove(store, _name(last.number))
+        remove_files(store, _name(last.number))
     return None
 
 
@@ -124,7 +123,7 @@ def _renew(settings: Settings, run: str, stop: threading.Event) -> None:
 
 
 def _last(store: ObjectStore) -> Lease | None:
-    while names := [item["path"] for batch in obstore.list(store) for item in batch]:
+    while names := [item["path"] for item in list_files(store)]:
         try:
             document = read_json(store, max(names))
         except FileNotFoundError:  # removed by the run that acquired the next lease, so there is a newer one
@@ -133,16 +132,9 @@ def _last(store: ObjectStore) -> Lease | None:
     return None
 
 
-def _write(store: ObjectStore, lease: Lease, mode: Literal["create", "overwrite"] = "overwrite") -> None:
+def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:
     document = {**asdict(lease), "renewed_at": lease.renewed_at.isoformat()}
-    obstore.put(store, _name(lease.number), json.dumps(document).encode(), mode=mode)
-
-
-def _remove(store: ObjectStore, name: str) -> None:
-    try:
-        obstore.delete(store, name)
-    except FileNotFoundError:
-        return  # by a run that did the same
+    write_json(store, _name(lease.number), document, create=create)
 
 
 def _name(number: int) -> str:

@@ -5,13 +5,11 @@ in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under w
 ``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import obstore
 from obstore.exceptions import AlreadyExistsError
 
 from fruits.errors import FruitsError
@@ -19,7 +17,7 @@ from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import LAKE_FORMAT, Lake
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.state import WRITTEN
-from fruits.stores import lake_store, read_json
+from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
 
 if TYPE_CHECKING:
     from fruits.run.documents import RunDocuments
@@ -54,14 +52,14 @@ def migrate(lake: Lake) -> None:
     if lake.format() >= LAKE_FORMAT:
         return
     store = lake_store(lake.settings)
-    turns = sorted(item["path"] for batch in obstore.list(store, prefix="turns") for item in batch)
+    turns = sorted(item["path"] for item in list_files(store, "turns"))
     if turns:
         turn = read_json(store, turns[-1])
         lease = {**{name: turn[name] for name in ("number", "run", "renewed_at")}, "released": turn["ended"]}
         with suppress(AlreadyExistsError):
             name = turns[-1].replace("turns/", "leases/", 1)
-            obstore.put(store, name, json.dumps(lease).encode(), mode="create")
-        obstore.delete(store, turns)
+            write_json(store, name, lease, create=True)
+        remove_files(store, *turns)
     lake.set_format()
 
 

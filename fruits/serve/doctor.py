@@ -84,7 +84,7 @@ def examine(checks: Sequence[Check]) -> list[Finding]:
 
 
 def _finding(check: Check) -> Finding:
-    from fruits.stores import denials_explained
+    from fruits.denials import denials_explained
 
     try:
         with denials_explained():
@@ -372,7 +372,7 @@ def queue(settings: Settings) -> Found:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from fruits.stores import denials_explained
+    from fruits.denials import denials_explained
 
     parts, region = urlsplit(settings.event_queue), queue_region(settings.event_queue)
     endpoint = None if region else f"{parts.scheme}://{parts.netloc}"

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import obstore
-
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import change_refs, commit_rows
 from fruits.lake.schemas import PUBLICATIONS, TableDefinition, TableName
@@ -19,7 +17,7 @@ from fruits.run.upkeep import (
 )
 from fruits.settings import Settings
 from fruits.spark.tables import Tables
-from fruits.stores import lake_store
+from fruits.stores import lake_store, list_files, remove_files
 
 if TYPE_CHECKING:
     from py4j.java_gateway import JavaObject  # type: ignore[import-untyped]
@@ -184,4 +182,4 @@ def remove_run_folders(settings: Settings, upkeep: Upkeep) -> None:
     """Delete the documents and manifests of old runs."""
     for key in upkeep.old_folders:
         store = lake_store(settings, f"runs/{key}")
-        obstore.delete(store, [item["path"] for batch in obstore.list(store) for item in batch])
+        remove_files(store, *[item["path"] for item in list_files(store)])

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fruits.denials import denials_explained
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
@@ -34,7 +35,6 @@ from fruits.spark.cluster import executor_errors
 from fruits.spark.release import check_release
 from fruits.spark.session import session
 from fruits.spark.tables import Tables
-from fruits.stores import denials_explained
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -1,8 +1,17 @@
-"""Which release of the jobs a process runs: workers of another one would make other rows without anybody noticing."""
+"""Which release of Fruits a process runs. A worker of another release would make other rows, and nobody would notice.
+
+Two comparisons, by two digests of our sources:
+
+- Executors compare ``release()`` with their driver. It covers ``EXECUTOR_SOURCES``: what executors import, so what
+  makes rows there. An edit of the command line or of a gate's message leaves the workers of a cluster in use.
+- The driver of a job elsewhere compares ``library_release()`` with Airflow. It covers all that a driver may run. The
+  driver plans reads, fits the PCA and commits, and it exchanges documents with Airflow's tasks, so both must be of one
+  release.
+"""
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -19,16 +28,34 @@ Batches = Iterator[pa.RecordBatch]
 BatchFunction = Callable[[Batches], Batches]
 
 EXPECTED_RELEASE = "FRUITS_RELEASE"
-"""The variable by which the driver of a job elsewhere is told the release of Airflow's library."""
+"""The variable with which Airflow gives its own library's release to the driver of a job elsewhere."""
+
+EXECUTOR_SOURCES = (
+    "__init__.py",
+    *("analysis/__init__.py", "analysis/moments.py", "analysis/pca.py"),
+    *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
+    "backbones/weights.py",
+    "errors.py",
+    *("lake/__init__.py", "lake/schemas.py"),
+    *("photos/__init__.py", "photos/decode.py", "photos/entry.py", "photos/featurize.py", "photos/quarantine.py"),
+    *("run/__init__.py", "run/manifest.py"),
+    "settings.py",
+    *("spark/__init__.py", "spark/executors.py", "spark/release.py"),
+    "stores.py",
+)
+"""The files of ``fruits`` that an executor imports: ``spark/executors.py`` and all that it needs."""
+
+NOT_A_DRIVERS = ("__main__.py", "airflow/", "cli/", "serve/", "steps/")
+"""The parts of ``fruits`` that no job imports (contract `jobs` in pyproject.toml)."""
 
 
 @cache
 def release() -> Mapping[str, str]:
-    """What decides the rows that a process makes, by name: our own sources, Python, and what does the arithmetic."""
+    """What decides the rows of an executor, by name: our sources there, Python, and what does the arithmetic."""
     import pyspark
 
     return {
-        "fruits": library_release(),
+        "fruits": _versioned(source_digest(files(fruits), EXECUTOR_SOURCES)),
         "Python": "{}.{}".format(*sys.version_info),
         "numpy": np.__version__,
         "pyarrow": pa.__version__,
@@ -40,34 +67,39 @@ def release() -> Mapping[str, str]:
 
 @cache
 def library_release() -> str:
-    """The version of ``fruits`` with a digest of its sources: two checkouts may have one version."""
-    return f"{fruits.__version__}+{source_digest(files(fruits))}"
+    """The version of ``fruits`` with a digest of what a job's driver may run: two checkouts may have one version."""
+    package = files(fruits)
+    return _versioned(source_digest(package, driver_sources(package)))
+
+
+def _versioned(digest: str) -> str:
+    return f"{fruits.__version__}+{digest}"
 
 
 def check_release(environment: Mapping[str, str]) -> None:
-    """See that a job's code is of the release that started it; where nobody told the job, there is nothing to see.
+    """Compare a job's code with the release that started the job. Skip the check when no expected release is set.
 
     Raises:
         FruitsError: with both releases and what to upload again.
     """
-    asked = environment.get(EXPECTED_RELEASE)
-    if asked and asked != library_release():
+    expected = environment.get(EXPECTED_RELEASE)
+    if expected and expected != library_release():
         raise FruitsError(
-            f"Airflow has fruits {asked}, but FRUITS_EMR_CODE has {library_release()}; upload jobs-env.tar.gz and "
+            f"Airflow has fruits {expected}, but FRUITS_EMR_CODE has {library_release()}; upload jobs-env.tar.gz and "
             "spark_jobs/ of Airflow's release there (docs/emr-serverless.md)"
         )
 
 
 def same_release(function: BatchFunction) -> BatchFunction:
-    """A function for executors that runs ``function`` where the release is the driver's, and refuses elsewhere.
+    """Wrap ``function`` for executors: an executor of the driver's release runs it, any other refuses.
 
-    A Python worker finds out what it is once; after that a task costs a comparison.
+    A Python worker computes its release once. After that a task costs a comparison.
     """
     from pyspark import cloudpickle
 
     driver, packed = dict(release()), cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
 
-    # It travels by value and imports what it uses: a worker may lack anything of ours, and what `function` refers to.
+    # `checked` travels by value and imports what it uses: a worker may lack our library, and what `function` refers to.
     def checked(batches: Batches) -> Batches:
         import socket
 
@@ -93,21 +125,26 @@ def same_release(function: BatchFunction) -> BatchFunction:
     return checked
 
 
-def source_digest(package: Traversable) -> str:
-    """The first digits of a sha256 over the Python files of a package, in a folder or in an archive."""
+def source_digest(package: Traversable, names: Iterable[str]) -> str:
+    """The first digits of a sha256 over the named files of a package, in a folder or in an archive."""
     total = hashlib.sha256()
-    for name, file in sorted(_sources(package, "")):
-        content = file.read_bytes()
+    for name in sorted(names):
+        content = package.joinpath(name).read_bytes()
         total.update(f"{name}\0{len(content)}\0".encode() + content)
     return total.hexdigest()[:12]
 
 
-def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, Traversable]]:
+def driver_sources(package: Traversable) -> list[str]:
+    """The Python files of the library that the driver of a job may import."""
+    return [name for name in _sources(package, "") if not name.startswith(NOT_A_DRIVERS)]
+
+
+def _sources(folder: Traversable, path: str) -> Iterator[str]:
     for item in folder.iterdir():
         if item.is_dir():
             yield from _sources(item, f"{path}{item.name}/")
         elif item.name.endswith(".py"):
-            yield f"{path}{item.name}", item
+            yield f"{path}{item.name}"
 
 
 def _version(name: str) -> str:

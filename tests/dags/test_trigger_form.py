@@ -11,7 +11,7 @@ from fruits.errors import FruitsError
 from local import ui
 from tests.loading import load_file
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow]
+pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
 
 ROOT = Path(__file__).parents[2]
 KEYS = ["Training/Apple/1.jpg", "Test/Grüner Apfel/b c.jpg"]

@@ -220,6 +220,7 @@ def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, ph
     assert after["run_id"].startswith("asset_triggered")
 
 
+@pytest.mark.slow
 def test_a_photo_that_comes_while_all_is_restarted_is_not_lost(deployment, photos):
     before = objects(deployment)
     deployment.docker("stop", "queue")  # whom the S3 server tells, and who would tell Airflow
@@ -229,12 +230,14 @@ def test_a_photo_that_comes_while_all_is_restarted_is_not_lost(deployment, photo
     eventually(lambda: objects(deployment) == before + 1, "the photo nobody heard of")
 
 
+@pytest.mark.slow
 def test_a_second_worker_joins_by_scaling(deployment):
     deployment.docker("up", "--detach", "--no-recreate", "--scale", "spark-worker=2", "spark-worker")
     page = f"{deployment.url('SPARK_UI_PORT')}/json/"
     eventually(lambda: ask(page, {})["aliveworkers"] == 2, "two workers", 120)
 
 
+@pytest.mark.slow
 def test_both_databases_can_be_backed_up_and_restored(deployment):
     before = deployment.publication()
     deployment.make("backup")
@@ -250,6 +253,7 @@ def test_both_databases_can_be_backed_up_and_restored(deployment):
     assert {"spark_default", "aws_default"} <= {one["connection_id"] for one in connections}
 
 
+@pytest.mark.slow
 def test_down_and_up_keep_all(deployment, photos):
     before = deployment.publication()
     runs = deployment.api("dags/fruit_features/dagRuns?limit=100")["total_entries"]

@@ -2,10 +2,11 @@ import os
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import PermissionDeniedError
 
 from fruits.errors import FruitsError
 from fruits.photos.listing import list_objects
-from fruits.stores import photo_store, read_bytes
+from fruits.stores import effects_watched, photo_store, read_bytes
 from local import mirror as module
 from local.mirror import Mirrored, mirror
 
@@ -139,17 +140,17 @@ def test_a_folder_without_photos_is_refused_and_nothing_is_removed(settings, fol
     assert contents(settings) == before
 
 
-def test_nothing_is_removed_when_an_upload_fails(settings, folder, monkeypatch):
+def test_nothing_is_removed_when_an_upload_fails(settings, folder):
     mirror(folder, settings, silent)
     (folder / "Test/Kiwi/1.jpg").unlink()
     write(folder, {"Test/Fig/1.jpg": b"new"})
     before = contents(settings)
 
-    def fails(*_args, **_kwargs):
-        raise module.obstore.exceptions.PermissionDeniedError("AccessDenied")
+    def denied(*_):
+        raise PermissionDeniedError("403 Forbidden: <Code>AccessDenied</Code>")
 
-    monkeypatch.setattr(module.obstore, "put", fails)
-    with pytest.raises(FruitsError, match=r"denies access to bucket"):
+    expected = rf"denies s3:PutObject on arn:aws:s3:::{settings.bucket}/Test/Fig/1.jpg"
+    with pytest.raises(FruitsError, match=expected), effects_watched(denied):
         mirror(folder, settings, silent)
     assert contents(settings) == before
 

@@ -35,6 +35,9 @@ from local.stack import (
 )
 
 
+pytestmark = pytest.mark.server
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return tmp_path_factory.mktemp("stack with a blank")

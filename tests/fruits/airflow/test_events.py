@@ -116,7 +116,7 @@ def test_the_photos_are_watched_where_there_is_a_queue(events):
     assert events.photos_asset(None).uri == asset.uri, "who posts an event of it needs no queue"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_hourly_sweep_goes_on_when_the_queue_is_nonsense(tmp_path):
     """In a process of its own, as a DAG file is parsed; and all of it is such that Airflow can keep it."""
     parse = """

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
     return times
+
+
+def shortest_pause(moments: list[float]) -> float:
+    """The least seconds between a moment and the next."""
+    return min(after - before for before, after in pairwise(moments))
 
 
 class TaskInstance:
@@ -158,11 +164,12 @@ class TestPhotosPresent:
             await asyncio.sleep(1.5)
             assert not waiting.done()
             await asyncio.to_thread(put, "Training/Apple/1.jpg")
-            return await asyncio.wait_for(waiting, 10)
+            return await asyncio.wait_for(waiting, 60)
 
         event = asyncio.run(scenario())
         assert event["status"] == "success"
-        assert 2 <= len(listings) <= 4
+        assert len(listings) >= 2
+        assert shortest_pause(listings) >= 0.9
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
     def test_goes_on_when_the_last_photo_was_removed(self, operators: Any, bucket: str, lake: Settings) -> None:
@@ -249,12 +256,12 @@ class TestUploadsSettled:
         event = asyncio.run(event_of(made_again(deferred.trigger)))
         waited = time.time() - start
         assert event["status"] == "success"
-        assert 2 <= waited < 8, "S3 tells LastModified to the second"
-        assert 2 <= len(listings) <= 4
-        assert all(after - before >= 0.9 for before, after in zip(listings, listings[1:], strict=False))
+        assert 2 <= waited < 30, "S3 tells LastModified to the second"
+        assert len(listings) >= 2
+        assert shortest_pause(listings) >= 0.9
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
     def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
         self, operators: Any, bucket: str, put: Callable[..., None], key: str
@@ -284,7 +291,7 @@ class TestUploadsSettled:
             settled_sensor(operators, bucket).resume_execution("execute_complete", {"event": event}, run_params())
         assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_photos_that_never_stop_coming_do_not_hold_up_the_first(
         self, operators: Any, bucket: str, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -292,16 +299,17 @@ class TestUploadsSettled:
         trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=3).trigger)
         monkeypatch.setattr(sys.modules[type(trigger).__module__], "_MOST_PERIODS", 2)
 
-        async def scenario() -> int:
-            waiting, number = asyncio.create_task(event_of(trigger)), 0
-            while not waiting.done() and number < 40:
+        async def scenario() -> float:
+            start, number = time.monotonic(), 0
+            waiting = asyncio.create_task(event_of(trigger))
+            while not waiting.done() and number < 60:
                 number += 1
                 await asyncio.to_thread(put, f"Training/Apple/{number}.jpg")
                 await asyncio.sleep(0.5)
             assert waiting.result()["status"] == "success"
-            return number
+            return time.monotonic() - start
 
-        assert asyncio.run(scenario()) >= 10, "two periods of three seconds"
+        assert asyncio.run(scenario()) >= 5, "two periods of three seconds, to the second"
 
 
 class TestTurn:
@@ -370,8 +378,10 @@ class TestTurn:
 
         async def scenario() -> dict[str, Any]:
             waiting = asyncio.create_task(event_of(Heard("run")))
-            await asyncio.sleep(1.5)
-            assert not hiccups
+            async with asyncio.timeout(60):
+                while hiccups:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
             assert not waiting.done(), "another run still holds the lease"
             await asyncio.to_thread(release_lease, lake, "somebody")
             return await asyncio.wait_for(waiting, 30)

@@ -161,7 +161,7 @@ def paths(plugin: ModuleType) -> list[str]:
     return [f"{plugin.PREFIX}{route.path.format_map(values)}" for route in plugin.make_app().routes]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_no_route_answers_without_a_session(server: Server, paths: list[str]) -> None:
     assert len(paths) >= 2
     for path in paths:
@@ -175,7 +175,7 @@ def test_no_route_answers_without_a_session(server: Server, paths: list[str]) ->
             assert_nothing_is_told(refused)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("user", ["stranger", "nosy"])
 def test_no_route_answers_who_may_not_read_the_dags_runs(server: Server, paths: list[str], user: str) -> None:
     token = server.token(user)
@@ -192,7 +192,7 @@ def assert_nothing_is_told(refused: Answer) -> None:
     assert "Traceback" not in refused.text
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_every_route_answers_who_may(server: Server, paths: list[str]) -> None:
     token = server.token("viewer")
     for path in paths:
@@ -205,14 +205,14 @@ def test_every_route_answers_who_may(server: Server, paths: list[str]) -> None:
     assert "Nothing is published yet" in server.get("/fruits/overview", token).text
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("path", ["docs", "redoc", "openapi.json", "", "overview/", "../ui/config"])
 def test_there_is_nothing_else(server: Server, path: str) -> None:
     assert server.get(f"/fruits/{path}").status in (307, 401, 404)
     assert "swagger" not in server.get(f"/fruits/{path}").text.lower()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_what_a_run_says_is_shown_as_text(server: Server, settings: Settings) -> None:
     page = server.get(f"/fruits/dags/fruit_features/runs/{urllib.parse.quote(RUN_ID)}", server.token("viewer"))
     assert page.status == 200
@@ -220,7 +220,7 @@ def test_what_a_run_says_is_shown_as_text(server: Server, settings: Settings) ->
     assert "<script" not in page.text
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("path", "said"),
     [
@@ -242,7 +242,7 @@ def test_the_ui_is_told_of_the_pages(plugin: ModuleType) -> None:
     assert views["dag_run"]["href"] == "fruits/dags/{DAG_ID}/runs/{RUN_ID}"
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_task_that_loads_the_plugin_does_not_load_the_web_server(stack: Stack) -> None:
     code = (
         "import sys, airflow.plugins_manager; before = set(sys.modules); sys.path.insert(0, 'plugins'); "

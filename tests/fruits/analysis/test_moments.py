@@ -24,11 +24,20 @@ PROMISE = 1e-9
 
 
 def exact(rows):
-    """Mean and scatter in rational arithmetic: no rounding before the last step, and none of the code under test."""
-    table = np.array([[Fraction(float(value)) for value in row] for row in rows], dtype=object)
-    mean = table.sum(axis=0) / len(rows)
-    centred = table - mean
-    return mean, centred.T @ centred
+    """Mean and scatter in rational arithmetic: no rounding before the last step, and none of the code under test.
+
+    A float is an integer over a power of two, and sums of integers cost a tenth of sums of fractions.
+    """
+    ratios = [[float(value).as_integer_ratio() for value in row] for row in rows]
+    scale = max(denominator for row in ratios for _, denominator in row)
+    table = np.array([[top * (scale // bottom) for top, bottom in row] for row in ratios], dtype=object)
+    n, total = len(rows), table.sum(axis=0)
+    scatter = n * (table.T @ table) - np.outer(total, total)
+    return fractions(total, n * scale), fractions(scatter, n * scale**2)
+
+
+def fractions(table, denominator):
+    return np.vectorize(lambda numerator: Fraction(numerator, denominator), otypes=[object])(table)
 
 
 def errors(moments, rows):

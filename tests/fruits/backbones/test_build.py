@@ -15,7 +15,7 @@ from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import WeightsFile
 from fruits.errors import FruitsError
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:keras")]
+pytestmark = [pytest.mark.jobs, pytest.mark.heavy, pytest.mark.filterwarnings("ignore::UserWarning:keras")]
 
 Read = Callable[[Path, Preprocessing], NDArray[np.uint8]]
 CHANCE = 1 / 19

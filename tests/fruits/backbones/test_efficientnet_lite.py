@@ -158,7 +158,7 @@ def _reshaped(tensors: dict[str, NDArray[Any]]) -> None:
 
 
 @pytest.mark.jobs
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -181,7 +181,7 @@ def test_every_tensor_of_the_checkpoint_has_one_place(
 
 
 @pytest.mark.jobs
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_network_is_the_published_one_by_what_its_classifier_sees(
     lite0: Backbone,
     tensors: dict[str, NDArray[Any]],

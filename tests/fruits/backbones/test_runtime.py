@@ -7,7 +7,7 @@ from fruits.backbones.card import model_id
 from fruits.backbones.runtime import Backbone
 from fruits.errors import FruitsError
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs, pytest.mark.heavy]
 
 
 def _inputs(count: int, backbone: Backbone) -> np.ndarray:

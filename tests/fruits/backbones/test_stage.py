@@ -202,7 +202,7 @@ def test_the_log_of_a_defect_is_shown(
 
 
 @pytest.mark.jobs
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_command_stages_what_any_other_process_builds_and_executors_load(
     settings: Load, untrained: Backbone
 ) -> None:

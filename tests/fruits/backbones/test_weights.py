@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fruits import stores
 from fruits.backbones.weights import WeightsFile, identity, named, opened
 from fruits.errors import FruitsError
 from fruits.settings import Settings
@@ -95,11 +96,13 @@ def s3_objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str,
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    stores._credentials.cache_clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", objects
     server.shutdown()
     server.server_close()
+    stores._credentials.cache_clear()
 
 
 def test_an_s3_object_is_identified_by_its_etag_and_downloaded(

@@ -211,7 +211,7 @@ class TestEmbedded:
         assert result.exit_code == 0, result.output
         assert (data / "s3.log").read_bytes() == log
 
-    @pytest.mark.slow
+    @pytest.mark.heavy
     def test_a_command_that_needs_the_bucket_starts_the_s3_server_and_the_next_command_uses_it(self, data, fruits):
         before = dict(os.environ)
         for _ in range(2):

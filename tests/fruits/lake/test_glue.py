@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from fruits.denials import denials_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import advance_main, change_refs, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
@@ -25,7 +26,6 @@ from fruits.lake.schemas import FEATURES, TABLES
 from fruits.serve.doctor import catalog as doctor_catalog
 from fruits.serve.summary import describe_catalog
 from fruits.settings import Settings
-from fruits.stores import denials_explained
 from tests.runs import heads, writer
 
 ROOT = Path(__file__).parents[3]

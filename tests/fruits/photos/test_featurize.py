@@ -193,7 +193,7 @@ def test_gets_overlap_with_each_other_and_with_the_inference(put, featurize, mon
 
     def get(store, key):
         started.append(key)
-        together.wait(timeout=10)
+        together.wait(timeout=60)
         return real_get(store, key)
 
     monkeypatch.setattr(featurizing.obstore, "get", get)

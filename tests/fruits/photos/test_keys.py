@@ -121,9 +121,9 @@ def test_no_key_is_too_strange_to_be_judged(key):
 
 
 def test_a_long_key_is_judged_at_once():
-    start = time.perf_counter()
+    start = time.process_time()
     PATTERN.parse("dt=2026-11-20/" * 36 + "a/" * 250)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize("prefix", ["", "Training/", "Train", "a/b c/ü"])

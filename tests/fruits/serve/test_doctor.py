@@ -36,7 +36,7 @@ class TestExamine:
             ]
         )
         hang.set()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         assert [(one.check, one.state) for one in findings] == [
             ("hangs", "fail"),
             ("breaks", "fail"),

@@ -81,7 +81,7 @@ def files(tmp_path):
     return write
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 class TestIdentify:
     def test_new_photos_of_known_kinds_are_known(self, published, files):
         asked = files(**{label: draw(label, "Test", 100, size=(100, 160)) for label in LABELS})

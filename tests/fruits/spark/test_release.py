@@ -1,23 +1,36 @@
 """A worker runs the jobs' functions only if it is of the driver's release."""
 
+import json
 import pickle
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from datetime import UTC, datetime
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
 
+import grimp
 import pytest
 
 import fruits
+from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import ExitCode, FruitsError
-from fruits.run.documents import read_documents, run_document
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import current_base
+from fruits.run.documents import read_documents, task_document
+from fruits.run.request import RunRequest
+from fruits.run.state import PlannedRun
 from fruits.settings import Settings
+from fruits.spark import executors
 from fruits.spark.cluster import explain_failure
-from fruits.spark.release import source_digest
-from fruits.spark.session import run_job
+from fruits.spark.job import run_job
+from fruits.spark.release import EXECUTOR_SOURCES, driver_sources, source_digest
 
 LIBRARY = Path(fruits.__file__).parent
+NEVER_ON_AN_EXECUTOR = {"fruits.backbones.build"}
+"""What executors' modules import inside a function that only drivers call: `stage` builds what is not staged yet."""
 
 
 @pytest.fixture
@@ -27,9 +40,16 @@ def library(tmp_path: Path) -> Path:
     return folder
 
 
-def alter(folder: Path) -> None:
-    file = folder / "photos" / "decode.py"
+def alter(file: Path) -> None:
     file.write_text(f"{file.read_text()}\nSPECKLE = 1\n")
+
+
+def alter_a_decoder(folder: Path) -> None:
+    alter(folder / "photos" / "decode.py")
+
+
+def alter_the_lease(folder: Path) -> None:
+    alter(folder / "run" / "lease.py")
 
 
 def rename(folder: Path) -> None:
@@ -41,37 +61,100 @@ def add(folder: Path) -> None:
 
 
 def move_text_between_files(folder: Path) -> None:
-    first, second = folder / "errors.py", folder / "serve/export.py"
+    first, second = folder / "errors.py", folder / "stores.py"
     text = first.read_text()
     first.write_text(text[:-9])
     second.write_text(text[-9:] + second.read_text())
 
 
-@pytest.mark.parametrize("change", [alter, rename, add, move_text_between_files])
-def test_any_change_of_a_source_is_another_release(library: Path, change: Callable[[Path], None]) -> None:
-    before = source_digest(library)
-    assert before == source_digest(LIBRARY)
+def executors_digest(package: Traversable) -> str:
+    return source_digest(package, EXECUTOR_SOURCES)
+
+
+def drivers_digest(package: Traversable) -> str:
+    return source_digest(package, driver_sources(package))
+
+
+@pytest.mark.parametrize("change", [alter_a_decoder, alter_the_lease, rename, add, move_text_between_files])
+def test_any_change_of_a_jobs_source_is_another_release_of_drivers(
+    library: Path, change: Callable[[Path], None]
+) -> None:
+    before = drivers_digest(library)
+    assert before == drivers_digest(LIBRARY)
     change(library)
-    assert source_digest(library) != before
+    assert drivers_digest(library) != before
+
+
+@pytest.mark.parametrize("name", EXECUTOR_SOURCES)
+def test_any_change_of_an_executors_source_is_another_release_of_executors(library: Path, name: str) -> None:
+    before = executors_digest(library)
+    alter(library / name)
+    assert executors_digest(library) != before
+
+
+@pytest.mark.parametrize("name", ["run/lease.py", "lake/publication.py", "analysis/gates.py", "spark/session.py"])
+def test_executors_stay_in_use_when_a_drivers_source_changes(library: Path, name: str) -> None:
+    before = executors_digest(library)
+    alter(library / name)
+    assert executors_digest(library) == before
+
+
+@pytest.mark.parametrize("name", ["cli/app.py", "airflow/alerts.py", "serve/export.py", "steps/plan.py", "__main__.py"])
+def test_clusters_stay_in_use_when_no_job_changes(library: Path, name: str) -> None:
+    before = executors_digest(library), drivers_digest(library)
+    alter(library / name)
+    assert (executors_digest(library), drivers_digest(library)) == before
 
 
 def test_what_python_and_people_leave_behind_is_none(library: Path) -> None:
-    before = source_digest(library)
+    before = drivers_digest(library)
     (library / "__pycache__").mkdir()
     (library / "__pycache__" / "images.cpython-311.pyc").write_bytes(b"compiled")
     (library / "notes.txt").write_text("a note")
-    assert source_digest(library) == before
+    assert drivers_digest(library) == before
 
 
 def test_a_library_in_an_archive_is_of_the_same_release(library: Path, tmp_path: Path) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "library"), "zip", tmp_path, "fruits"))
-    assert source_digest(zipfile.Path(archive, "fruits/")) == source_digest(LIBRARY)
+    packed = zipfile.Path(archive, "fruits/")
+    assert (executors_digest(packed), drivers_digest(packed)) == (executors_digest(LIBRARY), drivers_digest(LIBRARY))
+
+
+def module_of(source: str) -> str:
+    """A file of the library as Python imports it."""
+    parts = PurePosixPath("fruits", source).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_executors_sources_import_nothing_of_ours_that_is_not_among_them() -> None:
+    """Wherever the import stands: at the top of the file, or in a function that runs once in a thousand photos."""
+    ours = set(map(module_of, EXECUTOR_SOURCES))
+    graph = grimp.build_graph("fruits", cache_dir=None)
+    imported = set().union(*map(graph.find_modules_directly_imported_by, ours))
+    assert imported - ours == NEVER_ON_AN_EXECUTOR
+
+
+def test_a_new_python_that_gets_a_function_for_executors_imports_exactly_them() -> None:
+    """A package's `__init__` that grows an import would take its modules to every executor."""
+    from pyspark import cloudpickle
+
+    sent = cloudpickle.dumps(fruits.spark.release.same_release(executors.partial_moments(3)))
+    program = (
+        "import json, pickle, sys\n"
+        "function = pickle.load(sys.stdin.buffer)\n"
+        "before = [name for name in sys.modules if name.partition('.')[0] == 'fruits']\n"
+        "rows = list(function(iter([])))\n"
+        "after = [name for name in sys.modules if name.partition('.')[0] == 'fruits']\n"
+        "print(json.dumps([before, sorted(after), len(rows)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=sent, capture_output=True, check=True)
+    assert json.loads(done.stdout) == [[], sorted(map(module_of, EXECUTOR_SOURCES)), 1]
 
 
 def test_a_job_of_another_release_than_airflows_is_refused() -> None:
     ours = fruits.spark.release.library_release()
-    for told in ({}, {"FRUITS_RELEASE": ours}):
-        fruits.spark.release.check_release(told)
+    for environment in ({}, {"FRUITS_RELEASE": ours}):
+        fruits.spark.release.check_release(environment)
     with pytest.raises(FruitsError, match=r"Airflow has fruits 9\.9\+abc, but .* has 0\..*; upload jobs-env"):
         fruits.spark.release.check_release({"FRUITS_RELEASE": "9.9+abc"})
 
@@ -80,18 +163,29 @@ def test_a_refused_job_leaves_the_reason_in_its_document(
     folder_lake: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that Airflow shows it, and does not try again."""
-    for name, value in {
-        "LAKE": folder_lake.lake,
-        "CATALOG_URI": "sqlite:////nowhere/x.db",
-        "RELEASE": "9.9+abc",
-    }.items():
+    planned = PlannedRun(
+        key="a_run",
+        run_id="a run",
+        planned_at=datetime.now(UTC),
+        request=RunRequest(prefix="", dry_run=True),
+        base=current_base(Lake.open(folder_lake)),
+        backbone=Card("m-1", "m", "seed 1", None, Preprocessing(8, 8), 3, "0", 1, "none", {}),
+        counts={},
+        known_rows=0,
+        remaining=0,
+        building=False,
+        work=True,
+    )
+    with task_document(folder_lake, "plan", planned.key, planned.run_id) as plan:
+        plan.record(planned)
+    catalog = folder_lake.catalog_uri.get_secret_value()
+    for name, value in {"LAKE": folder_lake.lake, "CATALOG_URI": catalog, "RELEASE": "9.9+abc"}.items():
         monkeypatch.setenv(f"FRUITS_{name}", value)
-    with run_document(folder_lake, "plan", "a run", "a_run") as plan:
-        plan.record(slug="a_run", request={"dry_run": True})
     assert run_job("featurize", "", lambda _: None, ["--run", "a_run"]) == ExitCode.BAD_INPUT
-    document = read_documents(folder_lake, "a_run")["featurize"]
-    assert "upload jobs-env.tar.gz and spark_jobs/" in document["error"]
-    assert document["mendable"]
+    document = read_documents(folder_lake, "a_run").featurize
+    assert document is not None
+    assert "upload jobs-env.tar.gz and spark_jobs/" in str(document.error)
+    assert not document.retryable
 
 
 @pytest.mark.jobs
