@@ -34,7 +34,6 @@ from local.stack import (
     temporary_stack,
 )
 
-
 pytestmark = pytest.mark.server
 
 
