@@ -1,60 +1,56 @@
 """### Fruit features: from photos in the bucket to published tables
 
-Featurizes what is new, changed or gone in the bucket, keeps the PCA current, checks the result and publishes it.
-Readers see all of a run or nothing of it.
+Featurizes the photos that are new, changed or gone in the bucket, keeps the PCA current, checks the result and
+publishes it. Readers see all of a run or nothing of it.
 
-| task | what it does |
-|---|---|
-| `prepare` | resolves what the run covers; checks bucket, catalog and backbone (built the first time, half a minute) |
-| `wait_for_images` | waits, deferred, until there is an object under the prefix |
-| `uploads_settled` | waits, deferred, until no upload came in for `settle_seconds` |
-| `wait_for_lease` | waits, deferred, until no other run is between its plan and its publication |
-| `plan` | compares the bucket with the published tables by key and ETag; nothing to do skips the rest |
-| `featurize` | Spark: photos to feature vectors; unreadable photos go to `quarantine` with a reason |
-| `pca` | Spark: running statistics, refit when needed, embeddings |
-| `validate` | Spark: the gates; a required gate that fails makes the run red and nothing is published |
-| `publish` | one atomic commit to `publications`, then `main` of every table follows |
+| task | its story | what it does |
+|---|---|---|
+| `prepare` | `fruits/steps/prepare.py` | resolves what the run covers; checks bucket, catalog and backbone (the first run builds the backbone, half a minute) |
+| `wait_for_images` | `fruits/airflow/sensors.py` | waits, deferred, until there is an object under the prefix |
+| `uploads_settled` | `fruits/airflow/sensors.py` | waits, deferred, until no upload came in for `settle_seconds` |
+| `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no other run is between its plan and its publication |
+| `plan` | `fruits/steps/plan.py` | compares the bucket with the published tables by key and ETag; when there is nothing to do, skips the rest |
+| `featurize` | `spark_jobs/featurize.py` | photos to feature vectors; unreadable photos go to `quarantine` with a reason |
+| `pca` | `spark_jobs/pca.py` | running statistics, a refit when needed, embeddings |
+| `validate` | `spark_jobs/validate.py` | the gates; when a required gate fails, the run turns red and publishes nothing |
+| `publish` | `fruits/steps/publish.py` | one atomic commit to `publications`; then `main` of every table follows |
 
-**When it runs.** When photos arrive, if FRUITS_EVENT_QUEUE names the queue of the bucket's notifications; an event only
-wakes it, what is done comes from comparing bucket and tables. Every hour, to find what an event missed. By hand, with
-the params below. Each of these looks at the whole prefix. A backfill has one run for each day (UTC), which covers that
-day's photos only: by the date in the key, `dt=2026-11-20/`, else by LastModified.
+**When it runs.** When photos arrive, if FRUITS_EVENT_QUEUE names the queue of the bucket's notifications; the event only
+starts the run, which then compares bucket and tables. Every hour, to find photos that an event missed. By hand, with the
+params below. Each of these runs covers the whole prefix. A backfill makes one run for each day (UTC), which covers that
+day's photos only: by the date in the key, `dt=2026-11-20/`, or else by LastModified.
 
-**Another backbone.** A run or a backfill with the param `backbone` builds it beside the one that readers use. They are
-switched to it by the run that leaves no photo over, once that has passed its gates.
+**Another backbone.** A run or a backfill with the param `backbone` builds the new backbone's rows beside the rows that
+readers use. The run that leaves no photo over switches readers to the new backbone, once its gates have passed.
 
-**Overlap.** However many runs are started (sweep, event, by hand, a backfill's), one at a time works between its plan
-and its publication; the others wait in `wait_for_lease`, and plan on what it left. A run whose process died loses its
-lease after five minutes.
+**Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
+between its plan and its publication. The others wait in `wait_for_lease`, and then plan on the tables that it left. A
+run whose process died loses the lease after five minutes.
 
-**Rerun, retry, clear.** All harmless: a task starts its run's branch again from where the plan found the tables, and
+**Rerun, retry, clear.** All harmless: a task starts the run's branch again from the tables that the plan found, and
 publishing twice changes nothing. Clear from `wait_for_lease` to look at the bucket again.
 
-**When it is red.** The failed task's last log line says what to do. A bad photo never makes a run red: look in the
-table `quarantine`.
+**When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
+the table `quarantine`.
 
-**Who is told.** A failed run, and FRUITS_ALERT_AFTER_HOURS without one that brought the tables up to date, go to the
-channels that are set (SNS, Slack, e-mail). A publication is an event of the asset `fruits_embeddings`, on which other
-DAGs may be scheduled.
+**Alerts.** A failed run, and FRUITS_ALERT_AFTER_HOURS without a run that brought the tables up to date, alert the
+channels that are set (SNS, Slack, e-mail). A publication is an event of the asset `fruits_embeddings`, which may
+schedule other DAGs.
 
-Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by stage, versions, errors.
-"""
+Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
+"""  # noqa: E501 -- rows of a table
 
 from datetime import datetime
 from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
 
-from fruits.airflow.alerts import alerts, deadline
+from fruits.airflow.alerts import alert_failure, deadline
+from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
-from fruits.airflow.operators import (
-    TASK_DEFAULTS,
-    LeaseSensor,
-    PhotosPresentSensor,
-    UploadsSettledSensor,
-    non_retryable,
-    spark_job,
-)
+from fruits.airflow.operators import spark_job
+from fruits.airflow.sensors import LeaseSensor, PhotosPresentSensor, UploadsSettledSensor
+from fruits.airflow.tasks import TASK_DEFAULTS, event_extra, requested
 from fruits.airflow.timetables import SweepTimetable
 from fruits.settings import DagSettings
 
@@ -66,21 +62,21 @@ PARAMS = {
         type=["null", "string"],
         title="Prefix",
         description="Only keys that start with this, such as Training/ or dt=2026-11-20/, within FRUITS_PREFIX. "
-        "Empty: all of that.",
+        "Empty: all keys within FRUITS_PREFIX.",
     ),
     "keys": Param(
         [],
         type=["null", "array"],
         items={"type": "string"},
         title="Keys",
-        description="Only these object keys, one a line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
+        description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
     ),
     "mode": Param(
         "auto",
         type="string",
         enum=["auto", "reconcile", "interval", "rebuild"],
         title="Mode",
-        description="auto: a backfill covers its day, any other run reconciles everything. rebuild: featurize every "
+        description="auto: a backfill covers its day, any other run reconciles everything. rebuild: featurizes every "
         "photo again.",
     ),
     "backbone": Param(
@@ -88,8 +84,8 @@ PARAMS = {
         type=["null", "string"],
         title="Backbone",
         examples=["efficientnet-lite0", "MobileNetV2"],
-        description="efficientnet-lite0 or a keras.applications model such as MobileNetV2. Empty: the one readers use, "
-        "or a new FRUITS_BACKBONE.",
+        description="efficientnet-lite0 or a keras.applications model such as MobileNetV2. Empty: the backbone that "
+        "readers use, or a new FRUITS_BACKBONE.",
     ),
     "weights": Param(
         None,
@@ -110,27 +106,27 @@ PARAMS = {
         type="string",
         enum=["auto", "always", "never"],
         title="Refit the PCA",
-        description="auto: when there is none, new photos drift, or the photos have doubled since the last fit; in a "
-        "backfill once at most, by the run that leaves no photo over.",
+        description="auto: when there is no PCA, when new photos drift, or when the photos have doubled since the last "
+        "fit; a backfill refits once at most, in the run that leaves no photo over.",
     ),
     "limit": Param(
         None,
         type=["null", "integer"],
         minimum=1,
         title="Limit",
-        description="At most this many photos in this run, the oldest first; the rest is reported as pending.",
+        description="At most this many photos in this run, the oldest first; the run reports the rest as pending.",
     ),
     "retry_quarantined": Param(
-        False, type="boolean", title="Retry quarantined", description="Read photos in quarantine again."
+        False, type="boolean", title="Retry quarantined", description="Read the photos in quarantine again."
     ),
-    "dry_run": Param(False, type="boolean", title="Dry run", description="Plan, log what would be done, and stop."),
+    "dry_run": Param(False, type="boolean", title="Dry run", description="Plan, log what the run would do, and stop."),
     "settle_seconds": Param(
         10,
         type="integer",
         minimum=0,
         maximum=3_600,
         title="Settle time (s)",
-        description="Photos are planned when no upload came in for this long, or for ten times as long kept coming.",
+        description="Plan when no upload came in for this long, or when uploads kept coming for ten times as long.",
     ),
     "sensor_timeout": Param(
         None,
@@ -138,66 +134,50 @@ PARAMS = {
         minimum=1,
         maximum=604_800,
         title="Sensor time-out (s)",
-        description="How long to wait for photos to come. Empty: an hour, but not at all for a prefix of your own.",
+        description="How long to wait for photos. Empty: an hour, or no wait when you enter a prefix.",
     ),
 }
 
 
 @task
 def prepare() -> dict[str, Any]:
-    """Resolve what the run covers, and check that everything it needs is there."""
-    from fruits.run.request import resolve_request
+    """Resolve what the run covers, and check that everything it needs is there: see fruits/steps/prepare.py."""
     from fruits.settings import Settings
     from fruits.steps.prepare import prepare as prepare_run
 
-    context = get_current_context()
-    run = context["dag_run"]
-    interval = (run.data_interval_start, run.data_interval_end)
     with non_retryable():
         settings = Settings.load()
-        request = resolve_request(
-            context["params"],
-            settings,
-            run_type=run.run_type.value,
-            data_interval=interval if all(interval) else None,  # type: ignore[arg-type]
-        )
-        card = prepare_run(settings, request)
-    return {"bucket": settings.bucket, "request": request.to_document(), "card": card.to_document()}
+        request = requested(get_current_context(), settings)
+        prepare_run(settings, request)
+    return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
 
 
 @task.short_circuit
 def plan(prepared: dict[str, Any]) -> str:
-    """Write the manifest; returns the run's folder in the lake, or nothing when there is nothing to do."""
-    from fruits.backbones.card import Card
+    """Write the manifest: see fruits/steps/plan.py. Returns the run key; an empty one skips the rest of the run."""
     from fruits.run.request import RunRequest
     from fruits.settings import Settings
     from fruits.steps.plan import plan_run
 
     context = get_current_context()
+    request = RunRequest.model_validate(prepared["request"])
     with non_retryable():
-        request = RunRequest.from_document(prepared["request"])
-        planned = plan_run(Settings.load(), request, Card.from_document(prepared["card"]), context["run_id"])
-    context["ti"].xcom_push("counts", planned["counts"])
-    return planned["slug"] if planned["work"] and not request.dry_run else ""
+        planned = plan_run(Settings.load(), request, context["run_id"])
+    context["ti"].xcom_push("counts", dict(planned.counts))
+    return planned.key if planned.work and not request.dry_run else ""
 
 
 @task(outlets=[EMBEDDINGS])
 def publish(run: str) -> dict[str, Any]:
-    """Make the run the current publication."""
+    """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
     from fruits.settings import Settings
     from fruits.steps.publish import publish_run
 
     with non_retryable():
-        published = publish_run(Settings.load(), run)
-    told = {
-        "publication_id": published.publication_id,
-        "sequence": published.sequence,
-        "model_id": published.model_id,
-        "pca_id": published.pca_id,
-        "counts": dict(published.counts or {}),
-    }
-    get_current_context()["outlet_events"][EMBEDDINGS].extra = told
-    return told
+        publication = publish_run(Settings.load(), run)
+    extra = event_extra(publication)
+    get_current_context()["outlet_events"][EMBEDDINGS].extra = extra
+    return extra
 
 
 with DAG(
@@ -205,14 +185,14 @@ with DAG(
     description="Photos in S3 to published image features and embeddings",
     doc_md=__doc__,
     schedule=AssetOrTimeSchedule(
-        timetable=SweepTimetable(),
+        timetable=SweepTimetable(),  # type: ignore[arg-type]  # Airflow takes timetables of plugins as well
         assets=[photos_asset(DagSettings.load().event_queue)],
     ),
-    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's zone
+    start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's time zone
     catchup=False,
-    max_active_runs=2,  # one that works or waits for photos, and one that waits for the lease: a third finds nothing
+    max_active_runs=2,  # one works or waits for photos, one waits for the lease; a third would find nothing to do
     params=PARAMS,
-    on_failure_callback=alerts(),
+    on_failure_callback=alert_failure,
     deadline=deadline(),
     tags=["fruits", "features"],
     render_template_as_native_obj=False,
@@ -234,7 +214,7 @@ with DAG(
         task_id="uploads_settled", bucket_name=BUCKET, prefix=PREFIX, deferrable=True
     )
     wait_for_lease = LeaseSensor(task_id="wait_for_lease")
-    planned = plan(prepared)
+    planned = plan(prepared)  # type: ignore[arg-type]  # Airflow replaces it by the value
     featurize, pca, validate = (spark_job(job, str(planned)) for job in ("featurize", "pca", "validate"))
     prepared >> wait_for_images >> uploads_settled >> wait_for_lease >> planned
-    planned >> featurize >> pca >> validate >> publish(planned)
+    planned >> featurize >> pca >> validate >> publish(planned)  # type: ignore[arg-type]

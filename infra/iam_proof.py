@@ -357,9 +357,9 @@ def events() -> object:
 
 def alert() -> str:
     """An alert over SNS."""
-    from fruits.airflow.alerts import Message, _send
+    from fruits.airflow.alerts import Message, send
 
-    _send("sns", Message("a proof", "nothing to do"))
+    send(Message("a proof", "nothing to do"))
     return "sent"
 
 

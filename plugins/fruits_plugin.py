@@ -1,6 +1,6 @@
-"""What Airflow loads of ours: the sweeps' timetable, and the run report in the UI. It registers, and nothing else.
+"""The plugin that Airflow loads. It only registers the sweeps' timetable and the run report of the UI.
 
-A module `fruits` in this folder would shadow the library, so all of it is in `fruits/airflow/`.
+The code is in `fruits/airflow/`, because a module `fruits` in this folder would shadow the library.
 """
 
 from functools import cached_property
@@ -16,10 +16,10 @@ class FruitsPlugin(AirflowPlugin):
     """Adds the timetable to the scheduler, and the report's pages to the API server and its UI."""
 
     name = "fruits"
-    timetables = (SweepTimetable,)
+    timetables = [SweepTimetable]  # noqa: RUF012 -- Airflow's type is a list
     external_views = EXTERNAL_VIEWS
 
     @cached_property
     def fastapi_apps(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The app, made when the API server asks for it: tasks load plugins as well, and FastAPI is large."""
+        """The app, made when the API server asks for it: tasks load plugins as well, and FastAPI is slow to import."""
         return [fastapi_app()]

@@ -1,1 +1,1 @@
-"""What Airflow's DAGs are made of. Needs the airflow environment."""
+"""The building blocks of the DAGs: sensors, operators, alerts, the timetable. Needs the airflow environment."""

@@ -1,7 +1,7 @@
 """The run report in Airflow's UI: an overview in the navigation, and a tab on each run of `fruit_features`.
 
-Airflow does not authenticate the apps of plugins. So every route of this one demands what Airflow's own API does: a
-session (cookie or bearer token) and permission to read the DAG's runs. The UI shows the pages in frames; they have no
+Airflow does not authenticate the apps of plugins. So every route here demands the same as Airflow's own API: a session
+(cookie or bearer token) and the permission to read the DAG's runs. The UI shows the pages in frames. The pages have no
 script and request nothing.
 """
 
@@ -28,7 +28,7 @@ DAG_ID = "fruit_features"
 PREFIX = "/fruits"
 
 _ICON = "data:image/svg+xml," + quote(
-    # A green that shows on light, on dark and on the colour of what is selected.
+    # This green is visible on light, on dark and on selected items.
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24" fill="none" stroke="#3fae6d" stroke-width="1.8" '
     'stroke-linejoin="round"><path d="M12 8c3-3 8-1.5 8 4 0 5-3.5 9-6 9-1 0-1.3-.5-2-.5s-1 .5-2 .5c-2.5 0-6-4-6-9 '
     '0-5.5 5-7 8-4zm0-1c0-3 2-5 5-5 0 3-2 5-5 5z"/></svg>'
@@ -50,19 +50,19 @@ EXTERNAL_VIEWS = [
         "icon": _ICON,
     },
 ]
-"""Frames for the pages in Airflow's UI. The addresses are relative to the UI's base, which may lie below a path."""
+"""Frames for the pages in Airflow's UI. The addresses are relative to the UI's base URL, which may have a path."""
 
-_AT_ONCE = BoundedSemaphore(3)  # pages in the making: the server has other things to do, too
+_SLOTS = BoundedSemaphore(3)  # pages rendered at the same time, so that the API server stays responsive
 _WAIT_SECONDS = 5
 
 
 def fastapi_app() -> dict[str, Any]:
-    """The pages as an Airflow plugin names them."""
+    """The app as an Airflow plugin declares it."""
     return {"app": make_app(), "url_prefix": PREFIX, "name": "Fruits report"}
 
 
 def make_app() -> "FastAPI":
-    """The pages, each behind Airflow's own authentication and the permission to read the DAG's runs."""
+    """Make the app; every page demands Airflow's authentication and the permission to read the DAG's runs."""
     from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
     from airflow.api_fastapi.core_api.security import requires_access_dag
     from fastapi import Depends, FastAPI, Request
@@ -73,36 +73,36 @@ def make_app() -> "FastAPI":
 
     app = FastAPI(
         title="Fruits report",
-        openapi_url=None,  # and with it the interactive documentation, whose routes no dependency would protect
+        openapi_url=None,  # which also turns off the interactive documentation: no dependency protects its routes
         dependencies=[Depends(requires_access_dag("GET", DagAccessEntity.RUN, DAG_ID))],
     )
 
-    # Not `async`: reading takes a while, and only so does it happen in a thread of its own.
+    # Not `async`: FastAPI runs a plain function in a thread, and reading takes a while.
     @app.get("/overview", response_class=HTMLResponse)
     def overview() -> HTMLResponse:
-        return _answer(lambda: read_overview(Settings.load()))
+        return _report_page(lambda: read_overview(Settings.load()))
 
     @app.get("/dags/{dag_id}/runs/{run_id}", response_class=HTMLResponse)
     def run(dag_id: str, run_id: str) -> HTMLResponse:
         if dag_id != DAG_ID:
-            return _message(HTTPStatus.NOT_FOUND, "No report", f"Only runs of the DAG {DAG_ID} have one.")
-        return _answer(lambda: read_run(Settings.load(), run_key(run_id)))
+            return _message(HTTPStatus.NOT_FOUND, "No report", f"Only runs of the DAG {DAG_ID} have a report.")
+        return _report_page(lambda: read_run(Settings.load(), run_key(run_id)))
 
     @app.exception_handler(HTTPException)
     def refuse(_: Request, error: HTTPException) -> HTMLResponse:
         status = HTTPStatus(error.status_code)
-        said = "Log in to Airflow to see this page." if status == HTTPStatus.UNAUTHORIZED else str(error.detail)
-        return _message(status, status.phrase, said)
+        reason = "Log in to Airflow to see this page." if status == HTTPStatus.UNAUTHORIZED else str(error.detail)
+        return _message(status, status.phrase, reason)
 
     return app
 
 
-def _answer(read: "Callable[[], Overview | RunReport]") -> "HTMLResponse":
-    """The page of what ``read`` gives, or one that says why there is none."""
+def _report_page(read: "Callable[[], Overview | RunReport]") -> "HTMLResponse":
+    """Render the overview or report that ``read`` returns, or a page that says why there is none."""
     from fruits.serve.report import UnknownRunError, render
 
-    if not _AT_ONCE.acquire(timeout=_WAIT_SECONDS):
-        return _message(HTTPStatus.SERVICE_UNAVAILABLE, "Busy", "Other reports are being made; reload in a minute.")
+    if not _SLOTS.acquire(timeout=_WAIT_SECONDS):
+        return _message(HTTPStatus.SERVICE_UNAVAILABLE, "Busy", "Other reports are being rendered; reload in a minute.")
     try:
         return _html(HTTPStatus.OK, render(read()))
     except UnknownRunError as error:
@@ -111,10 +111,10 @@ def _answer(read: "Callable[[], Overview | RunReport]") -> "HTMLResponse":
         return _message(HTTPStatus.SERVICE_UNAVAILABLE, "The report cannot be read", str(error))
     except Exception:
         log.exception("report")
-        said = "This should not have happened; the API server's log has the details."
-        return _message(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong", said)
+        reason = "This is a defect; the API server's log has the details."
+        return _message(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong", reason)
     finally:
-        _AT_ONCE.release()
+        _SLOTS.release()
 
 
 def _message(status: HTTPStatus, title: str, message: str) -> "HTMLResponse":

@@ -1,4 +1,4 @@
-"""When the chain runs by itself, and what a backfill's runs cover."""
+"""When `fruit_features` runs by the clock, and which days the runs of a backfill cover."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ _DAYS = CronDataIntervalTimetable("0 0 * * *", timezone="UTC")
 
 
 class SweepTimetable(CronDataIntervalTimetable):
-    """Sweeps every hour; a backfill makes one run for each day, UTC, which is what keys are dated by.
+    """Sweeps every hour; a backfill makes one run for each day (UTC), because object keys carry days.
 
-    Sweeps are at five past the hour, so no sweep has the logical date of a day: Airflow would take the one for the
-    other, and leave out days of a backfill.
+    Sweeps run at five past the hour, so no sweep has the logical date of a day. Otherwise Airflow would take the sweep
+    for the backfill's run and leave that day out.
     """
 
     def __init__(self) -> None:
@@ -21,21 +21,21 @@ class SweepTimetable(CronDataIntervalTimetable):
 
     @property
     def summary(self) -> str:
-        """What the UI shows as schedule."""
+        """The schedule as the UI shows it."""
         return "hourly, backfills daily"
 
     def serialize(self) -> dict[str, Any]:
-        """Nothing: it has no parameters."""
+        """Return no arguments: the timetable has none."""
         return {}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> "SweepTimetable":  # noqa: ARG003 -- Airflow's signature
-        """The inverse of ``serialize``."""
+        """Make the timetable from the result of ``serialize``."""
         return cls()
 
     def next_dagrun_info(
         self, *, last_automated_data_interval: DataInterval | None, restriction: TimeRestriction
     ) -> DagRunInfo | None:
-        """The next sweep; the next day where runs are to catch up, which only a backfill's are: see the DAG."""
-        asked = {"last_automated_data_interval": last_automated_data_interval, "restriction": restriction}
-        return _DAYS.next_dagrun_info(**asked) if restriction.catchup else super().next_dagrun_info(**asked)
+        """The next sweep; for a backfill, the next day. Only a backfill catches up, because the DAG itself does not."""
+        next_info = _DAYS.next_dagrun_info if restriction.catchup else super().next_dagrun_info
+        return next_info(last_automated_data_interval=last_automated_data_interval, restriction=restriction)

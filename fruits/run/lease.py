@@ -21,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from fruits.errors import FruitsError, TransientError
+from fruits.run.migration import take_over_turn
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
 
@@ -49,7 +50,7 @@ class Lease:
 def acquire_lease(settings: Settings, run: str) -> Lease | None:
     """Acquire the lease for ``run``, or renew it; returns the lease of another run that is in the way, if any."""
     store, now = _store(settings), datetime.now(UTC)
-    last = _last(store)
+    last = _last(settings)
     if last is not None and not last.is_free(now):
         if last.run != run:
             return last
@@ -59,7 +60,7 @@ def acquire_lease(settings: Settings, run: str) -> Lease | None:
     try:
         _write(store, lease, create=True)
     except AlreadyExistsError:
-        winner = _last(store)
+        winner = _last(settings)
         if winner is None or winner.run != run:  # otherwise ours, written by a request whose answer was lost
             return winner
     if last is not None:  # older ones were removed when it was acquired
@@ -101,14 +102,14 @@ def hold_lease(settings: Settings, run: str) -> Iterator[None]:
 def release_lease(settings: Settings, run: str) -> None:
     """Let the next run acquire the lease; a run that holds none changes nothing. Not inside ``hold_lease``."""
     store = _store(settings)
-    last = _last(store)
+    last = _last(settings)
     if last is not None and last.run == run and not last.released:
         _write(store, Lease(last.number, run, datetime.now(UTC), released=True))
 
 
 def current_lease(settings: Settings) -> Lease | None:
     """The lease that some run holds now, if any."""
-    last = _last(_store(settings))
+    last = _last(settings)
     return None if last is None or last.is_free(datetime.now(UTC)) else last
 
 
@@ -122,14 +123,15 @@ def _renew(settings: Settings, run: str, stop: threading.Event) -> None:
             log.warning("run %s: its lease can't be renewed: %s", run, error)
 
 
-def _last(store: ObjectStore) -> Lease | None:
+def _last(settings: Settings) -> Lease | None:
+    store = _store(settings)
     while names := [item["path"] for item in list_files(store)]:
         try:
             document = read_json(store, max(names))
         except FileNotFoundError:  # removed by the run that acquired the next lease, so there is a newer one
             continue
         return Lease(**{**document, "renewed_at": datetime.fromisoformat(document["renewed_at"])})
-    return None
+    return _last(settings) if take_over_turn(settings) else None
 
 
 def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:

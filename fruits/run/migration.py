@@ -17,6 +17,7 @@ from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import LAKE_FORMAT, Lake
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.state import WRITTEN
+from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
 
 if TYPE_CHECKING:
@@ -45,22 +46,23 @@ _LAST: Mapping[str, str] = {
 
 
 def migrate(lake: Lake) -> None:
-    """Bring a lake to this release's format; a lake that has it is left alone.
+    """Bring a lake to this release's format; a lake that has it is left alone."""
+    if lake.format() < LAKE_FORMAT:
+        take_over_turn(lake.settings)
+        lake.set_format()
 
-    A run that holds the turn goes on with the lease.
-    """
-    if lake.format() >= LAKE_FORMAT:
-        return
-    store = lake_store(lake.settings)
+
+def take_over_turn(settings: Settings) -> bool:
+    """Make a lease of the turn that a run of format 1 holds, so that the run goes on; whether there was a turn."""
+    store = lake_store(settings)
     turns = sorted(item["path"] for item in list_files(store, "turns"))
     if turns:
         turn = read_json(store, turns[-1])
         lease = {**{name: turn[name] for name in ("number", "run", "renewed_at")}, "released": turn["ended"]}
         with suppress(AlreadyExistsError):
-            name = turns[-1].replace("turns/", "leases/", 1)
-            write_json(store, name, lease, create=True)
+            write_json(store, turns[-1].replace("turns/", "leases/", 1), lease, create=True)
         remove_files(store, *turns)
-    lake.set_format()
+    return bool(turns)
 
 
 def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments") -> "RunDocuments":

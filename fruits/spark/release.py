@@ -4,9 +4,8 @@ Two comparisons, by two digests of our sources:
 
 - Executors compare ``release()`` with their driver. It covers ``EXECUTOR_SOURCES``: what executors import, so what
   makes rows there. An edit of the command line or of a gate's message leaves the workers of a cluster in use.
-- The driver of a job elsewhere compares ``library_release()`` with Airflow. It covers all that a driver may run. The
-  driver plans reads, fits the PCA and commits, and it exchanges documents with Airflow's tasks, so both must be of one
-  release.
+- The driver of a job elsewhere compares ``library_release()`` with Airflow. It covers all that a driver may run: a
+  driver fits the PCA, commits to the tables, and exchanges documents with Airflow's tasks.
 """
 
 import hashlib
@@ -35,7 +34,7 @@ EXECUTOR_SOURCES = (
     *("analysis/__init__.py", "analysis/moments.py", "analysis/pca.py"),
     *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
     "backbones/weights.py",
-    "errors.py",
+    *("denials.py", "errors.py"),
     *("lake/__init__.py", "lake/schemas.py"),
     *("photos/__init__.py", "photos/decode.py", "photos/entry.py", "photos/featurize.py", "photos/quarantine.py"),
     *("run/__init__.py", "run/manifest.py"),

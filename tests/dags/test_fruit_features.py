@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 
-from fruits.backbones.card import Card, Preprocessing
-
 pytestmark = pytest.mark.airflow
 
 START, END = datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC)
-CARD = Card("m-1", "m", "w", None, Preprocessing(1, 1), 8, "0", 1, "none", {})
 
 
 @pytest.mark.parametrize(
@@ -28,11 +25,11 @@ def test_a_backfill_covers_its_interval_and_any_other_run_everything(
     params = {name: param.value for name, param in module.PARAMS.items()}
     context: dict[str, Any] = {"dag_run": run, "params": params}
     monkeypatch.setattr(module, "get_current_context", lambda: context)
-    monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: CARD)
+    monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: None)
     monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
     monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
 
     request = module.prepare.function()["request"]
 
     assert request["mode"] == mode
-    assert request["interval"] == ([START.isoformat(), END.isoformat()] if mode == "interval" else None)
+    assert request["interval"] == (["2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z"] if mode == "interval" else None)

@@ -1,15 +1,15 @@
 """The DAG fruit_maintenance: its params are the request's, and it works under an id of its own."""
 
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from fruits.run.documents import read_documents
 from fruits.run.lease import current_lease
+from fruits.run.request import MaintenanceRequest
 from fruits.run.state import run_key
-from fruits.run.upkeep import MaintenanceRequest
 from fruits.settings import Settings
 
 pytestmark = pytest.mark.airflow
@@ -33,27 +33,26 @@ def test_the_params_are_those_that_maintenance_understands(module: ModuleType) -
     assert set(module.PARAMS) == set(MaintenanceRequest.__dataclass_fields__)
 
 
-def test_the_plan_writes_the_request_where_the_job_reads_it(
-    module: ModuleType, context: dict[str, Any], tmp_path: Path
-) -> None:
+def test_the_plan_writes_the_request_where_the_job_reads_it(module: ModuleType, context: dict[str, Any]) -> None:
     context["params"]["dry_run"] = True
 
-    slug = module.plan.function()
+    run = module.plan.function()
 
-    document = json.loads((tmp_path / "lake" / "runs" / slug / "plan.json").read_text())
-    assert MaintenanceRequest(**document["request"]) == MaintenanceRequest(7, 10, dry_run=True)
-    assert document["slug"] == slug != run_key(RUN_ID)
+    planned = read_documents(Settings.load(), run).plan_maintenance
+    assert planned is not None
+    assert planned.result.request == MaintenanceRequest(7, 10, dry_run=True)
+    assert planned.result.key == run != run_key(RUN_ID)
 
 
-def test_the_turn_is_taken_for_the_run_that_the_job_works_as(module: ModuleType, context: dict[str, Any]) -> None:
-    slug = module.plan.function()
+def test_the_lease_is_that_of_the_run_that_the_job_works_as(module: ModuleType, context: dict[str, Any]) -> None:
+    run = module.plan.function()
     module.dag.get_task("wait_for_lease").execute(context)
     lease = current_lease(Settings.load())
     assert lease is not None
-    assert lease.run == slug
+    assert lease.run == run
 
 
-def test_it_takes_its_turn_then_looks_then_works(module: ModuleType) -> None:
+def test_it_acquires_the_lease_then_plans_then_works(module: ModuleType) -> None:
     assert [task.task_id for task in module.dag.topological_sort()] == ["wait_for_lease", "plan", "maintain"]
     assert [task.task_id for task in module.dag.leaves] == ["maintain"]
 

@@ -142,7 +142,7 @@ def test_the_params_are_those_that_a_run_understands(chain: Any, tmp_path: Path)
 
     settings = Settings.load(lake=f"file://{tmp_path}", catalog_uri=f"sqlite:///{tmp_path}/catalog.db")
     waits = {"settle_seconds", "sensor_timeout"}
-    assert set(chain.params) - waits == set(RunRequest.__dataclass_fields__) - {"interval"}
+    assert set(chain.params) - waits == set(RunRequest.model_fields) - {"interval"}
     defaults = resolve_request(chain.params.dump(), settings)
     assert defaults == RunRequest(prefix="")
 

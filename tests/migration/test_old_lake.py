@@ -20,6 +20,7 @@ from fruits.run.request import resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.steps.plan import plan_run
+from fruits.steps.prepare import prepare
 from fruits.steps.publish import publish_run
 from fruits.stores import lake_store, read_json, write_json
 from tests.migration.conftest import settings_of
@@ -65,8 +66,10 @@ def renew_turn(settings: Settings) -> None:
 
 
 def plan(settings: Settings, run_id: str) -> Any:
-    """The task `plan`."""
-    return plan_run(settings, resolve_request({}, settings), run_id)
+    """The tasks `prepare` and `plan`."""
+    request = resolve_request({}, settings)
+    prepare(settings, request)
+    return plan_run(settings, request, run_id)
 
 
 def by_key(table: pa.Table) -> list[dict[str, Any]]:

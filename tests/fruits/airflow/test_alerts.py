@@ -20,27 +20,26 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from fruits.settings import Settings
-from fruits.stores import lake_store, write_json
+from fruits.settings import DagSettings, Settings
 from local import ui
 from local.airflow import airflow_environment
+from tests.runs import document, planned, write_documents
 
 pytestmark = pytest.mark.airflow
 
-ROOT = Path(__file__).parents[3]
 TOPIC = "arn:aws:sns:eu-west-1:123456789012:fruit-alerts"
 HOURS = 6
 LONG_AGO = datetime.now(UTC) - timedelta(hours=HOURS, minutes=1)
 
 # A key may hold anything: it must reach people as it is, not be run as a template or ping a whole channel.
-ERROR = "s3://fruits/{{ 7 * 7 }}<!channel>.jpg: mend this"
+ERROR = "s3://fruits/{{ 7 * 7 }}<!channel>.jpg: fix this"
 
 DAGS = """
 from datetime import timedelta
 
 from airflow.sdk import DAG, Asset, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from fruits.airflow.alerts import alerts, deadline, keep_error
+from fruits.airflow.alerts import alert_failure, deadline, keep_error
 
 EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
 SETTINGS = {"schedule": None, "default_args": {"on_failure_callback": keep_error}}
@@ -52,7 +51,7 @@ def at_once():
     return made
 
 
-with DAG("failing", on_failure_callback=alerts(), **SETTINGS):
+with DAG("failing", on_failure_callback=alert_failure, **SETTINGS):
 
     @task
     def prepare():
@@ -222,25 +221,25 @@ def channels() -> Iterator[Channels]:
 
 @pytest.fixture
 def module(channels: Channels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The plugin, without any setting."""
+    """The module, without any setting."""
     for name in channels.environment:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
-    monkeypatch.syspath_prepend(str(ROOT / "plugins"))
     from fruits.airflow import alerts as fruits_alerts
 
     return fruits_alerts
 
 
 class TestWithoutAirflow:
-    def test_without_a_channel_nobody_is_told_and_nothing_is_kept(self, module: Any) -> None:
-        assert module.alerts() == []
+    def test_without_a_channel_there_is_no_alert_and_no_deadline(self, module: Any) -> None:
+        module.alert_failure({})  # does not even look at the run
+        assert module.send(module.Message("a subject", "a text")) == []
         assert module.deadline() is None
 
     def test_only_the_channels_that_are_set_are_told(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FRUITS_ALERT_EMAIL", "a@example.org")
         monkeypatch.setenv("FRUITS_ALERT_AFTER_HOURS", "3")
-        assert [alert.channel for alert in module.alerts()] == ["email"]
+        assert [channel for channel, _ in module._notifiers(DagSettings.load())] == ["email"]
         assert module.deadline().interval == timedelta(hours=3)
         assert module.deadline().callback.kwargs == {"hours": 3}
 
@@ -277,73 +276,10 @@ class TestWithoutAirflow:
         assert pushed == {"error": "ValueError: postgresql://u:***@host"}
 
 
-PLAN = {
-    "state": "succeeded",
-    "work": False,
-    "counts": {"create": 0, "pending": 0},
-    "remaining": 0,
-    "started_at": "2026-11-22T09:59:00+00:00",
-    "finished_at": "2026-11-22T10:00:00+00:00",
-    "request": {"dry_run": False, "keys": [], "mode": "reconcile", "prefix": ""},
-}
-AT = datetime(2026, 11, 22, 10, tzinfo=UTC)
-PUBLISHED = {
-    "state": "succeeded",
-    "started_at": "2026-11-22T10:59:00+00:00",
-    "finished_at": "2026-11-22T11:00:00+00:00",
-}
-MAINTENANCE = {**PLAN, "request": {"dry_run": False, "retention_days": 30}, "found": {}}
-del MAINTENANCE["counts"], MAINTENANCE["remaining"], MAINTENANCE["work"]
-
-
-class TestUpToDate:
-    @pytest.mark.parametrize(
-        ("documents", "moment"),
-        [
-            ({"plan": PLAN}, AT),
-            ({"plan": {**PLAN, "work": True}, "publish": PUBLISHED}, AT + timedelta(hours=1)),
-            ({"plan": {**PLAN, "work": True}}, None),
-            ({"plan": {**PLAN, "work": True}, "publish": {"state": "running"}}, None),
-            ({"plan": {**PLAN, "work": True}, "publish": {**PUBLISHED, "state": "failed"}}, None),
-            ({"plan": {**PLAN, "work": True, "remaining": 3}, "publish": PUBLISHED}, None),
-            ({"plan": MAINTENANCE}, None),
-            ({"plan": {"state": "running"}}, None),
-            ({"plan": {**PLAN, "state": "failed"}}, None),
-            ({}, None),
-            *(
-                ({"plan": {**PLAN, "request": {**PLAN["request"], **asked}}}, None)
-                for asked in ({"dry_run": True}, {"keys": ["a.jpg"]}, {"mode": "interval"}, {"prefix": "Training/"})
-            ),
-        ],
-    )
-    def test_by_a_run_that_looked_at_everything_and_ended_well(
-        self, module: Any, documents: dict[str, Any], moment: datetime | None
-    ) -> None:
-        assert module.current_at(documents, "") == moment
-
-    def test_the_newest_of_many_runs_counts(self, module: Any, tmp_path: Path) -> None:
-        settings = Settings.load(lake=f"file://{tmp_path / 'lake'}", catalog_uri=f"sqlite:///{tmp_path}/c.db")
-        assert module.last_current(settings) is None
-        for hour, run in ((9, "z_old"), (10, "a_new")):
-            leave_plan(settings, run, AT.replace(hour=hour))
-            time.sleep(0.02)
-        left = {
-            "failed": {"plan": {"state": "failed", "started_at": PLAN["started_at"]}},
-            "maintenance": {"plan": MAINTENANCE},
-            "planned_again": {
-                "plan": {**PLAN, "work": True, "started_at": PUBLISHED["finished_at"]},
-                "publish": PUBLISHED,
-            },
-        }
-        for run, documents in left.items():
-            for task, document in documents.items():
-                write_json(lake_store(settings, f"runs/{run}"), f"{task}.json", document)
-        assert module.last_current(settings) == AT
-
-
-def leave_plan(settings: Settings, run: str, ended: datetime) -> None:
+def leave_plan(settings: Settings, run_id: str, finished_at: datetime) -> None:
     """The document of a run that found nothing to do."""
-    write_json(lake_store(settings, f"runs/{run}"), "plan.json", {**PLAN, "finished_at": ended.isoformat()})
+    plan = document("plan", result=planned(run_id, work=False), finished_at=finished_at)
+    write_documents(settings, plan, run_id=run_id)
 
 
 @dataclass(frozen=True)
@@ -462,9 +398,9 @@ class TestThroughAirflow:
         assert text.startswith(f"failing failed: {run}\n"), "the subject"
         assert f"prepare: {ERROR}\n" in text, "the error's own words, and no template's"
         assert "compact: ZeroDivisionError: not mendable\n" in text
-        assert "publish" not in text.partition("Look at it")[0], "it did not fail: it was not started"
+        assert "publish" not in text.partition("The run: ")[0], "it did not fail: it was not started"
         assert f"{airflow.url}/dags/failing/runs/manual__" in text
-        assert "clear the task that it says, or else the failed one" in text
+        assert "clear the task that the error names, or else the failed task" in text
 
         assert slack == "#fruits\n" + escaped(text.partition("\n")[2])
         assert mail.startswith(f"a@example.org, b@example.org\nfailing failed: {run}\n")
@@ -478,7 +414,7 @@ class TestThroughAirflow:
         (text,) = channels.sent("sns", run)
         assert f"No run of late has brought the tables up to date for {HOURS} hours" in text
         assert f"ended: {LONG_AGO:%Y-%m-%d %H:%M} UTC" in text
-        assert f"Run {run} was to do it and is " in text
+        assert f"Run {run} should have done so and is " in text
         assert f"{airflow.url}/dags/late/runs/manual__" in text
 
     def test_a_run_that_succeeded_in_time_has_no_deadline_any_more(self, airflow: Airflow, all_well: Runs) -> None:

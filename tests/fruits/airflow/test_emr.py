@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,16 +13,16 @@ import pytest
 
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
-from fruits.run.documents import run_document, run_store
+from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.spark.release import library_release
-from fruits.stores import write_json
 from local.airflow import airflow_environment
 from local.stack import Stack
+from tests.runs import document, planned, write_documents, writer
 
 pytestmark = pytest.mark.airflow
 
-ROOT = Path(__file__).parents[3]
+RUN = run_key("a run")
 ACCOUNT = "123456789012"  # moto's
 KEY_PATTERN = r"""(?P<label>[^/]+) 'and' "more" $HOME/(?P<file>[^/]+)"""  # nothing that a shell would leave alone
 
@@ -35,7 +34,6 @@ def plugin(stack: Stack) -> Iterator[Any]:
         environment = airflow_environment(stack)
         for name in (name for name in environment if name.startswith("AIRFLOW")):
             patch.setenv(name, environment[name])
-        patch.syspath_prepend(str(ROOT / "plugins"))
         from fruits.airflow import emr as fruits_emr
 
         yield fruits_emr
@@ -70,9 +68,8 @@ def lake(glue_settings: Settings, plugin: Any, monkeypatch: pytest.MonkeyPatch) 
     for name in ("bucket", "lake", "namespace", "s3_endpoint"):
         monkeypatch.setenv(f"FRUITS_{name.upper()}", str(getattr(glue_settings, name)))
     monkeypatch.setenv("FRUITS_CATALOG_URI", "glue://")
-    base = current_base(Lake.open(glue_settings)).to_document()
-    with run_document(glue_settings, "plan", "a run", "a_run") as plan:
-        plan.record(slug="a_run", base=base)
+    plan = document("plan", result=planned("a run", base=current_base(Lake.open(glue_settings))))
+    assert write_documents(glue_settings, plan, run_id="a run") == RUN
     return glue_settings
 
 
@@ -100,7 +97,7 @@ def service(lake: Settings, moto: str, monkeypatch: pytest.MonkeyPatch) -> Servi
 
 def emr_job(plugin: Any, **values: Any) -> Any:
     return plugin.EmrJobOperator(
-        task_id="featurize", job="featurize", run="a_run", execution_timeout=timedelta(hours=2), **values
+        task_id="featurize", job="featurize", run=RUN, execution_timeout=timedelta(hours=2), **values
     )
 
 
@@ -137,6 +134,12 @@ def ended(plugin: Any, deferred: Any) -> Any:
     )
 
 
+def leave_error(lake: Settings, started_at: datetime, *, retryable: bool) -> None:
+    """The run document of a job that failed."""
+    error = document("featurize", state="failed", started_at=started_at, error="fix this", retryable=retryable)
+    write_documents(lake, error, run_id="a run")
+
+
 class TestStart:
     def test_the_job_is_what_the_settings_say(
         self, plugin: Any, service: Service, lake: Settings, stack: Stack
@@ -146,12 +149,12 @@ class TestStart:
         assert job.job_driver == {
             "sparkSubmit": {
                 "entryPoint": "s3://code/fruits/spark_jobs/featurize.py",
-                "entryPointArguments": ["--run", "a_run"],
+                "entryPointArguments": ["--run", RUN],
             }
         }
-        assert re.fullmatch("fruits-featurize-a_run-[0-9a-f]{8}", job.name)
+        assert re.fullmatch(f"fruits-featurize-{RUN}-[0-9a-f]{{8}}", job.name)
         assert job.execution_role_arn == f"arn:aws:iam::{ACCOUNT}:role/fruits-jobs"
-        assert job.tags == {"fruits:job": "featurize", "fruits:run": "a_run"}
+        assert job.tags == {"fruits:job": "featurize", "fruits:run": RUN}
         assert job.execution_timeout_minutes == 120
         overrides = job.configuration_overrides
         assert overrides["monitoringConfiguration"] == {"s3MonitoringConfiguration": {"logUri": "s3://logs/fruits/"}}
@@ -222,7 +225,7 @@ class TestStart:
         opened = Lake.open(lake)
         base = current_base(opened)
         row = Publication(1, base.publication.snapshots, "pub-1", run_id="a run", model_id="m", counts={})
-        publish(opened, base.to_document(), "a_run", row)
+        publish(opened, base, writer(RUN, "publish"), row)
         emr_job(plugin).execute(context())
         assert service.jobs == []
 
@@ -232,7 +235,7 @@ class TestStart:
     ) -> None:
         service.jobs_are(state)
         deferral(emr_job(plugin))
-        deferral(plugin.EmrJobOperator(task_id="pca", job="pca", run="a_run"))
+        deferral(plugin.EmrJobOperator(task_id="pca", job="pca", run=RUN))
         deferral(emr_job(plugin))
         assert [job.state for job in service.jobs] == ["CANCELLED", state, state]
 
@@ -271,7 +274,7 @@ class TestStart:
 
         left.state, service.jobs[1].state = "RUNNING", "SUCCESS"
         monkeypatch.setattr(plugin, "_CANCEL_SECONDS", 0)
-        with pytest.raises(AirflowException, match=f"{left.id} of an earlier try has not ended") as raised:
+        with pytest.raises(AirflowException, match=f"{left.id} of an earlier attempt has not ended") as raised:
             emr_job(plugin).execute(context())
         assert not isinstance(raised.value, AirflowFailException)
         assert len(service.jobs) == 2
@@ -292,9 +295,9 @@ class TestStart:
         deferral(emr_job(plugin))
         assert [job.state for job in service.jobs] == ["SUCCESS", "RUNNING"]
 
-    @pytest.mark.parametrize(("operation", "mendable"), [("start_application", False), ("start_job_run", True)])
-    def test_what_is_refused_is_mendable_only_where_it_is_the_job(
-        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch, operation: str, mendable: bool
+    @pytest.mark.parametrize(("operation", "retryable"), [("start_application", True), ("start_job_run", False)])
+    def test_a_refusal_is_retried_unless_it_refuses_the_job(
+        self, plugin: Any, service: Service, monkeypatch: pytest.MonkeyPatch, operation: str, retryable: bool
     ) -> None:
         """An application that is stopping can't be started, and can a minute later."""
         from airflow.sdk.exceptions import AirflowFailException
@@ -304,10 +307,10 @@ class TestStart:
         def refused(*_: Any, **__: Any) -> None:
             raise ValidationException("the application is STOPPING")
 
-        if not mendable:
+        if retryable:
             service.backend.applications[service.application].state = "STOPPING"
         monkeypatch.setattr(service.backend, operation, refused)
-        with pytest.raises(AirflowFailException if mendable else ClientError, match="is STOPPING"):
+        with pytest.raises(ClientError if retryable else AirflowFailException, match="is STOPPING"):
             emr_job(plugin).execute(context())
 
     def test_a_denial_names_the_permission(
@@ -353,18 +356,16 @@ class TestEnd:
     def test_a_job_that_succeeds(self, plugin: Any, service: Service) -> None:
         assert ended(plugin, deferral(emr_job(plugin))) == service.jobs[0].id
 
-    @pytest.mark.parametrize(("mendable", "name"), [(True, "AirflowFailException"), (False, "AirflowException")])
-    def test_a_failure_is_told_in_the_jobs_own_words(
-        self, plugin: Any, service: Service, lake: Settings, mendable: bool, name: str
+    @pytest.mark.parametrize(("retryable", "name"), [(False, "AirflowFailException"), (True, "AirflowException")])
+    def test_a_failure_raises_the_jobs_own_error(
+        self, plugin: Any, service: Service, lake: Settings, retryable: bool, name: str
     ) -> None:
         from airflow.sdk import exceptions
 
         service.jobs_are("FAILED")
         deferred = deferral(emr_job(plugin))
-        document = {"state": "failed", "mendable": mendable, "error": "mend this"}
-        started = (datetime.now(UTC) + timedelta(minutes=1)).isoformat()
-        write_json(run_store(lake, "a_run"), "featurize.json", {**document, "started_at": started})
-        with pytest.raises(exceptions.AirflowException, match="^mend this$") as raised:
+        leave_error(lake, datetime.now(UTC) + timedelta(minutes=1), retryable=retryable)
+        with pytest.raises(exceptions.AirflowException, match="^fix this$") as raised:
             ended(plugin, deferred)
         assert type(raised.value).__name__ == name
 
@@ -378,9 +379,7 @@ class TestEnd:
         deferred = deferral(emr_job(plugin))
         service.jobs[0].state_details = "could not fetch the archive"
         if before:
-            started = (datetime.now(UTC) - timedelta(days=2)).isoformat()
-            old = {"state": "failed", "mendable": True, "error": "mend this", "started_at": started}
-            write_json(run_store(lake, "a_run"), "featurize.json", old)
+            leave_error(lake, datetime.now(UTC) - timedelta(days=2), retryable=False)
         with pytest.raises(AirflowException, match="FAILED, could not fetch the archive") as raised:
             ended(plugin, deferred)
         assert not isinstance(raised.value, AirflowFailException)

@@ -36,7 +36,6 @@ def events(server: EventQueue) -> Iterator[Any]:
     connection = {"conn_type": "aws", "login": "any", "password": "any", "extra": extra}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
-        patch.syspath_prepend(str(ROOT / "plugins"))
         from fruits.airflow import events as fruits_events
 
         patch.setattr(fruits_events, "_PAUSE_SECONDS", 0.2)

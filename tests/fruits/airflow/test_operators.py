@@ -1,95 +1,38 @@
-"""The plugin's operators, against a real S3 server; only spark-submit is a stand-in."""
+"""Spark jobs as tasks, where only spark-submit is a stand-in."""
 
-import asyncio
-import json
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from obstore.exceptions import GenericError
 
-from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
-from fruits.lake.schemas import QUARANTINE
-from fruits.run.documents import run_document, run_store
-from fruits.run.lease import acquire_lease, current_lease, release_lease
+from fruits.run.documents import TaskName, run_store
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import write_json
 from local.airflow import airflow_environment
 from local.stack import Stack
+from tests.runs import document, planned, write_documents, writer
 
 pytestmark = pytest.mark.airflow
 
 ROOT = Path(__file__).parents[3]
+RUN = run_key("a run")
 
 
 @pytest.fixture(scope="module")
 def operators(stack: Stack) -> Iterator[Any]:
-    """The plugin's module, in a process that is set up as the embedded stack sets up Airflow."""
+    """The module, in a process that is set up as the local stack sets up Airflow."""
     with pytest.MonkeyPatch.context() as patch:
         environment = airflow_environment(stack)
         for name in (name for name in environment if name.startswith("AIRFLOW")):
             patch.setenv(name, environment[name])
-        patch.syspath_prepend(str(ROOT / "plugins"))
-        from fruits.airflow import operators as fruits_operators
+        from fruits.airflow import operators
 
-        yield fruits_operators
-
-
-@pytest.fixture
-def put(stack: Stack, bucket: str) -> Callable[..., None]:
-    """Uploads an object."""
-    client = stack.client()
-
-    def put(key: str, body: bytes = b"photo") -> None:
-        client.put_object(Bucket=bucket, Key=key, Body=body)
-
-    return put
-
-
-@pytest.fixture
-def listings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When a trigger listed the bucket."""
-    from aiobotocore.client import AioBaseClient
-
-    times: list[float] = []
-    real = AioBaseClient._make_api_call
-
-    async def counting(self: Any, operation_name: str, api_params: Any) -> Any:
-        if operation_name.startswith("List"):
-            times.append(time.monotonic())
-        return await real(self, operation_name, api_params)
-
-    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
-    return times
-
-
-def shortest_pause(moments: list[float]) -> float:
-    """The least seconds between a moment and the next."""
-    return min(after - before for before, after in pairwise(moments))
-
-
-class TaskInstance:
-    """A task instance of a run whose `prepare` resolved a prefix."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-
-    def xcom_pull(self, task_ids: str) -> dict[str, Any]:
-        return {"prepare": {"request": {"prefix": self.prefix}}}[task_ids]
-
-
-def run_params(prefix: str = "", **params: Any) -> dict[str, Any]:
-    """The context of a task."""
-    return {"params": {"settle_seconds": 60, "sensor_timeout": 3600, **params}, "ti": TaskInstance(prefix)}
+        yield operators
 
 
 @pytest.fixture
@@ -100,323 +43,8 @@ def lake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return settings
 
 
-def settled_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
-    return operators.UploadsSettledSensor(task_id="uploads_settled", bucket_name=bucket, prefix=prefix, deferrable=True)
-
-
-def present_sensor(operators: Any, bucket: str, prefix: str = "") -> Any:
-    return operators.PhotosPresentSensor(
-        task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, wildcard_match=True, deferrable=True
-    )
-
-
-def deferral(sensor: Any, **params: Any) -> Any:
-    """How a sensor defers; fails when it does not."""
-    from airflow.sdk.exceptions import TaskDeferred
-
-    with pytest.raises(TaskDeferred) as raised:
-        sensor.execute(run_params(prefix=str(getattr(sensor, "bucket_key", "")).rstrip("*"), **params))
-    return raised.value
-
-
-def made_again(trigger: Any) -> Any:
-    """A trigger as the triggerer has it: made from what Airflow's database kept."""
-    from airflow.sdk._shared.module_loading import import_string
-    from airflow.sdk.serde import deserialize, serialize
-
-    path, arguments = trigger.serialize()
-    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(arguments)))))
-
-
-async def event_of(trigger: Any) -> dict[str, Any]:
-    return dict((await anext(trigger.run())).payload)
-
-
-class TestPhotosPresent:
-    def test_goes_on_when_there_is_a_photo(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
-        put("Training/Apple/1.jpg")
-        present_sensor(operators, bucket, "Training/").execute(run_params())
-
-    def test_a_prefix_is_taken_literally(
-        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
-    ) -> None:
-        put("Training/[red]* Kiwi?/1.jpg")
-        present_sensor(operators, bucket, "Training/[red]* Kiwi?/").execute(run_params())
-        deferral(present_sensor(operators, bucket, "Training/[der]* Kiwi?/"))
-
-    def test_waits_for_the_runs_time_out_when_there_is_none(
-        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
-    ) -> None:
-        put("Test/Apple/1.jpg")
-        deferred = deferral(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
-        assert deferred.timeout == timedelta(seconds=77)
-
-    def test_the_wait_ends_when_a_photo_comes(
-        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float], lake: Settings
-    ) -> None:
-        sensor = present_sensor(operators, bucket)
-        sensor.poke_interval = 1
-        deferred = deferral(sensor)
-        trigger = made_again(deferred.trigger)
-
-        async def scenario() -> dict[str, Any]:
-            waiting = asyncio.create_task(event_of(trigger))
-            await asyncio.sleep(1.5)
-            assert not waiting.done()
-            await asyncio.to_thread(put, "Training/Apple/1.jpg")
-            return await asyncio.wait_for(waiting, 60)
-
-        event = asyncio.run(scenario())
-        assert event["status"] == "success"
-        assert len(listings) >= 2
-        assert shortest_pause(listings) >= 0.9
-        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
-
-    def test_goes_on_when_the_last_photo_was_removed(self, operators: Any, bucket: str, lake: Settings) -> None:
-        """Its row is still there, and removing it is work."""
-        row = {
-            "key": "Training/Apple/1.jpg", "etag": "e", "size": 1, "last_modified": datetime.now(UTC),
-            "model_id": "m", "reason": "empty", "detail": "0 bytes", "run_id": "r",
-        }  # fmt: skip
-        rows = pa.Table.from_pylist([row], schema=QUARANTINE.schema)
-        Lake.open(lake).table("quarantine").append(rows)
-        present_sensor(operators, bucket, "Training/").execute(run_params(prefix="Training/"))
-        deferral(present_sensor(operators, bucket, "Test/"))
-
-    def test_a_wait_in_vain_says_what_was_waited_for(self, operators: Any, bucket: str) -> None:
-        message = timed_out(present_sensor(operators, bucket, "Training/"), sensor_timeout=77)
-        assert f"no object came under s3://{bucket}/Training/ within 77 s" in message
-        assert "`prefix`" in message
-        assert "`sensor_timeout`" in message
-
-    def test_a_mistyped_prefix_is_not_waited_for(
-        self, operators: Any, bucket: str, put: Callable[..., None], lake: Settings
-    ) -> None:
-        from airflow.sdk.exceptions import AirflowFailException
-
-        put("Training/Apple/1.jpg")
-        context = run_params(sensor_timeout=None)
-        context["params"]["prefix"] = "Trainnig/"
-        with pytest.raises(AirflowFailException, match=f"no object under s3://{bucket}/Trainnig/; .* `prefix`"):
-            present_sensor(operators, bucket, "Trainnig/").execute(context)
-        context["params"]["prefix"] = "Training/"
-        present_sensor(operators, bucket, "Training/").execute(context)
-        deferred = deferral(present_sensor(operators, bucket, "Test/"), sensor_timeout=None)
-        assert deferred.timeout == timedelta(hours=1), "for the settings' prefix"
-
-
-class TestUploadsSettled:
-    def test_old_photos_need_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
-        put("Training/Apple/1.jpg")
-        time.sleep(2.1)
-        settled_sensor(operators, bucket).execute(run_params(settle_seconds=1))
-
-    def test_no_settle_time_needs_no_wait(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
-        put("Training/Apple/1.jpg")
-        settled_sensor(operators, bucket).execute(run_params(settle_seconds=0))
-
-    def test_where_nothing_is_nothing_can_be_unfinished(self, operators: Any, bucket: str) -> None:
-        settled_sensor(operators, bucket).execute(run_params())
-
-    def test_fresh_photos_elsewhere_do_not_matter(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
-        put("Training/Apple/1.jpg")
-        time.sleep(2.1)
-        put("Test/Apple/1.jpg")
-        settled_sensor(operators, bucket, "Training/").execute(run_params(settle_seconds=1))
-        deferral(settled_sensor(operators, bucket, "Test/"), settle_seconds=30)
-
-    def test_fresh_photos_defer(self, operators: Any, bucket: str, put: Callable[..., None]) -> None:
-        put("Training/Apple/1.jpg")
-        deferred = deferral(settled_sensor(operators, bucket, "Training/"), settle_seconds=9)
-        assert isinstance(deferred.trigger, operators.UploadsSettledTrigger)
-        assert deferred.method_name == "execute_complete"
-        again = made_again(deferred.trigger)
-        assert type(again) is operators.UploadsSettledTrigger
-        assert again.serialize() == deferred.trigger.serialize()
-        assert (again.bucket_name, again.prefix, again.inactivity_period) == (bucket, "Training/", 9)
-
-    def test_what_the_triggerer_keeps_does_not_grow_with_the_bucket(
-        self, operators: Any, bucket: str, put: Callable[..., None]
-    ) -> None:
-        sizes = []
-        for count in (1, 20):
-            for number in range(count):
-                put(f"Training/Apple/{number}.jpg")
-            deferred = deferral(settled_sensor(operators, bucket), settle_seconds=30)
-            sizes.append(len(json.dumps(deferred.trigger.serialize())))
-        assert sizes[0] == sizes[1]
-
-    def test_the_wait_ends_after_the_period_without_listing_all_the_time(
-        self, operators: Any, bucket: str, put: Callable[..., None], listings: list[float]
-    ) -> None:
-        sensor = settled_sensor(operators, bucket)
-        start = time.time()
-        put("Training/Apple/1.jpg")
-        deferred = deferral(sensor, settle_seconds=3)
-        event = asyncio.run(event_of(made_again(deferred.trigger)))
-        waited = time.time() - start
-        assert event["status"] == "success"
-        assert 2 <= waited < 30, "S3 tells LastModified to the second"
-        assert len(listings) >= 2
-        assert shortest_pause(listings) >= 0.9
-        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
-
-    @pytest.mark.heavy
-    @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
-    def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
-        self, operators: Any, bucket: str, put: Callable[..., None], key: str
-    ) -> None:
-        put("Training/Apple/1.jpg")
-        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=10).trigger)
-
-        async def scenario() -> float:
-            waiting = asyncio.create_task(event_of(trigger))
-            await asyncio.sleep(2.5)
-            await asyncio.to_thread(put, key, b"another photo")
-            start = time.monotonic()
-            assert (await asyncio.wait_for(waiting, 60))["status"] == "success"
-            return time.monotonic() - start
-
-        assert asyncio.run(scenario()) > 8, "a whole period after the last upload, to the second"
-
-    def test_an_s3_server_that_refuses_fails_the_task(self, operators: Any, bucket: str) -> None:
-        from airflow.sdk.exceptions import AirflowException, AirflowFailException
-
-        trigger = operators.UploadsSettledTrigger(
-            bucket_name="no-such-bucket", prefix="", inactivity_period=1, aws_conn_id="aws_default"
-        )
-        event = asyncio.run(event_of(trigger))
-        assert event["status"] == "error"
-        with pytest.raises(AirflowException, match="NoSuchBucket") as raised:
-            settled_sensor(operators, bucket).resume_execution("execute_complete", {"event": event}, run_params())
-        assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
-
-    @pytest.mark.heavy
-    def test_photos_that_never_stop_coming_do_not_hold_up_the_first(
-        self, operators: Any, bucket: str, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        put("Training/Apple/0.jpg")
-        trigger = made_again(deferral(settled_sensor(operators, bucket), settle_seconds=3).trigger)
-        monkeypatch.setattr(sys.modules[type(trigger).__module__], "_MOST_PERIODS", 2)
-
-        async def scenario() -> float:
-            start, number = time.monotonic(), 0
-            waiting = asyncio.create_task(event_of(trigger))
-            while not waiting.done() and number < 60:
-                number += 1
-                await asyncio.to_thread(put, f"Training/Apple/{number}.jpg")
-                await asyncio.sleep(0.5)
-            assert waiting.result()["status"] == "success"
-            return time.monotonic() - start
-
-        assert asyncio.run(scenario()) >= 5, "two periods of three seconds, to the second"
-
-
-class TestTurn:
-    """Over a lake of the test's own; ``run/lease.py`` has tests of its own."""
-
-    def sensor(self, operators: Any) -> Any:
-        return operators.LeaseSensor(task_id="wait_for_lease")
-
-    def context(self, run_id: str, **params: Any) -> dict[str, Any]:
-        return {"run_id": run_id, "params": params}
-
-    def test_a_run_waits_deferred_while_another_works_and_then_gets_its_turn(
-        self, operators: Any, lake: Settings
-    ) -> None:
-        from airflow.sdk.exceptions import TaskDeferred
-
-        self.sensor(operators).execute(self.context("first"))
-        assert current_lease(lake).run == run_key("first")
-        with pytest.raises(TaskDeferred) as deferred:
-            self.sensor(operators).execute(self.context("second"))
-        trigger = made_again(deferred.value.trigger)
-
-        async def scenario() -> dict[str, Any]:
-            waiting = asyncio.create_task(event_of(trigger))
-            await asyncio.sleep(1)
-            assert not waiting.done()
-            await asyncio.to_thread(release_lease, lake, run_key("first"))
-            return await asyncio.wait_for(waiting, 30)
-
-        event = asyncio.run(scenario())
-        assert current_lease(lake).run == run_key("second"), "the next to wait stays asleep"
-        getattr(self.sensor(operators), deferred.value.method_name)(self.context("second"), event)
-        assert current_lease(lake).run == run_key("second")
-
-    def test_a_dry_run_waits_for_nobody(self, operators: Any, lake: Settings) -> None:
-        acquire_lease(lake, "somebody")
-        self.sensor(operators).execute(self.context("dry", dry_run=True))
-        assert current_lease(lake).run == "somebody"
-
-    def test_wrong_settings_are_for_the_task_to_meet(self, operators: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("FRUITS_LAKE", raising=False)
-        assert asyncio.run(event_of(operators.LeaseTrigger("run"))) == {}
-
-    def test_a_lake_that_does_not_answer_is_looked_at_again(
-        self, operators: Any, lake: Settings, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A wait of hours is to survive any number of hiccups, and not to spend a retry on each."""
-        hiccups = [GenericError("status code 503"), TransientError("no answer"), ConnectionResetError("reset")]
-        messages, warned = [str(error) for error in hiccups], []
-
-        class Log:
-            def warning(self, message: str, *values: Any) -> None:
-                warned.append(message % values)
-
-        class Heard(operators.LeaseTrigger):
-            log = Log()
-
-        def answer(settings: Settings, run: str) -> Any:
-            if hiccups:
-                raise hiccups.pop(0)
-            return acquire_lease(settings, run)
-
-        monkeypatch.setattr(operators, "acquire_lease", answer)
-        monkeypatch.setattr(operators, "_LEASE_PAUSE", 0.1)
-        acquire_lease(lake, "somebody")
-
-        async def scenario() -> dict[str, Any]:
-            waiting = asyncio.create_task(event_of(Heard("run")))
-            async with asyncio.timeout(60):
-                while hiccups:
-                    await asyncio.sleep(0.05)
-            await asyncio.sleep(0.5)
-            assert not waiting.done(), "another run still holds the lease"
-            await asyncio.to_thread(release_lease, lake, "somebody")
-            return await asyncio.wait_for(waiting, 30)
-
-        assert asyncio.run(scenario()) == {}
-        assert [line.rpartition(": ")[2] for line in warned] == messages
-
-
-def timed_out(sensor: Any, **params: Any) -> str:
-    """The message with which a sensor fails when Airflow ends its deferral, and not to be tried again."""
-    from airflow.sdk.exceptions import AirflowFailException
-
-    with pytest.raises(AirflowFailException) as raised:
-        sensor.resume_execution("__fail__", {"error": "Trigger timeout"}, run_params(**params))
-    return str(raised.value)
-
-
-class TestMendableErrors:
-    def test_are_not_tried_again(self, operators: Any) -> None:
-        from airflow.sdk.exceptions import AirflowFailException
-
-        with pytest.raises(AirflowFailException, match="^mend this$"), operators.non_retryable():
-            raise FruitsError("mend this")
-
-    def test_those_that_pass_by_themselves_are(self, operators: Any) -> None:
-        with pytest.raises(TransientError, match="^wait$"), operators.non_retryable():
-            raise TransientError("wait")
-
-    def test_other_errors_are(self, operators: Any) -> None:
-        with pytest.raises(ZeroDivisionError), operators.non_retryable():
-            _ = 1 / 0
-
-
 class Submitted:
-    """A jobs environment whose spark-submit writes down how it was called, and ends as it is told."""
+    """A jobs environment whose spark-submit records its call, then does what the test says."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -444,10 +72,9 @@ class Submitted:
 
 @pytest.fixture
 def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submitted:
-    """With a run of the chain that is planned."""
-    base = current_base(Lake.open(lake)).to_document()
-    with run_document(lake, "plan", "a run", "a_run") as plan:
-        plan.record(slug="a_run", base=base)
+    """With a planned run."""
+    plan = document("plan", result=planned("a run", base=current_base(Lake.open(lake))))
+    assert write_documents(lake, plan, run_id="a run") == RUN
     stand_in = Submitted(tmp_path / "jobs env")
     monkeypatch.setenv("FRUITS_JOBS_ENV", str(stand_in.folder))
     monkeypatch.setenv("FRUITS_SPARK_DRIVER_MEMORY", "3g")
@@ -455,14 +82,14 @@ def submitted(lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def spark_job(operators: Any) -> Any:
-    return operators.SparkJobOperator(task_id="featurize", job="featurize", run="a_run")
+    return operators.SparkJobOperator(task_id="featurize", job="featurize", run=RUN)
 
 
 class TestSparkJob:
     def test_is_submitted_from_the_jobs_environment(self, operators: Any, stack: Stack, submitted: Submitted) -> None:
         spark_job(operators).execute({})
         arguments = submitted.arguments
-        assert arguments[-3:] == [str(ROOT / "spark_jobs" / "featurize.py"), "--run", "a_run"]
+        assert arguments[-3:] == [str(ROOT / "spark_jobs" / "featurize.py"), "--run", RUN]
         assert arguments[arguments.index("--master") + 1] == "local[*]"
         assert arguments[arguments.index("--driver-memory") + 1] == "3g"
         assert arguments[arguments.index("--name") + 1] == "fruits-featurize"
@@ -484,50 +111,50 @@ class TestSparkJob:
         lake = Lake.open(settings)
         base = current_base(lake)
         row = Publication(1, base.publication.snapshots, "pub-1", run_id="a run", model_id="m", counts={})
-        publish(lake, base.to_document(), "a_run", row)
+        publish(lake, base, writer(RUN, "publish"), row)
         spark_job(operators).execute({})
         assert not (submitted.folder / "arguments").exists()
 
-    def test_a_failure_to_be_mended_fails_with_the_jobs_own_words(
+    def test_a_failure_that_a_person_must_fix_raises_the_jobs_own_error(
         self, operators: Any, settings: Settings, submitted: Submitted
     ) -> None:
         from airflow.sdk.exceptions import AirflowFailException
 
-        leave_document(settings, submitted, state="failed", mendable=True, error="bucket 'x':\n  mend this", code=2)
+        leave_document(settings, submitted, state="failed", retryable=False, error="bucket 'x':\n  fix this", code=2)
         with pytest.raises(AirflowFailException) as raised:
             spark_job(operators).execute({})
-        assert str(raised.value) == "bucket 'x':\n  mend this"
+        assert str(raised.value) == "bucket 'x':\n  fix this"
 
     @pytest.mark.parametrize(
-        "document",
+        "content",
         [
-            {"state": "failed", "mendable": False, "error": "ZeroDivisionError()"},
+            {"state": "failed", "retryable": True, "error": "ZeroDivisionError()"},
             {"state": "running"},
             None,
         ],
         ids=["defect", "killed", "never started"],
     )
-    def test_any_other_failure_is_tried_again(
-        self, operators: Any, settings: Settings, submitted: Submitted, document: dict[str, Any] | None
+    def test_any_other_failure_is_retried(
+        self, operators: Any, settings: Settings, submitted: Submitted, content: dict[str, Any] | None
     ) -> None:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-        if document:
-            leave_document(settings, submitted, **document, code=1)
+        if content:
+            leave_document(settings, submitted, **content, code=1)
         else:
             submitted.job_does("", code=1)
         with pytest.raises(AirflowException) as raised:
             spark_job(operators).execute({})
         assert not isinstance(raised.value, AirflowFailException)
 
-    def test_what_an_attempt_before_had_to_say_is_not_said_again(
+    def test_an_error_of_an_earlier_attempt_is_not_raised_again(
         self, operators: Any, settings: Settings, submitted: Submitted
     ) -> None:
         """spark-submit may die before the job writes anything; that may pass by itself."""
         from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
         before = datetime.now(UTC) - timedelta(minutes=1)
-        leave_document(settings, submitted, state="failed", mendable=True, error="mend this", code=137, started=before)
+        leave_document(settings, submitted, state="failed", retryable=False, error="fix this", code=137, started=before)
         with pytest.raises(AirflowException, match="137") as raised:
             spark_job(operators).execute({})
         assert not isinstance(raised.value, AirflowFailException)
@@ -537,7 +164,7 @@ class TestSparkJob:
     ) -> None:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-        leave_document(settings, submitted, task="pca", state="failed", mendable=True, error="mend this", code=1)
+        leave_document(settings, submitted, task="pca", state="failed", retryable=False, error="fix this", code=1)
         with pytest.raises(AirflowException) as raised:
             spark_job(operators).execute({})
         assert not isinstance(raised.value, AirflowFailException)
@@ -555,12 +182,12 @@ def leave_document(
     submitted: Submitted,
     *,
     code: int,
-    task: str = "featurize",
+    task: TaskName = "featurize",
     started: datetime | None = None,
     **content: Any,
 ) -> None:
     """Have the job leave a run document, by default of a start a minute from now, and end with an exit code."""
-    content["started_at"] = (started or datetime.now(UTC) + timedelta(minutes=1)).isoformat()
-    write_json(run_store(settings, "prepared"), f"{task}.json", content)
+    left = document(task, started_at=started or datetime.now(UTC) + timedelta(minutes=1), **content)
+    write_json(run_store(settings, "prepared"), f"{task}.json", left.model_dump(mode="json"))
     runs = Path(settings.lake.removeprefix("file://")) / "runs"
-    submitted.job_does(f"mkdir -p {runs}/a_run && mv {runs}/prepared/{task}.json {runs}/a_run/{task}.json", code)
+    submitted.job_does(f"mkdir -p {runs}/{RUN} && mv {runs}/prepared/{task}.json {runs}/{RUN}/{task}.json", code)

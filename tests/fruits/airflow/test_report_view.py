@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fruits.lake.catalog import Lake
-from fruits.run.documents import run_document
+from fruits.run.documents import task_document
 from fruits.run.state import run_key
 from fruits.serve.report import content_security_policy, read_overview
 from fruits.settings import Settings
@@ -107,7 +107,7 @@ def settings(stack: Stack) -> Settings:
     Lake.open(settings)
     with (
         pytest.raises(ValueError, match="alert"),
-        run_document(settings, "plan", RUN_ID, run_key(RUN_ID)),
+        task_document(settings, "plan", run_key(RUN_ID), RUN_ID),
     ):
         raise ValueError(HOSTILE)
     return settings
@@ -226,7 +226,7 @@ def test_what_a_run_says_is_shown_as_text(server: Server, settings: Settings) ->
     [
         ("dags/fruit_features/runs/manual__never", "there are no documents of it in file://"),
         ("dags/fruit_features/runs/%3Cscript%3E", "`airflow dags list-runs fruit_features` lists the runs"),
-        ("dags/another/runs/manual__1", "Only runs of the DAG fruit_features have one"),
+        ("dags/another/runs/manual__1", "Only runs of the DAG fruit_features have a report"),
     ],
 )
 def test_a_run_that_is_not_there(server: Server, path: str, said: str) -> None:
@@ -268,7 +268,7 @@ class TestWithoutAServer:
         def broken() -> Any:
             raise ZeroDivisionError("secret")
 
-        answer = plugin._answer(broken)
+        answer = plugin._report_page(broken)
         assert answer.status_code == 500
         assert b"secret" not in answer.body
         assert "secret" in caplog.text, "the log has it"
@@ -276,7 +276,7 @@ class TestWithoutAServer:
     def test_settings_that_are_missing_are_named(self, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("FRUITS_LAKE", raising=False)
         monkeypatch.setenv("FRUITS_BUCKET", "x")
-        answer = plugin._answer(lambda: read_overview(Settings.load()))
+        answer = plugin._report_page(lambda: read_overview(Settings.load()))
         assert answer.status_code == 503
         assert b"FRUITS_LAKE is not set" in answer.body
         assert b"FRUITS_BUCKET is &#39;x&#39;" in answer.body
@@ -284,13 +284,13 @@ class TestWithoutAServer:
     def test_only_a_few_pages_are_made_at_a_time(self, plugin: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plugin, "_WAIT_SECONDS", 0.1)
         taken = 0
-        while plugin._AT_ONCE.acquire(blocking=False):
+        while plugin._SLOTS.acquire(blocking=False):
             taken += 1
         try:
-            assert plugin._answer(lambda: None).status_code == 503
+            assert plugin._report_page(lambda: None).status_code == 503
         finally:
             for _ in range(taken):
-                plugin._AT_ONCE.release()
+                plugin._SLOTS.release()
         assert 1 <= taken <= 4
 
     def test_routes_run_in_threads(self, plugin: ModuleType) -> None:

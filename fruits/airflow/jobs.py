@@ -1,0 +1,48 @@
+"""How a task treats its Spark job, on any engine: skip a published run, raise the job's own error."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from fruits.airflow.errors import non_retryable
+from fruits.run.documents import TASKS, TaskName, read_documents
+from fruits.settings import Settings
+from fruits.steps.publish import published_run
+
+log = logging.getLogger("fruits")
+
+
+def is_published(settings: Settings, job: TaskName, run: str) -> bool:
+    """Whether the run is published already, so that readers have its rows and the job has nothing to do.
+
+    Always false for maintenance, whose job publishes by itself.
+
+    Raises:
+        FruitsError: when the run has not been planned.
+    """
+    publication = published_run(settings, run) if job in TASKS else None
+    if publication is None:
+        return False
+    log.info("%s: the run is published already, as %s", job, publication.publication_id)
+    return True
+
+
+@contextmanager
+def reraise_job_error(settings: Settings, job: TaskName, run: str, started: datetime) -> Iterator[None]:
+    """Re-raise a failed job's own error, from its run document; do not retry an error that a person must fix.
+
+    The original exception passes through when the job left no error since ``started``: it died before writing its
+    document, or the document is of an earlier attempt.
+    """
+    try:
+        yield
+    except Exception as error:
+        with non_retryable():
+            document = read_documents(settings, run).of(job)
+        if document is None or document.state != "failed" or document.started_at < started:
+            raise
+        exception = AirflowException if document.retryable else AirflowFailException
+        raise exception(document.error) from error

@@ -1,0 +1,202 @@
+"""The waits of the DAGs, each deferred to a trigger: for photos, for uploads to settle, for the lease.
+
+Airflow keeps a deferred task's trigger by the path of its class. A run that waits across an upgrade finds the trigger
+as long as that path stays. Otherwise the triggerer fails the wait, and the task's retry waits anew (Airflow 3.3:
+``TriggerRunner.create_triggers`` and ``Trigger.submit_failure``).
+"""
+
+import asyncio
+import glob
+import logging
+import math
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
+from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
+from airflow.sdk import BaseSensorOperator, Context
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from botocore.exceptions import BotoCoreError, ClientError
+from obstore.exceptions import BaseError
+
+from fruits.airflow.errors import non_retryable
+from fruits.errors import FruitsError
+from fruits.lake.catalog import Lake
+from fruits.run.lease import acquire_lease
+from fruits.run.state import run_key
+from fruits.settings import Settings
+
+log = logging.getLogger("fruits")
+
+_DEFAULT_TIMEOUT_SECONDS = 3_600
+_MAX_SETTLE_PERIODS = 10
+_MIN_LISTING_PAUSE = 1.0  # seconds; S3's LastModified has a resolution of one second
+_LEASE_PAUSE = 3.0  # seconds between two attempts to acquire the lease
+
+
+class PhotosPresentSensor(S3KeySensor):
+    """Waits until there is an object under the prefix, for as long as the run's param ``sensor_timeout`` allows.
+
+    Without the param the sensor waits an hour. It does not wait at all for a prefix that the run's params name, because
+    such a prefix is more likely mistyped. ``bucket_key`` is the prefix, taken literally. A poke stops at the first key
+    (amazon provider 9.39), so a large prefix costs one page of the listing.
+    """
+
+    def execute(self, context: Context) -> None:
+        """Look once; defer when there is no object yet."""
+        params, prefix = context["params"], str(self.bucket_key)
+        self.timeout = params["sensor_timeout"] or _DEFAULT_TIMEOUT_SECONDS
+        self.bucket_key = f"{glob.escape(prefix)}*"
+        if params.get("prefix") and not params["sensor_timeout"] and not self.poke(context):
+            raise AirflowFailException(
+                f"no object under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
+                "correct the param `prefix`, or set `sensor_timeout` to wait for photos"
+            )
+        super().execute(context)
+
+    def poke(self, context: Context) -> bool:
+        """Whether there is an object, or a row of an object that is gone: removing the last photo is work, too."""
+        if super().poke(context):
+            return True
+        prefix = context["ti"].xcom_pull(task_ids="prepare")["request"]["prefix"]
+        with non_retryable():
+            return Lake.open(Settings.load()).holds(prefix)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume after the wait; when the wait has timed out, name the prefix and the remedies."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSensorTimeout:
+            seconds = context["params"]["sensor_timeout"] or _DEFAULT_TIMEOUT_SECONDS
+            raise AirflowFailException(
+                f"no object came under s3://{self.bucket_name}/{self.bucket_key} within {seconds} s; "
+                "upload photos as [Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`"
+            ) from None
+
+
+class UploadsSettledSensor(S3KeysUnchangedSensor):
+    """Waits until no upload came in under the prefix for the run's param ``settle_seconds``.
+
+    The sensor compares the newest LastModified with the clock. So photos that are older than that need no wait, and an
+    overwritten photo counts as an upload. (The provider's sensor counts keys and always waits a whole period.) When
+    photos never stop coming, the sensor goes on after ten periods, so that the first photos do not wait for ever.
+    """
+
+    def execute(self, context: Context) -> None:
+        """Look once; defer when the newest upload is too recent."""
+        self.inactivity_period = context["params"]["settle_seconds"]
+        if not self.poke(context):
+            self.defer(
+                trigger=UploadsSettledTrigger(
+                    bucket_name=self.bucket_name,
+                    prefix=self.prefix,
+                    inactivity_period=self.inactivity_period,
+                    aws_conn_id=self.aws_conn_id,
+                ),
+                method_name="execute_complete",
+            )
+
+    def poke(self, context: Context) -> bool:  # noqa: ARG002 -- the provider's signature
+        """Whether the newest object is old enough."""
+        objects = self.hook.iter_file_metadata(self.prefix, self.bucket_name)
+        newest = max((item["LastModified"] for item in objects), default=None)
+        return _seconds_since(newest) >= self.inactivity_period
+
+
+class UploadsSettledTrigger(S3KeysUnchangedTrigger):
+    """Fires when the newest object under the prefix is old enough; lists again at the earliest moment that can be.
+
+    The provider's trigger (9.39) lists without a pause, and takes all keys through Airflow's database.
+    """
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, from which the triggerer makes the trigger."""
+        names = ("bucket_name", "prefix", "inactivity_period", "aws_conn_id")
+        return f"{__name__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, then fire. An error of the S3 server fails the task, and Airflow retries the task."""
+        deadline = time.monotonic() + _MAX_SETTLE_PERIODS * self.inactivity_period
+        try:
+            async with await self.hook.get_async_conn() as client:
+                while (left := self.inactivity_period - _seconds_since(await self._newest(client))) > 0:
+                    if time.monotonic() > deadline:
+                        self.log.warning("s3://%s/%s: photos keep coming; going on", self.bucket_name, self.prefix)
+                        break
+                    await asyncio.sleep(max(left, _MIN_LISTING_PAUSE))
+            yield TriggerEvent({"status": "success"})
+        except (BotoCoreError, ClientError) as error:
+            yield TriggerEvent({"status": "error", "message": str(error)})
+
+    async def _newest(self, client: Any) -> datetime | None:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket_name, Prefix=self.prefix)
+        return max([item["LastModified"] async for page in pages for item in page.get("Contents", ())], default=None)
+
+
+def _seconds_since(newest: datetime | None) -> float:
+    """Seconds since the newest upload; infinite for an empty prefix, where no upload can be unfinished."""
+    return (datetime.now(UTC) - newest).total_seconds() if newest else math.inf
+
+
+class LeaseSensor(BaseSensorOperator):
+    """Waits until the run holds the lease, so that no other run is between its plan and its publication.
+
+    A dry run changes nothing and waits for no other run. ``run_prefix`` precedes Airflow's run id in the run's id in
+    the lake.
+    """
+
+    def __init__(self, *, run_prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.run_prefix = run_prefix
+
+    def execute(self, context: Context) -> None:
+        """Acquire the lease; defer while another run holds it."""
+        if context["params"].get("dry_run"):
+            return
+        run = run_key(self.run_prefix + str(context["run_id"]))
+        with non_retryable():
+            other = acquire_lease(Settings.load(), run)
+        if other is not None:
+            log.info("lease: waiting for run %s, which holds the lease", other.run)
+            self.defer(
+                trigger=LeaseTrigger(run), method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
+            )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 -- Airflow's signature
+        """Renew the lease that the trigger acquired; wait again when the lease has expired meanwhile."""
+        self.execute(context)
+
+
+class LeaseTrigger(BaseTrigger):
+    """Acquires the lease for the run as soon as the lease is free, then fires: only the run that holds it wakes up."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.run_key = run
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, from which the triggerer makes the trigger."""
+        return f"{__name__}.{type(self).__name__}", {"run": self.run_key}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Try every few seconds, also while the lake does not answer. Leave wrong settings for the task to report."""
+        try:
+            settings = Settings.load()
+        except FruitsError:
+            yield TriggerEvent({})
+            return
+        while await self._must_wait(settings):
+            await asyncio.sleep(_LEASE_PAUSE)
+        yield TriggerEvent({})
+
+    async def _must_wait(self, settings: Settings) -> bool:
+        """Try to acquire the lease; true when another run holds it, or when the lake does not answer."""
+        try:
+            other = await asyncio.to_thread(acquire_lease, settings, self.run_key)
+        except (BaseError, FruitsError, OSError) as error:
+            self.log.warning("lease: cannot be read, next attempt in %g s: %s", _LEASE_PAUSE, error)
+            return True
+        return other is not None

@@ -1,0 +1,423 @@
+"""The sensors and their triggers, against a real S3 server and a real lake."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from obstore.exceptions import GenericError
+
+from fruits.errors import TransientError
+from fruits.lake.catalog import Lake
+from fruits.lake.schemas import QUARANTINE
+from fruits.run.lease import acquire_lease, current_lease, release_lease
+from fruits.run.state import run_key
+from fruits.settings import Settings
+from local.airflow import airflow_environment
+from local.stack import Stack
+
+pytestmark = pytest.mark.airflow
+
+
+@pytest.fixture(scope="module")
+def sensors(stack: Stack) -> Iterator[Any]:
+    """The module, in a process that is set up as the local stack sets up Airflow."""
+    with pytest.MonkeyPatch.context() as patch:
+        environment = airflow_environment(stack)
+        for name in (name for name in environment if name.startswith("AIRFLOW")):
+            patch.setenv(name, environment[name])
+        from fruits.airflow import sensors
+
+        yield sensors
+
+
+@pytest.fixture
+def put(stack: Stack, bucket: str) -> Callable[..., None]:
+    """Uploads an object."""
+    client = stack.client()
+
+    def put(key: str, body: bytes = b"photo") -> None:
+        client.put_object(Bucket=bucket, Key=key, Body=body)
+
+    return put
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When a trigger listed the bucket."""
+    from aiobotocore.client import AioBaseClient
+
+    times: list[float] = []
+    real = AioBaseClient._make_api_call
+
+    async def counting(self: Any, operation_name: str, api_params: Any) -> Any:
+        if operation_name.startswith("List"):
+            times.append(time.monotonic())
+        return await real(self, operation_name, api_params)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counting)
+    return times
+
+
+def shortest_pause(moments: list[float]) -> float:
+    """The least seconds between a moment and the next."""
+    return min(after - before for before, after in pairwise(moments))
+
+
+class TaskInstance:
+    """A task instance of a run whose `prepare` resolved a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+
+    def xcom_pull(self, task_ids: str) -> dict[str, Any]:
+        return {"prepare": {"request": {"prefix": self.prefix}}}[task_ids]
+
+
+def run_params(prefix: str = "", **params: Any) -> dict[str, Any]:
+    """The context of a task."""
+    return {"params": {"settle_seconds": 60, "sensor_timeout": 3600, **params}, "ti": TaskInstance(prefix)}
+
+
+@pytest.fixture
+def lake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Points tasks at an empty lake of the test's own."""
+    monkeypatch.setenv("FRUITS_LAKE", settings.lake)
+    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
+    return settings
+
+
+def settled_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
+    return sensors.UploadsSettledSensor(task_id="uploads_settled", bucket_name=bucket, prefix=prefix, deferrable=True)
+
+
+def present_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
+    return sensors.PhotosPresentSensor(
+        task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, wildcard_match=True, deferrable=True
+    )
+
+
+def deferral(sensor: Any, **params: Any) -> Any:
+    """The deferral that the sensor raises."""
+    from airflow.sdk.exceptions import TaskDeferred
+
+    with pytest.raises(TaskDeferred) as raised:
+        sensor.execute(run_params(prefix=str(getattr(sensor, "bucket_key", "")).rstrip("*"), **params))
+    return raised.value
+
+
+def made_again(trigger: Any) -> Any:
+    """The trigger as the triggerer makes it, from what Airflow's database keeps."""
+    from airflow.sdk._shared.module_loading import import_string
+    from airflow.sdk.serde import deserialize, serialize
+
+    path, arguments = trigger.serialize()
+    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(arguments)))))
+
+
+async def event_of(trigger: Any) -> dict[str, Any]:
+    return dict((await anext(trigger.run())).payload)
+
+
+class TestPhotosPresent:
+    def test_goes_on_when_there_is_a_photo(self, sensors: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        present_sensor(sensors, bucket, "Training/").execute(run_params())
+
+    def test_a_prefix_is_taken_literally(
+        self, sensors: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        put("Training/[red]* Kiwi?/1.jpg")
+        present_sensor(sensors, bucket, "Training/[red]* Kiwi?/").execute(run_params())
+        deferral(present_sensor(sensors, bucket, "Training/[der]* Kiwi?/"))
+
+    def test_waits_for_the_runs_time_out_when_there_is_none(
+        self, sensors: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        put("Test/Apple/1.jpg")
+        deferred = deferral(present_sensor(sensors, bucket, "Training/"), sensor_timeout=77)
+        assert deferred.timeout == timedelta(seconds=77)
+
+    def test_the_wait_ends_when_a_photo_comes(
+        self, sensors: Any, bucket: str, put: Callable[..., None], listings: list[float], lake: Settings
+    ) -> None:
+        sensor = present_sensor(sensors, bucket)
+        sensor.poke_interval = 1
+        deferred = deferral(sensor)
+        trigger = made_again(deferred.trigger)
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(1.5)
+            assert not waiting.done()
+            await asyncio.to_thread(put, "Training/Apple/1.jpg")
+            return await asyncio.wait_for(waiting, 60)
+
+        event = asyncio.run(scenario())
+        assert event["status"] == "success"
+        assert len(listings) >= 2
+        assert shortest_pause(listings) >= 0.9
+        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
+
+    def test_goes_on_when_the_last_photo_was_removed(self, sensors: Any, bucket: str, lake: Settings) -> None:
+        """Its row is still there, and removing it is work."""
+        row = {
+            "key": "Training/Apple/1.jpg", "etag": "e", "size": 1, "last_modified": datetime.now(UTC),
+            "model_id": "m", "reason": "empty", "detail": "0 bytes", "run_id": "r",
+        }  # fmt: skip
+        rows = pa.Table.from_pylist([row], schema=QUARANTINE.schema)
+        Lake.open(lake).table("quarantine").append(rows)
+        present_sensor(sensors, bucket, "Training/").execute(run_params(prefix="Training/"))
+        deferral(present_sensor(sensors, bucket, "Test/"))
+
+    def test_a_wait_in_vain_says_what_was_waited_for(self, sensors: Any, bucket: str) -> None:
+        message = timed_out(present_sensor(sensors, bucket, "Training/"), sensor_timeout=77)
+        assert f"no object came under s3://{bucket}/Training/ within 77 s" in message
+        assert "`prefix`" in message
+        assert "`sensor_timeout`" in message
+
+    def test_a_mistyped_prefix_is_not_waited_for(
+        self, sensors: Any, bucket: str, put: Callable[..., None], lake: Settings
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowFailException
+
+        put("Training/Apple/1.jpg")
+        context = run_params(sensor_timeout=None)
+        context["params"]["prefix"] = "Trainnig/"
+        with pytest.raises(AirflowFailException, match=f"no object under s3://{bucket}/Trainnig/; .* `prefix`"):
+            present_sensor(sensors, bucket, "Trainnig/").execute(context)
+        context["params"]["prefix"] = "Training/"
+        present_sensor(sensors, bucket, "Training/").execute(context)
+        deferred = deferral(present_sensor(sensors, bucket, "Test/"), sensor_timeout=None)
+        assert deferred.timeout == timedelta(hours=1), "for the settings' prefix"
+
+
+class TestUploadsSettled:
+    def test_old_photos_need_no_wait(self, sensors: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        time.sleep(2.1)
+        settled_sensor(sensors, bucket).execute(run_params(settle_seconds=1))
+
+    def test_no_settle_time_needs_no_wait(self, sensors: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        settled_sensor(sensors, bucket).execute(run_params(settle_seconds=0))
+
+    def test_where_nothing_is_nothing_can_be_unfinished(self, sensors: Any, bucket: str) -> None:
+        settled_sensor(sensors, bucket).execute(run_params())
+
+    def test_fresh_photos_elsewhere_do_not_matter(self, sensors: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        time.sleep(2.1)
+        put("Test/Apple/1.jpg")
+        settled_sensor(sensors, bucket, "Training/").execute(run_params(settle_seconds=1))
+        deferral(settled_sensor(sensors, bucket, "Test/"), settle_seconds=30)
+
+    def test_fresh_photos_defer(self, sensors: Any, bucket: str, put: Callable[..., None]) -> None:
+        put("Training/Apple/1.jpg")
+        deferred = deferral(settled_sensor(sensors, bucket, "Training/"), settle_seconds=9)
+        assert isinstance(deferred.trigger, sensors.UploadsSettledTrigger)
+        assert deferred.method_name == "execute_complete"
+        again = made_again(deferred.trigger)
+        assert type(again) is sensors.UploadsSettledTrigger
+        assert again.serialize() == deferred.trigger.serialize()
+        assert (again.bucket_name, again.prefix, again.inactivity_period) == (bucket, "Training/", 9)
+
+    def test_what_the_triggerer_keeps_does_not_grow_with_the_bucket(
+        self, sensors: Any, bucket: str, put: Callable[..., None]
+    ) -> None:
+        sizes = []
+        for count in (1, 20):
+            for number in range(count):
+                put(f"Training/Apple/{number}.jpg")
+            deferred = deferral(settled_sensor(sensors, bucket), settle_seconds=30)
+            sizes.append(len(json.dumps(deferred.trigger.serialize())))
+        assert sizes[0] == sizes[1]
+
+    def test_the_wait_ends_after_the_period_without_listing_all_the_time(
+        self, sensors: Any, bucket: str, put: Callable[..., None], listings: list[float]
+    ) -> None:
+        sensor = settled_sensor(sensors, bucket)
+        start = time.time()
+        put("Training/Apple/1.jpg")
+        deferred = deferral(sensor, settle_seconds=60)  # on a busy machine the look itself may take three seconds
+        trigger = made_again(deferred.trigger)
+        trigger.inactivity_period = 3
+        event = asyncio.run(event_of(trigger))
+        waited = time.time() - start
+        assert event["status"] == "success"
+        assert 2 <= waited < 30, "S3 tells LastModified to the second"
+        assert len(listings) >= 2
+        assert shortest_pause(listings) >= 0.9
+        sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
+
+    @pytest.mark.heavy
+    @pytest.mark.parametrize("key", ["Training/Apple/2.jpg", "Training/Apple/1.jpg"], ids=["new", "overwritten"])
+    def test_a_photo_that_comes_meanwhile_prolongs_the_wait(
+        self, sensors: Any, bucket: str, put: Callable[..., None], key: str
+    ) -> None:
+        put("Training/Apple/1.jpg")
+        trigger = made_again(deferral(settled_sensor(sensors, bucket), settle_seconds=10).trigger)
+
+        async def scenario() -> float:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(2.5)
+            await asyncio.to_thread(put, key, b"another photo")
+            start = time.monotonic()
+            assert (await asyncio.wait_for(waiting, 60))["status"] == "success"
+            return time.monotonic() - start
+
+        assert asyncio.run(scenario()) > 8, "a whole period after the last upload, to the second"
+
+    def test_an_s3_server_that_refuses_fails_the_task(self, sensors: Any, bucket: str) -> None:
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+        trigger = sensors.UploadsSettledTrigger(
+            bucket_name="no-such-bucket", prefix="", inactivity_period=1, aws_conn_id="aws_default"
+        )
+        event = asyncio.run(event_of(trigger))
+        assert event["status"] == "error"
+        with pytest.raises(AirflowException, match="NoSuchBucket") as raised:
+            settled_sensor(sensors, bucket).resume_execution("execute_complete", {"event": event}, run_params())
+        assert not isinstance(raised.value, AirflowFailException), "S3 may answer the next time"
+
+    @pytest.mark.heavy
+    def test_photos_that_never_stop_coming_do_not_hold_up_the_first(
+        self, sensors: Any, bucket: str, put: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        put("Training/Apple/0.jpg")
+        trigger = made_again(deferral(settled_sensor(sensors, bucket), settle_seconds=60).trigger)
+        trigger.inactivity_period = 3
+        monkeypatch.setattr(sys.modules[type(trigger).__module__], "_MAX_SETTLE_PERIODS", 2)
+
+        async def scenario() -> float:
+            start, number = time.monotonic(), 0
+            waiting = asyncio.create_task(event_of(trigger))
+            while not waiting.done() and number < 60:
+                number += 1
+                await asyncio.to_thread(put, f"Training/Apple/{number}.jpg")
+                await asyncio.sleep(0.5)
+            assert waiting.result()["status"] == "success"
+            return time.monotonic() - start
+
+        assert asyncio.run(scenario()) >= 5, "two periods of three seconds, to the second"
+
+
+class TestLease:
+    """Over a lake of the test's own; ``run/lease.py`` has tests of its own."""
+
+    def sensor(self, sensors: Any) -> Any:
+        return sensors.LeaseSensor(task_id="wait_for_lease")
+
+    def context(self, run_id: str, **params: Any) -> dict[str, Any]:
+        return {"run_id": run_id, "params": params}
+
+    def test_a_run_waits_deferred_while_another_works_and_then_holds_the_lease(
+        self, sensors: Any, lake: Settings
+    ) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        self.sensor(sensors).execute(self.context("first"))
+        assert current_lease(lake).run == run_key("first")
+        with pytest.raises(TaskDeferred) as deferred:
+            self.sensor(sensors).execute(self.context("second"))
+        trigger = made_again(deferred.value.trigger)
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(trigger))
+            await asyncio.sleep(1)
+            assert not waiting.done()
+            await asyncio.to_thread(release_lease, lake, run_key("first"))
+            return await asyncio.wait_for(waiting, 30)
+
+        event = asyncio.run(scenario())
+        assert current_lease(lake).run == run_key("second"), "the next to wait stays asleep"
+        getattr(self.sensor(sensors), deferred.value.method_name)(self.context("second"), event)
+        assert current_lease(lake).run == run_key("second")
+
+    def test_a_dry_run_waits_for_nobody(self, sensors: Any, lake: Settings) -> None:
+        acquire_lease(lake, "somebody")
+        self.sensor(sensors).execute(self.context("dry", dry_run=True))
+        assert current_lease(lake).run == "somebody"
+
+    def test_wrong_settings_are_for_the_task_to_meet(self, sensors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("FRUITS_LAKE", raising=False)
+        assert asyncio.run(event_of(sensors.LeaseTrigger("run"))) == {}
+
+    def test_a_lake_that_does_not_answer_is_looked_at_again(
+        self, sensors: Any, lake: Settings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A wait of hours is to survive any number of hiccups, and not to spend a retry on each."""
+        hiccups = [GenericError("status code 503"), TransientError("no answer"), ConnectionResetError("reset")]
+        messages, warned = [str(error) for error in hiccups], []
+
+        class Log:
+            def warning(self, message: str, *values: Any) -> None:
+                warned.append(message % values)
+
+        class Heard(sensors.LeaseTrigger):
+            log = Log()
+
+        def answer(settings: Settings, run: str) -> Any:
+            if hiccups:
+                raise hiccups.pop(0)
+            return acquire_lease(settings, run)
+
+        monkeypatch.setattr(sensors, "acquire_lease", answer)
+        monkeypatch.setattr(sensors, "_LEASE_PAUSE", 0.1)
+        acquire_lease(lake, "somebody")
+
+        async def scenario() -> dict[str, Any]:
+            waiting = asyncio.create_task(event_of(Heard("run")))
+            async with asyncio.timeout(60):
+                while hiccups:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+            assert not waiting.done(), "another run still holds the lease"
+            await asyncio.to_thread(release_lease, lake, "somebody")
+            return await asyncio.wait_for(waiting, 30)
+
+        assert asyncio.run(scenario()) == {}
+        assert [line.rpartition(": ")[2] for line in warned] == messages
+
+
+def timed_out(sensor: Any, **params: Any) -> str:
+    """The message with which a sensor fails when Airflow ends its deferral, and not to be tried again."""
+    from airflow.sdk.exceptions import AirflowFailException
+
+    with pytest.raises(AirflowFailException) as raised:
+        sensor.resume_execution("__fail__", {"error": "Trigger timeout"}, run_params(**params))
+    return str(raised.value)
+
+
+class TestUpgrade:
+    """A run may wait across an upgrade: Airflow keeps the path of its trigger's class."""
+
+    @pytest.mark.parametrize("name", ["UploadsSettledTrigger", "LeaseTrigger"])
+    def test_the_class_path_of_a_trigger_stays(self, sensors: Any, name: str) -> None:
+        trigger = sensors.LeaseTrigger("run")
+        if name == "UploadsSettledTrigger":
+            trigger = sensors.UploadsSettledTrigger(
+                bucket_name="b", prefix="", inactivity_period=1, aws_conn_id="aws_default"
+            )
+        assert trigger.serialize()[0] == f"fruits.airflow.sensors.{name}"
+
+    @pytest.mark.parametrize("sensor", ["photos", "uploads", "lease"])
+    def test_a_wait_whose_trigger_is_gone_is_retried(self, sensors: Any, bucket: str, sensor: str) -> None:
+        """The triggerer fails such a wait by this call (airflow.models.trigger.Trigger.submit_failure)."""
+        from airflow.sdk.exceptions import AirflowFailException, TaskDeferralError
+
+        task = {
+            "photos": lambda: present_sensor(sensors, bucket),
+            "uploads": lambda: settled_sensor(sensors, bucket),
+            "lease": lambda: sensors.LeaseSensor(task_id="wait_for_lease"),
+        }[sensor]()
+        failure = {"error": "Trigger failure", "traceback": ["ModuleNotFoundError: No module named 'fruits_operators'"]}
+        with pytest.raises(TaskDeferralError) as raised:
+            task.resume_execution("__fail__", failure, run_params())
+        assert not isinstance(raised.value, AirflowFailException)
