@@ -1,4 +1,4 @@
-# Everything a person does with a checkout. `make` alone lists it.
+# All commands for a checkout. `make` alone lists them.
 PYTHON ?= python3
 AIRFLOW := .venvs/airflow/bin/python
 JOBS := .venvs/jobs/bin/python
@@ -9,10 +9,10 @@ export IMAGES PHOTO KEY
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose lint format package lock clean distclean
 
-help:  ## List what there is
+help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-setup:  ## Make this machine ready; nothing to do costs nothing (PYTHON=python3.12 to choose one)
+setup:  ## Make this machine ready; quick when nothing is to do (PYTHON=python3.12 to choose one)
 	$(SETUP)
 
 setup-dev:
@@ -30,7 +30,7 @@ put:  ## One photo into the bucket, while `make ui` runs (PHOTO=kiwi.jpg KEY=Tra
 airflow:  ## Airflow's own command line, while `make ui` runs (ARGS="backfill create --help")
 	@$(AIRFLOW) -m local airflow $(ARGS)
 
-stop:  ## Stop what `make ui` started
+stop:  ## Stop what `make ui` started, and the S3 server
 	@if [ -x $(AIRFLOW) ]; then $(AIRFLOW) -m local stop; fi
 
 up:  ## The production shape, in containers: docker-compose.yaml (IMAGES=folder: uploads its photos)
@@ -39,7 +39,7 @@ up:  ## The production shape, in containers: docker-compose.yaml (IMAGES=folder:
 down:  ## Stop what `make up` started; all data stays
 	$(COMPOSE) down
 
-logs:  ## What the containers say, as they say it (ARGS=scheduler for one of them)
+logs:  ## Follow the containers' logs (ARGS=scheduler for one of them)
 	@docker compose logs --follow --tail 100 $(ARGS)
 
 password:  ## The password of `make up`'s Airflow
@@ -48,7 +48,7 @@ password:  ## The password of `make up`'s Airflow
 backup:  ## Dump the databases of `make up` into a new folder of backups/
 	$(COMPOSE) backup
 
-restore:  ## Put them back (BACKUP=backups/20261125T120000)
+restore:  ## Put the databases back (BACKUP=backups/20261125T120000)
 	$(COMPOSE) restore "$(BACKUP)"
 
 # Each test runs in the environment it is for: the files of tests on WORKERS processes, in a random order whose seed pytest

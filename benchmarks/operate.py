@@ -39,7 +39,7 @@ from local import ui
 from local.airflow import migrate, run_dag
 from local.queue import EventQueue
 from local.stack import Stack, environment_of, running_server
-from sample_photos.generator import LABELS, draw
+from sample_photos import LABELS, draw
 
 DAG = "/api/v2/dags/fruit_features"
 BACKFILLS = "/api/v2/backfills?dag_id=fruit_features"

@@ -33,8 +33,8 @@ from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.stores import photo_store
 from local.mirror import mirror
-from local.stack import environment_of, running_stack
-from sample_photos.generator import generate
+from local.stack import environment_of, temporary_stack
+from sample_photos import generate
 
 WIDTH = 1280
 GB = 1e9
@@ -109,7 +109,7 @@ def planning(keys: int) -> tuple[float, float]:
 
 def from_bucket(photos: int) -> tuple[float, float]:
     """Seconds of listing and of GET to feature for each photo, against an S3 server on this machine."""
-    with tempfile.TemporaryDirectory() as folder, running_stack(Path(folder)) as stack, environment_of(stack):
+    with tempfile.TemporaryDirectory() as folder, temporary_stack(Path(folder)) as stack, environment_of(stack):
         server = stack.client()
         for n in range(2 * PAGE):
             server.put_object(Bucket=stack.environment["FRUITS_BUCKET"], Key=f"listed/{n}.jpg", Body=b"")

@@ -1,6 +1,6 @@
-"""Whether a URL of ours answers, and says that a part of Airflow is healthy: what a container's health check runs.
+"""A container's health check, ``health.py URL [PART]``: whether a URL answers, or reports a part of Airflow healthy.
 
-``health.py URL [PART]``. Standard library only; it is run every few seconds, so it has to be cheap.
+Standard library only: Docker runs it every few seconds, so it has to be cheap.
 """
 
 import json
@@ -11,7 +11,7 @@ _SECONDS = 8
 
 
 def main(url: str, part: str | None = None) -> int:
-    """Ask; returns an exit code, and prints what ``docker inspect`` then shows."""
+    """Ask; returns an exit code, and prints the state, which ``docker inspect`` shows."""
     try:
         with urllib.request.urlopen(url, timeout=_SECONDS) as answer:  # noqa: S310 -- our own http URL
             state = json.load(answer)[part]["status"] if part else "healthy"

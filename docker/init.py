@@ -1,7 +1,7 @@
-"""What has to be there before Airflow starts: databases, tables, user, connections, buckets. The service ``init``.
+"""The service ``init``: make databases, tables, user, connections and buckets before Airflow starts.
 
-Safe to run again, which every ``make up`` does: passwords and connections are then what ``.env`` says. Ends with exit
-code 2 and a message when something is missing that a person has to mend.
+Every ``make up`` runs it again: passwords and connections then follow ``.env``. It ends with exit code 2 and a message
+when a person has to fix something.
 """
 
 import json
@@ -31,7 +31,7 @@ _SECONDS = 60
 
 
 def main() -> int:
-    """Do it all; returns an exit code."""
+    """Run all steps; returns an exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         settings = Settings.load()
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def make_databases(host: str) -> None:
-    """One database and role each for Airflow and the catalog, which can't reach the other's; passwords are .env's."""
+    """Make a database and a role each for Airflow and the catalog. Neither role can reach the other's database."""
     with superuser(host) as cursor:
         for name in _DATABASES:
             role, password = sql.Identifier(name), sql.Literal(os.environ[f"{name.upper()}_DB_PASSWORD"])
@@ -66,7 +66,7 @@ def make_databases(host: str) -> None:
 
 
 def superuser(host: str) -> Any:
-    """A cursor of the superuser's whose every statement is its own transaction; a server that starts is waited for.
+    """Open an autocommit cursor as superuser; wait until the server is up.
 
     Raises:
         FruitsError: when the server does not answer, or refuses the password.
@@ -81,8 +81,8 @@ def superuser(host: str) -> Any:
             reason = str(error).strip().splitlines()[-1]
             if "password authentication failed" in reason:
                 raise FruitsError(
-                    f"postgres on {host}: {reason}. The database keeps the password that it was made with. Put that "
-                    f"one back into .env (POSTGRES_PASSWORD), or give the database the new one:\n"
+                    f"postgres on {host}: {reason}. The database keeps the password that it was made with. Put it "
+                    f"back into .env (POSTGRES_PASSWORD), or set the new one in the database:\n"
                     f"    docker compose exec postgres psql -U {user} -c \"ALTER ROLE {user} PASSWORD '...'\""
                 ) from None
             if time.monotonic() > deadline:
@@ -96,17 +96,19 @@ def superuser(host: str) -> Any:
 
 
 def make_user(name: str, password: str) -> None:
-    """Airflow's administrator, with .env's password."""
+    """Make Airflow's administrator, or give an existing one the password of .env."""
     run_airflow(
         "users", "create", "--username", name, "--password", password, "--role", "Admin",
         "--firstname", "Fruits", "--lastname", "Administrator", "--email", f"{name}@localhost",
     )  # fmt: skip
-    run_airflow("users", "reset-password", "--username", name, "--password", password)  # of one that was there
+    run_airflow(
+        "users", "reset-password", "--username", name, "--password", password
+    )  # an existing user keeps the old one
     log.info("airflow: user %s", name)
 
 
 def write_connections(settings: Settings) -> None:
-    """The connections `spark_default` and `aws_default`, as .env has them; others are left alone."""
+    """Write the connections `spark_default` and `aws_default` from .env; others are left alone."""
     aws: dict[str, Any] = {"region_name": settings.s3_region}
     if settings.s3_endpoint:
         aws["endpoint_url"] = settings.s3_endpoint
@@ -126,12 +128,12 @@ def write_connections(settings: Settings) -> None:
 
 
 def make_buckets(settings: Settings) -> None:
-    """The buckets of photos and lake on an S3 server of ours; on AWS they are made by who owns the account."""
+    """Make the buckets of photos and lake on our own S3 server; on AWS the account's owner makes them."""
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint, region_name=settings.s3_region)
     names = dict.fromkeys([settings.bucket, *([urlsplit(settings.lake).netloc] if settings.lake_kind == "s3" else [])])
     try:
-        there = {found["Name"] for found in client.list_buckets()["Buckets"]}
-        for name in names.keys() - there:
+        existing = {found["Name"] for found in client.list_buckets()["Buckets"]}
+        for name in names.keys() - existing:
             client.create_bucket(Bucket=name)
     except (BotoCoreError, ClientError) as error:
         raise FruitsError(f"buckets {', '.join(names)} on {settings.s3_endpoint}: {error}") from error
@@ -139,10 +141,10 @@ def make_buckets(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> None:
-    """See that bucket, lake and queue are there and may be used.
+    """Check that bucket, lake and queue exist and can be used.
 
     Raises:
-        FruitsError: with what each failed check found and what to do.
+        FruitsError: with the finding of each failed check, and what to do.
     """
     findings = examine(
         [
@@ -163,14 +165,14 @@ def run_airflow(*arguments: str) -> None:
     """Run Airflow's command line.
 
     Raises:
-        FruitsError: when it fails; with the end of what it said.
+        FruitsError: when it fails; with the end of its output.
     """
     done = subprocess.run(  # noqa: S603 -- our own environment's airflow
         [airflow(), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
-        said = "\n".join(f"    {line}" for line in done.stdout.splitlines()[-15:])
-        raise FruitsError(f"`airflow {' '.join(arguments[:2])}` returned {done.returncode}:\n{said}")
+        output = "\n".join(f"    {line}" for line in done.stdout.splitlines()[-15:])
+        raise FruitsError(f"`airflow {' '.join(arguments[:2])}` returned {done.returncode}:\n{output}")
 
 
 if __name__ == "__main__":

@@ -412,7 +412,7 @@ def first_denial(steps: Sequence[Step]) -> tuple[str, str]:
 
 def upload_photos(account: Account) -> None:
     """Some photos that the generator draws, every fourth of them held out."""
-    from sample_photos.generator import draw
+    from sample_photos import draw
 
     for number in range(PHOTOS):
         label, split = LABELS[number % len(LABELS)], "Test" if number % 4 == 3 else "Training"  # noqa: PLR2004

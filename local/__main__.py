@@ -20,14 +20,14 @@ def main(argv: list[str] | None = None) -> int:
         "--summary", type=Path, default=ROOT / "build" / "summary.json", help="where the summary goes (%(default)s)"
     )
     commands.add_parser("ui", help="S3 server and Airflow with its UI, in the background")
-    commands.add_parser("stop", help="end what `ui` started")
-    put = commands.add_parser("put", help="one photo into the bucket, on the stack that `ui` started")
+    commands.add_parser("stop", help="end what `ui` started, and the S3 server")
+    put = commands.add_parser("put", help="one photo into the bucket, on the stack of `ui`")
     put.add_argument("photo", type=Path)
     put.add_argument("key", help="object key, such as Training/Kiwi/1.jpg")
-    airflow = commands.add_parser("airflow", help="Airflow's own command line, on the stack that `ui` started")
+    airflow = commands.add_parser("airflow", help="Airflow's own command line, on the stack of `ui`")
     airflow.add_argument("arguments", nargs=argparse.REMAINDER, help="such as: backfill create --help")
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave by the way that ends what was started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # run the finally blocks, which end what was started
     try:
         return _command(arguments)
     except FruitsError as error:

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 _RUN_ID = re.compile(r"creating dag run .*\brun_id=(\S+)")
 _STARTING = re.compile(r"\[DAG TEST\] starting task_id=(\S+)")
 _OURS = re.compile(
-    r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)"  # a Spark job's line, as its operator logs it
-    r"|\] (plan: .*?|lease: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"  # a task's own
+    r"(?:INFO|ERROR) fruits (.*?)(?: \[airflow\.| \[task|$)"  # a line of a Spark job, as its operator logs it
+    r"|\] (plan: .*?|lease: .*?|would .*?|\.\.\. and .*?|backbone .*?|published .*?)\s+\[fruits\]"  # a line of a task
 )
 _LOGGED = re.compile(r"\d{4}-\d{2}-\d{2}T\S+Z \[")
 _FAILURE = re.compile(r"\S*\.AirflowFailException: (.*)")
@@ -37,7 +37,7 @@ class DagRun:
 
 
 def airflow_environment(stack: Stack, queue: EventQueue | None = None) -> dict[str, str]:
-    """The environment in which Airflow's programs find stack, DAGs, plugins and the events, where there is a queue."""
+    """The environment variables with which Airflow's programs find stack, DAGs, plugins and, if any, the queue."""
     home = stack.data / "airflow"
     home.mkdir(parents=True, exist_ok=True)
     aws = {
@@ -52,7 +52,7 @@ def airflow_environment(stack: Stack, queue: EventQueue | None = None) -> dict[s
     }
     return {
         **stack.environment,
-        "FRUITS_EVENT_QUEUE": queue.url if queue else "",  # never somebody's real one
+        "FRUITS_EVENT_QUEUE": queue.url if queue else "",  # never somebody's real queue
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
@@ -86,30 +86,39 @@ def migrate(stack: Stack) -> None:
 
 
 def airflow() -> str:
-    """The `airflow` program of the environment we run in."""
+    """The `airflow` program of this process's environment."""
     return str(Path(sys.prefix) / "bin" / "airflow")
 
 
 def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, report: Callable[[str], None]) -> DagRun:
-    """Run a DAG once, to its end, through Airflow; ``report`` is told what happens, the log has everything."""
+    """Run a DAG once, to its end, through Airflow; ``report`` gets the progress, the log everything."""
     command = [airflow(), "dags", "test", dag_id, "--conf", json.dumps(conf)]
     environment = {**airflow_environment(stack), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
     reader = LogReader()
     with (
         log.open("w") as file,
         subprocess.Popen(  # noqa: S603 -- our own environment's airflow
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=stack.data
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=stack.data,
+            close_fds=False,  # it inherits the lock of `in_use`
         ) as process,
     ):
         for line in process.stdout or ():
             file.write(line)
-            if said := reader.read(line):
-                report(said)
+            if message := reader.read(line):
+                report(message)
     return DagRun(reader.run_id, process.returncode == 0, reader.errors)
 
 
 class LogReader:
-    """Picks out of Airflow's log, line by line, what matters to the person who waits."""
+    """Selects the lines of Airflow's log that matter to the person who waits.
+
+    Airflow (3.3) has no other way: its listeners see neither the Spark driver's lines nor the lines of the tasks.
+    """
 
     def __init__(self) -> None:
         self.run_id: str | None = None
@@ -122,23 +131,23 @@ class LogReader:
         return tuple(dict.fromkeys("\n".join(lines).strip() for lines in self._errors))
 
     def read(self, line: str) -> str | None:
-        """Take the next line; returns what to tell the person about it, if anything."""
-        if not _LOGGED.match(line):  # part of an exception, or of what another program wrote
+        """Take the next line; returns the text to show, if any."""
+        if not _LOGGED.match(line):  # part of an exception, or another program's output
             self._read_failure(line.rstrip("\n"))
             return None
         self._in_error = False
-        if found := _RUN_ID.search(line):
-            self.run_id = found[1]
-        elif found := _STARTING.search(line):
-            return f"> {found[1]}"
-        elif found := _OURS.search(line):
-            return f"  {found[1] or found[2]}"
+        if match := _RUN_ID.search(line):
+            self.run_id = match[1]
+        elif match := _STARTING.search(line):
+            return f"> {match[1]}"
+        elif match := _OURS.search(line):
+            return f"  {match[1] or match[2]}"
         return None
 
     def _read_failure(self, line: str) -> None:
-        if found := _FAILURE.match(line):
+        if match := _FAILURE.match(line):
             self._in_error = True
-            self._errors.append([found[1]])
+            self._errors.append([match[1]])
         elif self._in_error:
             self._errors[-1].append(line)
 

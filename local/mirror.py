@@ -1,4 +1,4 @@
-"""Mirror a folder of photos into the bucket: what is new, changed or gone in the folder is so in the bucket."""
+"""Mirror a folder of photos into the bucket: upload new and changed photos, remove those that are gone."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ _MOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class Mirrored:
-    """How many objects were uploaded (new or changed), removed and left as they were, and which files are no photos."""
+    """How many objects were uploaded, removed and left as they were, and which files are no photos."""
 
     uploaded: int
     removed: int
@@ -30,9 +30,9 @@ class Mirrored:
 
 
 def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None], *, remove: bool = True) -> Mirrored:
-    """Make the bucket's prefix hold exactly the photos of ``folder``; ``report`` is told (done, total) uploads.
+    """Make the bucket's prefix hold exactly the photos of ``folder``; ``report`` is called with (done, total).
 
-    Unless ``remove``, what else is there stays.
+    With ``remove=False`` other objects stay.
 
     Raises:
         FruitsError: when the folder does not exist or holds no photo at all: an empty folder would empty the bucket;
@@ -46,12 +46,12 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None],
             f"{folder}: no photos in it ({len(files)} other files); expected files such as <label>/<file>.jpg, "
             f"of {', '.join(sorted(SUFFIXES))}"
         )
-    there = {item.key: item for item in list_objects(settings, settings.prefix)}
+    objects = {item.key: item for item in list_objects(settings, settings.prefix)}
     store = photo_store(settings)
 
     def upload(key: str) -> bool:
         data = _read(photos[key])
-        known = there.get(key)
+        known = objects.get(key)
         if known and known.size == len(data) and known.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return False
         write_bytes(store, key, data, one_part=True)  # so that the ETag is the content's MD5
@@ -62,7 +62,7 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None],
         for done, was_uploaded in enumerate(pool.map(upload, photos), start=1):
             uploaded += was_uploaded
             report(done, len(photos))
-    gone = [key for key in there if key not in photos] if remove else []
+    gone = [key for key in objects if key not in photos] if remove else []
     remove_files(store, *gone)
     return Mirrored(uploaded, len(gone), len(photos) - uploaded, skipped)
 
@@ -75,8 +75,8 @@ def _files(folder: Path) -> dict[str, Path]:
 
     if not folder.is_dir():
         raise FruitsError(f"{folder}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
-    found = (Path(place) / name for place, _, names in os.walk(folder, onerror=unreadable) for name in names)
-    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
+    paths = (Path(place) / name for place, _, names in os.walk(folder, onerror=unreadable) for name in names)
+    return {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
 
 
 def _read(photo: Path) -> bytes:
@@ -87,12 +87,12 @@ def _read(photo: Path) -> bytes:
 
 
 def _is_photo(name: str) -> bool:
-    """Whether a file name has a photo's suffix, and is one that an object key can be."""
+    """Whether a file name has a photo's suffix, and can be an object key."""
     return Path(name).suffix.lower() in SUFFIXES and name.isprintable()
 
 
 def main(folder: str) -> int:
-    """Upload the photos of ``folder`` into the bucket of the settings, and say how many; returns an exit code."""
+    """Upload the photos of ``folder`` into the bucket of the settings, and print how many; returns an exit code."""
     try:
         done = mirror(Path(folder), Settings.load(), lambda *_: None, remove=False)
     except FruitsError as error:

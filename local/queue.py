@@ -1,9 +1,9 @@
-"""The events of an S3 server of ours: an SQS queue, and the bridge over which the server's news get to it.
+"""The events of our own S3 server: an SQS queue, and a bridge from the server's webhook to the queue.
 
-``python -m local.queue DATA``, which ``make ui`` and docker-compose.yaml start, serves both. SeaweedFS posts
-every change of its files to a webhook, in its own words; the bridge repeats those that are about photos in the words of
-S3's event notifications, so that Airflow reads the same from this queue as from AWS's. The queue is in memory: one that
-is started again begins with a message, which wakes the DAG to look for what was missed.
+``python -m local.queue DATA`` serves both; ``make ui`` and docker-compose.yaml start it. SeaweedFS posts every change
+of its files to a webhook, in its own format. The bridge translates those about photos into S3's event notifications, so
+that Airflow reads the same from this queue as from AWS's. The queue is in memory. A queue that is started again begins
+with a message, which wakes the DAG to look for missed photos.
 """
 
 import base64
@@ -20,9 +20,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote_plus
 
 import boto3
@@ -32,25 +31,27 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fruits.errors import FruitsError
 from local.stack import BUCKET, REGION, free_ports, stop_process, write_secret
 
+if TYPE_CHECKING:
+    from flask import Flask
+
 log = logging.getLogger("fruits")
 
-_ACCOUNT = "123456789012"  # whose queue it is, says moto
+_ACCOUNT = "123456789012"  # moto's owner of all queues
 _NAME = "fruits-events"
 _FOLDER = "/buckets/"  # of all buckets, in SeaweedFS's file system
 _UPLOADS = ".uploads/"  # of a bucket: parts of multipart uploads
 _MOST_BYTES = 10_000_000  # an entry lists its chunks, 4 MB of the photo each
-# While so many wait, whoever takes them will look at the bucket, and find what one more would tell of. moto (5.2) takes
-# seconds to hand out ten of a thousand.
+# While so many messages wait, a run that takes them will look at the bucket anyway, so one more says nothing new. moto
+# (5.2) takes seconds to hand out ten of a thousand.
 _MOST_WAITING = 100
-_REQUEST_SECONDS = 30
 _START_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class EventQueue:
-    """Where the queue and the bridge are; ``token`` is what the S3 server shows to the bridge.
+    """Where the queue and the bridge are. The S3 server authenticates to the bridge with ``token``.
 
-    ``host`` is what others call this machine, ``bind`` the address that is listened on.
+    ``host`` is this machine's name for other programs, ``bind`` the address to listen on.
     """
 
     sqs_port: int
@@ -62,7 +63,7 @@ class EventQueue:
 
     @classmethod
     def choose(cls, data: Path) -> Self:
-        """Free ports and a new token, noted in ``data`` where their owner only can read them."""
+        """Choose free ports and a new token; write them to ``data``, where only their owner can read them."""
         sqs_port, webhook_port = free_ports(2)
         chosen = cls(sqs_port, webhook_port, secrets.token_urlsafe(30))
         write_secret(data / "queue.json", json.dumps(asdict(chosen)))
@@ -70,7 +71,7 @@ class EventQueue:
 
     @classmethod
     def read(cls, data: Path) -> Self:
-        """What ``choose`` noted."""
+        """Read what ``choose`` wrote."""
         return cls(**json.loads((data / "queue.json").read_text()))
 
     @property
@@ -94,7 +95,7 @@ path_prefixes = ["{_FOLDER}{self.bucket}/"]
 """
 
     def serving(self) -> bool:
-        """Whether the bridge listens; it is the last to."""
+        """Whether the bridge listens, which starts last."""
         with socket.socket() as probe:
             return probe.connect_ex((self.bind, self.webhook_port)) == 0
 
@@ -105,19 +106,19 @@ path_prefixes = ["{_FOLDER}{self.bucket}/"]
             endpoint_url=self.endpoint,
             region_name=REGION,
             aws_access_key_id="any",
-            aws_secret_access_key="any",  # noqa: S106 -- none at all
+            aws_secret_access_key="any",  # noqa: S106 -- not a secret
             config=Config(connect_timeout=5, retries={"total_max_attempts": 2}),
         )
 
 
 def s3_notification(event: Mapping[str, Any], bucket: str = BUCKET) -> dict[str, Any] | None:
-    """One of SeaweedFS's events as S3 notifies of it; None when it is not about an object of the bucket.
+    """The S3 event notification for one of SeaweedFS's events; None when it is not about an object of the bucket.
 
-    Folders and the parts of multipart uploads are none; an upload in parts is one object when it is complete. As with
-    S3, the key is URL-encoded with plus signs for blanks, and a removal tells neither size nor ETag.
+    Folders and the parts of multipart uploads are not objects; an upload in parts is one object once it is complete. As
+    with S3, the key is URL-encoded with plus signs for blanks, and a removal has neither size nor ETag.
 
     Raises:
-        KeyError, TypeError, ValueError: when it is no event of SeaweedFS (4.48).
+        KeyError, TypeError, ValueError: when ``event`` is not an event of SeaweedFS (4.48).
     """
     path, message = str(event["key"]), event["message"]
     if event["event_type"] == "rename":  # the key is the old one
@@ -151,91 +152,76 @@ def s3_notification(event: Mapping[str, Any], bucket: str = BUCKET) -> dict[str,
     }
 
 
-class Bridge(ThreadingHTTPServer):
-    """The webhook's server, listening: what the S3 server posts goes to the queue, translated."""
+def webhook(queue: EventQueue, client: Any) -> "Flask":
+    """The bridge: an application that takes the S3 server's posts and sends them, translated, to the queue."""
+    from flask import Flask, Response, request
 
-    def __init__(self, queue: EventQueue) -> None:
-        super().__init__((queue.bind, queue.webhook_port), _Webhook)
-        self.queue = queue
-        self.client = queue.client()
-        self.expected = f"Bearer {queue.token}".encode()
+    expected = f"Bearer {queue.token}".encode()
 
-    def take(self, authorization: str, body: bytes) -> HTTPStatus:
-        """Send what came; the S3 server repeats three times what is not answered by a success."""
-        if not hmac.compare_digest(authorization.encode(), self.expected):
-            return HTTPStatus.UNAUTHORIZED
+    def take() -> Response:
+        """Send an event to the queue; the S3 server repeats a post that fails, three times."""
+        if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
+            return Response(status=HTTPStatus.UNAUTHORIZED)
         try:
-            notification = s3_notification(json.loads(body), self.queue.bucket)
+            notification = s3_notification(json.loads(request.get_data()), queue.bucket)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             log.warning("webhook: not an event of SeaweedFS: %r", error)
-            return HTTPStatus.BAD_REQUEST
+            return Response(status=HTTPStatus.BAD_REQUEST)
         try:
-            if notification is not None and self._waiting() < _MOST_WAITING:
-                self.client.send_message(QueueUrl=self.queue.url, MessageBody=json.dumps(notification))
+            if notification is not None and _waiting(queue, client) < _MOST_WAITING:
+                client.send_message(QueueUrl=queue.url, MessageBody=json.dumps(notification))
         except (BotoCoreError, ClientError) as error:
-            log.error("queue %s: %s", self.queue.url, error)
-            return HTTPStatus.BAD_GATEWAY
-        return HTTPStatus.NO_CONTENT
+            log.error("queue %s: %s", queue.url, error)
+            return Response(status=HTTPStatus.BAD_GATEWAY)
+        return Response(status=HTTPStatus.NO_CONTENT)
 
-    def _waiting(self) -> int:
-        name = "ApproximateNumberOfMessages"
-        answer = self.client.get_queue_attributes(QueueUrl=self.queue.url, AttributeNames=[name])
-        return int(answer["Attributes"][name])
+    app = Flask("fruits")
+    app.config["MAX_CONTENT_LENGTH"] = _MOST_BYTES
+    app.add_url_rule("/", "take", take, methods=["POST"])
+    app.add_url_rule("/", "health", Response, methods=["GET"])
+    return app
 
 
-class _Webhook(BaseHTTPRequestHandler):
-    server: Bridge
-    timeout = _REQUEST_SECONDS  # nobody may hold a thread for ever
-
-    def do_GET(self) -> None:
-        """Whether the bridge is there: what a health check asks."""
-        self._answer(HTTPStatus.OK)
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length", "")
-        body = self.rfile.read(min(int(length), _MOST_BYTES)) if length.isdecimal() else b""
-        self._answer(self.server.take(self.headers.get("Authorization", ""), body))
-
-    def _answer(self, status: HTTPStatus) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base class's signature
-        """Say nothing: there is one request for each photo."""
+def _waiting(queue: EventQueue, client: Any) -> int:
+    name = "ApproximateNumberOfMessages"
+    return int(client.get_queue_attributes(QueueUrl=queue.url, AttributeNames=[name])["Attributes"][name])
 
 
 def serve(queue: EventQueue, *, again: bool = False) -> None:
-    """Serve queue and bridge until the process is ended; ``again``: not for the first time, so something was missed."""
+    """Serve queue and bridge until the process is ended; ``again``: events were missed since the last time."""
     from moto.server import ThreadedMotoServer
     from moto.sqs.models import Message
+    from werkzeug.serving import make_server
 
-    class ForgettingBridge(Bridge):
-        def service_actions(self) -> None:
-            """Now and then: moto keeps every message that ever was, for its dashboard."""
-            Message.instances_tracked.clear()
+    class ForgetfulMessages(list[Any]):
+        """Where moto keeps all messages for its dashboard, for ever: here it keeps none."""
 
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # else a line for each request
+        def append(self, message: Any) -> None:
+            """Forget the message."""
+
+    tracked: Any = Message
+    tracked.instances_tracked = ForgetfulMessages()
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # no line for each request
     ThreadedMotoServer(queue.bind, queue.sqs_port, verbose=False).start()
-    queue.client().create_queue(QueueName=_NAME)
+    client = queue.client()
+    client.create_queue(QueueName=_NAME)
     if again:
-        queue.client().send_message(QueueUrl=queue.url, MessageBody=json.dumps({"Event": "fruits:QueueStartedAgain"}))
-    with ForgettingBridge(queue) as server:
-        log.info("queue %s", queue.url)
-        server.serve_forever()
+        client.send_message(QueueUrl=queue.url, MessageBody=json.dumps({"Event": "fruits:QueueStartedAgain"}))
+    log.info("queue %s", queue.url)
+    make_server(queue.bind, queue.webhook_port, webhook(queue, client), threaded=True).serve_forever()
 
 
 def start_queue(data: Path) -> tuple[EventQueue, "subprocess.Popen[bytes]"]:
-    """Start a process that serves queue and bridge, on new ports, and wait until it does.
+    """Start a process that serves queue and bridge, on new ports, and wait until both listen.
 
     Raises:
-        FruitsError: when it does not; names its log.
+        FruitsError: when they do not; names the log.
     """
     queue = EventQueue.choose(data)
     log_path = data / "logs" / "queue.log"
     log_path.parent.mkdir(exist_ok=True)
     with log_path.open("ab") as file:
-        process = subprocess.Popen(  # noqa: S603 -- ourselves
+        process = subprocess.Popen(  # noqa: S603 -- our own program
             [sys.executable, "-m", "local.queue", str(data)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdout=file,

@@ -14,20 +14,21 @@ from fruits.serve.summary import as_text, read_summary
 from fruits.settings import Settings
 from local.airflow import migrate, run_dag
 from local.mirror import mirror
-from local.stack import environment_of, running_server, running_stack
+from local.stack import environment_of, in_use, running_stack
 
 
 def run(images: Path | None, data: Path, summary_path: Path) -> int:
     """Bring the tables up to date with a folder of photos; returns an exit code."""
+    from local.ui import running_ui
+
     start = time.perf_counter()
     report_path = summary_path.with_name("report.html")
-    for path in (summary_path, report_path):  # a failed run must not leave the figures of the one before
+    for path in (summary_path, report_path):  # a failed run must not leave the figures of an earlier run
         path.unlink(missing_ok=True)
     photos = images or _generated(data / "photos")
-    alone = running_server(data.resolve()) is None
-    with running_stack(data) as stack, environment_of(stack):
+    with in_use(data) as alone, running_stack(data) as stack, environment_of(stack):
         settings = Settings.load()
-        if alone and (lease := current_lease(settings)):  # a run that was killed: nobody else works here
+        if alone and not running_ui(stack.data) and (lease := current_lease(settings)):  # a killed run's
             release_lease(settings, lease.run)
         _say(f"S3 server on {stack.endpoint}, data in {stack.data}")
         _upload(photos, settings)
@@ -35,7 +36,7 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
         log = stack.data / "logs" / f"run-{time.strftime('%Y%m%dT%H%M%S')}.log"
         log.parent.mkdir(exist_ok=True)
         _say(f"running the DAG fruit_features through Airflow; full log in {log}")
-        ended = run_dag(stack, "fruit_features", {"settle_seconds": 0, **_asked()}, log, _say)
+        ended = run_dag(stack, "fruit_features", {"settle_seconds": 0, **_requested()}, log, _say)
         reported = ended.run_id is not None and _write_report(settings, run_key(ended.run_id), report_path)
         if not ended.succeeded or ended.run_id is None:
             for error in ended.errors or (f"the run failed; see {log}",):
@@ -52,17 +53,17 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
     if reported:
         print(f"  report      {report_path} (open it in a browser)")
     print("\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI,")
-    print("docs/data.md to query the tables.")
+    print("docs/data.md to query the tables. `make stop` ends the S3 server.")
     return ExitCode.OK
 
 
 def _write_report(settings: Settings, slug: str, path: Path) -> bool:
-    """Write the run's page; False when there is none. What it lacks must not hide how the run itself ended."""
+    """Write the run's page; False when there is none. A page that fails must not hide how the run itself ended."""
     from fruits.serve.report import UnknownRunError, read_run, render
 
     try:
         page = render(read_run(settings, slug))
-    except UnknownRunError:  # it did not come to its plan
+    except UnknownRunError:  # the run ended before its plan
         return False
     except FruitsError as error:
         _say(f"There is no report: {error}")
@@ -72,17 +73,17 @@ def _write_report(settings: Settings, slug: str, path: Path) -> bool:
     return True
 
 
-def _asked() -> dict[str, str]:
-    """The backbone and weights that were asked for on the command line: `FRUITS_BACKBONE=MobileNetV2 make run`."""
+def _requested() -> dict[str, str]:
+    """The backbone and weights of the shell: `FRUITS_BACKBONE=MobileNetV2 make run`."""
     names = {name: f"FRUITS_{name.upper()}" for name in ("backbone", "weights")}
     return {name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
 
 
 def _generated(folder: Path) -> Path:
-    from sample_photos.generator import generate
+    from sample_photos import generate
 
     drawn = folder.with_name("photos-drawn")
-    if not drawn.exists():  # once only: what a person adds, replaces or deletes there stays so
+    if not drawn.exists():  # draw once only: photos that a person adds, replaces or deletes there stay so
         _say(f"drawing photos into {folder} (IMAGES=/some/folder takes your own)")
         generate(folder, progress=_every_second("photos drawn"))
         drawn.touch()
@@ -91,21 +92,21 @@ def _generated(folder: Path) -> Path:
 
 def _upload(photos: Path, settings: Settings) -> None:
     done = mirror(photos, settings, _every_second("photos compared with the bucket"))
-    skipped = f", {len(done.skipped)} files that are no photos left out" if done.skipped else ""
+    skipped = f", {len(done.skipped)} files left out that are no photos" if done.skipped else ""
     _say(
         f"{photos} -> s3://{settings.bucket}/{settings.prefix}: {done.uploaded:,} uploaded, {done.removed:,} removed, "
         f"{done.unchanged:,} as they were{skipped}"
     )
 
 
-def _every_second(what: str) -> Callable[[int, int], None]:
+def _every_second(unit: str) -> Callable[[int, int], None]:
     last = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last > 1:
             last = time.monotonic()
-            _say(f"  {done:,}/{total:,} {what}")
+            _say(f"  {done:,}/{total:,} {unit}")
 
     return report
 

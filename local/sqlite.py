@@ -1,9 +1,10 @@
 """How the embedded stack's Airflow connects to its SQLite: writers wait for each other, savepoints included.
 
-SQLite has one writer at a time; others wait for it, up to ``timeout``. But a transaction that has read already and then
-writes is refused at once when another writer was faster ("database is locked"): its reads are out of date. Python's
-driver avoids that by beginning a transaction only at its first write, except for ``SAVEPOINT``, which begins one that
-may read first. So Airflow's loop over the days of a backfill, a savepoint for each, failed half way beside active runs.
+SQLite has one writer at a time; other writers wait, up to ``timeout``. But SQLite refuses a transaction at once
+("database is locked") when it has read, another connection has written since, and it then writes: its reads are out of
+date. Python's driver avoids that: it begins a transaction only at the first write. ``SAVEPOINT`` is the exception: it
+begins a transaction that may read first. Airflow creates a backfill's runs in a loop, a savepoint for each day, and
+failed half way beside active runs.
 """
 
 import sqlite3

@@ -8,13 +8,12 @@ import json
 import os
 import subprocess
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
@@ -25,14 +24,13 @@ from local.queue import EventQueue, start_queue
 from local.stack import (
     BUCKET,
     Stack,
-    end_unused_server,
+    alone_on,
     free_ports,
-    in_use,
-    make_bucket,
     running_server,
-    server_lock,
+    server_pid,
     start_s3,
     stop_process,
+    stop_s3,
 )
 
 _PARTS = {
@@ -47,22 +45,24 @@ _KILL_SECONDS = 2
 
 
 def start(data: Path) -> int:
-    """Start S3 server and Airflow unless they run already, wait until the UI answers, and say how to log in.
+    """Start S3 server and Airflow unless they run, wait until the UI answers, and print how to log in.
 
-    When a part of what runs has ended, the rest is ended and all is started again.
+    When a part has ended since the last start, end the rest and start all parts again.
 
     Raises:
-        FruitsError: when a part can't be started, or a command uses the S3 server that would have to be another.
+        FruitsError: when a part can't be started, or a command uses the S3 server, which would have to end.
     """
     data = data.resolve()
-    running = _read(data)
-    if running is not None and (ended := _ended(running)):
-        _end_rest(data, running, ended)
-        running = None
-    if running is None:
-        running = _start(data)
-    else:
+    running = running_ui(data)
+    ended = _ended(running) if running else []
+    if running and not ended:
         print("It is running already.")
+    else:
+        if ended:
+            print(f"{_describe(data, ended)}; ending the rest, up to {_STOP_SECONDS} s, to start all again", flush=True)
+        with alone_on(data):
+            _end_all(data)
+            running = _start(data)
     print(f"\n  Airflow UI  {running['url']}")
     print(f"  user        {running['user']}")
     print(f"  password    {_password(data, running['user'])}")
@@ -74,16 +74,8 @@ def start(data: Path) -> int:
 
 
 def stop(data: Path) -> int:
-    """End what ``start`` started, and an S3 server that a killed command left; other processes are left alone."""
-    data = data.resolve()
-    running = _read(data)
-    found = running is not None
-    if data.is_dir():
-        with server_lock(data):
-            if running is not None:
-                _end_all(data, running)
-            found = end_unused_server(data) or found
-    print("Stopped." if found else "Nothing is running.")
+    """End what ``start`` started, and the S3 server whoever started it; other processes are left alone."""
+    print("Stopped." if _end_all(data.resolve()) else "Nothing is running.")
     return ExitCode.OK
 
 
@@ -124,23 +116,30 @@ def airflow_command(data: Path, arguments: Sequence[str]) -> int:
 
 def _running_stack(data: Path) -> Stack:
     data = data.resolve()
-    running = _read(data)
+    running = running_ui(data)
     if running is None:
         raise FruitsError(f"nothing is running on {data}; start it with `make ui`")
     if ended := _ended(running):
-        raise FruitsError(f"{_told(data, ended)}; `make ui` starts {'it' if len(ended) == 1 else 'them'} again")
+        raise FruitsError(f"{_describe(data, ended)}; `make ui` starts {'it' if len(ended) == 1 else 'them'} again")
     stack = running_server(data)
     if stack is None:
         raise FruitsError(f"the S3 server on {data} does not answer; try again, or see its log, {_log(data, 's3')}")
     return stack
 
 
+def running_ui(data: Path) -> dict[str, Any] | None:
+    """The note of what ``start`` started, as long as a part of it runs."""
+    path = _note_path(data)
+    running = dict(json.loads(path.read_text())) if path.is_file() else None
+    return running if running and len(_ended(running)) < len(running["processes"]) else None
+
+
 def _ended(running: Mapping[str, Any]) -> list[str]:
     """The parts that were started and have ended since."""
-    return [name for name, identity in running["processes"].items() if _process(identity) is None]
+    return [name for name, identity in running["processes"].items() if not _runs(_process(identity))]
 
 
-def _told(data: Path, ended: Sequence[str]) -> str:
+def _describe(data: Path, ended: Sequence[str]) -> str:
     logs = ", ".join(str(_log(data, name)) for name in ended)
     return f"{' and '.join(ended)} {'has' if len(ended) == 1 else 'have'} ended (see {logs})"
 
@@ -149,68 +148,49 @@ def _log(data: Path, part: str) -> Path:
     return data / "s3.log" if part == "s3" else data / "logs" / f"{part}.log"
 
 
-def _end_rest(data: Path, running: Mapping[str, Any], ended: Sequence[str]) -> None:
-    """End what still runs of the parts, unless that would take the S3 server from a command that uses it."""
-    with server_lock(data):
-        if "s3" not in ended and in_use(data):
-            raise FruitsError(
-                f"{_told(data, ended)}, and a `make run` or a `fruits` command uses the S3 server; wait for it to end, "
-                "then `make ui` starts all again"
-            )
-        print(f"{_told(data, ended)}; ending the rest, up to {_STOP_SECONDS} s, to start all again", flush=True)
-        _end_all(data, running)
-
-
-def _end_all(data: Path, running: Mapping[str, Any]) -> None:
-    """End all parts, the S3 server last, and forget them."""
-    parts = dict(running["processes"])
-    s3 = parts.pop("s3")
-    _end(*parts.values())
-    _end(s3)
-    _state_path(data).unlink(missing_ok=True)
+def _end_all(data: Path) -> bool:
+    """End all parts, the S3 server last; returns whether anything ran."""
+    running = running_ui(data)
+    if running:
+        _end(identity for name, identity in running["processes"].items() if name != "s3")
+    _note_path(data).unlink(missing_ok=True)
+    return stop_s3(data) or running is not None
 
 
 def _start(data: Path) -> dict[str, Any]:
-    data.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
-        with server_lock(data):
-            end_unused_server(data)  # one that a killed command left
-            if running_server(data) is not None:
-                raise FruitsError(
-                    f"an S3 server is already running on {data} "
-                    "(a `make run`, a `fruits` command, another `make ui`?); wait for it to end"
-                )
-            queue, queue_process = start_queue(data)
-            undo.callback(stop_process, queue_process)
-            server = start_s3(data, queue.notifications)
-            undo.callback(server.stop)
-        print(f"S3 server on {server.stack.endpoint}")
-        make_bucket(server.stack)
-        migrate(server.stack)
-        running = _start_airflow(server.stack, queue, {"s3": server.process, "queue": queue_process})
+        queue, queue_process = start_queue(data)
+        undo.callback(stop_process, queue_process)
+        stack = start_s3(data, queue.notifications)
+        undo.callback(stop_s3, data)
+        print(f"S3 server on {stack.endpoint}")
+        migrate(stack)
+        pids = {"s3": server_pid(data) or 0, "queue": queue_process.pid}
+        running = _start_airflow(stack, queue, pids)
         undo.pop_all()
     return running
 
 
-def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, "subprocess.Popen[bytes]"]) -> dict[str, Any]:
+def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, int]) -> dict[str, Any]:
     print("starting Airflow, about 40 s")
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     environment = _environment(stack, queue, port)
     parts = {name: _start_part(name, stack.data, environment) for name in _PARTS}
+    pids = {**{name: part.pid for name, part in parts.items()}, **beside}
     running: dict[str, Any] = {
         "url": url,
         "user": "admin",
         "endpoint": stack.endpoint,
         "queue": queue.url,
         "bucket": environment["FRUITS_BUCKET"],
-        "processes": {name: _identity(process.pid) for name, process in {**parts, **beside}.items()},
+        "processes": {name: _identity(pid) for name, pid in pids.items()},
     }
-    _state_path(stack.data).write_text(json.dumps(running))
+    _note_path(stack.data).write_text(json.dumps(running))
     try:
         _wait_until_healthy(url, parts.values(), stack.data / "logs")
     except BaseException:
-        stop(stack.data)
+        _end_all(stack.data)
         raise
     return running
 
@@ -254,12 +234,11 @@ def _wait_until_healthy(url: str, parts: Collection["subprocess.Popen[bytes]"], 
 
 def _healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 -- our own http URL
-            health = json.load(answer)
-    except (urllib.error.URLError, OSError, ValueError):
+        health = httpx.get(url, timeout=5).json()
+        parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        return all(health[part]["status"] == "healthy" for part in parts)
+    except (httpx.HTTPError, ValueError, KeyError):
         return False
-    parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
-    return all(health[part]["status"] == "healthy" for part in parts)
 
 
 def _password(data: Path, user: str) -> str:
@@ -267,78 +246,51 @@ def _password(data: Path, user: str) -> str:
     return str(json.loads(path.read_text()).get(user, "?")) if path.is_file() else "see the log"
 
 
-def _state_path(data: Path) -> Path:
+def _note_path(data: Path) -> Path:
     return data / "ui.json"
 
 
-def _read(data: Path) -> dict[str, Any] | None:
-    """What was started, if any of it runs, else None; the note of processes that are all gone is removed."""
-    path = _state_path(data)
-    if not path.is_file():
-        return None
-    running = json.loads(path.read_text())
-    if len(_ended(running)) < len(running["processes"]):
-        return dict(running)
-    path.unlink()
-    return None
-
-
 def _identity(pid: int) -> dict[str, float]:
-    """A process by id and start time: an id alone may be another process's by tomorrow."""
+    """A process by id and start time: an id alone may belong to another process tomorrow."""
     return {"pid": pid, "started": psutil.Process(pid).create_time()}
 
 
 def _process(identity: Mapping[str, float]) -> psutil.Process | None:
-    process = _noted(identity)
-    return process if process and _alive(process) else None
-
-
-def _noted(identity: Mapping[str, float]) -> psutil.Process | None:
-    """The process, also when it has ended and nobody has asked how."""
-    try:
+    """The process of an identity, also when it has ended and its parent has not asked for its exit code yet."""
+    with suppress(psutil.NoSuchProcess):
         process = psutil.Process(int(identity["pid"]))
         return process if abs(process.create_time() - identity["started"]) < 1 else None
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def _end(*identities: Mapping[str, float]) -> None:
-    """End processes and all that they started."""
-    family = {member for identity in identities for member in _family(identity) if _alive(member)}
-    for member in family:
-        with suppress(psutil.NoSuchProcess):
-            member.terminate()
-    stubborn = psutil.wait_procs(family, timeout=_STOP_SECONDS)[1]
-    for member in stubborn:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(stubborn, timeout=_KILL_SECONDS)
-
-
-def _family(identity: Mapping[str, float]) -> list[psutil.Process]:
-    """A process that leads a session, and all that it started, also what it left behind when it was killed."""
-    process = _noted(identity)
-    pid = int(identity["pid"])
-    if process is None and psutil.pid_exists(pid):
-        return []  # another's by now; it would not be while one of the session had been left
-    session = [member for member in psutil.process_iter() if _session(member.pid) == pid]
-    return [*session, *([process, *_children(process)] if process else [])]
-
-
-def _session(pid: int) -> int | None:
-    with suppress(OSError):  # gone, or not ours
-        return os.getsid(pid)
     return None
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return list(process.children(recursive=True))
-    except psutil.NoSuchProcess:
-        return []
+def _runs(process: psutil.Process | None) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process is not None and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _end(identities: Iterable[Mapping[str, float]]) -> None:
+    """End processes that lead a session, and all that they started: SIGTERM, then SIGKILL."""
+    family = {member for identity in identities for member in _family(identity) if _runs(member)}
+    for wait, end in ((_STOP_SECONDS, psutil.Process.terminate), (_KILL_SECONDS, psutil.Process.kill)):
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                end(member)
+        family = set(psutil.wait_procs(family, timeout=wait)[1])
+
+
+def _family(identity: Mapping[str, float]) -> list[psutil.Process]:
+    """The members of a session, also those that its killed leader left behind, and the leader's other descendants."""
+    process, leader = _process(identity), int(identity["pid"])
+    if process is None and psutil.pid_exists(leader):
+        return []  # the id belongs to another process now, so no member of the session is left
+    family = [member for member in psutil.process_iter() if _session(member) == leader]
+    with suppress(psutil.NoSuchProcess):
+        family += process.children(recursive=True) if process else []
+    return family
+
+
+def _session(process: psutil.Process) -> int | None:
+    with suppress(OSError):  # it has ended, or belongs to another user
+        return os.getsid(process.pid)
+    return None

@@ -1,9 +1,9 @@
 """Pack the jobs environment for the workers of a cluster: ``make package``.
 
-The archive is a virtual environment with what executors import: the packages that ``requirements/jobs.txt`` put into
-``.venvs/jobs``, without those that only build backbones or only run tests, and the library ``fruits`` itself, which the
-environment in the checkout only points to. Spark's jars stay out, because a cluster's executors have their Spark. Its
-Python is a link: workers need the same Python at the same path, or at the one given. Standard library only.
+The archive is a virtual environment with what executors import: the packages of ``.venvs/jobs``, except those that only
+build backbones or run tests, and the library ``fruits``, to which the checkout's environment only points. Spark's jars
+stay out, because a cluster's executors have their own Spark. The archive's Python is a link: workers need the same
+Python at the same path, or at the path of ``--python``. Standard library only.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ COMPRESSION = 1  # level 6 makes it a tenth smaller, and takes more than twice t
 
 
 class PackageError(Exception):
-    """Something a person can mend. The message names the thing, what was expected and what to do."""
+    """An error that a person can fix. The message names the thing, what was expected and what to do."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pack, say what came of it, and return the exit code."""
+    """Pack, print the result, and return the exit code."""
     parser = argparse.ArgumentParser(prog="make package", description="Pack the jobs environment for a cluster.")
     parser.add_argument("-o", "--output", type=Path, default=ARCHIVE, metavar="FILE", help="default: %(default)s")
     parser.add_argument(
@@ -61,9 +61,9 @@ def python_of(environment: Path) -> PurePosixPath:
         PackageError: when the environment is not set up.
     """
     link = environment / "bin" / "python"
-    if not (environment / "setup.json").exists() or not link.exists():
+    if not (environment / "setup.stamp").exists() or not link.exists():
         raise PackageError(
-            f"{environment} is not set up, or not to its end; expected the jobs environment. Set it up: make setup"
+            f"{environment} is not completely set up; expected the jobs environment. Set it up: make setup"
         )
     version = packages_of(environment).parent.name  # python3.11: a plain `python3` elsewhere may be another one
     named = link.resolve().with_name(version)
@@ -99,7 +99,7 @@ def pack(environment: Path, library: Path, archive: Path, python: PurePosixPath)
 
 
 def check_python(python: PurePosixPath, version: str) -> None:
-    """See that a worker's Python is named by an absolute path, and by no other minor version than ``version``."""
+    """Check that a worker's Python has an absolute path and the minor version ``version``."""
     named = re.fullmatch(r"python(3(\.\d+)?)?", python.name)
     if not python.is_absolute() or not named or (named[2] and python.name != version):
         raise PackageError(
@@ -108,7 +108,7 @@ def check_python(python: PurePosixPath, version: str) -> None:
 
 
 def add_python(tar: tarfile.TarFile, python: PurePosixPath) -> None:
-    """Add what makes a folder a virtual environment: the link to Python, and the note where it comes from."""
+    """Add the two things that make a folder a virtual environment: the link to Python, and ``pyvenv.cfg``."""
     link = tarfile.TarInfo("bin/python")
     link.type, link.linkname, link.mode = tarfile.SYMTYPE, str(python), 0o777
     tar.addfile(link)
@@ -119,7 +119,7 @@ def add_python(tar: tarfile.TarFile, python: PurePosixPath) -> None:
 
 
 def kept(entry: tarfile.TarInfo, packages: Path) -> tarfile.TarInfo | None:
-    """The entry as the archive has it; None where workers have no use for it."""
+    """The entry as it goes into the archive; None when workers do not need it."""
     name = PurePosixPath(entry.name).relative_to(packages)
     if any(fnmatch(str(name), pattern) for pattern in LEFT_OUT):
         return None

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from sample_photos.generator import LABELS, contact_sheet, draw, photo_key
+from sample_photos import LABELS, contact_sheet, draw, photo_key
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "photos.jpg"
 NUMBERS = (1, 2, 3, 5, 8)

@@ -51,7 +51,7 @@ _FLAGS = (
 
 @dataclass(frozen=True)
 class UI:
-    """A running Airflow UI, and who may look at it."""
+    """A running Airflow UI, with a user and password."""
 
     url: str
     user: str
@@ -59,7 +59,7 @@ class UI:
 
     @classmethod
     def of(cls, data: Path) -> "UI":
-        """The one that `make ui` started on a data folder. Raises ``FileNotFoundError`` when there is none."""
+        """The UI that `make ui` started on a data folder. Raises ``FileNotFoundError`` when there is none."""
         running = json.loads((data / "ui.json").read_text())
         passwords = json.loads((data / "airflow" / "simple_auth_manager_passwords.json.generated").read_text())
         return cls(running["url"], running["user"], passwords[running["user"]])
@@ -100,12 +100,12 @@ def browser() -> Iterator[Chrome]:
             driver.quit()
 
 
-def wait_until(driver: Chrome, found: Callable[[], Any], what: str) -> Any:
-    """The first answer of ``found`` that is not empty."""
+def wait_until(driver: Chrome, look: Callable[[], Any], what: str) -> Any:
+    """The first answer of ``look`` that is not empty."""
     wait = WebDriverWait(
         driver, _WAIT_SECONDS, ignored_exceptions=(NoSuchElementException, StaleElementReferenceException)
     )
-    return wait.until(lambda _: found(), f"{what} did not appear within {_WAIT_SECONDS} s on {driver.current_url}")
+    return wait.until(lambda _: look(), f"{what} did not appear within {_WAIT_SECONDS} s on {driver.current_url}")
 
 
 def log_in(driver: Chrome, ui: UI) -> None:
@@ -124,7 +124,7 @@ def open_trigger_form(driver: Chrome, ui: UI) -> WebElement:
 
     def form() -> WebElement | None:
         dialogs = driver.find_elements(By.CSS_SELECTOR, "[role=dialog]")
-        return next((one for one in dialogs if "Run Parameters" in one.text), None)
+        return next((dialog for dialog in dialogs if "Run Parameters" in dialog.text), None)
 
     dialog: WebElement = wait_until(driver, form, "the trigger form")
     return dialog
@@ -138,14 +138,15 @@ def paste(driver: Chrome, field: WebElement, text: str) -> None:
 def button(parent: Chrome | WebElement, name: str) -> WebElement:
     """The button with a text or label that starts with ``name``."""
     buttons = parent.find_elements(By.TAG_NAME, "button")
-    for one in buttons:
-        if one.text.strip().startswith(name) or (one.get_attribute("aria-label") or "").startswith(name):
-            return one
+    for candidate in buttons:
+        label = candidate.get_attribute("aria-label") or ""
+        if candidate.text.strip().startswith(name) or label.startswith(name):
+            return candidate
     raise NoSuchElementException(f"no button {name!r}")
 
 
 def take(driver: Chrome, path: Path) -> None:
-    """Take a picture of the page once it is at rest, in few colours."""
+    """Take a picture of the page once the page is at rest, in few colours."""
     before, since, deadline = b"", time.monotonic(), time.monotonic() + _WAIT_SECONDS
     while time.monotonic() - since < _STILL_SECONDS and time.monotonic() < deadline:
         now = driver.get_screenshot_as_png()
@@ -161,7 +162,7 @@ def take(driver: Chrome, path: Path) -> None:
 
 
 def published_run(ui: UI) -> str:
-    """The last run that published.
+    """The key of the last run that published.
 
     Raises:
         FruitsError: when there is none.
@@ -174,15 +175,15 @@ def published_run(ui: UI) -> str:
 
 
 def finished_backfill(ui: UI) -> None:
-    """Have a backfill to show: where there is none, one of three hours long ago, which had no photos."""
+    """Make sure that there is a backfill to show: otherwise create one of three hours long ago, without photos."""
     if ask_api(ui, f"backfills?dag_id={DAG_ID}")["backfills"]:
         return
     hours = {"from_date": "2026-01-02T00:00:00Z", "to_date": "2026-01-02T02:00:00Z"}
-    asked = {"dag_id": DAG_ID, "max_active_runs": 1, "reprocess_behavior": "none", "dag_run_conf": {}, **hours}
+    body = {"dag_id": DAG_ID, "max_active_runs": 1, "reprocess_behavior": "none", "dag_run_conf": {}, **hours}
     paused = ask_api(ui, f"dags/{DAG_ID}")["is_paused"]
     ask_api(ui, f"dags/{DAG_ID}", "PATCH", {"is_paused": False})
     try:
-        made = ask_api(ui, "backfills", "POST", asked)["id"]
+        made = ask_api(ui, "backfills", "POST", body)["id"]
         deadline = time.monotonic() + _BACKFILL_SECONDS
         while ask_api(ui, f"backfills/{made}")["completed_at"] is None:
             if time.monotonic() > deadline:
@@ -193,7 +194,7 @@ def finished_backfill(ui: UI) -> None:
 
 
 def ask_api(ui: UI, path: str, method: str = "GET", body: object = None) -> Any:
-    """What Airflow's API answers."""
+    """The answer of Airflow's API."""
     login = {"username": ui.user, "password": ui.password}
     token = _answer(f"{ui.url}/auth/token", "POST", login, {})["access_token"]
     return _answer(f"{ui.url}/api/v2/{path}", method, body, {"Authorization": f"Bearer {token}"})
@@ -252,7 +253,7 @@ def _shows(driver: Chrome, text: str) -> None:
 
 @contextmanager
 def running_ui(data: Path) -> Iterator[UI]:
-    """The UI on a data folder: the one that runs, else one for as long as this lasts."""
+    """The UI on a data folder: the running one, or else a new one, which ends with the block."""
     command = [sys.executable, "-m", "local", "--data", str(data)]
     started = not (data / "ui.json").is_file()
     done = subprocess.run([*command, "ui"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603

@@ -1,7 +1,7 @@
 """Make this machine ready: Java, two Python environments, Spark's jars. Safe to run, stop and run again at any time.
 
-Everything it makes is in ``.venvs/``, but for what is worth keeping when the checkout goes: the jars, in
-``$FRUITS_CACHE`` (default: ``~/.cache/fruits``), and uv's own cache. Standard library only.
+Everything goes into ``.venvs/``, except the jars, which several checkouts share in ``$FRUITS_CACHE`` (default:
+``~/.cache/fruits``), and uv's own cache. Standard library only.
 """
 # ruff: noqa: S603 - a set-up runs programs
 
@@ -11,7 +11,6 @@ import argparse
 import fcntl
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ LOCKS = ("bootstrap", "build", "airflow", "jobs", "airflow-dev", "jobs-dev")  # 
 
 
 class SetupError(Exception):
-    """Something a person can mend. The message names the thing, what was expected and what to do."""
+    """An error that a person can fix. The message names the thing, what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,32 +71,12 @@ class Jar:
 
     @property
     def path(self) -> str:
-        """Where a Maven repository keeps it."""
+        """Its path in a Maven repository."""
         return f"{self.group.replace('.', '/')}/{self.artifact}/{self.version}/{self.file}"
 
 
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment made from ``requirements/<name>.txt``, or ``<name>-dev.txt`` with the tests' tools."""
-
-    name: str
-    cost: str
-
-    @property
-    def folder(self) -> Path:
-        """Where it is."""
-        return VENVS / self.name
-
-    @property
-    def python(self) -> Path:
-        """Its interpreter."""
-        return self.folder / "bin" / "python"
-
-
-ENVIRONMENTS = (
-    Environment("airflow", "about 20 s, 0.2 GB to download"),
-    Environment("jobs", "about 1 min, 1 GB to download"),
-)
+ENVIRONMENTS = {"airflow": "about 20 s, 0.2 GB to download", "jobs": "about 1 min, 1 GB to download"}
+"""What making each environment costs. ``requirements/<name>.txt`` locks it; ``<name>-dev.txt`` adds test tools."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,24 +109,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def set_up(*, dev: bool, jobs_only: bool = False) -> None:
-    """Do what is missing, in the order in which it is likeliest to fail early."""
+    """Do what is missing; first what is likeliest to fail."""
     java = find_java(os.environ) or install_java()
     if dev:
         install_browser()
-    for environment in ENVIRONMENTS:
-        if environment.name == "jobs" or not jobs_only:
-            make_environment(environment, dev=dev)
+    for name in ("jobs",) if jobs_only else ENVIRONMENTS:
+        make_environment(name, dev=dev)
     spark = next((VENVS / "jobs").glob("lib/python3*/site-packages/pyspark"))
     write_text(VENVS / "java_home", f"{java.home}\n")
     programs = VENVS / "jobs" / "bin"
     write_launcher(programs / "spark-submit", spark, java, python=programs / "python")
     write_command(VENVS / "bin" / "fruits", python=programs / "python")
-    add_jars(
-        parse_jars((REQUIREMENTS / "jars.txt").read_text()),
-        spark / "jars",
-        cache_folder(os.environ) / "jars",
-        maven(os.environ, java, spark),
-    )
+    jars = parse_jars((REQUIREMENTS / "jars.txt").read_text())
+    add_jars(jars, spark / "jars", cache_folder(os.environ) / "jars", maven(os.environ, java, spark))
 
 
 # Python and Java
@@ -174,7 +149,7 @@ def find_java(environ: Mapping[str, str]) -> Java | None:
 
 
 def ask_java(launcher: Path) -> Java | None:
-    """What ``launcher`` says it is; None when it cannot be run. It may be a shim, so its folder says nothing."""
+    """The Java behind ``launcher``, by its own answer: a shim is in another folder. None when it can't be run."""
     try:
         answer = subprocess.run(
             [launcher, "-XshowSettings:properties", "-version"], capture_output=True, text=True, check=False
@@ -192,7 +167,7 @@ def parse_java(settings: str) -> Java | None:
 
 
 def install_java() -> Java:
-    """Install Java where this may be done unasked: as root, with apt (a container, a fresh cloud host)."""
+    """Install Java as root, with apt (a container, a fresh cloud host); else say how to install it."""
     # Debian 12 has 17 and not 21, Debian 13 has 21 and not 17, Ubuntu has both.
     packages = ("openjdk-17-jre-headless", "openjdk-21-jre-headless")
     if can_install():
@@ -208,14 +183,14 @@ def install_java() -> Java:
 
 
 def install_browser() -> None:
-    """Install Chromium where that may be done unasked; without it, the tests in a browser say that they need it."""
+    """Install Chromium as root, with apt; without it, the tests in a browser say that they need it."""
     if shutil.which("chromedriver") is None and can_install():
         with step("Chromium, for tests and screenshots", "about 30 s, 0.1 GB to download"):
             install("chromium-driver", "chromium-chromedriver")  # Debian's and Ubuntu's; each brings the browser
 
 
 def java_command(packages: Sequence[str]) -> str:
-    """What a person types to install Java on this machine."""
+    """The command that installs Java on this machine."""
     if shutil.which("apt-get"):
         return f"sudo apt-get install -y {next(filter(_is_packaged, packages), packages[0])}"
     if shutil.which("dnf"):
@@ -231,12 +206,12 @@ def _is_packaged(package: str) -> bool:
 
 
 def can_install() -> bool:
-    """Whether system packages can be installed without asking anyone."""
+    """Whether system packages can be installed without a password."""
     return os.geteuid() == 0 and shutil.which("apt-get") is not None
 
 
 def install(*packages: str) -> None:
-    """Install the first of these system packages that there is; the caller looks whether that helped."""
+    """Install the first of these system packages that exists; the caller checks whether that helped."""
     for command in (("update",), *(("install", "-y", "--no-install-recommends", package) for package in packages)):
         try:
             run("apt-get", *command, DEBIAN_FRONTEND="noninteractive")
@@ -249,42 +224,39 @@ def install(*packages: str) -> None:
 # Python environments
 
 
-def make_environment(environment: Environment, *, dev: bool) -> None:
-    """Make the environment, or bring it up to date. One that has the tests' tools keeps them."""
-    stamp = environment.folder / "setup.json"
-    last = read_stamp(stamp)
-    dev = dev or last.get("dev", False)
-    lock = REQUIREMENTS / f"{environment.name}{'-dev' if dev else ''}.txt"
-    build = REQUIREMENTS / "build.txt"
-    wanted = {"root": str(ROOT), "dev": dev, "inputs": digest(lock, build)}
-    if last == wanted and environment.python.exists():
+def make_environment(name: str, *, dev: bool) -> None:
+    """Make an environment, or bring it up to date. An environment with the tests' tools keeps them."""
+    folder = VENVS / name
+    python, stamp = folder / "bin" / "python", folder / "setup.stamp"
+    last = stamp.read_text() if stamp.exists() and python.exists() else ""
+    lock, build = REQUIREMENTS / f"{name}.txt", REQUIREMENTS / "build.txt"
+    if dev or f" {name}-dev.txt " in last:
+        lock = REQUIREMENTS / f"{name}-dev.txt"
+    wanted = f"{digest(lock, build)} {lock.name} in {ROOT}\n"
+    if last == wanted:
         return
     # Scripts name their interpreter by its path, so an environment does not survive a move of the checkout.
-    usable = last.get("root") == str(ROOT) and environment.python.exists()
-    with step(f"{environment.name} environment", "an update" if usable else environment.cost):
+    usable = last.endswith(f" in {ROOT}\n")
+    with step(f"{name} environment", "an update" if usable else ENVIRONMENTS[name]):
         uv = find_uv()
+        stamp.unlink(
+            missing_ok=True
+        )  # an interruption leaves an environment without its stamp: the next set-up remakes it
         if not usable:
-            run(uv, "venv", "--clear", "--python", sys.executable, str(environment.folder))
-        stamp.unlink(missing_ok=True)  # from here on an interruption leaves an environment that is not to be trusted
-        target = ("--python", str(environment.python))
+            run(uv, "venv", "--clear", "--python", sys.executable, str(folder))
         # Bytecode: a third of the start-up time of `airflow` and TensorFlow, even where Python may not write it itself.
         options = ("--require-hashes", "--build-constraints", str(build), "--compile-bytecode")
-        run(uv, "pip", "sync", *target, *options, str(lock))
-        # The project itself, as it is in the checkout.
-        packages = next(environment.folder.glob("lib/python3*/site-packages"))
-        write_text(packages / "fruits.pth", f"{ROOT}\n")
-        write_stamp(stamp, wanted)
+        run(uv, "pip", "sync", "--python", str(python), *options, str(lock))
+        packages = next(folder.glob("lib/python3*/site-packages"))
+        write_text(packages / "fruits.pth", f"{ROOT}\n")  # the project itself, as it is in the checkout
+        write_text(stamp, wanted)
 
 
 def find_uv() -> str:
     """The machine's uv if it is recent, else one of our own."""
     uv = shutil.which("uv")
-    if (
-        uv
-        and parse_uv(subprocess.run([uv, "--version"], capture_output=True, text=True, check=False).stdout) >= OLDEST_UV
-    ):
-        return uv
-    return bootstrap_uv()
+    answer = subprocess.run([uv, "--version"], capture_output=True, text=True, check=False).stdout if uv else ""
+    return uv if uv and parse_uv(answer) >= OLDEST_UV else bootstrap_uv()
 
 
 def parse_uv(answer: str) -> tuple[int, ...]:
@@ -295,12 +267,9 @@ def parse_uv(answer: str) -> tuple[int, ...]:
 
 def bootstrap_uv() -> str:
     """Install uv into ``.venvs/bootstrap``: with the venv module, or with pip where Debian ships pip without venv."""
-    folder = VENVS / "bootstrap"
-    lock = REQUIREMENTS / "bootstrap.txt"
-    stamp = folder / "setup.json"
-    wanted = {"root": str(ROOT), "inputs": digest(lock)}
-    uv = folder / "bin" / "uv"
-    if read_stamp(stamp) == wanted and uv.exists():
+    folder, lock = VENVS / "bootstrap", REQUIREMENTS / "bootstrap.txt"
+    uv, stamp, wanted = folder / "bin" / "uv", folder / "setup.stamp", f"{digest(lock)} in {ROOT}\n"
+    if stamp.exists() and stamp.read_text() == wanted and uv.exists():
         return str(uv)
     shutil.rmtree(folder, ignore_errors=True)
     requirements = ("install", "--disable-pip-version-check", "--require-hashes", "--requirement", str(lock))
@@ -318,7 +287,7 @@ def bootstrap_uv() -> str:
             f"{sys.executable} has neither venv nor pip. Install one, then set up again:\n"
             f"    sudo apt-get install -y {venv_package}"
         )
-    write_stamp(stamp, wanted)
+    write_text(stamp, wanted)
     return str(uv)
 
 
@@ -327,7 +296,7 @@ def _has_venv() -> bool:
 
 
 def compile_locks(*, upgrade: bool) -> None:
-    """Write each lock of ``requirements/`` from its ``.in`` file; a version moves when asked to or when it must."""
+    """Write each lock of ``requirements/`` from its ``.in`` file; versions change with ``upgrade``, or if they must."""
     options = ["--universal", "--python-version", f"3.{PYTHONS[0][1]}", "--generate-hashes", "--no-emit-index-url"]
     options += ["--custom-compile-command", "make lock", *(["--upgrade"] if upgrade else [])]
     for name in LOCKS:
@@ -339,10 +308,9 @@ def compile_locks(*, upgrade: bool) -> None:
 
 
 def write_launcher(file: Path, spark: Path, java: Java, *, python: Path) -> None:
-    """Write a ``spark-submit`` that runs the jobs environment on this Java, whatever its caller's variables say.
+    """Write a ``spark-submit`` that runs the jobs environment on this Java, whatever its caller's variables are.
 
-    It takes the place of the one that comes with pyspark, which needs those variables and is not up to a path with a
-    space.
+    It replaces pyspark's own, which needs those variables and fails in a folder with a space.
     """
     variables = {"JAVA_HOME": java.home, "SPARK_HOME": spark, "PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": python}
     exports = "".join(f"export {name}={shlex.quote(str(value))}\n" for name, value in variables.items())
@@ -353,7 +321,7 @@ def write_launcher(file: Path, spark: Path, java: Java, *, python: Path) -> None
 def write_command(file: Path, *, python: Path) -> None:
     """Write the command ``fruits``, for a person to type from any folder or to have on the PATH."""
     file.parent.mkdir(exist_ok=True)
-    # -P: what lies in the folder that it is typed in is not imported.
+    # -P: nothing is imported from the current folder.
     write_text(file, f'#!/bin/sh\n# Written by scripts/setup.py.\nexec {shlex.quote(str(python))} -P -m fruits "$@"\n')
     file.chmod(0o755)
 
@@ -373,50 +341,37 @@ def _parse_jar(line: str) -> Jar:
 
 def add_jars(jars: Sequence[Jar], folder: Path, cache: Path, fetch: Callable[[Jar, Path], None]) -> None:
     """Have exactly these jars, checked, in Spark's ``folder``, as links to ``cache``."""
-    stamp = folder.parent / "setup.json"
-    last = read_stamp(stamp)
-    if last and last == _identity(jars, folder):
-        return
-    with step("Spark's jars", "about 10 s, 0.1 GB to download"):
-        checked = [checked_jar(jar, cache, fetch) for jar in jars]
-        for name in last:
-            (folder / name).unlink(missing_ok=True)
-        for file in checked:
-            (folder / file.name).unlink(missing_ok=True)
-            (folder / file.name).symlink_to(file)
-        write_stamp(stamp, _identity(jars, folder))
-
-
-def _identity(jars: Sequence[Jar], folder: Path) -> dict[str, Any]:
-    """What tells, without reading 130 MB, that the jars are still those that were checked."""
-    files = {jar: folder / jar.file for jar in jars}
-    found = {jar: file.stat() for jar, file in files.items() if file.exists()}
-    return {jar.file: [jar.sha256, status.st_size, status.st_mtime_ns] for jar, status in found.items()}
+    links = {folder / jar.file: jar for jar in jars}
+    for file in folder.glob("*.jar"):
+        if file.is_symlink() and not (file in links and file.exists()):
+            file.unlink()
+    missing = {link: jar for link, jar in links.items() if not link.exists()}
+    if missing:
+        with step("Spark's jars", "about 10 s, 0.1 GB to download"):
+            for link, jar in missing.items():
+                link.symlink_to(checked_jar(jar, cache, fetch))
 
 
 def checked_jar(jar: Jar, cache: Path, fetch: Callable[[Jar, Path], None]) -> Path:
-    """The jar in ``cache``, fetched when it is not there or is not what it should be.
+    """The jar in ``cache``, fetched when it is not there or has other content.
 
     Raises:
-        SetupError: what was fetched is not what is pinned. It is not kept.
+        SetupError: when the fetched jar does not have the pinned content. It is not kept.
     """
     file = cache / jar.file
     if file.exists() and digest(file) == jar.sha256:
         return file
-    with locked(cache / "lock"):  # other checkouts share the cache
-        part = cache / "part"
-        shutil.rmtree(part, ignore_errors=True)  # of a fetch that was interrupted
-        part.mkdir()
-        fetch(jar, part)
-        fetched = digest(part / jar.file)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:  # of this set-up alone: other checkouts share the cache
+        part = Path(folder) / jar.file
+        fetch(jar, part.parent)
+        fetched = digest(part)
         if fetched != jar.sha256:
-            shutil.rmtree(part)
             raise SetupError(
                 f"{jar.file}: expected sha256 {jar.sha256}, fetched {fetched}. It was thrown away; look at what the "
                 "Maven repository serves (FRUITS_MAVEN_MIRROR, a proxy) and set up again."
             )
-        (part / jar.file).replace(file)
-        shutil.rmtree(part)
+        part.replace(file)
     return file
 
 
@@ -454,23 +409,23 @@ def fetch_with_ivy(jar: Jar, folder: Path, java: Java, ivy: Path) -> None:
 
 
 def proxy_options(proxies: Mapping[str, str]) -> list[str]:
-    """Tell Java of the proxy that every other program takes from ``https_proxy``."""
+    """Java's options for the proxy of ``https_proxy``, which Java ignores."""
     proxy = urlsplit(proxies.get("https", ""))
     return [f"-Dhttps.proxyHost={proxy.hostname}", f"-Dhttps.proxyPort={proxy.port or 80}"] if proxy.hostname else []
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Where jars are kept for all checkouts."""
+    """The folder of the jars of all checkouts."""
     caches = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(environ.get("FRUITS_CACHE") or caches / "fruits").absolute()
 
 
-# Running, remembering, telling
+# Running programs
 
 
 @contextmanager
 def step(what: str, cost: str) -> Iterator[None]:
-    """Tell what is being done, and how long it took."""
+    """Print what is being done, and how long it took."""
     print(f"{what} ({cost}) ...", end=" ", flush=True)
     started = time.monotonic()
     yield
@@ -485,7 +440,6 @@ def run(*command: str, folder: Path = ROOT, **environ: str) -> None:
     """
     log = VENVS / "setup.log"
     with log.open("w") as output:
-        # Not closing files hands it the lock: should this set-up be killed, another one waits for the program to end.
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -493,24 +447,22 @@ def run(*command: str, folder: Path = ROOT, **environ: str) -> None:
             stderr=subprocess.STDOUT,
             cwd=folder,
             env=os.environ | environ,
-            close_fds=False,
             check=False,
         )
     if done.returncode:
         tail = "\n".join(f"    {line}" for line in log.read_text(errors="replace").splitlines()[-15:])
         raise SetupError(
             f"this command returned {done.returncode}:\n  {shlex.join(command)}\n{tail}\n"
-            f"Its whole output is in {log}. Mend what it says, or try again if it was the network: the next set-up "
+            f"Its whole output is in {log}. Fix the cause, or try again if it was the network: the next set-up "
             "goes on from here."
         )
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock; wait for it when another set-up does."""
+    """Hold a lock; wait while another set-up holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as lock:
-        os.set_inheritable(lock.fileno(), True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -529,22 +481,8 @@ def digest(*files: Path) -> str:
     return total.hexdigest()
 
 
-def read_stamp(file: Path) -> dict[str, Any]:
-    """What a finished step left behind; empty when it did not finish."""
-    try:
-        stamp: dict[str, Any] = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return stamp
-
-
-def write_stamp(file: Path, stamp: Mapping[str, Any]) -> None:
-    """Leave behind what tells the next set-up that a step is finished."""
-    write_text(file, json.dumps(stamp, indent=2))
-
-
 def write_text(file: Path, text: str) -> None:
-    """Write a file, all or nothing, unless that is what it says already."""
+    """Write a file, all or nothing, unless it has this text already."""
     if file.exists() and file.read_text() == text:
         return
     part = file.with_name(f"{file.name}.part")

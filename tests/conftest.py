@@ -21,7 +21,7 @@ from PIL import Image
 from fruits import stores
 from fruits.settings import Settings
 from local import stack as local_stack
-from local.stack import Stack, make_bucket, running_stack, write_secret
+from local.stack import Stack, make_bucket, temporary_stack, write_secret
 
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
 OF_AIRFLOW = re.compile(r"^pytestmark = .*mark\.airflow", re.MULTILINE)
@@ -108,7 +108,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The embedded stack with its S3 server, running for the session."""
     folder = tmp_path_factory.mktemp("stack")
     write_secret(folder / "s3.credentials.json", json.dumps(S3_KEYS))
-    with running_stack(folder) as running:
+    with temporary_stack(folder) as running:
         yield running
 
 

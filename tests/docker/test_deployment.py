@@ -21,7 +21,7 @@ from typing import Any
 import boto3
 import pytest
 
-from sample_photos.generator import generate
+from sample_photos import generate
 from tests.loading import load_file
 
 pytestmark = [pytest.mark.airflow, pytest.mark.compose]

@@ -22,8 +22,8 @@ from fruits.settings import Settings
 from fruits.steps.plan import plan_run
 from fruits.steps.prepare import prepare
 from local.airflow import LogReader, run_dag
-from local.stack import Stack, running_stack
-from sample_photos.generator import BROKEN, LABELS, draw, generate, photo_key
+from local.stack import Stack, running_stack, stop_s3
+from sample_photos import BROKEN, LABELS, draw, generate, photo_key
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
 
@@ -124,10 +124,11 @@ class Installation:
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     folder = tmp_path_factory.mktemp("run")
     generate(folder / "photos", kinds=KINDS, per_kind_train=TRAIN, per_kind_test=TEST, size=SIZE)
-    return Installation(folder / "data", folder / "photos")
+    yield Installation(folder / "data", folder / "photos")
+    stop_s3(folder / "data")
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +278,7 @@ def refused(done: Done, summary: Path) -> str:
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     missing, summary = tmp_path / "nowhere", tmp_path / "summary.json"
     said = refused(command(tmp_path / "data", missing, summary), summary)
+    stop_s3(tmp_path / "data")
     assert str(missing) in said
     assert "no such folder" in said
     assert "IMAGES" in said

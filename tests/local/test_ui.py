@@ -1,5 +1,6 @@
 """`make ui` and `make stop`: Airflow's own scheduler, triggerer and API server, on this machine only."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -24,8 +25,8 @@ from fruits.settings import Settings
 from fruits.stores import lake_store, write_json
 from local import ui as module
 from local.queue import EventQueue
-from local.stack import Stack, running_server, running_stack, start_s3
-from sample_photos.generator import photo_key
+from local.stack import Stack, in_use, running_server, running_stack, server_pid
+from sample_photos import photo_key
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
 
@@ -400,8 +401,12 @@ class Parts:
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Iterator[Parts]:
-    names = ("api-server", "scheduler", "s3", "queue")
+    names = ("api-server", "scheduler", "queue")
     processes = {name: subprocess.Popen(["sleep", "600"], start_new_session=True) for name in names}
+    with (tmp_path / "s3.server").open("w") as s3:  # as `start_s3` does
+        fcntl.flock(s3, fcntl.LOCK_EX)
+        processes["s3"] = subprocess.Popen(["sleep", "600"], start_new_session=True, pass_fds=[s3.fileno()])
+        json.dump({"pid": processes["s3"].pid}, s3)
     note = {
         **dict.fromkeys(("url", "user", "endpoint", "queue", "bucket"), "of the parts"),
         "processes": {name: module._identity(process.pid) for name, process in processes.items()},
@@ -447,14 +452,15 @@ def test_a_ui_whose_parts_all_run_is_not_started_again(
     assert started == []
 
 
-def test_a_ui_with_a_dead_part_does_not_take_the_s3_server_from_a_command(parts: Parts, started: list[Path]) -> None:
+def test_a_ui_with_a_dead_part_does_not_take_the_s3_server_from_a_command(
+    parts: Parts, started: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     parts.kill("scheduler")
-    with running_stack(parts.data):
-        with pytest.raises(FruitsError, match="scheduler has ended .* uses the S3 server; wait for it to end"):
-            module.start(parts.data)
-        assert parts.running() == ["api-server", "s3", "queue"]
-        parts.kill("s3")
+    with in_use(parts.data), pytest.raises(FruitsError, match="uses the S3 server .* wait for it to end"):
         module.start(parts.data)
+    assert "scheduler has ended" in capsys.readouterr().out
+    assert parts.running() == ["api-server", "queue", "s3"]
+    module.start(parts.data)
     assert started == [parts.data]
 
 
@@ -465,7 +471,7 @@ def test_a_ui_with_a_dead_part_does_not_take_the_s3_server_from_a_command(parts:
         (("s3",), "s3 has ended (see {0}/s3.log); `make ui` starts it again"),
         (
             ("queue", "s3"),
-            "s3 and queue have ended (see {0}/s3.log, {0}/logs/queue.log); `make ui` starts them again",
+            "queue and s3 have ended (see {0}/logs/queue.log, {0}/s3.log); `make ui` starts them again",
         ),
         (("api-server", "scheduler", "s3", "queue"), "nothing is running on {0}; start it with `make ui`"),
     ],
@@ -487,14 +493,14 @@ def test_put_and_airflow_name_the_parts_that_have_ended(
 def test_stop_ends_what_a_killed_part_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A scheduler that is killed leaves its workers."""
     with (
-        subprocess.Popen(["sleep", "600"], start_new_session=True) as s3,
+        subprocess.Popen(["sleep", "600"], start_new_session=True) as queue,
         subprocess.Popen(
             ["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True, start_new_session=True
         ) as scheduler,
     ):
         assert scheduler.stdout is not None
         worker = psutil.Process(int(scheduler.stdout.readline()))
-        identities = {"s3": module._identity(s3.pid), "scheduler": module._identity(scheduler.pid)}
+        identities = {"queue": module._identity(queue.pid), "scheduler": module._identity(scheduler.pid)}
         (tmp_path / "ui.json").write_text(json.dumps({"processes": identities}))
         scheduler.kill()
         scheduler.wait()
@@ -502,48 +508,41 @@ def test_stop_ends_what_a_killed_part_left_behind(tmp_path: Path, capsys: pytest
         module.stop(tmp_path)
         assert "Stopped." in capsys.readouterr().out
         assert not alive(worker)
-        assert s3.poll() is not None
+        assert queue.poll() is not None
 
 
-def test_ui_waits_for_a_command_that_uses_its_own_server(tmp_path: Path) -> None:
+def test_ui_waits_for_a_command_that_uses_the_s3_server(tmp_path: Path) -> None:
     with running_stack(tmp_path) as used:
         done = command(tmp_path, "ui")
         assert done.returncode == ExitCode.BAD_INPUT
-        assert f"an S3 server is already running on {tmp_path} (a `make run`" in done.stderr
-        assert "wait for it to end" in done.stderr
-        assert "Nothing is running." in command(tmp_path, "stop").stdout
+        assert f"a `make run` or a `fruits` command uses the S3 server on {tmp_path}; wait for it to end" in done.stderr
         assert used.client().list_buckets()
+    assert "Stopped." in command(tmp_path, "stop").stdout
 
 
-@pytest.mark.parametrize("ends", ["ui", "stop"])
-def test_a_server_that_a_killed_command_left_is_in_nobodys_way(
-    tmp_path: Path, ends: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ui_takes_the_place_of_the_server_that_a_command_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That server tells no queue of its changes."""
+
     def reached(_: Path) -> None:
         raise FruitsError("the queue would be started")
 
     monkeypatch.setattr(module, "start_queue", reached)
-    left = start_s3(tmp_path, shared=True)
-    try:
-        if ends == "stop":
-            module.stop(tmp_path)
-        else:
-            with pytest.raises(FruitsError, match="the queue would be started"):
-                module.start(tmp_path)
-        assert left.process.wait(1) is not None
-    finally:
-        left.stop()
+    with running_stack(tmp_path):
+        assert server_pid(tmp_path) is not None
+    with pytest.raises(FruitsError, match="the queue would be started"):
+        module.start(tmp_path)
+    assert server_pid(tmp_path) is None
 
 
 def test_processes_that_do_not_listen_are_ended_with_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STOP_SECONDS", 0.5)
     script = "trap '' TERM; sleep 600 & sleep 600 & echo ready; wait; wait; sleep 600"
-    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as stubborn:
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True) as stubborn:
         assert stubborn.stdout is not None
         assert stubborn.stdout.readline() == "ready\n"
         family = [psutil.Process(stubborn.pid), *psutil.Process(stubborn.pid).children()]
         assert len(family) == 3
-        module._end(module._identity(stubborn.pid))
+        module._end([module._identity(stubborn.pid)])
         stubborn.wait()
         assert [process for process in family if alive(process)] == []
 

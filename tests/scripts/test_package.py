@@ -29,7 +29,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in files:
         write(folder / PACKAGES / name)
     write(folder / "bin" / "mypy")
-    write(folder / "setup.json")
+    write(folder / "setup.stamp")
     (folder / "bin" / "python").symlink_to(Path(sys.executable).resolve())
     write(root / "fruits" / "__init__.py", "WHERE = __file__")
     write(root / "fruits" / "lake" / "__init__.py")
@@ -97,7 +97,7 @@ def test_a_python_that_cannot_be_the_workers_is_refused(
     assert f"--python {python}: expected the absolute path of the workers' {VERSION}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("missing", ["setup.json", "bin/python"])
+@pytest.mark.parametrize("missing", ["setup.stamp", "bin/python"])
 def test_an_environment_that_is_not_set_up_is_named_with_what_to_do(
     environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
 ) -> None:

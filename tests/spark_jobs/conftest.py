@@ -27,7 +27,7 @@ from fruits.steps.plan import plan_run
 from fruits.steps.publish import publish_run
 from fruits.stores import lake_store, photo_store, write_bytes
 from local.stack import Stack, make_bucket
-from sample_photos.generator import BROKEN, draw, draw_broken
+from sample_photos import BROKEN, draw, draw_broken
 from tests.loading import load_file
 
 ROOT = Path(__file__).parents[2]

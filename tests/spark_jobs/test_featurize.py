@@ -20,7 +20,7 @@ from fruits.photos.featurize import STAGES
 from fruits.run.documents import run_store
 from fruits.run.state import run_key
 from fruits.stores import lake_store, photo_store, read_json
-from sample_photos.generator import BROKEN
+from sample_photos import BROKEN
 
 pytestmark = [pytest.mark.jobs]
 

@@ -12,7 +12,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.lake.schemas import TABLES
 from fruits.run.state import run_key
-from sample_photos.generator import BROKEN
+from sample_photos import BROKEN
 
 pytestmark = [pytest.mark.jobs]
 

@@ -3,17 +3,15 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from fruits.errors import ExitCode, FruitsError
 from fruits.settings import Settings
-from local.stack import running_stack
+from local.stack import running_stack, server_pid, stop_s3
 
 pytestmark = pytest.mark.jobs
 
@@ -203,7 +201,9 @@ class TestEmbedded:
             made = fake_run(settings)
             photos = {f"train/Kiwi/{n}.jpg": np.random.default_rng(n).random(8, np.float32) for n in range(2, 5)}
             made.publish("m", made.write(photos, "m"))
-        return tmp_path / "data"
+        stop_s3(tmp_path / "data")
+        yield tmp_path / "data"
+        stop_s3(tmp_path / "data")
 
     def test_a_command_that_reads_the_lake_starts_nothing(self, data, fruits):
         log = (data / "s3.log").read_bytes()
@@ -212,40 +212,19 @@ class TestEmbedded:
         assert (data / "s3.log").read_bytes() == log
 
     @pytest.mark.heavy
-    def test_a_command_that_needs_the_bucket_has_an_s3_server_while_it_lasts(self, data, fruits):
+    def test_a_command_that_needs_the_bucket_starts_the_s3_server_and_the_next_command_uses_it(self, data, fruits):
         before = dict(os.environ)
-        result = fruits("plan", "--data", data, "--json")
-        assert result.exit_code == 0, result.output
-        assert json.loads(result.stdout)["counts"]["create"] == 1
-        assert _servers(data) == []
+        for _ in range(2):
+            result = fruits("plan", "--data", data, "--json")
+            assert result.exit_code == 0, result.output
+            assert json.loads(result.stdout)["counts"]["create"] == 1
+            started = server_pid(data)
+            assert started is not None
+        assert server_pid(data) == started
         assert {name: value for name, value in os.environ.items() if name in before} == {
             name: value for name, value in before.items() if name in os.environ
         }
 
-    @pytest.mark.heavy
-    def test_interrupted_it_leaves_no_server_behind(self, data):
-        command = [sys.executable, "-m", "fruits", "doctor", "--data", str(data)]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            deadline = time.monotonic() + 60
-            while not _servers(data) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert _servers(data)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 143
-        assert _servers(data) == []
-
     def test_data_that_is_asked_for_wins_over_the_variables(self, data, fruits, published):
         result = fruits("status", "--data", data, "--json", settings=published)
         assert json.loads(result.stdout)["lake"] == f"file://{data}/lake"
-
-
-def _servers(data: Path) -> list[int]:
-    """The S3 servers that work on a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if f"-dir={data}/s3".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found

@@ -18,7 +18,7 @@ from fruits.photos.featurize import STAGES, featurize_entries
 from fruits.photos.quarantine import Reason
 from fruits.stores import photo_store
 from local.stack import free_ports
-from sample_photos import generator
+from sample_photos import BROKEN, generate
 
 PREPROCESSING = Preprocessing(height=8, width=8)
 PLANNED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -104,10 +104,10 @@ def test_a_readable_photo_yields_its_feature_and_what_it_is(put, featurize, sett
 
 
 def test_broken_photos_are_quarantined_for_their_reason_and_the_others_get_through(put, featurize, tmp_path):
-    generator.generate(tmp_path, kinds=1, per_kind_train=2, per_kind_test=0, size=(64, 80))
+    generate(tmp_path, kinds=1, per_kind_train=2, per_kind_test=0, size=(64, 80))
     files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.*")}
     outcomes = {outcome.entry.key: outcome for outcome in featurize(*(put(*file) for file in files.items()))}
-    unreadable = {key: Reason(code) for key, code in generator.BROKEN.items() if code != Reason.KEY_PATTERN}
+    unreadable = {key: Reason(code) for key, code in BROKEN.items() if code != Reason.KEY_PATTERN}
     assert {key: outcome.reason for key, outcome in outcomes.items() if outcome.reason} == unreadable
     assert all((outcome.feature is None) == bool(outcome.reason) for outcome in outcomes.values())
     assert all(bool(outcome.detail) == bool(outcome.reason) for outcome in outcomes.values())

@@ -19,7 +19,7 @@ from fruits.photos.decode import Limits, decode, needed_side, preprocess
 from fruits.serve import identify as module
 from fruits.serve.identify import identify, nearest_photos, sample_rows
 from fruits.settings import Settings
-from sample_photos.generator import draw
+from sample_photos import draw
 
 pytestmark = pytest.mark.jobs
 

@@ -18,7 +18,7 @@ from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes
 from local.stack import Stack, make_bucket
-from sample_photos.generator import draw
+from sample_photos import draw
 from tests.runs import (
     MODEL_ID,
     RUN_ID,

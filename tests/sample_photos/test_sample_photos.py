@@ -12,8 +12,9 @@ from fruits.errors import FruitsError
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode
 from fruits.photos.quarantine import Reason
 from fruits.settings import DEFAULT_KEY_PATTERN
-from sample_photos import generator
-from sample_photos.generator import BROKEN, FRUITS, LABELS, contact_sheet, draw, generate, main, photo_key
+from sample_photos import BROKEN, FRUITS, LABELS, contact_sheet, draw, generate, photo_key
+from sample_photos.__main__ import main
+from sample_photos.files import encode, encoding_of
 
 SMALL = (64, 112)
 TRAIN, TEST = 3, 1
@@ -36,7 +37,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def encoding_sample(wanted: str) -> tuple[str, int]:
     """The first photo under Training that is stored this way."""
-    found = ((label, n) for n in range(60) for label in LABELS if generator._encoding(label, "Training", n) == wanted)
+    found = ((label, n) for n in range(60) for label in LABELS if encoding_of(label, "Training", n) == wanted)
     return next(found)
 
 
@@ -175,7 +176,7 @@ def test_photos_come_in_every_encoding_under_a_fitting_name(encoding, file_forma
 @pytest.mark.parametrize("seed", range(8))
 def test_a_turned_photo_is_upright_once_its_orientation_is_applied(seed):
     scene = Image.fromarray(np.linspace(0, 255, 64 * 96 * 3).reshape(64, 96, 3).astype(np.uint8))
-    stored = Image.open(io.BytesIO(generator._encode(scene, "turned", np.random.default_rng(seed))))
+    stored = Image.open(io.BytesIO(encode(scene, "turned", np.random.default_rng(seed))))
     upright = ImageOps.exif_transpose(stored)
     assert upright.size == scene.size
     assert max(ImageStat.Stat(ImageChops.difference(upright, scene)).mean) < 4
