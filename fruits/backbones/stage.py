@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from obstore.exceptions import BaseError
@@ -85,9 +85,9 @@ def load_backbone(settings: Settings, model_id: str) -> Backbone:
     return Backbone(card, flatbuffer)
 
 
-@cache
+@lru_cache(maxsize=1)
 def load_backbone_once(settings: Settings, model_id: str) -> Backbone:
-    """The same, kept for the life of the process: an executor's Python worker runs many tasks."""
+    """The same, kept until another one is asked for: an executor's Python worker runs many tasks."""
     return load_backbone(settings, model_id)
 
 

@@ -172,15 +172,13 @@ def _attempt(
     task: TaskName, settings: Settings, planned: PlannedRun | PlannedMaintenance, *, dry_run: bool
 ) -> Iterator[tuple[Lake, TaskRecorder[Any]]]:
     """The lake and the document of an attempt, which holds the lease; a dry run changes nothing and needs none."""
-    lake = Lake.open(settings)
-    migrate(lake)
     planned_at = planned.planned_at if isinstance(planned, PlannedRun) else None
-    with (
-        task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder,
-        nullcontext() if dry_run else hold_lease(settings, planned.key),
-    ):
+    with task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder:
         check_release(os.environ)
-        yield lake, recorder
+        lake = Lake.open(settings)
+        migrate(lake)
+        with nullcontext() if dry_run else hold_lease(settings, planned.key):
+            yield lake, recorder
 
 
 @contextmanager

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.slow
+@pytest.mark.jobs
 def test_every_example_runs_and_shows_the_published_photos(first, tmp_path):
     summary = read_summary(first.settings, run_key(first.run_id))
     examples = BLOCK.findall((ROOT / "docs" / "data.md").read_text())

@@ -6,7 +6,7 @@ import pytest
 from fruits.backbones.stage import load_backbone
 from fruits.serve.identify import _vector, identify
 
-pytestmark = [pytest.mark.jobs, pytest.mark.slow]
+pytestmark = [pytest.mark.jobs]
 
 
 def test_a_photo_goes_the_way_of_the_executors_bit_for_bit(chain, first, tmp_path):
