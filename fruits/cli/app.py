@@ -55,7 +55,7 @@ def status(
 
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
-        document = command.read(place.settings, lake, runs=runs, with_publications=publications)
+        document = command.read(place.settings, lake, newest=runs, with_publications=publications)
     answer(document, command.render, as_json=as_json)
 
 

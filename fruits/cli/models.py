@@ -13,6 +13,7 @@ from fruits.backbones.stage import read_card
 from fruits.cli.output import Document, fields, share, table
 from fruits.errors import FruitsError
 from fruits.lake.publication import Publication, publications
+from fruits.serve.state import FittedVersion, fitted_versions
 from fruits.settings import Settings
 from fruits.stores import lake_store
 
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from fruits.lake.catalog import Lake
 
 _REGISTRY = "registry"
-_CARD = ("pca_id", "model_id", "k", "n", "explained_variance_ratio", "fitted_at", "reason")
 
 
 def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
     """The backbones that are staged in the lake, with their features and PCA versions as readers see them."""
     published = publications(lake)
     current = published[-1] if published else None
-    features, versions = _tables(lake, current) if current else (Counter(), [])
+    features = _features(lake, current) if current else Counter()
+    versions = fitted_versions(lake, current.snapshots["pca_models"]) if current else []
     folders = obstore.list_with_delimiter(lake_store(settings), prefix="models")["common_prefixes"]
     staged = sorted({PurePosixPath(name).name for name in folders} - {_REGISTRY})
     return {
@@ -37,7 +38,7 @@ def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
                 **_staged(settings, model_id),
                 "features": features[model_id],
                 "current": current is not None and model_id == current.model_id,
-                "pca_versions": [version for version in versions if version["model_id"] == model_id],
+                "pca_versions": [_version(version, current) for version in versions if version.model_id == model_id],
             }
             for model_id in staged
         ],
@@ -53,24 +54,22 @@ def _staged(settings: Settings, model_id: str) -> dict[str, Any]:
     return {"model_id": model_id, "card": Card.to_document(card), "error": None}
 
 
-def _tables(lake: "Lake", current: Publication) -> tuple[Counter[str], list[dict[str, Any]]]:
+def _features(lake: "Lake", current: Publication) -> Counter[str]:
     rows = lake.read("features", current.snapshots["features"], ("model_id",))["model_id"].value_counts()
-    features = Counter({pair["values"]: pair["counts"] for pair in rows.to_pylist()})
-    cards = lake.read("pca_models", current.snapshots["pca_models"], _CARD).to_pylist()
-    versions = [
-        {
-            "pca_id": card["pca_id"],
-            "model_id": card["model_id"],
-            "k": card["k"],
-            "n": card["n"],
-            "explained_variance": sum(card["explained_variance_ratio"]),
-            "fitted_at": card["fitted_at"].isoformat(),
-            "reason": card["reason"],
-            "current": card["pca_id"] == current.pca_id,
-        }
-        for card in sorted(cards, key=lambda card: card["fitted_at"])
-    ]
-    return features, versions
+    return Counter({pair["values"]: pair["counts"] for pair in rows.to_pylist()})
+
+
+def _version(version: FittedVersion, current: Publication | None) -> dict[str, Any]:
+    return {
+        "pca_id": version.pca_id,
+        "model_id": version.model_id,
+        "k": version.k,
+        "n": version.n,
+        "explained_variance": version.explained_variance,
+        "fitted_at": version.fitted_at.isoformat(),
+        "reason": version.reason,
+        "current": current is not None and version.pca_id == current.pca_id,
+    }
 
 
 def render(models: Document) -> Iterable[RenderableType]:
@@ -95,9 +94,9 @@ def render(models: Document) -> Iterable[RenderableType]:
         )
         if backbone["pca_versions"]:
             columns = ("pca version", ">k", ">n", ">explained", "fitted at", "why", "")
-            yield table(columns, (_version(version) for version in backbone["pca_versions"]))
+            yield table(columns, (_version_row(version) for version in backbone["pca_versions"]))
 
 
-def _version(version: Document) -> tuple[object, ...]:
+def _version_row(version: Document) -> tuple[object, ...]:
     identity = version["pca_id"], version["k"], version["n"], share(version["explained_variance"])
     return *identity, version["fitted_at"][:19], version["reason"], "current" if version["current"] else ""

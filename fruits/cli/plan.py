@@ -15,8 +15,8 @@ from fruits.photos.entry import Action, Entry
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.steps.plan import reconcile
-from fruits.steps.prepare import effective_backbone, with_backbone
+from fruits.steps.plan import effective_backbone, reconcile
+from fruits.steps.prepare import with_backbone
 
 _ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
 
@@ -29,25 +29,28 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     """
     lake, base = _current(settings)
     card = _card(settings, request, lake)
-    found = reconcile(settings, request, lake, base, card)
-    plan = found.plan
+    reconciliation = reconcile(settings, request, lake, base, card)
+    plan = reconciliation.plan
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
-        "request": request.to_document(),
+        "request": request.model_dump(mode="json"),
         "published": base.publication.publication_id if base else None,
         "backbone": with_backbone(settings, request).backbone,
         "model_id": card.model_id if card else None,
-        "readers_model_id": found.readers_model_id,
-        "building": found.building,
-        **found.to_document(),
+        "readers_model_id": reconciliation.readers_model_id,
+        "building": reconciliation.building,
+        "counts": reconciliation.counts,
+        "remaining": plan.remaining,
+        "work": reconciliation.work,
+        "other_work": reconciliation.other_work,
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending[:keys]],
     }
 
 
 def _current(settings: Settings) -> tuple[Lake | None, Base | None]:
-    """The lake and its current publication, if there are any. ``chain`` asks ``current_base``, which may write."""
+    """The lake and its current publication, if there are any; ``current_base``, as the task asks, might write."""
     try:
         lake = open_read_only(settings)
     except NoLakeError:
@@ -62,8 +65,9 @@ def _card(settings: Settings, request: RunRequest, lake: Lake | None) -> Card | 
     """The backbone that the run would have; None when it is not built yet."""
     if lake is None:
         return None
-    card = staged_card(with_backbone(settings, request))
-    return effective_backbone(settings, request, card, publications(lake))
+    if staged_card(with_backbone(settings, request)) is None:
+        return None
+    return effective_backbone(settings, request, publications(lake))
 
 
 def _keys(plan: Plan, action: Action, most: int | None) -> list[dict[str, Any]]:

@@ -23,18 +23,18 @@ def write(settings: Settings, run: str | None, target: Path) -> dict[str, Any]:
     Raises:
         FruitsError: when there is no such run, or the file cannot be written.
     """
-    slug = None if run is None else _slug(settings, run)
-    html = page(read_overview(settings) if slug is None else read_run(settings, slug))
+    key = None if run is None else _key(settings, run)
+    html = page(read_overview(settings) if key is None else read_run(settings, key))
     try:
         target.write_text(html, encoding="utf-8")
     except OSError as error:
         raise FruitsError(f"{target}: {error.strerror}; name a file that can be written with -o") from error
-    return {"run": slug, "path": str(target), "bytes": target.stat().st_size}
+    return {"run": key, "path": str(target), "bytes": target.stat().st_size}
 
 
-def _slug(settings: Settings, run: str) -> str:
+def _key(settings: Settings, run: str) -> str:
     known = list(last_written(settings))
-    found = next((slug for slug in (run, run_key(run)) if slug in known), None)
+    found = next((key for key in (run, run_key(run)) if key in known), None)
     if found is None:
         shown = ", ".join(known[:_MOST_SHOWN]) or "none"
         raise FruitsError(f"run {run!r}: no run of this id or folder has documents in the lake; newest first: {shown}")

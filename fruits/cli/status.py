@@ -1,6 +1,7 @@
 """``fruits status``: what readers see now, the last runs, and where one can roll back to."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,8 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document, ago, fields, share, table
 from fruits.lake.publication import Publication, publications, readable
-from fruits.run.documents import current_documents, last_written, of_maintenance, read_documents
-from fruits.serve.report.reading import outcome_of
+from fruits.run.documents import RunDocuments
+from fruits.serve.state import State, error_of, outcome_of, read_state, runs, wall_seconds
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,34 +19,27 @@ if TYPE_CHECKING:
 _CHANGES = ("create", "update", "delete")
 
 
-def read(settings: Settings, lake: "Lake", *, runs: int, with_publications: bool) -> dict[str, Any]:
-    """The status of a lake, with its newest ``runs`` runs. Reads only."""
+def read(settings: Settings, lake: "Lake", *, newest: int, with_publications: bool) -> dict[str, Any]:
+    """The status of a lake, with its ``newest`` runs. Reads only."""
     published = publications(lake)
+    state = read_state(lake, published)
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
-        "publication": _current(lake, published[-1]) if published else None,
-        "runs": list(islice(chain_runs(settings), runs)),
+        "publication": _current(state) if state else None,
+        "runs": [describe_run(key, documents) for key, documents in islice(runs(settings), newest)],
         "publications": _history(lake, published) if with_publications else None,
     }
 
 
-def _current(lake: "Lake", publication: Publication) -> dict[str, Any]:
-    reasons = lake.read(
-        "quarantine", publication.snapshots["quarantine"], ("reason",), model_id=str(publication.model_id)
-    )["reason"].value_counts()
-    columns = ("k", "n", "explained_variance_ratio")
-    cards = lake.read("pca_models", publication.snapshots["pca_models"], columns, pca_id=publication.pca_id or "")
-    pca = [
-        {"k": card["k"], "n": card["n"], "explained_variance": sum(card["explained_variance_ratio"])}
-        for card in cards.to_pylist()
-    ]
+def _current(state: State) -> dict[str, Any]:
+    publication, pca = state.publication, state.pca
     return {
         **_row(publication),
-        "pca": next(iter(pca), None),
-        "quarantine": dict(sorted((pair["values"], pair["counts"]) for pair in reasons.to_pylist())),
+        "pca": {"k": pca.k, "n": pca.n, "explained_variance": pca.explained_variance} if pca else None,
+        "quarantine": dict(state.quarantine),
         "probe": {"raw": publication.probe_raw, "embedded": publication.probe_embedded},
-        "gates": [gate.to_document() for gate in publication.gates],
+        "gates": [asdict(gate) for gate in publication.gates],
     }
 
 
@@ -65,37 +59,34 @@ def _row(publication: Publication) -> dict[str, Any]:
 
 def _history(lake: "Lake", published: list[Publication]) -> list[dict[str, Any]]:
     """All publications, the newest first, with whether they can be rolled back to."""
-    kept = {one.sequence for one in readable(lake, published)}
+    kept = {publication.sequence for publication in readable(lake, published)}
     current = published[-1].sequence if published else None
     return [
-        {**_row(one), "current": one.sequence == current, "can_roll_back": one.sequence in kept - {current}}
-        for one in reversed(published)
+        {
+            **_row(publication),
+            "current": publication.sequence == current,
+            "can_roll_back": publication.sequence in kept - {current},
+        }
+        for publication in reversed(published)
     ]
 
 
-def chain_runs(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The runs of the chain, not those of maintenance, the newest first; each is read when it is asked for."""
-    for slug in last_written(settings):
-        documents = current_documents(read_documents(settings, slug))
-        if not of_maintenance(documents):
-            yield describe_run(documents, slug)
-
-
-def describe_run(documents: Mapping[Any, Mapping[str, Any]], slug: str) -> dict[str, Any]:
-    """What became of a run, from its documents."""
-    plan = documents.get("plan", {})
-    counts = plan.get("counts", {})
-    first = min((document["started_at"] for document in documents.values()), default=None)
+def describe_run(key: str, documents: RunDocuments) -> dict[str, Any]:
+    """What became of a run."""
+    planned = documents.planned
+    counts = planned.counts if planned else {}
+    published = documents.publish.done if documents.publish else None
+    first = min((document.started_at for document in documents), default=None)
     return {
-        "run": slug,
-        "run_id": plan.get("run_id"),
+        "run": key,
+        "run_id": documents.plan.run_id if documents.plan else None,
         "outcome": outcome_of(documents),
-        "started_at": first,
-        "seconds": round(sum(document.get("wall_seconds", 0.0) for document in documents.values()), 1),
+        "started_at": first.isoformat() if first else None,
+        "seconds": round(wall_seconds(documents), 1),
         **{name: counts.get(name, 0) for name in _CHANGES},
         "pending": counts.get("pending"),
-        "publication_id": documents.get("publish", {}).get("publication_id"),
-        "error": next((document["error"] for document in documents.values() if "error" in document), None),
+        "publication_id": published.publication_id if published else None,
+        "error": error_of(documents),
     }
 
 

@@ -191,6 +191,21 @@ class RunDocuments:
         return self.plan.done if self.plan else None
 
     @property
+    def featurized(self) -> Featurized | None:
+        """What ``featurize`` did, as far as it got."""
+        return self.featurize.result if self.featurize else None
+
+    @property
+    def projected(self) -> Projected | None:
+        """What ``pca`` did, as far as it got."""
+        return self.pca.result if self.pca else None
+
+    @property
+    def validated(self) -> Validated | None:
+        """What ``validate`` found, whatever its verdict."""
+        return self.validate.result if self.validate else None
+
+    @property
     def of_maintenance(self) -> bool:
         """Whether the run is one of maintenance."""
         return self.plan_maintenance is not None or self.maintain is not None

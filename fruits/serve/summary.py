@@ -1,86 +1,73 @@
 """What a run did, as one document and as text, from its run documents and the current publication."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from fruits.analysis.gates import Gate
+from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
-from fruits.lake.publication import Publication, publications
-from fruits.run.documents import TaskName, read_documents
+from fruits.run.documents import RunDocuments, read_documents
+from fruits.serve.state import State, read_state, wall_seconds
 from fruits.settings import Settings
 
-Documents = Mapping[TaskName, Mapping[str, Any]]
-
-_SPARK_TASKS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
 _OBJECTS = ("create", "update", "delete", "unchanged", "quarantined", "pending")
+_GATE = ("name", "severity", "passed", "value", "threshold")
 
 
-def read_summary(settings: Settings, slug: str) -> dict[str, Any]:
-    """The summary of a run, from the lake; see ``summarise``."""
-    lake = Lake.open(settings)
-    documents = read_documents(settings, slug)
-    published = publications(lake)
-    publication = published[-1] if published else None
-    model_id = documents["plan"]["model_id"]
-    quarantine, pca = _published_state(lake, publication, model_id) if publication else ({}, {})
-    return summarise(documents, publication, quarantine, pca, settings)
+def read_summary(settings: Settings, run: str) -> dict[str, Any]:
+    """The summary of a run, by its key, from the lake; see ``summarise``."""
+    return summarise(read_documents(settings, run), read_state(Lake.open(settings)), settings)
 
 
-def _published_state(lake: Lake, publication: Publication, model_id: str) -> tuple[dict[str, int], dict[str, Any]]:
-    rows = lake.read("quarantine", publication.snapshots["quarantine"], ("reason",), model_id=model_id)
-    reasons = {pair["values"]: pair["counts"] for pair in rows["reason"].value_counts().to_pylist()}
-    columns = ("pca_id", "k", "n", "explained_variance_ratio")
-    cards = lake.read("pca_models", publication.snapshots["pca_models"], columns, pca_id=publication.pca_id or "")
-    card = next(iter(cards.to_pylist()), None)
-    if card is None:
-        return reasons, {}
-    return reasons, {**card, "explained_variance": sum(card.pop("explained_variance_ratio"))}
+def summarise(documents: RunDocuments, state: State | None, settings: Settings) -> dict[str, Any]:
+    """The summary of a planned run, JSON types; ``wall_seconds`` is the sum of its tasks'.
 
+    ``state`` is that of the current publication: this run's, or an older one when there was nothing to do.
 
-def summarise(
-    documents: Documents,
-    publication: Publication | None,
-    quarantine: Mapping[str, int],
-    pca: Mapping[str, Any],
-    settings: Settings,
-) -> dict[str, Any]:
-    """The summary of a run, JSON types; ``wall_seconds`` is the sum of its tasks'.
-
-    ``publication`` is the current one, this run's or an older one when there was nothing to do; ``quarantine`` counts
-    the objects in quarantine by reason, ``pca`` is the card of the PCA version in use.
+    Raises:
+        FruitsError: when the run has no finished plan.
     """
-    plan, featurize = documents["plan"], documents.get("featurize", {})
-    gates = documents.get("validate", {}).get("gates")
-    if gates is None and publication:
-        gates = [gate.to_document() for gate in publication.gates]
-    counts = publication.counts or {} if publication else {}
+    planned = documents.planned
+    if planned is None:
+        raise FruitsError("summary: the run has no finished plan")
+    publication = state.publication if state else None
+    featurized, projected, validated = documents.featurized, documents.projected, documents.validated
+    gates: Sequence[Gate] = validated.gates if validated else publication.gates if publication else ()
+    spark_jobs = (documents.featurize, documents.pca, documents.validate)
     return {
-        "run_id": plan["run_id"],
-        "wall_seconds": round(sum(document.get("wall_seconds", 0.0) for document in documents.values()), 1),
-        "jvm_started": sum(documents[task]["attempt"] for task in _SPARK_TASKS if task in documents),
-        "work": plan["work"],
-        "objects": {name: plan["counts"][name] for name in _OBJECTS},
-        "features": counts.get("features", 0),
-        "quarantine": dict(sorted(quarantine.items())),
+        "run_id": planned.run_id,
+        "wall_seconds": round(wall_seconds(documents), 1),
+        "jvm_started": sum(document.attempt for document in spark_jobs if document),
+        "work": planned.work,
+        "objects": {name: planned.counts[name] for name in _OBJECTS},
+        "features": (publication.counts or {}).get("features", 0) if publication else 0,
+        "quarantine": dict(state.quarantine) if state else {},
         "featurize": {
-            "images": featurize.get("images", 0),
-            "images_per_second": featurize.get("images_per_second", 0.0),
-            "seconds": dict(featurize.get("stages", {})),
+            "images": featurized.images if featurized else 0,
+            "images_per_second": featurized.images_per_second if featurized else 0.0,
+            "seconds": dict(featurized.photo_seconds) if featurized else {},
         },
         "seconds": {
-            task: document["wall_seconds"] for task, document in documents.items() if "wall_seconds" in document
+            document.task: document.wall_seconds for document in documents if document.wall_seconds is not None
         },
-        "model_id": plan["model_id"],
-        "pca": {**pca, "action": documents.get("pca", {}).get("action", "none")},
+        "model_id": planned.model_id,
+        "pca": {**_pca(state), "action": projected.action if projected else "none"},
         "probe": {
             "raw": publication.probe_raw if publication else None,
             "embedded": publication.probe_embedded if publication else None,
         },
-        "gates": [
-            {name: gate[name] for name in ("name", "severity", "passed", "value", "threshold")} for gate in gates or ()
-        ],
+        "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
         "catalog": describe_catalog(settings),
     }
+
+
+def _pca(state: State | None) -> dict[str, Any]:
+    if state is None or state.pca is None:
+        return {}
+    pca = state.pca
+    return {"pca_id": pca.pca_id, "k": pca.k, "n": pca.n, "explained_variance": pca.explained_variance}
 
 
 def describe_catalog(settings: Settings) -> dict[str, Any]:

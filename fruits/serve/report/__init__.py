@@ -1,7 +1,7 @@
 """The run report: what readers see now, or how one run went, as one self-contained HTML page.
 
-``read_overview(settings)`` and ``read_run(settings, slug)`` read from lake and bucket and return plain values;
-``render(report)`` makes the page of either, without any I/O; ``state.run_key`` makes the slug of Airflow's run id.
+``read_overview(settings)`` and ``read_run(settings, key)`` read from lake and bucket and return plain values;
+``render(report)`` makes the page of either, without any I/O; ``run_key`` makes the key of Airflow's run id.
 Errors are ``FruitsError``; ``UnknownRunError`` is one of them.
 """
 

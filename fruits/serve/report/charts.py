@@ -104,26 +104,26 @@ def sparkline(values: Sequence[float | None], name: str, description: str) -> Ma
     return _svg("spark", width, height, name, description, [line, *last])
 
 
-def stage_bar(stages: Mapping[str, float], seconds: float, longest: float, name: str) -> Markup:
-    """A task's seconds as a bar, as long as its share of ``longest``, divided into its stages."""
+def phase_bar(phases: Mapping[str, float], seconds: float, longest: float, name: str) -> Markup:
+    """A task's seconds as a bar, as long as its share of ``longest``, divided into its phases."""
     width, height = 400, 16
     scale = width / longest if longest > 0 else 0.0
-    rest = max(seconds - sum(stages.values()), 0.0)
+    rest = max(seconds - sum(phases.values()), 0.0)
     parts, start = [], 0.0
-    for index, (stage, spent) in enumerate([*stages.items(), ("other", rest)]):
-        colour = "other" if stage == "other" else f"c{index % COLOURS}"
+    for index, (phase, spent) in enumerate([*phases.items(), ("other", rest)]):
+        colour = "other" if phase == "other" else f"c{index % COLOURS}"
         parts.append(
             Markup('<rect class="{}" x="{}" y="0" width="{}" height="{}"><title>{}: {:.1f} s</title></rect>').format(
-                colour, _number(start * scale), _number(spent * scale), height, stage, spent
+                colour, _number(start * scale), _number(spent * scale), height, phase, spent
             )
         )
         start += spent
-    described = ", ".join(f"{stage} {spent:.1f} s" for stage, spent in stages.items())
-    return _svg("stages", width, height, name, described or "no stages", parts)
+    described = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in phases.items())
+    return _svg("phases", width, height, name, described or "no phases", parts)
 
 
 def _svg(kind: str, width: int, height: int, name: str, description: str, content: Sequence[Markup]) -> Markup:
-    fitting = "none" if kind == "stages" else "xMidYMid"  # a bar is stretched, anything else keeps its proportions
+    fitting = "none" if kind == "phases" else "xMidYMid"  # a bar is stretched, anything else keeps its proportions
     return Markup(
         '<svg class="chart {}" viewBox="0 0 {} {}" preserveAspectRatio="{}" role="img" aria-label="{}. {}">'
         "<title>{}</title>{}</svg>"

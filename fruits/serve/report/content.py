@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from fruits.analysis.gates import Gate
 from fruits.lake.publication import Publication
-from fruits.run.documents import TaskName
-
-Outcome = Literal["published", "nothing to do", "dry run", "failed", "running", "unfinished"]
+from fruits.run.documents import Featurized, Projected, TaskDocument
+from fruits.run.state import PlannedRun
+from fruits.serve.state import FittedVersion, RunOutcome
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,6 @@ class Quarantine:
 
 
 @dataclass(frozen=True)
-class PCACard:
-    """The PCA version in use; ``explained_variance_ratio`` has one share per component."""
-
-    pca_id: str
-    n: int
-    k: int
-    n_components: str
-    explained_variance_ratio: Sequence[float]
-    held_out_unexplained: float | None
-    reason: str
-    fitted_at: datetime
-
-    @property
-    def explained_variance(self) -> float:
-        """Share of the fit split's variance that all components explain."""
-        return sum(self.explained_variance_ratio)
-
-
-@dataclass(frozen=True)
 class EmbeddingMap:
     """Embeddings on the first two components: ``points`` by label, a sample of the ``read`` of ``total`` rows."""
 
@@ -84,40 +65,16 @@ class Tables:
     """What the tables hold at one moment, for one backbone and PCA version."""
 
     quarantine: Quarantine
-    pca: PCACard | None
+    pca: FittedVersion | None
     map: EmbeddingMap | None
 
 
 @dataclass(frozen=True)
-class TaskReport:
-    """What a task's document says; ``stages`` are wall seconds, ``wall_seconds`` is None until it has ended."""
-
-    name: TaskName
-    state: str
-    attempt: int
-    started_at: datetime
-    wall_seconds: float | None
-    stages: Mapping[str, float]
-    versions: Mapping[str, str]
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Featurizing:
-    """Photos that a run featurized: how many, how fast, and core seconds by stage."""
-
-    images: int
-    images_per_second: float
-    bytes: int
-    stages: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Work:
-    """How a run went: its tasks in order, and what it featurized, if anything."""
+    """How a run went: the documents of its tasks, in order, and what it featurized, if anything."""
 
-    tasks: Sequence[TaskReport]
-    featurizing: Featurizing | None
+    tasks: Sequence[TaskDocument[Any]]
+    featurized: Featurized | None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -165,25 +122,21 @@ class Overview:
 class RunReport:
     """A run, whatever became of it.
 
-    ``tables`` are as the run left them, on its branches or published; None when their snapshots have expired or the
-    run was not planned. ``building`` is set when it published without a change for readers, as it built a backbone
+    ``tables`` are as the run left them, published or not; None when their snapshots have expired or the run was not
+    planned. ``building`` is set when it published without a change for readers, as it built a backbone
     beside theirs. ``publication`` is the run's own, ``current`` the one that readers see.
     """
 
     lake: str
     bucket: str
-    slug: str
+    key: str
     run_id: str
-    outcome: Outcome
+    outcome: RunOutcome
     error: str | None
-    request: Mapping[str, Any]
-    model_id: str | None
-    counts: Mapping[str, int]
-    other_work: str | None
+    planned: PlannedRun | None
     work: Work
     gates: Sequence[Gate]
-    pca_action: str | None
-    pca_reason: str | None
+    pca: Projected | None
     building: Building | None
     tables: Tables | None
     publication: Publication | None

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 import fruits
 from fruits.photos.quarantine import Reason
+from fruits.run.request import RunRequest
 from fruits.serve.report import charts
 from fruits.serve.report.content import Overview, RunReport
 
@@ -83,7 +84,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals |= {"charts": charts, "outcomes": OUTCOMES}
-    environment.filters |= {
+    filters: dict[str, Callable[..., object]] = {
         "count": lambda number: f"{number:,}",
         "percent": _percent,
         "figure": _figure,
@@ -95,6 +96,7 @@ def _environment() -> Environment:
         "shortened": charts.shortened,
         "scope": _scope,
     }
+    environment.filters |= filters
     return environment
 
 
@@ -132,21 +134,21 @@ def _size(size: float) -> str:
     return f"{size:,.1f} GB"
 
 
-def _scope(request: Mapping[str, Any]) -> dict[str, str]:
+def _scope(request: RunRequest) -> dict[str, str]:
     """What a run was asked to do, in words, the usual left out."""
-    prefix, keys, interval = request.get("prefix"), request.get("keys") or (), request.get("interval")
+    keys, interval = request.keys, request.interval
     rows = {
-        "Mode": request.get("mode", _NONE),
-        "Prefix": prefix or "all of the bucket",
+        "Mode": request.mode,
+        "Prefix": request.prefix or "all of the bucket",
         "Keys": f"{len(keys):,} named: {', '.join(keys[:_SHOWN_KEYS])}{' …' * (len(keys) > _SHOWN_KEYS)}"
         if keys
         else "",
-        "Interval": f"{interval[0]} to {interval[1]}" if interval else "",
-        "Backbone": ", weights ".join(filter(None, (request.get("backbone"), request.get("weights")))),
-        "PCA components": str(request.get("n_components") or ""),
-        "Refit": request.get("refit", _NONE),
-        "Limit": f"{request['limit']:,} photos" if request.get("limit") else "",
-        "Retry quarantined": "yes" if request.get("retry_quarantined") else "",
-        "Dry run": "yes" if request.get("dry_run") else "",
+        "Interval": f"{interval[0].isoformat()} to {interval[1].isoformat()}" if interval else "",
+        "Backbone": ", weights ".join(filter(None, (request.backbone, request.weights))),
+        "PCA components": str(request.n_components),
+        "Refit": request.refit,
+        "Limit": f"{request.limit:,} photos" if request.limit else "",
+        "Retry quarantined": "yes" if request.retry_quarantined else "",
+        "Dry run": "yes" if request.dry_run else "",
     }
     return {name: value for name, value in rows.items() if value}

@@ -5,37 +5,32 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, publications, run_head
+from fruits.lake.publication import Publication, publications
 from fruits.lake.reader import explain_lake_errors, open_read_only
 from fruits.lake.schemas import DATA_TABLES, TableName
-from fruits.run.documents import TaskName, current_documents, of_maintenance, read_documents
-from fruits.run.state import run_key
+from fruits.run.documents import RunDocuments, read_documents
+from fruits.run.state import PlannedRun, run_key
 from fruits.serve.report.content import (
     Building,
     EmbeddingMap,
-    Featurizing,
-    Outcome,
     Overview,
     PastPublication,
-    PCACard,
     Quarantine,
     QuarantinedObject,
     RunReport,
     Tables,
-    TaskReport,
     Work,
 )
 from fruits.serve.report.pictures import add_pictures
+from fruits.serve.state import error_of, fitted_version, fitted_versions, outcome_of
 from fruits.settings import Settings
 from fruits.stores import lake_store
 
@@ -47,12 +42,6 @@ MOST_EXAMPLES_OF_A_REASON = 6
 MOST_PUBLICATIONS = 20
 
 _KNOWN_SHOWN = 5
-
-Documents = Mapping[TaskName, Mapping[str, Any]]
-
-_PCA_COLUMNS = (
-    "pca_id", "n", "k", "n_components", "explained_variance_ratio", "held_out_unexplained", "reason", "fitted_at",
-)  # fmt: skip
 
 
 class UnknownRunError(FruitsError):
@@ -71,8 +60,8 @@ def read_overview(settings: Settings) -> Overview:
         if not published:
             return Overview(settings.lake, settings.bucket, None, None, None, ())
         current = published[-1]
-        documents = current_documents(read_documents(settings, run_key(_dag_run_id(current))))
-        made_it = documents.get("plan", {}).get("run_id") == current.run_id
+        documents = read_documents(settings, run_key(_dag_run_id(current))).current()
+        made_it = documents.plan is not None and documents.plan.run_id == current.run_id
         return Overview(
             lake=settings.lake,
             bucket=settings.bucket,
@@ -83,59 +72,38 @@ def read_overview(settings: Settings) -> Overview:
         )
 
 
-def read_run(settings: Settings, slug: str) -> RunReport:
-    """A run by its slug (``state.run_key`` makes it of Airflow's run id), whatever became of it.
+def read_run(settings: Settings, key: str) -> RunReport:
+    """A run by its key (``run_key`` makes it of Airflow's run id), whatever became of it.
 
     Raises:
         UnknownRunError: when there are no documents of it; says how to list the runs.
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
     with explain_lake_errors(settings):
-        documents = _documents_of(settings, slug)
+        documents = _documents_of(settings, key)
         lake = open_read_only(settings)
         published = publications(lake)
-        plan = documents.get("plan", {})
-        run_id = str(next(iter(documents.values()))["run_id"])
-        publication = next((one for one in published if one.run_id == run_id), None)
+        planned = documents.planned
+        run_id = next(iter(documents)).run_id
         outcome = outcome_of(documents)
-        pca = documents.get("pca", {})
-        gates = documents.get("validate", {}).get("gates", ())
+        validated = documents.validated
         return RunReport(
             lake=settings.lake,
             bucket=settings.bucket,
-            slug=slug,
+            key=key,
             run_id=run_id,
             outcome=outcome,
-            error=next((str(one["error"]) for one in documents.values() if one["state"] == "failed"), None),
-            request=plan.get("request", {}),
-            model_id=plan.get("model_id"),
-            counts=plan.get("counts", {}),
-            other_work=plan.get("other_work"),
+            error=error_of(documents),
+            planned=planned,
             work=_work(documents),
-            gates=tuple(Gate(**gate) for gate in gates),
-            pca_action=pca.get("action"),
-            pca_reason=pca.get("reason"),
-            building=_building(plan) if outcome == "published" else None,
-            tables=_tables_of_run(lake, {**plan, "slug": slug}, pca.get("pca_id")) if "base" in plan else None,
-            publication=publication,
+            gates=validated.gates if validated else (),
+            pca=documents.projected,
+            building=_building(planned) if planned and outcome == "published" else None,
+            tables=_tables_of_run(lake, planned, documents) if planned else None,
+            publication=next((publication for publication in published if publication.run_id == run_id), None),
             current=published[-1] if published else None,
             history=_history(lake, published),
         )
-
-
-def outcome_of(documents: Documents) -> Outcome:
-    """What became of a run, from its documents."""
-    states = {name: document["state"] for name, document in documents.items()}
-    plan = documents.get("plan", {})
-    if "failed" in states.values():
-        return "failed"
-    if states.get("publish") == "succeeded":
-        return "published"
-    if "running" in states.values():
-        return "running"
-    if plan.get("request", {}).get("dry_run"):
-        return "dry run"
-    return "unfinished" if plan.get("work", True) else "nothing to do"
 
 
 def read_tables(lake: Lake, snapshots: Mapping[TableName, int], model_id: str, pca_id: str | None) -> Tables | None:
@@ -144,10 +112,9 @@ def read_tables(lake: Lake, snapshots: Mapping[TableName, int], model_id: str, p
         return None
     quarantine = read_quarantine(lake, snapshots["quarantine"], model_id)
     pictured = add_pictures(quarantine.examples, lake.settings)
-    cards = lake.read("pca_models", snapshots["pca_models"], _PCA_COLUMNS, pca_id=pca_id or "").to_pylist()
     return Tables(
         quarantine=replace(quarantine, examples=pictured),
-        pca=PCACard(**cards[0]) if cards else None,
+        pca=fitted_version(lake, snapshots["pca_models"], pca_id),
         map=read_map(lake, snapshots["embeddings"], pca_id) if pca_id else None,
     )
 
@@ -189,18 +156,16 @@ def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
     return EmbeddingMap(ordered, read, total if read >= MOST_ROWS_READ else read)
 
 
-def _documents_of(settings: Settings, slug: str) -> Documents:
+def _documents_of(settings: Settings, key: str) -> RunDocuments:
     folders = obstore.list_with_delimiter(lake_store(settings), "runs")["common_prefixes"]
     known = {folder.rpartition("/")[2] for folder in folders}
-    documents = current_documents(read_documents(settings, slug)) if slug in known else {}
-    if of_maintenance(documents):
-        raise UnknownRunError(
-            f"run {slug}: it is a run of the maintenance, which has no report; its log says what it did"
-        )
+    documents = read_documents(settings, key).current() if key in known else RunDocuments()
+    if documents.of_maintenance:
+        raise UnknownRunError(f"run {key}: it is a run of maintenance, which has no report; its log says what it did")
     if not documents:
         shown = ", ".join(sorted(known, reverse=True)[:_KNOWN_SHOWN]) or "none"
         raise UnknownRunError(
-            f"run {slug}: there are no documents of it in {settings.lake}/runs. Either it has not come to its task "
+            f"run {key}: there are no documents of it in {settings.lake}/runs. Either it has not come to its task "
             "`plan` yet, or there was no such run, or its documents have expired. `airflow dags list-runs "
             f"fruit_features` lists the runs; known here: {shown}"
         )
@@ -212,54 +177,40 @@ def _dag_run_id(publication: Publication) -> str:
     return re.sub(r"#\d+$", "", str(publication.run_id))
 
 
-def _work(documents: Documents) -> Work:
-    featurize = documents.get("featurize", {})
-    featurizing = (
-        Featurizing(*(featurize[name] for name in ("images", "images_per_second", "bytes", "stages")))
-        if featurize.get("images")
-        else None
-    )
-    return Work(tuple(_task(name, document) for name, document in documents.items()), featurizing)
+def _work(documents: RunDocuments) -> Work:
+    featurized = documents.featurized
+    return Work(tuple(documents), featurized if featurized and featurized.images else None)
 
 
-def _task(name: TaskName, document: Mapping[str, Any]) -> TaskReport:
-    return TaskReport(
-        name=name,
-        state=document["state"],
-        attempt=document["attempt"],
-        started_at=datetime.fromisoformat(document["started_at"]),
-        wall_seconds=document.get("wall_seconds"),
-        stages=document.get("seconds", {}),
-        versions=document.get("versions", {}),
-        error=document.get("error"),
-    )
+def _tables_of_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> Tables | None:
+    """The tables as a run sees them: the snapshots that its tasks wrote, else those that it started from."""
+    snapshots: dict[TableName, int] = dict(planned.base.snapshots)
+    for document in (documents.featurize, documents.pca):
+        if document and document.done and document.done.wrote:
+            snapshots |= document.done.wrote
+    pca_id = documents.pca.done.pca_id if documents.pca and documents.pca.done else None
+    base = planned.base.publication
+    if pca_id is None and base.model_id == planned.model_id:  # another backbone's PCA is not the run's
+        pca_id = base.pca_id
+    return read_tables(lake, snapshots, planned.model_id, pca_id)
 
 
-def _tables_of_run(lake: Lake, plan: Mapping[str, Any], pca_id: str | None) -> Tables | None:
-    """The tables as a run sees them: on its branches where it wrote, else where it started from."""
-    snapshots = {name: run_head(lake, name, plan) for name in DATA_TABLES}
-    base, model_id = plan["base"], plan["model_id"]
-    if pca_id is None and base["model_id"] == model_id:  # another backbone's PCA is not the run's
-        pca_id = base["pca_id"]
-    return read_tables(lake, snapshots, model_id, pca_id)
-
-
-def _building(plan: Mapping[str, Any]) -> Building | None:
-    return Building(plan["base"]["model_id"], plan["remaining"]) if plan.get("building") else None
+def _building(planned: PlannedRun) -> Building | None:
+    return Building(str(planned.base.publication.model_id), planned.remaining) if planned.building else None
 
 
 def _history(lake: Lake, published: Sequence[Publication]) -> tuple[PastPublication, ...]:
     """The newest publications, with what their PCA explains."""
     if not published:
         return ()
-    models = lake.read("pca_models", published[-1].snapshots["pca_models"], ("pca_id", "explained_variance_ratio"))
-    explained = {row["pca_id"]: sum(row["explained_variance_ratio"]) for row in models.to_pylist()}
+    versions = fitted_versions(lake, published[-1].snapshots["pca_models"])
+    explained = {version.pca_id: version.explained_variance for version in versions}
     newest = published[-MOST_PUBLICATIONS:]
-    return tuple(PastPublication(one, explained.get(str(one.pca_id))) for one in newest)
+    return tuple(PastPublication(publication, explained.get(str(publication.pca_id))) for publication in newest)
 
 
 def _examples(by_reason: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[QuarantinedObject, ...]:
     """The first of each reason, then the second of each, as long as there is room; in the order of the reasons."""
-    places = [(turn, reason) for reason, rows in enumerate(by_reason) for turn in range(len(rows))]
+    places = [(rank, reason) for reason, rows in enumerate(by_reason) for rank in range(len(rows))]
     chosen = sorted(sorted(places)[:MOST_EXAMPLES], key=lambda place: place[::-1])
-    return tuple(QuarantinedObject(**by_reason[reason][turn]) for turn, reason in chosen)
+    return tuple(QuarantinedObject(**by_reason[reason][rank]) for rank, reason in chosen)

@@ -1,0 +1,113 @@
+"""The current state, read in one place: what readers see, and what became of the last runs."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, publications
+from fruits.run.documents import RunDocuments, last_written, read_documents
+from fruits.settings import Settings
+
+RunOutcome = Literal["published", "nothing to do", "dry run", "failed", "running", "unfinished"]
+
+
+@dataclass(frozen=True)
+class FittedVersion:
+    """A PCA version without its matrices; ``explained_variance_ratio`` has one share per component."""
+
+    pca_id: str
+    model_id: str
+    n: int
+    k: int
+    n_components: str
+    explained_variance_ratio: Sequence[float]
+    held_out_unexplained: float | None
+    reason: str
+    fitted_at: datetime
+
+    @property
+    def explained_variance(self) -> float:
+        """Share of the fit split's variance that all components explain."""
+        return sum(self.explained_variance_ratio)
+
+
+_COLUMNS = tuple(FittedVersion.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class State:
+    """What readers see: a publication, its PCA version, and its quarantined objects by reason."""
+
+    publication: Publication
+    pca: FittedVersion | None
+    quarantine: Mapping[str, int]
+
+
+def read_state(lake: Lake, published: Sequence[Publication] | None = None) -> State | None:
+    """The state of the current publication; None when nothing has been published yet."""
+    known = publications(lake) if published is None else published
+    if not known:
+        return None
+    current = known[-1]
+    return State(
+        current,
+        fitted_version(lake, current.snapshots["pca_models"], current.pca_id),
+        quarantine_reasons(lake, current.snapshots["quarantine"], str(current.model_id)),
+    )
+
+
+def fitted_versions(lake: Lake, snapshot_id: int, **equal: str) -> list[FittedVersion]:
+    """The PCA versions at a snapshot of `pca_models`, the oldest first."""
+    rows = lake.read("pca_models", snapshot_id, _COLUMNS, **equal).to_pylist()
+    return sorted((FittedVersion(**row) for row in rows), key=lambda version: version.fitted_at)
+
+
+def fitted_version(lake: Lake, snapshot_id: int, pca_id: str | None) -> FittedVersion | None:
+    """A PCA version at a snapshot of `pca_models`; None when it is not there."""
+    return next(iter(fitted_versions(lake, snapshot_id, pca_id=pca_id or "")), None)
+
+
+def quarantine_reasons(lake: Lake, snapshot_id: int, model_id: str) -> dict[str, int]:
+    """Quarantined objects of a backbone by reason, in the order of the reasons' names."""
+    counts: Counter[str] = Counter()
+    for batch in lake.batches("quarantine", snapshot_id, ("reason",), model_id=model_id):
+        counts.update(batch["reason"].to_pylist())
+    return dict(sorted(counts.items()))
+
+
+def runs(settings: Settings) -> Iterator[tuple[str, RunDocuments]]:
+    """The runs that make rows, not those of maintenance, the newest first: key and documents, read one by one."""
+    for key in last_written(settings):
+        documents = read_documents(settings, key).current()
+        if documents and not documents.of_maintenance:
+            yield key, documents
+
+
+def outcome_of(documents: RunDocuments) -> RunOutcome:
+    """What became of a run."""
+    states = {document.state for document in documents}
+    planned = documents.planned
+    if "failed" in states:
+        return "failed"
+    if documents.publish is not None and documents.publish.state == "succeeded":
+        return "published"
+    if "running" in states:
+        return "running"
+    if planned is None:
+        return "unfinished"
+    if planned.request.dry_run:
+        return "dry run"
+    return "unfinished" if planned.work else "nothing to do"
+
+
+def error_of(documents: RunDocuments) -> str | None:
+    """Why a run failed; None when it did not."""
+    return next((document.error for document in documents if document.error), None)
+
+
+def wall_seconds(documents: RunDocuments) -> float:
+    """Seconds of all tasks of a run together."""
+    return sum(document.wall_seconds or 0.0 for document in documents)
