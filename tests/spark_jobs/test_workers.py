@@ -48,7 +48,7 @@ def test_no_python(failure, monkeypatch):
 def test_another_release(failure, monkeypatch):
     newer = {**fruits.spark.release.release(), "fruits": "0.2.0+0123456789ab"}
     error = failure(lambda _: monkeypatch.setattr(fruits.spark.release, "release", lambda: newer))
-    assert "is of another release than the driver: it has fruits 0.1.0+" in error
+    assert f"is of another release than the driver: it has fruits {fruits.__version__}+" in error
     assert "; the driver has fruits 0.2.0+0123456789ab. Rebuild the workers' image (make up)" in error
 
 

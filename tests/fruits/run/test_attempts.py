@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
+from fruits.analysis.moments import Moments
 from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
 from fruits.lake.catalog import Lake
+from fruits.lake.pca_tables import save_statistics
 from fruits.lake.publication import current_base, publications
 from fruits.lake.schemas import DATA_TABLES, QUARANTINE
 from fruits.run.documents import (
@@ -95,6 +97,8 @@ def job(lake, task):
             start_branch(lake, name, writer.branch, start[name])
         if task == "featurize":
             mark(lake, writer, writer.attempt)
+        if task == "pca":
+            save_statistics(lake, writer, "m", Moments.empty(2), RUN_ID)
         recorder.record(result_of(lake, task, writer, start))
     return writer
 
@@ -154,8 +158,8 @@ class TestATaskThatIsClearedAlone:
     def test_publish_refuses_and_names_the_task_to_clear(self, lake, planned, cleared, to_clear):
         jobs(lake, "featurize", "pca", "validate", cleared)
         assert refusal(lake) == (
-            f"run {KEY}: its {cleared} job ran again after its {to_clear} job; clear the run from `{to_clear}`, so that "
-            "every task works on the same rows"
+            f"run {KEY}: its {cleared} job ran again after its {to_clear} job; clear the run from `{to_clear}`, so "
+            "that every task works on the same rows"
         )
 
     def test_validate_refuses_too(self, lake, planned):
@@ -224,13 +228,15 @@ STRANGER = Writer("another_run", "featurize_7_abcdef")
 
 @pytest.mark.parametrize("stranger", [STRANGER, Writer(KEY, "featurize_7_abcdef")], ids=["run", "attempt"])
 def test_a_snapshot_of_another_process_on_an_attempts_branch_ends_the_job_by_name(lake, planned, stranger):
-    with pytest.raises(FruitsError, match=f"written by run {stranger.run}, attempt {stranger.attempt}, and not by"):
-        with attempt(lake, "featurize") as (recorder, start):
-            writer = recorder.document.writer(KEY)
-            for name in WRITTEN["featurize"]:
-                start_branch(lake, name, writer.branch, start[name])
-            mark_as(lake, stranger, writer.branch)
-            result_of(lake, "featurize", writer, start)
+    with (
+        pytest.raises(FruitsError, match=f"written by run {stranger.run}, attempt {stranger.attempt}, and not by"),
+        attempt(lake, "featurize") as (recorder, start),
+    ):
+        writer = recorder.document.writer(KEY)
+        for name in WRITTEN["featurize"]:
+            start_branch(lake, name, writer.branch, start[name])
+        mark_as(lake, stranger, writer.branch)
+        result_of(lake, "featurize", writer, start)
     with pytest.raises(FruitsError, match="its featurize job has not succeeded"):
         job(lake, "pca")
 
