@@ -20,7 +20,7 @@ def overlapped(chain, new_settings, first):
     Gives the settings, the backfill's keys, what readers found after the backfill was published, and what the live
     run's publication said.
     """
-    settings = new_settings("s3", bucket=first.settings.bucket, min_probe_ratio=0)
+    settings = new_settings("s3", bucket=first.settings.bucket, min_probe_ratio=0, max_quarantined_share=0.9)
     keys = sorted(first.photos)[::2]
     chain.plan(settings, "backfill", keys=keys)
     chain.plan(settings, "live")
