@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 
 from fruits.backbones.card import Card, sha256, slug
 from fruits.backbones.runtime import Backbone
@@ -82,9 +82,9 @@ def load_backbone(settings: Settings, model_id: str) -> Backbone:
     return Backbone(card, flatbuffer)
 
 
-@cache
+@lru_cache(maxsize=1)
 def load_backbone_once(settings: Settings, model_id: str) -> Backbone:
-    """``load_backbone``, cached for the life of the process: an executor's Python worker runs many tasks."""
+    """``load_backbone``, kept until another backbone is asked for: an executor's Python worker runs many tasks."""
     return load_backbone(settings, model_id)
 
 

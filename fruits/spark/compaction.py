@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.lake.branches import change_refs, commit_rows
+from fruits.lake.branches import change_refs
 from fruits.lake.schemas import PUBLICATIONS, TableDefinition, TableName
 from fruits.run.upkeep import (
     FEWEST_SMALL_FILES,
@@ -30,18 +30,9 @@ _BEFORE_ALL = "TIMESTAMP '1970-01-01 00:00:00'"
 
 def drop_versions(tables: Tables, versions: tuple[str, ...]) -> None:
     """Delete PCA versions and their embeddings from the branch: whole files, for they are partitioned by version."""
-    from pyiceberg.expressions import In
-
     if versions:
-        listed = ", ".join(f"'{version}'" for version in versions)
-        tables.delete("embeddings", f"pca_id IN ({listed})")
-        expired, branch = In("pca_id", versions), tables.writer.branch
-        commit_rows(
-            tables.lake,
-            "pca_models",
-            lambda change: change.delete(expired, branch=branch, snapshot_properties=tables.writer.snapshot_properties),
-            branch=branch,
-        )
+        for name in ("embeddings", "pca_models"):
+            tables.delete_versions(name, versions)
 
 
 def rewrite(tables: Tables, definition: TableDefinition, *, rewrite_all: bool) -> None:

@@ -98,7 +98,7 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
         pca_id = pca_identity(model_id, pca)
     known = {version.pca_id for version in load_versions(job.lake, job.start["pca_models"], model_id)}
     if pca_id in known:  # the same fit again: its rows and its version are replaced, not doubled
-        job.tables.delete("embeddings", f"pca_id = '{pca_id}'")
+        job.tables.delete_versions("embeddings", (pca_id,))
     with job.phase("project"):
         projected = project(job, pca_id, pca, job.features())
     version = PCAVersion(

@@ -3,12 +3,13 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from fruits.errors import FruitsError
 from fruits.lake.catalog import spark_configuration
 from fruits.run.documents import TaskRecorder
 from fruits.settings import Settings
@@ -20,32 +21,35 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruits")
 
-_SESSION = {
-    "spark.sql.session.timeZone": "UTC",
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+_PROCESS = {
     "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",  # one thread per task: more only wait for each other
     "spark.python.worker.reuse": "true",  # a worker keeps its backbone from task to task
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
 }
+"""What Spark reads once, when it starts."""
+
+_SESSION = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+}
+
+_EXTENSIONS = "spark.sql.extensions"
 
 
 @contextmanager
 def session(name: str, settings: Settings, recorder: TaskRecorder[Any]) -> Iterator["SparkSession"]:
-    """A session that knows the lake's catalog; where the process has one already, a new session beside it."""
-    from pyspark.sql import SparkSession
+    """A session that knows the lake's catalog; where the process has Spark running already, a new session beside it.
 
-    configuration = {**spark_configuration(settings), **_SESSION}
-    running = SparkSession.getActiveSession()
+    Such a session shares nothing but Spark itself: views, settings, catalog and snapshot properties are its own.
+    """
+    running = running_session()
     with recorder.phase("session"):
         if running is None:
             check_master()
-            spark = _new_session(name, configuration)
+            spark = start_session(name, spark_configuration(settings))
         else:
-            spark = running.newSession()
-            for key, value in configuration.items():
-                if spark.conf.isModifiable(key) or key.startswith("spark.sql.catalog."):
-                    spark.conf.set(key, value)
+            spark = session_beside(running, settings)
         recorder.version("spark", spark.version)
     try:
         with recorder.phase("session"):
@@ -57,13 +61,45 @@ def session(name: str, settings: Settings, recorder: TaskRecorder[Any]) -> Itera
             spark.stop()
 
 
-def _new_session(name: str, configuration: dict[str, str]) -> "SparkSession":
+def running_session() -> "SparkSession | None":
+    """A session of this process, whatever thread started it; None when there is none."""
+    from pyspark.errors import PySparkRuntimeError
+    from pyspark.sql import SparkSession
+
+    try:
+        return SparkSession.active()
+    except PySparkRuntimeError:
+        return None
+
+
+def start_session(name: str, configuration: Mapping[str, str]) -> "SparkSession":
+    """Start Spark in this process, as the jobs need it and with ``configuration``."""
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName(name)
-    for key, value in configuration.items():
+    for key, value in {**_PROCESS, **_SESSION, **configuration}.items():
         builder = builder.config(key, value)
     return builder.getOrCreate()
+
+
+def session_beside(running: "SparkSession", settings: Settings) -> "SparkSession":
+    """A new session of a running Spark, with the lake's catalog in place of any other of that name.
+
+    Raises:
+        FruitsError: when Spark was started without Iceberg's extension, which no session can add.
+    """
+    configuration = spark_configuration(settings)
+    extension = configuration.pop(_EXTENSIONS)
+    if extension not in (running.conf.get(_EXTENSIONS, "") or "").split(","):
+        raise FruitsError(f"Spark session: it was started without {_EXTENSIONS}={extension}; start it with that")
+    spark = running.newSession()
+    catalog = f"spark.sql.catalog.{settings.catalog_name}"
+    for key in spark.conf.getAll:
+        if key.startswith(f"{catalog}."):  # else a lake in a folder would have the endpoint of a lake in S3
+            spark.conf.unset(key)
+    for key, value in {**_SESSION, **configuration}.items():
+        spark.conf.set(key, value)
+    return spark
 
 
 def map_batches(rows: "DataFrame", function: BatchFunction, schema: pa.Schema) -> "DataFrame":

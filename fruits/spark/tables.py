@@ -1,10 +1,10 @@
 """The tables of a lake as Spark reads and writes them: at a snapshot, or on the branch of an attempt."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fruits.lake.branches import Writer, start_branch, verified_head
+from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 
@@ -59,15 +59,24 @@ class Tables:
         """Append rows to the writer's branch of a table."""
         rows.writeTo(self.branch(name)).append()
 
-    def delete(self, name: TableName, condition: str) -> None:
-        """Delete rows from the writer's branch of a table; ``condition`` is SQL of our own names and hashes."""
-        self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {condition}")  # noqa: S608
-
     def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str) -> None:
         """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table."""
         if keys.num_rows:
             self.spark.createDataFrame(keys).createOrReplaceTempView("removed")
-            self.delete(name, f"model_id = '{model_id}' AND key IN (SELECT key FROM removed)")  # noqa: S608
+            condition = f"model_id = '{model_id}' AND key IN (SELECT key FROM removed)"  # noqa: S608 -- our own names
+            self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {condition}")  # noqa: S608
+
+    def delete_versions(self, name: TableName, versions: Collection[str]) -> None:
+        """Delete the rows of PCA versions from the writer's branch of a table.
+
+        Through PyIceberg: Spark would drop whole files of such rows too, in a snapshot without the writer's properties
+        (Iceberg 1.12).
+        """
+        from pyiceberg.expressions import In
+
+        rows = In("pca_id", tuple(versions))
+        commit = {"branch": self.writer.branch, "snapshot_properties": self.writer.snapshot_properties}
+        commit_rows(self.lake, name, lambda change: change.delete(rows, **commit), branch=self.writer.branch)
 
     def call(self, procedure: str, name: TableName, arguments: str) -> "list[Row]":
         """Call one of Iceberg's procedures on a table."""

@@ -1,36 +1,49 @@
-"""The chain as the DAG runs it, in this process: a real plan, the real Spark jobs in one JVM, a real publication."""
+"""The chain as the DAG runs it, in this process: a real plan, the real Spark jobs in one JVM, a real publication.
+
+The jobs find the session of ``spark`` and work in new sessions beside it. A test that needs a Spark of its own starts a
+process: ``spark_submit``, or a cluster (``standalone.py``).
+"""
 
 import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import obstore
+import pyarrow as pa
 import pytest
+from pyiceberg.expressions import EqualTo
 
 from fruits.errors import ExitCode
-from fruits.lake.catalog import Lake
+from fruits.lake.branches import Writer, commit_rows, start_branch
+from fruits.lake.catalog import Lake, spark_configuration
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
-from fruits.run.documents import RunDocuments, TaskName, read_documents
+from fruits.run.documents import RunDocuments, TaskName, read_documents, run_store
 from fruits.run.lease import current_lease, release_lease
 from fruits.run.request import resolve_request
 from fruits.run.state import WRITTEN, PlannedRun, run_key
 from fruits.settings import Settings
+from fruits.spark.session import start_session
 from fruits.steps.plan import plan_run
 from fruits.steps.publish import publish_run
-from fruits.stores import lake_store, photo_store, write_bytes
+from fruits.stores import lake_store, photo_store, read_json, write_bytes, write_json
 from local.stack import Stack, make_bucket
 from sample_photos import BROKEN, draw, draw_broken
 from tests.loading import load_file
 
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
 ROOT = Path(__file__).parents[2]
+SCHEMAS = {table.name: table.schema for table in TABLES}
 JOBS: tuple[TaskName, ...] = ("featurize", "pca", "validate")
 LABELS = ("Apple Red", "Banana", "Kiwi")
 
@@ -107,15 +120,43 @@ class Chain:
     def branch_rows(self, settings: Settings, run_id: str, name: TableName) -> list[Any]:
         """What the last attempt of a run's task left on its branch of a table, by key."""
         lake = Lake.open(settings)
-        rows = lake.read(name, lake.head(name, self.branch(settings, run_id, name))).to_pylist()
+        rows = lake.read(name, lake.head(name, self.writer(settings, run_id, name).branch)).to_pylist()
         return sorted(rows, key=lambda row: str(row.get("key")))
 
-    def branch(self, settings: Settings, run_id: str, name: TableName) -> str:
-        """The branch of the last attempt of the task that writes a table."""
+    def writer(self, settings: Settings, run_id: str, name: TableName) -> Writer:
+        """The last attempt of a run's task that writes a table."""
         (task,) = [task for task, tables in WRITTEN.items() if name in tables]
         document = self.documents(settings, run_id).of(task)
         assert document is not None
-        return document.writer(run_key(run_id)).branch
+        return document.writer(run_key(run_id))
+
+    @contextmanager
+    def written_otherwise(
+        self, settings: Settings, run_id: str, name: TableName, key: str, rows: list[Any]
+    ) -> Iterator[int]:
+        """Inside, ``rows`` are all that a table has for ``key``, as if the task that writes the table had done that.
+
+        Gives the snapshot. The documents of `featurize` and `pca` name it where they named the snapshot that was there.
+        """
+        lake, store = Lake.open(settings), run_store(settings, run_key(run_id))
+        branch = self.writer(settings, run_id, name).branch
+        before = lake.head(name, branch)
+        assert before is not None
+        after = replace_rows(lake, self.writer(settings, run_id, name), name, key, rows)
+        originals, altered = {}, {}
+        for task in WRITTEN:
+            with suppress(FileNotFoundError):
+                originals[task] = read_json(store, f"{task}.json")
+        for task, document in originals.items():
+            altered[task] = {**document, "result": naming(document["result"], name, after)}
+            write_json(store, f"{task}.json", altered[task])
+        try:
+            yield after
+        finally:
+            for task, document in originals.items():
+                if read_json(store, f"{task}.json") == altered[task]:  # else the task ran meanwhile
+                    write_json(store, f"{task}.json", document)
+            start_branch(lake, name, branch, before)
 
     def photo(self, number: int, label: str = LABELS[0]) -> bytes:
         """A small sound photo."""
@@ -133,6 +174,31 @@ class Chain:
         """Where ``main`` of each table is."""
         lake = Lake.open(settings)
         return {table.name: lake.head(table.name) for table in TABLES}
+
+
+def replace_rows(lake: Lake, writer: Writer, name: TableName, key: str, rows: list[Any]) -> int:
+    """Put ``rows`` in place of those of ``key`` on an attempt's branch of a table; returns the snapshot at its end."""
+    commit = {"branch": writer.branch, "snapshot_properties": writer.snapshot_properties}
+
+    def change(transaction: Any) -> None:
+        transaction.delete(EqualTo("key", key), **commit)
+        if rows:
+            transaction.append(pa.Table.from_pylist(rows, schema=SCHEMAS[name]), **commit)
+
+    commit_rows(lake, name, change, branch=writer.branch)
+    head = lake.head(name, writer.branch)
+    assert head is not None
+    return head
+
+
+def naming(result: Any, name: TableName, snapshot: int) -> Any:
+    """The result of a task's document with another snapshot of a table."""
+    if result is None:
+        return None
+    changed = {
+        field: {**result[field], name: snapshot} for field in ("read", "wrote") if name in (result.get(field) or {})
+    }
+    return {**result, **changed}
 
 
 @contextmanager
@@ -155,20 +221,53 @@ def job_module(job: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def chain(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
-    """The chain, with one JVM for the session: it starts with the first job and keeps its environment."""
-    folder = tmp_path_factory.mktemp("spark")
+def spark(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[SparkSession]":
+    """The one Spark of this process; the jobs of all tests work in new sessions beside it."""
     options = (
-        "--master local[2] --driver-memory 1g --conf spark.ui.enabled=false "
-        f"--conf spark.sql.warehouse.dir={folder} "
+        "--master local[2] --driver-memory 1g "
         "--driver-java-options -XX:TieredStopAtLevel=1"  # nothing here runs long enough to repay a better compilation
     )
+    nowhere = Settings.load(lake="file:///nowhere", catalog_uri="sqlite:////nowhere/catalog.db")
+    configuration = {
+        "spark.sql.extensions": spark_configuration(nowhere)["spark.sql.extensions"],
+        "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("spark")),
+        "spark.ui.enabled": "false",
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         patch.setenv("PYSPARK_DRIVER_PYTHON", sys.executable)
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-        yield Chain({job: job_module(job) for job in (*JOBS, "maintain")})
+        session = start_session("fruits tests", configuration)
+        yield session
+        session.stop()
+
+
+@pytest.fixture(scope="session")
+def chain(spark: "SparkSession") -> Chain:
+    """The chain; its jobs run in this process and its Spark."""
+    return Chain({job: job_module(job) for job in (*JOBS, "maintain")})
+
+
+@pytest.fixture
+def spark_submit() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Runs a script as the DAG does: a process of its own, from the environment's spark-submit."""
+
+    def submit(*arguments: object, **variables: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [Path(sys.prefix) / "bin" / "spark-submit", "--conf", "spark.ui.enabled=false", *map(str, arguments)],
+            env={
+                **{name: value for name, value in os.environ.items() if name != "PYSPARK_SUBMIT_ARGS"},
+                "PYSPARK_PYTHON": sys.executable,
+                "PYSPARK_DRIVER_PYTHON": sys.executable,
+                **variables,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return submit
 
 
 @pytest.fixture(scope="session")

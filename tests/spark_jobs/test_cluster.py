@@ -83,13 +83,11 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
     for table in ("features", "quarantine"):
         assert contents(chain.rows(settings, table)) == contents(chain.rows(local, table))
     documents = chain.documents(settings, "clustered")
-    assert documents["featurize"]["images"] == len(first.photos)
-    verdicts = [
-        {gate["name"]: gate["passed"] for gate in run["validate"]["gates"]} for run in (documents, first.documents)
-    ]
+    assert documents.featurize.result.images == len(first.photos)
+    verdicts = [{gate.name: gate.passed for gate in run.validate.result.gates} for run in (documents, first.documents)]
     assert verdicts[0] == verdicts[1]
 
-    (mine, my_pca), (theirs, their_pca) = (fitted(chain, one, first.documents["plan"]) for one in (settings, local))
+    (mine, my_pca), (theirs, their_pca) = (fitted(chain, one, first.documents.planned) for one in (settings, local))
     assert mine.n == theirs.n
     np.testing.assert_allclose(mine.mean, theirs.mean, rtol=1e-12, atol=1e-12 * np.abs(theirs.mean).max())
     np.testing.assert_allclose(mine.scatter, theirs.scatter, rtol=1e-12, atol=1e-12 * np.abs(theirs.scatter).max())
@@ -113,11 +111,11 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
     assert len(executors) == 3
 
 
-def fitted(chain, settings, plan):
+def fitted(chain, settings, planned):
     """Statistics and PCA that a lake's readers find."""
     lake, snapshots = Lake.open(settings), chain.published(settings).snapshots
-    moments = load_statistics(lake, snapshots["pca_statistics"], plan["model_id"], plan["card"]["feature_width"])
-    return moments, load_versions(lake, snapshots["pca_models"], plan["model_id"])[-1].pca
+    moments = load_statistics(lake, snapshots["pca_statistics"], planned.model_id, planned.backbone.feature_width)
+    return moments, load_versions(lake, snapshots["pca_models"], planned.model_id)[-1].pca
 
 
 class TestPackedEnvironment:
@@ -144,10 +142,10 @@ class TestPackedEnvironment:
         options = {"--archives": f"{archive}#environment", "spark.cores.max": 1, **PACKED}
         code, said = submit("featurize", settings, "altered", **options)
         assert code == ExitCode.BAD_INPUT, said
-        document = chain.documents(settings, "altered")["featurize"]
-        assert document["mendable"]
-        assert "is of another release than the driver: it has fruits 0.1.0+" in document["error"]
-        assert "make package" in document["error"]
+        document = chain.documents(settings, "altered").featurize
+        assert not document.retryable
+        assert f"is of another release than the driver: it has fruits {fruits.__version__}+" in document.error
+        assert "make package" in document.error
         assert chain.branch_rows(settings, "altered", "features") == []
 
 
@@ -155,7 +153,8 @@ WHERE_PYTHON_IS = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "spark_jobs")!r})
 import featurize, pyarrow as pa
-from fruits.spark.session import map_batches, run_job
+from fruits.spark.job import run_job
+from fruits.spark.session import map_batches
 from pyspark import cloudpickle
 cloudpickle.register_pickle_by_value(featurize)
 
@@ -164,7 +163,7 @@ def work(job):
         import os, sys, fruits
         for _ in batches:
             yield pa.RecordBatch.from_pylist([{{"said": f"{{os.path.abspath(sys.prefix)}} {{fruits.__file__}}"}}])
-    rows = map_batches(job.spark.range(0, 1, 1, 1), where, pa.schema([("said", pa.string())]))
+    rows = map_batches(job.tables.spark.range(0, 1, 1, 1), where, pa.schema([("said", pa.string())]))
     print("EXECUTOR", rows.first().said, flush=True)
     featurize.featurize(job)
 
@@ -184,10 +183,10 @@ def altered_environment(folder):
     with tarfile.open(archive, "w:gz") as tar:
         package().add_python(tar, package().python_of(ENVIRONMENT))
         tar.add(
-            LIBRARY, f"{packages}/fruits", filter=lambda entry: None if entry.name.endswith("/images.py") else entry
+            LIBRARY, f"{packages}/fruits", filter=lambda entry: None if entry.name.endswith("/decode.py") else entry
         )
         files = {
-            f"{packages}/fruits/photos/decode.py": (LIBRARY / "images.py").read_bytes() + alteration,
+            f"{packages}/fruits/photos/decode.py": (LIBRARY / "photos" / "decode.py").read_bytes() + alteration,
             f"{packages}/others.pth": f"{ENVIRONMENT / packages}\n".encode(),
         }
         for name, content in files.items():
@@ -230,7 +229,7 @@ def test_a_worker_that_dies_in_the_middle_changes_no_row(chain, first, cluster, 
     assert lost, "the executor was gone before the job was"
     for table in ("features", "quarantine"):
         assert contents(chain.branch_rows(settings, "struck", table)) == contents(chain.rows(first.settings, table))
-    assert chain.documents(settings, "struck")["featurize"]["images"] == len(first.photos)
+    assert chain.documents(settings, "struck").featurize.result.images == len(first.photos)
     cluster.start_worker()
 
 
@@ -241,13 +240,6 @@ def events(cluster, application):
 
 
 class TestAClusterThatCannot:
-    def test_a_master_that_does_not_answer_is_named_with_its_connection(self, chain, submit, planned):
-        master = f"spark://127.0.0.1:{free_port()}"
-        error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, **{"--master": master})
-        assert f"Spark master {master} does not answer" in error
-        assert "Connection refused" in error
-        assert "spark_default" in error
-
     def test_workers_that_are_too_small_end_the_wait(self, chain, submit, planned):
         error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, seconds=5, **{"spark.executor.memory": "64g"})
         assert "no executor within 5 s (FRUITS_EXECUTOR_SECONDS)" in error
@@ -267,6 +259,6 @@ class TestAClusterThatCannot:
         code, said = submit("featurize", settings, "in-vain", **options)
         assert code == expected, said
         assert "Traceback" not in said
-        document = chain.documents(settings, "in-vain")["featurize"]
-        assert document["error"] in said
-        return document["error"]
+        document = chain.documents(settings, "in-vain").featurize
+        assert document.error in said
+        return document.error

@@ -1,30 +1,28 @@
 import hashlib
 import io
-import os
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import obstore
 import pytest
 from PIL import Image
 
-import fruits.spark.session
+import fruits.spark.featurizing
 from fruits.backbones.stage import load_backbone, staged_card
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import FEATURES, QUARANTINE
 from fruits.photos.decode import Limits, decode, needed_side, perceptual_hash, preprocess
 from fruits.photos.featurize import STAGES
-from fruits.run.documents import run_store
 from fruits.run.state import run_key
-from fruits.stores import lake_store, photo_store, read_json
+from fruits.spark import executors
+from fruits.stores import lake_store, photo_store
 from sample_photos import BROKEN
+from tests.spark_jobs.conftest import ROOT
 
 pytestmark = [pytest.mark.jobs]
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +73,10 @@ class TestPublishedTables:
             assert row["format"] == Image.open(io.BytesIO(data)).format
             assert row["last_modified"] == modified[key]
             assert row["run_id"] == first.run_id
-            assert row["model_id"] == first.documents["plan"]["model_id"]
+            assert row["model_id"] == first.documents.planned.model_id
 
     def test_a_vector_is_the_backbones_function_of_the_bytes(self, first, sound, vectors):
-        backbone = load_backbone(first.settings, first.documents["plan"]["model_id"])
+        backbone = load_backbone(first.settings, first.documents.planned.model_id)
         preprocessing = backbone.card.preprocessing
         for key, data in sound.items():
             photo = decode(data, Limits(10**8, 10**8), needed_side(preprocessing))
@@ -92,24 +90,33 @@ class TestPublishedTables:
         assert len(chain.rows(first.settings, "features")) == len(sound)
 
     def test_the_document_counts_what_is_in_the_tables(self, first, sound):
-        document = first.documents["featurize"]
-        assert (document["state"], document["attempt"]) == ("succeeded", 1)
-        assert (document["images"], document["features"], document["removed"]) == (len(first.photos), len(sound), 0)
-        assert document["quarantine"] == {str(reason): 1 for reason in BROKEN.values()}
-        assert document["bytes"] == sum(len(data) for data in first.photos.values())
-        assert set(document["stages"]) == set(STAGES)
-        assert document["stages"]["infer"] > 0
-        assert document["images_per_second"] > 0
-        assert {"session", "featurize", "write"} <= set(document["seconds"])
-        assert document["wall_seconds"] >= sum(document["seconds"].values()) - 0.1
-        assert set(document["versions"]) == {"fruits", "python", "spark"}
+        document = first.documents.featurize
+        result = document.result
+        assert (document.state, document.attempt) == ("succeeded", 1)
+        assert (result.images, result.features, result.removed) == (len(first.photos), len(sound), 0)
+        assert result.quarantine == {str(reason): 1 for reason in BROKEN.values()}
+        assert result.bytes == sum(len(data) for data in first.photos.values())
+        assert set(result.photo_seconds) == set(STAGES)
+        assert result.photo_seconds["infer"] > 0
+        assert result.images_per_second > 0
+        assert {"session", "featurize", "write"} <= set(document.seconds)
+        assert document.wall_seconds >= sum(document.seconds.values()) - 0.1
+        assert set(document.versions) == {"fruits", "python", "spark"}
+
+    def test_the_document_names_the_snapshots_that_are_published(self, chain, first):
+        snapshots = chain.published(first.settings).snapshots
+        assert first.documents.featurize.result.wrote == {name: snapshots[name] for name in ("features", "quarantine")}
+        for table in (FEATURES, QUARANTINE):
+            summary = Lake.open(first.settings).table(table.name).snapshot_by_id(snapshots[table.name]).summary
+            writer = first.documents.featurize.writer(run_key(first.run_id))
+            assert {name: summary[name] for name in writer.snapshot_properties} == writer.snapshot_properties
 
 
 def test_a_failed_attempt_leaves_main_alone_and_the_retry_gives_the_same_bits_once(
     chain, first, new_settings, sound, vectors, monkeypatch
 ):
     """The retry runs with other tasks, other batches and another order than the first run."""
-    settings = new_settings(bucket=first.settings.bucket, photos_per_task=1, gets_in_flight=2)
+    settings = new_settings(bucket=first.settings.bucket, photos_per_task=5, gets_in_flight=2)
     job, before = chain.jobs["featurize"], chain.heads(settings)
     chain.plan(settings, "again")
 
@@ -117,24 +124,24 @@ def test_a_failed_attempt_leaves_main_alone_and_the_retry_gives_the_same_bits_on
         write(*args)
         raise RuntimeError("the power went off")
 
-    write = job.write
+    write = job.write_outcomes
     with monkeypatch.context() as patch:
-        patch.setattr(job, "write", die_after_writing)
+        patch.setattr(job, "write_outcomes", die_after_writing)
         assert chain.submit("featurize", settings, "again") == ExitCode.UNEXPECTED
-    document = chain.documents(settings, "again")["featurize"]
-    assert (document["state"], document["mendable"], document["attempt"]) == ("failed", False, 1)
-    assert "the power went off" in document["error"]
+    document = chain.documents(settings, "again").featurize
+    assert (document.state, document.retryable, document.attempt) == ("failed", True, 1)
+    assert "the power went off" in document.error
     assert len(chain.branch_rows(settings, "again", "features")) == len(sound)
     assert chain.heads(settings) == before
 
-    monkeypatch.setattr(job, "BATCH", 3)
+    monkeypatch.setattr(fruits.spark.featurizing, "featurize", partial(executors.featurize, rows_per_batch=3))
     assert chain.submit("featurize", settings, "again") == ExitCode.OK
     rows = chain.branch_rows(settings, "again", "features")
     assert vectors_of(rows) == vectors
     assert len(rows) == len(sound)
     assert {row["run_id"] for row in rows} == {"again"}
     assert len(chain.branch_rows(settings, "again", "quarantine")) == len(BROKEN)
-    assert chain.documents(settings, "again")["featurize"]["attempt"] == 2
+    assert chain.documents(settings, "again").featurize.attempt == 2
     assert chain.heads(settings) == before
 
 
@@ -143,7 +150,7 @@ def test_a_row_says_what_was_read_where_the_object_changed_after_the_plan(chain,
     changed, gone, broken, kept = chain.photos(4)
     chain.put(settings, chain.photos(4))
     planned = chain.plan(settings, "late")
-    assert planned["counts"]["create"] == 4
+    assert planned.counts["create"] == 4
     chain.put(settings, {changed: chain.photo(50), broken: b"<html>"})
     chain.delete(settings, gone)
     assert chain.submit("featurize", settings, "late") == ExitCode.OK
@@ -174,28 +181,28 @@ class TestBadInput:
         (line,) = [
             record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name == "fruits"
         ]
-        document = chain.documents(settings, run_id)["featurize"]
-        assert (document["state"], document["mendable"], document["error"]) == ("failed", True, line)
+        document = chain.documents(settings, run_id).featurize
+        assert (document.state, document.retryable, document.error) == ("failed", False, line)
         assert chain.heads(settings) == before
         return line
 
     def test_a_run_without_a_plan(self, chain, planned, caplog):
         assert chain.submit("featurize", planned, "never planned") == ExitCode.BAD_INPUT
         assert f"run {run_key('never planned')}: no finished plan in {planned.lake}" in caplog.text
-        assert chain.documents(planned, "never planned") == {}
+        assert not chain.documents(planned, "never planned")
 
     def test_a_missing_bucket(self, chain, planned, caplog):
         line = self.refused(chain, planned.model_copy(update={"bucket": "no-such-bucket"}), caplog)
         assert "bucket 'no-such-bucket' does not exist" in line
         assert "FRUITS_BUCKET" in line
 
-    def test_wrong_credentials(self, chain, planned, caplog, monkeypatch):
-        monkeypatch.setitem(fruits.spark.session._SESSION, "spark.executorEnv.AWS_SECRET_ACCESS_KEY", "wrong")
+    def test_wrong_credentials(self, chain, spark, planned, caplog, monkeypatch):
+        monkeypatch.setitem(spark.sparkContext.environment, "AWS_SECRET_ACCESS_KEY", "wrong")
         assert "AWS_SECRET_ACCESS_KEY" in self.refused(chain, planned, caplog)
 
     def test_a_backbone_that_is_not_in_the_lake(self, chain, planned, caplog):
         models = lake_store(planned, "models")
-        model_id = chain.documents(planned, "r")["plan"]["model_id"]
+        model_id = chain.documents(planned, "r").planned.model_id
         obstore.rename(models, f"{model_id}/model.tflite", "elsewhere")
         line = self.refused(chain, planned, caplog)
         obstore.rename(models, "elsewhere", f"{model_id}/model.tflite")
@@ -207,51 +214,22 @@ class TestBadInput:
         assert "FRUITS_PHOTOS_PER_TASK" in caplog.text
 
 
-class TestSparkSubmit:
-    """The scripts as the DAG starts them: a process of their own, from the environment's spark-submit."""
-
-    def submit(self, *arguments, **environment):
-        program = Path(sys.prefix) / "bin" / "spark-submit"
-        return subprocess.run(
-            [program, "--master", "local[2]", "--conf", "spark.ui.enabled=false", *arguments],
-            env={
-                **{name: value for name, value in os.environ.items() if name != "PYSPARK_SUBMIT_ARGS"},
-                "PYSPARK_PYTHON": sys.executable,
-                "PYSPARK_DRIVER_PYTHON": sys.executable,
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def test_help_tells_what_the_job_does_and_what_it_takes(self, chain):
-        done = self.submit(ROOT / "spark_jobs" / "featurize.py", "--help")
-        assert done.returncode == ExitCode.OK
-        assert "Featurize the photos of a run's manifest" in done.stdout
-        assert "--run SLUG" in done.stdout
-
-    def test_another_process_gives_the_same_bits(self, chain, first, new_settings, sound, vectors):
-        settings = new_settings(bucket=first.settings.bucket)
-        chain.plan(settings, "elsewhere")
-        done = self.submit(
-            ROOT / "spark_jobs" / "featurize.py",
-            "--run",
-            run_key("elsewhere"),
-            FRUITS_LAKE=settings.lake,
-            FRUITS_CATALOG_URI=settings.catalog_uri.get_secret_value(),
-            FRUITS_BUCKET=settings.bucket,
-            FRUITS_S3_ENDPOINT=settings.s3_endpoint,
-        )
-        assert done.returncode == ExitCode.OK, done.stderr
-        assert read_json(run_store(settings, run_key("elsewhere")), "featurize.json")["features"] == len(sound)
-        assert vectors_of(chain.branch_rows(settings, "elsewhere", "features")) == vectors
+def test_another_process_gives_the_same_bits(chain, first, new_settings, spark_submit, sound, vectors):
+    """As the DAG starts the script: a process of its own, from the environment's spark-submit."""
+    settings = new_settings(bucket=first.settings.bucket)
+    chain.plan(settings, "elsewhere")
+    with chain.environment(settings):
+        script = ROOT / "spark_jobs" / "featurize.py"
+        done = spark_submit("--master", "local[2]", script, "--run", run_key("elsewhere"))
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert chain.documents(settings, "elsewhere").featurize.result.features == len(sound)
+    assert vectors_of(chain.branch_rows(settings, "elsewhere", "features")) == vectors
 
 
-@pytest.mark.parametrize("job", ["pca", "validate"])
+@pytest.mark.parametrize("job", ["featurize", "pca", "validate", "maintain"])
 def test_each_job_explains_itself(job):
     script = ROOT / "spark_jobs" / f"{job}.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.OK, done.stderr
-    assert "--run SLUG" in done.stdout
+    assert "--run KEY" in done.stdout
     assert "Exit codes: 0 done" in done.stdout

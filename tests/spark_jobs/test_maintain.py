@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from fruits.errors import ConflictError, ExitCode
-from fruits.lake.branches import branch_name, start_branch
+from fruits.lake.branches import Writer, run_of_branch, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import publications, publish, readable, roll_back
+from fruits.lake.publication import current_base, publication_id, publications, publish, readable, roll_back
 from fruits.lake.schemas import DATA_TABLES, TABLES
+from fruits.run.request import resolve_maintenance
 from fruits.run.state import run_key
-from fruits.run.upkeep import resolve_maintenance
 from fruits.steps.plan_maintenance import plan_maintenance
+from tests.spark_jobs.conftest import replace_rows
 
 pytestmark = [pytest.mark.jobs]
 
@@ -36,7 +37,7 @@ def maintain(chain, settings, run_id, **params):
     """The DAG's two tasks; returns the exit code and the job's document."""
     plan_maintenance(settings, resolve_maintenance(params, settings), run_id)
     code = chain.submit("maintain", settings, run_id)
-    return code, chain.documents(settings, run_id)["maintain"]
+    return code, chain.documents(settings, run_id).maintain
 
 
 def folder(settings):
@@ -101,15 +102,20 @@ def make_history(chain, settings):
     roll_back(lake, "2")
 
 
+DEAD = Writer(run_key("dead"), "featurize_1_abcdef")
+
+
 @pytest.fixture(scope="module")
 def seen(chain, new_settings):
-    """A history, a dead run, a live one, and litter; then a dry run, a crash, a maintenance run, and a second one."""
+    """A history, a dead run, a live one, and litter; then what each kind of maintenance run left: a dry one, one that
+    crashed, one that worked, a second one, and one that lost a row, and one that met a rollback. At last a run goes on.
+    """
     settings = new_settings(min_probe_ratio=0, retention_publications=1)
     make_history(chain, settings)
     chain.put(settings, {"Training/Kiwi/late.img": chain.photo(90)})
     plans = {run: chain.plan(settings, run) for run in ("dead", "live")}
-    for name, snapshot in plans["dead"]["base"]["snapshots"].items():
-        start_branch(Lake.open(settings), name, branch_name(run_key("dead")), snapshot)
+    for name, snapshot in plans["dead"].base.snapshots.items():
+        start_branch(Lake.open(settings), name, DEAD.branch, snapshot)
     assert chain.submit("featurize", settings, "live") == ExitCode.OK
     tables = folder(settings) / "tables" / "fruits"
     old, young = (tables / "features" / "data" / f"{name}.parquet" for name in ("old", "young"))
@@ -119,10 +125,10 @@ def seen(chain, new_settings):
     age(old, 4)
     age(folder(settings) / "runs" / "ancient", 40)
     age(folder(settings) / "runs" / run_key("dead"), 4)
-    seen = SimpleNamespace(settings=settings, old=old, young=young, base_of_live=plans["live"]["base"])
+    seen = SimpleNamespace(settings=settings, base_of_live=plans["live"].base)
     seen.live = chain.branch_rows(settings, "live", "features")
     seen.publications = publications(Lake.open(settings))
-    seen.contents = {one.sequence: contents(settings, one) for one in seen.publications}
+    seen.contents = {publication.sequence: contents(settings, publication) for publication in seen.publications}
     seen.layout, seen.heads, files = layout(settings), chain.heads(settings), files_of(settings)
 
     seen.dry = maintain(chain, settings, "dry", dry_run=True)
@@ -134,10 +140,69 @@ def seen(chain, new_settings):
     seen.heads_after_crash = chain.heads(settings)
 
     seen.maintained = maintain(chain, settings, "weekly")
+    seen.litter = SimpleNamespace(
+        old=old.exists(),
+        young=young.exists(),
+        ancient=list((folder(settings) / "runs" / "ancient").glob("*")),
+        changes=(folder(settings) / "runs" / run_key("changes") / "plan.json").exists(),
+    )
     files = files_of(settings)
     seen.again = maintain(chain, settings, "again")
     seen.changed_by_second_run = files_of(settings, "again").items() ^ files.items()
+
+    lake = Lake.open(settings)
+    seen.publications_after, seen.heads_after = publications(lake), chain.heads(settings)
+    seen.contents_after = {number: contents(settings, seen.publications_after[number - 1]) for number in (2, 6, 7)}
+    seen.readable = [publication.sequence for publication in readable(lake, seen.publications_after)]
+    seen.tags, seen.branches = refs(settings, "publication_"), refs(settings, "run_")
+    seen.layout_after = layout(settings)
+    seen.live_after = chain.branch_rows(settings, "live", "features")
+    seen.bases_of_live = {name: lake.state(name).snapshots for name in seen.base_of_live.snapshots}
+    with pytest.raises(ConflictError, match="another run published"):
+        row = replace(seen.publications[-1], sequence=7, run_id="live")
+        publish(lake, seen.base_of_live, Writer(run_key("live"), "publish_1_abcdef"), row)
+
+    seen.lossy = maintain_and_lose_a_row(chain, settings)
+    seen.heads_after_loss = chain.heads(settings)
+    seen.overtaken = maintain_while_somebody_rolls_back(chain, settings)
+    seen.contents_of_rollback = contents(settings, chain.published(settings))
+    seen.branches_of_overtaken = [
+        ref for ref in refs(settings, "run_") if run_of_branch(ref) == run_key("overtaken by a rollback")
+    ]
+    chain.run(settings, "live")
+    seen.keys_of_live = {row["key"] for row in chain.rows(settings, "features")}
     return seen
+
+
+def maintain_and_lose_a_row(chain, settings):
+    """A maintenance run whose rewriting loses a row."""
+    module = chain.jobs["maintain"]
+    rewrite = module.rewrite
+
+    def rewrite_and_lose_a_row(tables, definition, **options):
+        rewrite(tables, definition, **options)
+        if definition.name == "features":
+            lost = "key = 'Training/Kiwi/17.img'"
+            tables.spark.sql(f"DELETE FROM {tables.branch('features')} WHERE {lost}")  # noqa: S608
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "rewrite", rewrite_and_lose_a_row)
+        return maintain(chain, settings, "lossy", rewrite_all=True)
+
+
+def maintain_while_somebody_rolls_back(chain, settings):
+    """A maintenance run that finds another publication when it wants to publish: the second one again."""
+    module = chain.jobs["maintain"]
+    check = module.check_rows
+
+    def check_while_somebody_rolls_back(tables, name, *args):
+        if name == "features":
+            roll_back(Lake.open(settings), "2")
+        check(tables, name, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "check_rows", check_while_somebody_rolls_back)
+        return maintain(chain, settings, "overtaken by a rollback", rewrite_all=True)
 
 
 def die(*args):
@@ -148,143 +213,119 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(seen):
     code, document = seen.dry
     assert code == ExitCode.OK
     assert seen.changed_by_dry_run == set()
-    assert document["orphan_files"]["features"] == 1
-    found = document["found"]
+    assert document.result.orphan_files["features"] == 1
+    found = document.result.found
     assert len(found["expired_versions"]) == 1
-    assert found["branches_to_drop"] == [branch_name(run_key("dead"))]
+    assert found["branches_to_drop"] == [DEAD.branch]
     assert found["run_folders_to_remove"] == ["ancient"]
     assert found["layout"]["features"]["to_rewrite"] > 0
     assert found["snapshots_to_expire"]["features"] > 0
 
 
 def test_a_crash_before_publication_leaves_readers_where_they_were(seen):
-    assert seen.crashed[0] == ExitCode.UNEXPECTED
-    assert seen.crashed[1]["seconds"]["compact"] > 0
+    code, document = seen.crashed
+    assert code == ExitCode.UNEXPECTED
+    assert document.seconds["compact"] > 0
     assert seen.heads_after_crash == seen.heads
 
 
 def test_compaction_is_published_as_the_publication_that_it_was(seen):
     code, document = seen.maintained
     assert code == ExitCode.OK, document
-    before, after = seen.publications[-1], publications(Lake.open(seen.settings))[-1]
+    before, after = seen.publications[-1], seen.publications_after[-1]
     assert (after.sequence, after.run_id) == (before.sequence + 1, "weekly")
-    assert document["publication_id"] == after.publication_id
+    assert document.result.publication_id == after.publication_id
     for name in ("model_id", "pca_id", "counts", "probe_raw", "probe_embedded", "gates"):
         assert getattr(after, name) == getattr(before, name), name
-    assert {name: Lake.open(seen.settings).head(name) for name in DATA_TABLES} == dict(after.snapshots)
+    assert {name: seen.heads_after[name] for name in DATA_TABLES} == dict(after.snapshots)
 
 
 def test_every_retained_publication_has_the_rows_that_it_had(seen):
-    assert [one.sequence for one in seen.publications] == [1, 2, 3, 4, 5, 6]
+    assert [publication.sequence for publication in seen.publications] == [1, 2, 3, 4, 5, 6]
     for sequence in (2, 6):
-        assert contents(seen.settings, seen.publications[sequence - 1]) == seen.contents[sequence]
+        assert seen.contents_after[sequence] == seen.contents[sequence]
 
 
 def test_current_rows_are_the_same_but_for_expired_pca_versions(seen):
-    current = publications(Lake.open(seen.settings))[-1]
-    expected, found = seen.contents[6], contents(seen.settings, current)
-    (expired,) = seen.maintained[1]["dropped_versions"]
+    expected, current = seen.contents[6], seen.contents_after[7]
+    (expired,) = seen.maintained[1].result.dropped_versions
     for name in DATA_TABLES:
         kept = Counter({row: count for row, count in expected[name].items() if f"'pca_id': '{expired}'" not in row})
-        assert found[name] == kept, name
-    assert len(found["embeddings"]) < len(expected["embeddings"])
+        assert current[name] == kept, name
+    assert len(current["embeddings"]) < len(expected["embeddings"])
     assert expired == seen.publications[0].pca_id
 
 
 def test_publications_past_retention_are_gone(seen):
-    lake = Lake.open(seen.settings)
-    published = publications(lake)
-    assert [one.sequence for one in published] == [1, 2, 3, 4, 5, 6, 7]  # their rows stay, as a record
-    # The fourth went back to the second, so it has the same snapshots.
-    assert [one.sequence for one in readable(lake, published)] == [2, 4, 6, 7]
-    assert refs(seen.settings, "publication_") == {f"publication_{sequence}" for sequence in (2, 6, 7)}
+    sequences = [publication.sequence for publication in seen.publications_after]
+    assert sequences == [1, 2, 3, 4, 5, 6, 7]  # their rows stay, as a record
+    assert seen.readable == [2, 4, 6, 7]  # the fourth went back to the second, so it has the same snapshots
+    assert seen.tags == {f"publication_{sequence}" for sequence in (2, 6, 7)}
 
 
 def test_files_delete_files_and_snapshots_are_fewer(seen):
-    after = layout(seen.settings)
+    after = seen.layout_after
     for name in ("features", "embeddings"):
         assert after[name][0] < seen.layout[name][0], name
         assert (seen.layout[name][1] > 0, after[name][1]) == (True, 0), name
     assert (seen.layout["publications"][0], after["publications"][0]) == (6, 2)
-    second, current = (publications(Lake.open(seen.settings))[number].snapshots for number in (1, -1))
+    second, current = (seen.publications_after[number].snapshots for number in (1, -1))
     for name in DATA_TABLES:
         live = name in ("features", "quarantine")  # what it wrote
         assert after[name][2] <= len({second[name], current[name]}) + live, name
 
 
-def test_the_live_run_keeps_its_branch_and_conflicts_cleanly_and_the_dead_one_is_gone(chain, seen):
-    settings, lake = seen.settings, Lake.open(seen.settings)
-    assert refs(settings, "run_") == {branch_name(run_key("live"))}
-    assert chain.branch_rows(settings, "live", "features") == seen.live
-    for name, snapshot in seen.base_of_live["snapshots"].items():
-        assert snapshot in lake.state(name).snapshots, name
-    with pytest.raises(ConflictError, match="another run published"):
-        publish(lake, seen.base_of_live, run_key("live"), replace(seen.publications[-1], sequence=7, run_id="live"))
+def test_the_live_run_keeps_its_branch_and_what_it_started_from_and_the_dead_one_is_gone(seen):
+    assert {run_of_branch(branch) for branch in seen.branches} == {run_key("live")}
+    assert seen.live_after == seen.live
+    for name, snapshot in seen.base_of_live.snapshots.items():
+        assert snapshot in seen.bases_of_live[name], name
 
 
 def test_litter_goes_and_young_files_stay(seen):
-    assert not seen.old.exists()
-    assert seen.young.exists()
-    assert not list((folder(seen.settings) / "runs" / "ancient").glob("*"))
-    assert (folder(seen.settings) / "runs" / run_key("changes") / "plan.json").exists()
+    assert (seen.litter.old, seen.litter.young) == (False, True)
+    assert seen.litter.ancient == []
+    assert seen.litter.changes
 
 
 def test_a_second_run_finds_nothing_to_do(seen):
     code, document = seen.again
     assert code == ExitCode.OK
-    assert "publication_id" not in document
+    assert document.result.publication_id is None
     assert seen.changed_by_second_run == set()
 
 
-def test_a_retained_publication_can_be_rolled_back_to_and_runs_go_on(chain, seen):
-    current = chain.published(seen.settings)
-    roll_back(Lake.open(seen.settings), "2")
-    assert contents(seen.settings, chain.published(seen.settings)) == seen.contents[2]
-    roll_back(Lake.open(seen.settings), str(current.sequence))
-    chain.run(seen.settings, "live")
-    keys = {row["key"] for row in chain.rows(seen.settings, "features")}
-    assert "Training/Kiwi/late.img" in keys
-
-
-def test_another_publication_in_between_is_not_overwritten(chain, seen, monkeypatch):
-    settings, module = seen.settings, chain.jobs["maintain"]
-    check = module.check_rows
-
-    def check_while_somebody_rolls_back(job, name, *args):
-        if name == "features":
-            roll_back(Lake.open(settings), "2")
-        check(job, name, *args)
-
-    monkeypatch.setattr(module, "check_rows", check_while_somebody_rolls_back)
-    code, document = maintain(chain, settings, "late", rewrite_all=True)
-    assert code != ExitCode.OK
-    assert "maintenance is tried again" in document["error"]
-    assert document["mendable"] is False  # so Airflow tries again
-    assert contents(settings, chain.published(settings)) == seen.contents[2]
-    assert refs(settings, branch_name(run_key("late"))) == set()
-
-
-def test_rows_that_differ_are_not_published(chain, seen, monkeypatch):
-    settings, module = seen.settings, chain.jobs["maintain"]
-    rewrite, before = module.rewrite, chain.heads(seen.settings)
-
-    def rewrite_and_lose_a_row(job, definition, **options):
-        rewrite(job, definition, **options)
-        if definition.name == "features":
-            gone = "key = 'Training/Kiwi/17.img'"
-            job.spark.sql(f"DELETE FROM {job.branch_identifier('features')} WHERE {gone}")  # noqa: S608
-
-    monkeypatch.setattr(module, "rewrite", rewrite_and_lose_a_row)
-    code, document = maintain(chain, settings, "broken", rewrite_all=True)
+def test_rows_that_differ_are_not_published(seen):
+    code, document = seen.lossy
     assert code == ExitCode.BAD_INPUT
-    assert document["error"].startswith("table features: ")
-    assert chain.heads(settings) == before
+    assert document.error.startswith("table features: ")
+    assert seen.heads_after_loss == seen.heads_after
 
 
-def test_in_an_s3_lake(chain, new_settings):
-    settings = new_settings("s3", min_probe_ratio=0)
-    chain.put(settings, chain.photos(8))
-    chain.run(settings, "first")
+def test_another_publication_in_between_is_not_overwritten(seen):
+    code, document = seen.overtaken
+    assert code != ExitCode.OK
+    assert "maintenance is tried again" in document.error
+    assert document.retryable  # so Airflow tries again
+    assert seen.contents_of_rollback == seen.contents[2]
+    assert seen.branches_of_overtaken == []
+
+
+def test_runs_go_on_from_a_retained_publication(seen):
+    assert "Training/Kiwi/late.img" in seen.keys_of_live
+
+
+def test_in_an_s3_lake(chain, new_settings, first):
+    """The rows are the first run's features, published by no run."""
+    settings, writer = new_settings("s3"), Writer("by_hand", "publish_1_abcdef")
+    lake = Lake.open(settings)
+    base = current_base(lake)
+    start_branch(lake, "features", writer.branch, base.snapshots["features"])
+    for row in chain.rows(first.settings, "features")[:3]:
+        head = replace_rows(lake, writer, "features", row["key"], [row])
+    snapshots = {**base.publication.snapshots, "features": head}
+    row = replace(chain.published(first.settings), snapshots=snapshots, publication_id=publication_id(1, snapshots))
+    publish(lake, base, writer, row)
     before, state = chain.published(settings), Lake.open(settings).state("features")
     expected = contents(settings, before)
     code, document = maintain(chain, settings, "weekly", rewrite_all=True)
@@ -293,5 +334,5 @@ def test_in_an_s3_lake(chain, new_settings):
     assert current.run_id == "weekly"
     assert contents(settings, current) == contents(settings, before) == expected
     assert state.snapshots - Lake.open(settings).state("features").snapshots, "the empty first snapshot is expired"
-    assert document["expired_files"]["features"] > 0
-    assert set(document["orphan_files"].values()) == {0}
+    assert document.result.expired_files["features"] > 0
+    assert set(document.result.orphan_files.values()) == {0}

@@ -1,20 +1,12 @@
-from contextlib import contextmanager
-
 import numpy as np
-import pyarrow as pa
 import pytest
-from pyiceberg.expressions import In
 from sklearn.decomposition import PCA
 
 from fruits.analysis.pca import subspace_angle, transform, unexplained_share
 from fruits.errors import ExitCode
-from fruits.lake.branches import branch_name, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
-from fruits.lake.publication import run_head
-from fruits.lake.schemas import FEATURES
 from fruits.run.documents import run_store
-from fruits.run.state import run_key
 from fruits.stores import read_json, write_json
 
 pytestmark = [pytest.mark.jobs]
@@ -26,19 +18,11 @@ def matrix(rows, column="vector"):
     return np.array([row[column] for row in rows], np.float32)
 
 
-def on_branch(settings, document):
-    """Statistics and PCA versions as a run has them."""
-    lake = Lake.open(settings)
-    statistics, models = (run_head(lake, name, document) for name in ("pca_statistics", "pca_models"))
-    model_id = document["model_id"]
-    return load_statistics(lake, statistics, model_id, WIDTH), load_versions(lake, models, model_id)
-
-
 def plan_again(chain, settings, **params):
     """Plan the run `r` again with other params, on which what it has featurized does not depend."""
-    plan = chain.plan(settings, "r", **params)
-    store = run_store(settings, plan["slug"])
-    write_json(store, "featurize.json", {**read_json(store, "featurize.json"), "planned_at": plan["started_at"]})
+    planned = chain.plan(settings, "r", **params)
+    store, planned_at = run_store(settings, planned.key), planned.planned_at.isoformat()
+    write_json(store, "featurize.json", {**read_json(store, "featurize.json"), "planned_at": planned_at})
 
 
 class TestFirstFit:
@@ -99,36 +83,21 @@ class TestFirstFit:
         assert Lake.open(first.settings).read("pca_models", None)["fit_split"].to_pylist() == ["train"]
 
     def test_the_document_says_what_was_done(self, first, features, fitted, version):
-        document = first.documents["pca"]
-        assert (document["state"], document["action"], document["reason"]) == ("succeeded", "fit", "first fit")
-        assert (document["pca_id"], document["k"]) == (version.pca_id, version.pca.n_components)
-        assert (document["n"], document["n_statistics"]) == (len(fitted), len(fitted))
-        assert document["projected"] == len(features)
-        assert document["drift"] is None
-        assert document["recomputed"] is False
-        assert document["explained_variance_ratio"] == list(version.pca.explained_variance_ratio)
-        assert {"session", "moments", "fit", "project"} <= set(document["seconds"])
+        document = first.documents.pca
+        result = document.result
+        assert (document.state, result.action, result.reason) == ("succeeded", "fit", "first fit")
+        assert (result.pca_id, result.k) == (version.pca_id, version.pca.n_components)
+        assert (result.n, result.n_statistics) == (len(fitted), len(fitted))
+        assert result.projected == len(features)
+        assert result.drift is None
+        assert result.recomputed is False
+        assert result.explained_variance_ratio == tuple(version.pca.explained_variance_ratio)
+        assert {"session", "moments", "fit", "project"} <= set(document.seconds)
 
-
-def test_held_out_photos_have_no_part_in_the_fit(chain, first, new_settings):
-    """The same fit split with other held-out photos, and more of them, gives the same model."""
-    settings = new_settings()
-    photos = {key: data for key, data in first.photos.items() if key.startswith("Training/")}
-    held_out = {f"Test/Banana/{number}.img": chain.photo(number, "Kiwi") for number in range(60, 72)}
-    chain.put(settings, {**photos, **held_out})
-    plan = chain.plan(settings, "r")
-    for job in ("featurize", "pca"):
-        assert chain.submit(job, settings, "r") == ExitCode.OK
-    statistics, (version,) = on_branch(settings, plan)
-    published = chain.published(first.settings)
-    lake = Lake.open(first.settings)
-    expected = load_statistics(lake, published.snapshots["pca_statistics"], published.model_id, WIDTH)
-    (theirs,) = load_versions(lake, published.snapshots["pca_models"], published.model_id)
-    assert statistics.n == expected.n
-    np.testing.assert_allclose(statistics.mean, expected.mean, rtol=1e-12)
-    np.testing.assert_allclose(version.pca.explained_variance, theirs.pca.explained_variance, rtol=1e-9)
-    assert subspace_angle(version.pca.components, theirs.pca.components) < 1e-8
-    assert version.held_out_unexplained != theirs.held_out_unexplained
+    def test_the_document_names_the_snapshots_that_are_published(self, chain, first):
+        snapshots, result = chain.published(first.settings).snapshots, first.documents.pca.result
+        assert result.read == {name: snapshots[name] for name in ("features", "quarantine")}
+        assert result.wrote == {name: snapshots[name] for name in ("pca_statistics", "pca_models", "embeddings")}
 
 
 @pytest.fixture(scope="module")
@@ -141,30 +110,17 @@ def featurized(chain, new_settings):
     return settings
 
 
-@contextmanager
-def replaced(settings, run_id, rows):
-    """Inside, some feature rows on a run's branch are others."""
-    lake, branch = Lake.open(settings), branch_name(run_key(run_id))
-    before, table = lake.head("features", branch), pa.Table.from_pylist(rows, schema=FEATURES.schema)
-    lake.table("features").overwrite(table, In("key", table["key"].to_pylist()), branch=branch)
-    try:
-        yield
-    finally:
-        start_branch(lake, "features", branch, before)
-
-
 class TestBadInput:
-    def refused(self, chain, featurized, caplog, **params):
-        """What the job says when it is asked for something that it cannot do; the features stay those of `r`."""
-        settings = featurized
+    def refused(self, chain, settings, caplog, **params):
+        """What the job says when it is asked for something that it cannot do; readers stay where they are."""
         before = chain.heads(settings)
         plan_again(chain, settings, **params)
         assert chain.submit("pca", settings, "r") == ExitCode.BAD_INPUT
         (line,) = [
             record.getMessage() for record in caplog.records if record.levelname == "ERROR" and record.name == "fruits"
         ]
-        document = chain.documents(settings, "r")["pca"]
-        assert (document["state"], document["mendable"], document["error"]) == ("failed", True, line)
+        document = chain.documents(settings, "r").pca
+        assert (document.state, document.retryable, document.error) == ("failed", False, line)
         assert chain.heads(settings) == before
         return line
 
@@ -176,46 +132,45 @@ class TestBadInput:
     def test_a_model_to_keep_where_there_is_none(self, chain, featurized, caplog):
         assert "`never`, but no PCA has been published" in self.refused(chain, featurized, caplog, refit="never")
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_a_vector_that_is_not_a_number_is_named_and_stops_the_run(self, chain, featurized, caplog, value):
-        settings = featurized
-        spoilt = chain.branch_rows(settings, "r", "features")[2]
-        spoilt["vector"][7] = value
-        with replaced(settings, "r", [spoilt]):
+    def test_a_vector_that_is_not_a_number_is_named_and_stops_the_run(self, chain, featurized, caplog):
+        spoilt = next(row for row in chain.branch_rows(featurized, "r", "features") if row["split"] == "train")
+        vector = [np.nan, *spoilt["vector"][1:]]
+        with chain.written_otherwise(featurized, "r", "features", spoilt["key"], [{**spoilt, "vector": vector}]):
             line = self.refused(chain, featurized, caplog)
         assert f"the vector of {spoilt['key']} has NaN or infinity" in line
         assert "Nothing is published" in line
 
 
-class TestAgain:
-    @pytest.fixture(scope="class")
-    @staticmethod
-    def published(chain, featurized):
-        """The run `r`, published, after its PCA was done twice."""
-        settings = featurized
-        plan_again(chain, settings)
-        for job in ("pca", "pca", "validate"):
-            assert chain.submit(job, settings, "r") == ExitCode.OK
-        return settings, chain.publish(settings, "r")
+@pytest.fixture(scope="module")
+def published(chain, new_settings):
+    """Settings of a run `r`, published after its PCA was done twice, and the publication."""
+    settings = new_settings()
+    chain.put(settings, chain.photos(8))
+    chain.plan(settings, "r")
+    for job in ("featurize", "pca", "pca", "validate"):
+        assert chain.submit(job, settings, "r") == ExitCode.OK
+    return settings, chain.publish(settings, "r")
 
-    def test_a_retry_doubles_nothing(self, chain, published):
-        settings, publication = published
-        assert chain.documents(settings, "r")["pca"]["attempt"] > 1
-        assert len(chain.rows(settings, "embeddings")) == 8
-        assert [row["pca_id"] for row in chain.rows(settings, "pca_models")] == [publication.pca_id]
-        assert [row["n"] for row in chain.rows(settings, "pca_statistics")] == [6]
 
-    def test_the_same_fit_again_replaces_its_embeddings(self, chain, published):
-        """Only a held-out photo is new: a refit on the same fit split is the same version."""
-        settings, publication = published
-        chain.put(settings, {"Test/Kiwi/new.img": chain.photo(90)})
-        chain.plan(settings, "held-out", refit="always")
-        for job in ("featurize", "pca"):
-            assert chain.submit(job, settings, "held-out") == ExitCode.OK
-        document = chain.documents(settings, "held-out")["pca"]
-        assert (document["action"], document["reason"], document["pca_id"]) == ("fit", "asked for", publication.pca_id)
-        rows = chain.branch_rows(settings, "held-out", "embeddings")
-        assert len({row["key"] for row in rows}) == len(rows) == 9 == document["projected"]
-        assert {row["pca_id"] for row in rows} == {publication.pca_id}
-        (card,) = chain.branch_rows(settings, "held-out", "pca_models")
-        assert (card["run_id"], card["reason"]) == ("held-out", "asked for")
+def test_a_retry_doubles_nothing(chain, published):
+    settings, publication = published
+    assert chain.documents(settings, "r").pca.attempt == 2
+    assert len(chain.rows(settings, "embeddings")) == 8
+    assert [row["pca_id"] for row in chain.rows(settings, "pca_models")] == [publication.pca_id]
+    assert [row["n"] for row in chain.rows(settings, "pca_statistics")] == [6]
+
+
+def test_a_held_out_photo_has_no_part_in_the_fit_and_the_same_fit_again_replaces_its_embeddings(chain, published):
+    """Only a held-out photo is new: a refit on the same fit split is the same version."""
+    settings, publication = published
+    chain.put(settings, {"Test/Kiwi/new.img": chain.photo(90)})
+    chain.plan(settings, "held-out", refit="always")
+    for job in ("featurize", "pca"):
+        assert chain.submit(job, settings, "held-out") == ExitCode.OK
+    result = chain.documents(settings, "held-out").pca.result
+    assert (result.action, result.reason, result.pca_id) == ("fit", "asked for", publication.pca_id)
+    rows = chain.branch_rows(settings, "held-out", "embeddings")
+    assert len({row["key"] for row in rows}) == len(rows) == 9 == result.projected
+    assert {row["pca_id"] for row in rows} == {publication.pca_id}
+    (card,) = chain.branch_rows(settings, "held-out", "pca_models")
+    assert (card["run_id"], card["reason"]) == ("held-out", "asked for")

@@ -1,9 +1,12 @@
-"""A worker that cannot be used ends the job in a sentence that says what to do; real workers, in local mode."""
+"""A worker or a master that cannot be used ends the job in a sentence that says what to do; in local mode."""
 
 import pytest
 
 import fruits.spark.release
 from fruits.errors import ExitCode
+from fruits.run.state import run_key
+from tests.spark_jobs.conftest import ROOT
+from tests.spark_jobs.standalone import free_port
 
 pytestmark = [pytest.mark.jobs]
 
@@ -16,17 +19,17 @@ def failure(chain, first, new_settings, monkeypatch):
         settings, job = new_settings(bucket=first.settings.bucket), chain.jobs["featurize"]
         featurize = job.featurize
 
-        def prepared(one):
-            prepare(one.spark.sparkContext)
-            featurize(one)
+        def prepared(attempt):
+            prepare(attempt.tables.spark.sparkContext)
+            featurize(attempt)
 
         monkeypatch.setattr(job, "featurize", prepared)
         chain.plan(settings, "refused", limit=2)
         assert chain.submit("featurize", settings, "refused") == ExitCode.BAD_INPUT
         assert chain.branch_rows(settings, "refused", "features") == []
-        document = chain.documents(settings, "refused")["featurize"]
-        assert document["mendable"]
-        return document["error"]
+        document = chain.documents(settings, "refused").featurize
+        assert not document.retryable
+        return document.error
 
     return run
 
@@ -45,5 +48,21 @@ def test_no_python(failure, monkeypatch):
 def test_another_release(failure, monkeypatch):
     newer = {**fruits.spark.release.release(), "fruits": "0.2.0+0123456789ab"}
     error = failure(lambda _: monkeypatch.setattr(fruits.spark.release, "release", lambda: newer))
-    assert "is of another release than the driver: it has fruits 0.1.0+" in error
+    assert f"is of another release than the driver: it has fruits {fruits.__version__}+" in error
     assert "; the driver has fruits 0.2.0+0123456789ab. Rebuild the workers' image (make up)" in error
+
+
+def test_a_master_that_does_not_answer_is_named_with_its_connection(chain, first, new_settings, spark_submit):
+    settings, master = new_settings(bucket=first.settings.bucket), f"spark://127.0.0.1:{free_port()}"
+    chain.plan(settings, "in vain", limit=2)
+    with chain.environment(settings):
+        script = ROOT / "spark_jobs" / "featurize.py"
+        done = spark_submit("--master", master, script, "--run", run_key("in vain"))
+    assert done.returncode == ExitCode.BAD_INPUT, done.stderr
+    document = chain.documents(settings, "in vain").featurize
+    assert f"Spark master {master} does not answer" in document.error
+    assert "Connection refused" in document.error
+    assert "spark_default" in document.error
+    assert document.retryable
+    assert document.error in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

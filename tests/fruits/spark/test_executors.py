@@ -1,0 +1,41 @@
+"""The functions that executors run, on batches as Spark gives them."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fruits.analysis.moments import Moments, from_bytes, moments_of
+from fruits.errors import FruitsError
+from fruits.spark.executors import partial_moments
+
+VECTORS = np.random.default_rng(7).normal(size=(9, 4)).astype(np.float32)
+
+
+def batch(vectors: np.ndarray, first: int = 0) -> pa.RecordBatch:
+    keys = [f"{first + number}.jpg" for number in range(len(vectors))]
+    column = pa.array(list(vectors), pa.list_(pa.float32()))
+    return pa.RecordBatch.from_arrays([pa.array(keys, pa.string()), column], names=["key", "vector"])
+
+
+def moments(*batches: pa.RecordBatch) -> Moments:
+    (result,) = partial_moments(4)(iter(batches))
+    return from_bytes(result["moments"][0].as_py())
+
+
+def test_the_moments_of_a_task_are_those_of_the_rows_of_all_its_batches() -> None:
+    expected, found = moments_of(VECTORS), moments(batch(VECTORS[:2]), batch(VECTORS[:0]), batch(VECTORS[2:], 2))
+    assert found.n == expected.n == 9
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-12, atol=1e-12)
+
+
+def test_a_task_without_a_row_has_empty_moments() -> None:
+    assert moments().n == moments(batch(VECTORS[:0])).n == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_not_a_number_is_named(value: float) -> None:
+    spoilt = VECTORS.copy()
+    spoilt[5, 3] = value
+    with pytest.raises(FruitsError, match=r"the vector of 5\.jpg has NaN or infinity.*Nothing is published"):
+        moments(batch(spoilt))
