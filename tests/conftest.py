@@ -177,17 +177,24 @@ def staged_models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return lake / "models"
 
 
-@pytest.fixture
-def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """URL of moto's stand-in for AWS, which boto3 and Spark take for Glue. Only the airflow environment has it."""
+@pytest.fixture(scope="session")
+def _moto_server() -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_GLUE", f"http://{host}:{port}")
-    yield f"http://{host}:{port}"
+    yield "http://{}:{}".format(*server.get_host_and_port())
     server.stop()
+
+
+@pytest.fixture
+def moto(_moto_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of moto's stand-in for AWS, which boto3 and Spark take for Glue. Only the airflow environment has it.
+
+    It keeps what is made in it until the session ends, so tests give names of their own.
+    """
+    monkeypatch.setenv("AWS_ENDPOINT_URL_GLUE", _moto_server)
+    return _moto_server
 
 
 @pytest.fixture
