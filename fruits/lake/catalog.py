@@ -351,10 +351,12 @@ class Lake:
         """
         import obstore
 
-        from fruits.stores import lake_store
+        from fruits.stores import errors_explained, lake_store
 
-        rows = f"tables/{self.settings.namespace}/publications/data/"
-        if any(batch for batch in obstore.list(lake_store(self.settings), rows, chunk_size=1)):
+        store, rows = lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data/"
+        with errors_explained(store, "s3:ListBucket"):
+            published = any(obstore.list(store, rows, chunk_size=1))
+        if published:
             raise FruitsError(
                 f"lake {self.settings.lake} has published tables, of which the catalog knows nothing; restore the "
                 "catalog's database from its back-up, correct FRUITS_CATALOG_URI, FRUITS_CATALOG_NAME and "

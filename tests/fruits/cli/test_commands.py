@@ -121,7 +121,6 @@ class TestPlan:
         assert {name: said[name] for name in counts} == counts
 
     def test_it_is_the_plan_that_the_dag_would_make(self, answer, new_lake, tmp_path):
-        from fruits.backbones.stage import staged_card
         from fruits.run.request import resolve_request
         from fruits.steps.plan import plan_run
         from fruits.stores import photo_store, write_bytes
@@ -130,8 +129,8 @@ class TestPlan:
         write_bytes(photo_store(settings), "train/Kiwi/9.jpg", b"x")
         said = answer("plan", "--keys", "all", settings=settings)
         request = resolve_request({"dry_run": True}, settings)
-        document = plan_run(settings, request, staged_card(settings), "manual__1")
-        assert {name: document[name] for name in ("counts", "work", "other_work", "remaining", "model_id")} == {
+        planned = plan_run(settings, request, "manual__1")
+        assert {name: getattr(planned, name) for name in ("counts", "work", "other_work", "remaining", "model_id")} == {
             name: said[name] for name in ("counts", "work", "other_work", "remaining", "model_id")
         }
 
@@ -224,7 +223,7 @@ class TestModels:
         (tmp_path / "lake" / "models" / "other-123" / "card.json").write_text("{}")
         sound, damaged = answer("models", settings=settings)["backbones"]
         assert (sound["error"], damaged["card"]) == (None, None)
-        assert "not a card" in damaged["error"]
+        assert "can't read the card" in damaged["error"]
 
 
 class TestQuarantine:

@@ -130,10 +130,11 @@ def planned_as(work=True, dry_run=False):
         ([planned_as(), document("publish", 4)], "published"),
     ],
 )
-def test_the_documents_tell_what_became_of_a_run(filled, documents, expected):
+def test_the_documents_tell_what_became_of_a_run(settings, documents, expected):
     assert outcome_of(RunDocuments(**{one.task: one for one in documents})) == expected
-    key = write_documents(filled, *documents, run_id=f"manual__{expected}_{len(documents)}_{documents[-1].state}")
-    found = read_run(filled, key)
+    Lake.open(settings)
+    key = write_documents(settings, *documents, run_id=f"manual__{expected}_{len(documents)}_{documents[-1].state}")
+    found = read_run(settings, key)
     assert found.outcome == expected
     page = render(found)
     assert found.run_id in page
