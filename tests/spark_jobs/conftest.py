@@ -225,13 +225,15 @@ def spark(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S
     """The one Spark of this process; the jobs of all tests work in new sessions beside it."""
     options = (
         "--master local[2] --driver-memory 1g "
-        "--driver-java-options -XX:TieredStopAtLevel=1"  # nothing here runs long enough to repay a better compilation
+        # Nothing here runs long enough to repay a better compilation, or several threads of garbage collection.
+        '--driver-java-options "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"'
     )
     nowhere = Settings.load(lake="file:///nowhere", catalog_uri="sqlite:////nowhere/catalog.db")
     configuration = {
         "spark.sql.extensions": spark_configuration(nowhere)["spark.sql.extensions"],
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("spark")),
         "spark.ui.enabled": "false",
+        "spark.sql.codegen.wholeStage": "false",  # to compile a query takes longer than to run it on a few rows
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")

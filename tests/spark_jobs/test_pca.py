@@ -126,7 +126,7 @@ class TestBadInput:
 
     def test_more_components_than_the_photos_allow(self, chain, featurized, caplog):
         line = self.refused(chain, featurized, caplog, n_components=500)
-        assert "500 components were asked for, but the fit split has 6 photos" in line
+        assert "500 components were requested, but the fit split has 6 photos" in line
         assert "FRUITS_N_COMPONENTS to at most 5" in line
 
     def test_a_model_to_keep_where_there_is_none(self, chain, featurized, caplog):
