@@ -143,19 +143,19 @@ class Chain:
         before = lake.head(name, branch)
         assert before is not None
         after = replace_rows(lake, self.writer(settings, run_id, name), name, key, rows)
-        originals, altered = {}, {}
+        originals = {}
         for task in WRITTEN:
             with suppress(FileNotFoundError):
                 originals[task] = read_json(store, f"{task}.json")
         for task, document in originals.items():
-            altered[task] = {**document, "result": naming(document["result"], name, after)}
-            write_json(store, f"{task}.json", altered[task])
+            write_json(store, f"{task}.json", {**document, "result": naming(document["result"], name, after)})
         try:
             yield after
         finally:
             for task, document in originals.items():
-                if read_json(store, f"{task}.json") == altered[task]:  # else the task ran meanwhile
-                    write_json(store, f"{task}.json", document)
+                current = read_json(store, f"{task}.json")
+                if current["token"] == document["token"]:  # otherwise the task ran meanwhile
+                    write_json(store, f"{task}.json", {**current, "result": document["result"]})
             start_branch(lake, name, branch, before)
 
     def photo(self, number: int, label: str = LABELS[0]) -> bytes:

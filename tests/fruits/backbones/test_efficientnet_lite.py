@@ -162,8 +162,8 @@ def _reshaped(tensors: dict[str, NDArray[Any]]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_removed, "has no tensor _blocks.3._bn1.running_var"),
-        (_added, "no place for, such as _blocks.16._expand_conv.weight"),
+        (_removed, "tensor _blocks.3._bn1.running_var is missing"),
+        (_added, "do not belong to the network, such as _blocks.16._expand_conv.weight"),
         (_reshaped, "layer head takes"),
     ],
 )
