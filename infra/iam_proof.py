@@ -270,8 +270,7 @@ def chain(run_id: str) -> list[Step]:
     request = resolve_request({}, settings)
 
     def plan() -> object:
-        planned = plan_run(settings, request, run_id)
-        return f"{dict(planned.counts)} under {planned.model_id}"
+        return dict(plan_run(settings, request, run_id).counts)
 
     return [
         ("prepare", prepare),
