@@ -21,14 +21,14 @@ params below. Each of these runs covers the whole prefix. A backfill makes one r
 day's photos only: by the date in the key, `dt=2026-11-20/`, or else by LastModified.
 
 **Another backbone.** A run or a backfill with the param `backbone` builds the new backbone's rows beside the rows that
-readers use. The run that leaves no photo over switches readers to the new backbone, once its gates have passed.
+readers use. The run that clears the backlog switches readers to the new backbone, once its gates have passed.
 
 **Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
-between its plan and its publication. The others wait in `wait_for_lease`, and then plan on the tables that it left. A
+between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the finished run left. A
 run whose process died loses the lease after five minutes.
 
-**Rerun, retry, clear.** All harmless: a task starts the run's branch again from the tables that the plan found, and
-publishing twice changes nothing. Clear from `wait_for_lease` to look at the bucket again.
+**Rerun, retry, clear.** All harmless: each attempt writes to branches of its own, from the tables that the plan found,
+and publishing twice changes nothing. Clear from `wait_for_lease` to look at the bucket again.
 
 **When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
 the table `quarantine`.

@@ -10,6 +10,7 @@ import logging
 import sys
 
 from fruits.errors import FruitsError
+from fruits.lake.pca_tables import PCAVersion
 from fruits.run.documents import Featurized, Projected
 from fruits.run.state import WRITTEN
 from fruits.spark.job import Job, run_job
@@ -25,50 +26,47 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def update_pca(job: Job) -> None:
-    """Statistics, then the decision to refit, then the embeddings."""
+    """Statistics first; then the decision to refit; then the embeddings, all anew or of the changed rows only."""
     job.start_branches(*WRITTEN["pca"])
     replaced = job.manifest().replaced_keys
     with job.phase("moments"):
         moments, recomputed = update_statistics(job, replaced)
+    with job.phase("remove"):
+        job.tables.delete_keys("embeddings", replaced, job.run.model_id)
     known = {"n_statistics": moments.n, "recomputed": recomputed}
     if job.run.building:  # fitted once, when the backbone is complete
-        with job.phase("remove"):
-            job.tables.delete_keys("embeddings", replaced, job.run.model_id)
         log.info("backbone %s is not complete yet: statistics of %d photos, no PCA", job.run.model_id, moments.n)
         record(job, action="none", reason=None, pca_id=None, drift=None, projected=0, **known)
         return
     current = current_version(job)
     if current is None and moments.n == 0:
-        raise FruitsError(nothing_to_fit(job))
+        raise FruitsError(message_of_nothing_to_fit(job))
     reason, drift = reason_to_refit(job, current, moments.n)
-    if reason is None and current is None:
-        raise FruitsError("PCA: there is no version to project on; run with `refit` auto or always")
-    with job.phase("remove"):
-        job.tables.delete_keys("embeddings", replaced, job.run.model_id)
     if reason is None and current is not None:
-        version = current
-        with job.phase("project"):
-            projected = project(job, version.pca_id, version.pca, unprojected_features(job, version.pca_id))
+        action, version, projected = "project", current, project_changed(job, current)
     else:
-        version, projected = fit_version(job, moments, reason or "")
-    pca, action = version.pca, "project" if version is current else "fit"
-    log.info(
-        "%s %s: k=%d of n=%d, %d rows projected (%s)",
-        action,
-        version.pca_id,
-        pca.n_components,
-        pca.n,
-        projected,
-        reason,
-    )
-    ratios = tuple(float(ratio) for ratio in pca.explained_variance_ratio)
-    card = {
+        action, (version, projected) = "fit", fit_version(job, moments, reason or "")
+    k, n = version.pca.n_components, version.pca.n
+    log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, k, n, projected, reason)
+    record(job, action=action, reason=reason, drift=drift, projected=projected, **figures(version), **known)
+
+
+def project_changed(job: Job, version: PCAVersion) -> int:
+    """Project the rows without an embedding under a version; returns how many."""
+    with job.phase("project"):
+        return project(job, version.pca_id, version.pca, unprojected_features(job, version.pca_id))
+
+
+def figures(version: PCAVersion) -> dict[str, object]:
+    """What the document tells of a version."""
+    pca = version.pca
+    return {
+        "pca_id": version.pca_id,
         "n": pca.n,
         "k": pca.n_components,
         "explained_variance": float(pca.explained_variance_ratio.sum()),
-        "explained_variance_ratio": ratios,
+        "explained_variance_ratio": tuple(float(ratio) for ratio in pca.explained_variance_ratio),
     }
-    record(job, action=action, reason=reason, pca_id=version.pca_id, drift=drift, projected=projected, **card, **known)
 
 
 def record(job: Job, **values: object) -> None:
@@ -77,7 +75,7 @@ def record(job: Job, **values: object) -> None:
     job.recorder.record(Projected.model_validate({**values, "read": read, "wrote": job.wrote(*WRITTEN["pca"])}))
 
 
-def nothing_to_fit(job: Job) -> str:
+def message_of_nothing_to_fit(job: Job) -> str:
     """The message of a first run without a photo to fit on."""
     document = job.documents.featurize
     featurized: Featurized | None = document.done if document else None
@@ -86,8 +84,8 @@ def nothing_to_fit(job: Job) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in quarantine.items()) or "none"
     return (
         f"PCA: no photo in the fit split (`train`). Of {images} objects {features} could be featurized; quarantined: "
-        f"{reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or see that FRUITS_KEY_PATTERN reads the "
-        "keys right."
+        f"{reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or check that "
+        "FRUITS_KEY_PATTERN matches your keys."
     )
 
 

@@ -121,7 +121,7 @@ def publish(
 
 
 def check_current(lake: Lake, base: Base, run_id: str) -> None:
-    """See, before a run works on, that no other run published since its base.
+    """Raise if another run has published since this run's base: the result could not be published.
 
     Raises:
         ConflictError: when another run did: the result of this one could not be published.
@@ -140,7 +140,7 @@ def _conflict(run_id: str | None) -> ConflictError:
 
 
 def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -> None:
-    """Commit the row; together with the rows before it in one file when these are in too many: readers read all."""
+    """Append the row. At ``_MOST_FILES`` files, rewrite all rows into one file, because readers open every file."""
     rows = _to_rows(publication)
     snapshot = lake.table("publications").snapshot_by_id(start)
     files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
@@ -185,7 +185,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
     )
     for name in DATA_TABLES:  # else maintenance might let them expire before the row is there
         change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
-    if not readable(lake, [chosen]):  # it was quicker
+    if not readable(lake, [chosen]):  # maintenance expired them first
         raise FruitsError(f"publication {chosen.publication_id}: its snapshots have just expired; choose another")
     writer = Writer(f"rollback_{moment:%Y%m%dt%H%M%S%f}", "rollback")
     try:

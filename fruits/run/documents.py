@@ -132,7 +132,7 @@ class TaskDocument(Frozen, Generic[Result]):
         versions: Versions of the software at work.
         seconds: Wall seconds by phase.
         error: Why it failed.
-        retryable: Whether the same again may succeed; a person must fix anything else.
+        retryable: Whether a retry may succeed; a person must fix anything else.
         result: What the task did; None when it did not get that far.
     """
 
@@ -212,7 +212,7 @@ class RunDocuments:
         return self.plan_maintenance is not None or self.maintain is not None
 
     def current(self) -> "RunDocuments":
-        """Those that belong together: a task that began before the task ahead of it is left over from earlier."""
+        """Drop each document that is older than the one of the task before it: an earlier try left it."""
         kept = self
         since: datetime | None = None
         for document in self:
@@ -364,9 +364,9 @@ def task_document(
 
 
 def _overtaken(store: ObjectStore, path: str, document: TaskDocument[Any]) -> bool:
-    """Whether the document that stands there is of another attempt."""
-    stands = _read_document(store, path, document.task)
-    return stands is not None and (stands.attempt, stands.token) != (document.attempt, document.token)
+    """Whether the stored document belongs to another attempt."""
+    stored = _read_document(store, path, document.task)
+    return stored is not None and (stored.attempt, stored.token) != (document.attempt, document.token)
 
 
 def _write(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
@@ -396,7 +396,7 @@ def read_plan(settings: Settings, run: str) -> PlannedRun:
 
 
 def check_tasks_before(task: TaskName, planned: PlannedRun, documents: RunDocuments) -> None:
-    """See that the tasks before ``task`` have succeeded, on this plan, each on what the task before it wrote.
+    """Raise unless the tasks before ``task`` succeeded on this plan, each on the snapshots of the task before it.
 
     Raises:
         FruitsError: naming the task to clear.

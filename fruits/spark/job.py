@@ -79,7 +79,7 @@ class Job:
         return Manifest.read(run_store(self.settings, self.run.key))
 
     def start_branches(self, *names: TableName) -> None:
-        """Fork the attempt's branches of tables from where the job starts."""
+        """Fork the attempt's branches of tables from the job's starting snapshots."""
         for name in names:
             self.tables.start_branch(name, self.start[name])
 
@@ -88,15 +88,15 @@ class Job:
         return {name: self.tables.head(name, self.start[name]) for name in names}
 
     def rows(self, name: TableName) -> "DataFrame":
-        """Rows of a table where the job starts."""
+        """Rows of a table at the job's starting snapshot."""
         return self.tables.read(name, self.start[name])
 
     def features(self) -> "DataFrame":
-        """The features of the run's backbone where the job starts."""
+        """The features of the run's backbone at the job's starting snapshot."""
         return self.rows("features").where(f"model_id = '{self.run.model_id}'")
 
     def new_features(self) -> "DataFrame":
-        """Those of them that this run wrote."""
+        """The rows of ``features`` that this run wrote."""
         rows = self.features()
         return rows.where(rows.run_id == self.run.run_id)
 
