@@ -85,6 +85,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         rank = next((number for number, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
         ranks[item.path] = min(rank, ranks.get(item.path, rank))
     items.sort(key=lambda item: ranks[item.path])
+    for path in {item.path for item in items if item.get_closest_marker("story")}:
+        places = [place for place, item in enumerate(items) if item.path == path]
+        steps = sorted((items[place] for place in places), key=lambda item: (item.location[1], item.nodeid))
+        for place, item in zip(places, steps, strict=True):
+            items[place] = item
 
 
 def keep_part(config: pytest.Config, items: list[pytest.Item], part: int, parts: int) -> None:

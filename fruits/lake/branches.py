@@ -5,6 +5,7 @@ carries the run and the attempt. So a process that an earlier attempt left behin
 attempt, and a snapshot that another process made is found before anything is published.
 """
 
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ _COMMIT_TRIES = 20
 _MAIN = "main"
 _PREFIX = "run_"
 _SEPARATOR = "__"
+_ATTEMPT = r"(featurize|pca|validate|publish|maintain|rollback)(_|$)"
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ def run_of_branch(ref: str) -> str | None:
     """The key of the run that a branch belongs to; None for ``main`` and other refs."""
     if not ref.startswith(_PREFIX):
         return None
-    run, separator, attempt = ref.removeprefix(_PREFIX).rpartition(_SEPARATOR)
-    return run if separator else attempt  # lakes of format 1 have one branch for a run, named after its key alone
+    name = ref.removeprefix(_PREFIX)
+    run, _, attempt = name.rpartition(_SEPARATOR)
+    # Lakes of format 1 have one branch for a run, named after its key alone.
+    return run if re.match(_ATTEMPT, attempt) else name
 
 
 def publication_tag(sequence: object) -> str:

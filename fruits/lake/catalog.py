@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -131,11 +131,19 @@ def glue_problem(settings: Settings, error: Exception) -> FruitsError:
 
 @dataclass(frozen=True)
 class TableState:
-    """Snapshots of a table by id, and its branches and tags but for ``main``, by name."""
+    """Snapshots of a table by id, and its branches and tags but for ``main``, by name; each snapshot's parent."""
 
     main: int
     snapshots: frozenset[int]
     refs: Mapping[str, int]
+    parents: Mapping[int, int | None] = field(default_factory=dict)
+
+    def line(self, snapshot_id: int) -> Iterator[int]:
+        """A snapshot and its ancestors, the newest first."""
+        at: int | None = snapshot_id
+        while at is not None:
+            yield at
+            at = self.parents.get(at)
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Lake:
     @classmethod
     def _open(cls, settings: Settings, tries: int) -> "Lake":
         from botocore.exceptions import BotoCoreError, ClientError
-        from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+        from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
         try:
             lake = cls(settings)
@@ -178,7 +186,9 @@ class Lake:
                 return cls._open(settings, tries - 1)
             shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
             reason = str(error).splitlines()[0]
-            raise FruitsError(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
+            down = isinstance(error, OperationalError) and settings.catalog_kind == "postgresql"
+            kind = TransientError if down else FruitsError
+            raise kind(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
         except (BotoCoreError, ClientError) as error:
             raise glue_problem(settings, error) from error
         except OSError as error:
@@ -243,7 +253,8 @@ class Lake:
         """Where a table's refs are and which snapshots it has."""
         table = self.table(name)
         refs = {ref: at.snapshot_id for ref, at in table.refs().items()}
-        return TableState(refs.pop("main"), frozenset(one.snapshot_id for one in table.snapshots()), refs)
+        parents = {one.snapshot_id: one.parent_snapshot_id for one in table.snapshots()}
+        return TableState(refs.pop("main"), frozenset(parents), refs, parents)
 
     def files(self, name: TableName, snapshot_id: int) -> list[DataFile]:
         """The data files of a table at a snapshot."""

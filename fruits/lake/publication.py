@@ -110,12 +110,15 @@ def publish(
         _add_row(lake, writer, start, publication)
         target = lake.head("publications", writer.branch)
         if target is None:
-            raise FruitsError(f"table publications: branch {writer.branch} vanished while publishing; try again")
+            raise TransientError(f"table publications: branch {writer.branch} vanished while publishing; try again")
         try:
             advance_main(lake, "publications", expected=base.publications_snapshot, target=target)
         except ConflictError as error:
-            raise _conflict(publication.run_id) from error
-        done = publication
+            done = published_from(lake, base, str(publication.run_id))  # by an attempt of this run that was left behind
+            if done is None:
+                raise _conflict(publication.run_id) from error
+        else:
+            done = publication
     current_base(lake)
     return done
 

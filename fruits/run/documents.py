@@ -255,10 +255,11 @@ def read_documents(settings: Settings, run: str) -> RunDocuments:
 
 def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocument[Any] | None:
     try:
-        document = upgraded(read_json(store, path))
+        content = read_json(store, path)
     except FileNotFoundError:
         return None
     try:
+        document = upgraded(content)
         return _DOCUMENTS[document["task"]].model_validate(document)
     except (KeyError, ValidationError) as error:
         raise FruitsError(
@@ -335,13 +336,16 @@ def task_document(
         TransientError: at the end, when a later attempt of the task has begun meanwhile.
     """
     store, path = run_store(settings, run), f"{task}.json"
-    before = _read_document(store, path, task)
+    try:
+        attempt = int(read_json(store, path)["attempt"]) + 1
+    except (FileNotFoundError, KeyError):
+        attempt = 1
     recorder: TaskRecorder[Any] = TaskRecorder(
         _DOCUMENTS[task](
             task=task,
             run_id=run_id,
             planned_at=planned_at,
-            attempt=before.attempt + 1 if before else 1,
+            attempt=attempt,
             token=secrets.token_hex(3),
             state="running",
             started_at=datetime.now(UTC),

@@ -96,7 +96,7 @@ def hold_lease(settings: Settings, run: str) -> Iterator[None]:
         stop.set()
         thread.join()  # else it might renew a lease that was released
         if over:
-            release_lease(settings, run)
+            _release_quietly(settings, run)
 
 
 def release_lease(settings: Settings, run: str) -> None:
@@ -105,6 +105,14 @@ def release_lease(settings: Settings, run: str) -> None:
     last = _last(settings)
     if last is not None and last.run == run and not last.released:
         _write(store, Lease(last.number, run, datetime.now(UTC), released=True))
+
+
+def _release_quietly(settings: Settings, run: str) -> None:
+    """Release the lease under an error, which a failing release must not hide: the lease then expires."""
+    try:
+        release_lease(settings, run)
+    except (BaseError, FruitsError, OSError) as error:
+        log.warning("run %s: its lease can't be released: %s", run, error)
 
 
 def current_lease(settings: Settings) -> Lease | None:
@@ -116,9 +124,11 @@ def current_lease(settings: Settings) -> Lease | None:
 def _renew(settings: Settings, run: str, stop: threading.Event) -> None:
     while not stop.wait(_RENEW_SECONDS):
         try:
-            if acquire_lease(settings, run) is not None:
-                log.warning("run %s lost its lease: it was not renewed for %s", run, DURATION)
+            last = _last(settings)
+            if last is None or last.run != run or last.released:
+                log.warning("run %s lost its lease: it was released, or not renewed for %s", run, DURATION)
                 return
+            _write(_store(settings), Lease(last.number, run, datetime.now(UTC)))
         except (BaseError, FruitsError, OSError) as error:  # the next try may succeed; if none does, the lease expires
             log.warning("run %s: its lease can't be renewed: %s", run, error)
 

@@ -27,15 +27,15 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
-_PATH = "manifest.parquet"
+DEFAULT_NAME = "manifest.parquet"
 
 
-def write_manifest(store: ObjectStore, entries: Sequence[Entry]) -> None:
+def write_manifest(store: ObjectStore, entries: Sequence[Entry], name: str = DEFAULT_NAME) -> None:
     """Write the entries of a run to its folder."""
     columns = {name: [getattr(entry, name) for entry in entries] for name in MANIFEST_SCHEMA.names}
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), buffer, compression="zstd")
-    write_bytes(store, _PATH, buffer.getvalue())
+    write_bytes(store, name, buffer.getvalue())
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Manifest:
     table: pa.Table
 
     @classmethod
-    def read(cls, store: ObjectStore) -> "Manifest":
-        """The manifest in a run's folder."""
-        return cls(pq.read_table(io.BytesIO(read_bytes(store, _PATH))))
+    def read(cls, store: ObjectStore, name: str = DEFAULT_NAME) -> "Manifest":
+        """The manifest of this name in a run's folder."""
+        return cls(pq.read_table(io.BytesIO(read_bytes(store, name))))
 
     def __len__(self) -> int:
         """How many entries it has."""

@@ -8,6 +8,7 @@ in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under w
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import AlreadyExistsError
@@ -57,7 +58,10 @@ def take_over_turn(settings: Settings) -> bool:
     store = lake_store(settings)
     turns = sorted(item["path"] for item in list_files(store, "turns"))
     if turns:
-        turn = read_json(store, turns[-1])
+        try:
+            turn = read_json(store, turns[-1])
+        except FileNotFoundError:  # another process was quicker
+            return True
         lease = {**{name: turn[name] for name in ("number", "run", "renewed_at")}, "released": turn["ended"]}
         with suppress(AlreadyExistsError):
             write_json(store, turns[-1].replace("turns/", "leases/", 1), lease, create=True)
@@ -73,29 +77,39 @@ def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments")
     """
     branch = f"run_{planned.key}"
 
-    def heads(*names: TableName) -> Snapshots:
-        found = {name: lake.head(name, branch) for name in names}
-        gone = [name for name, head in found.items() if head is None]
-        if gone:
-            raise FruitsError(
-                f"run {planned.key}: its branch of table {gone[0]} is gone, and its rows with it; clear the run from "
-                "`wait_for_lease`, so that it is done again"
-            )
-        return {name: head for name, head in found.items() if head is not None}
+    def heads(names: tuple[TableName, ...], task: str, read_at: datetime | None) -> Snapshots:
+        """Where the branch is; what was written after a task began to read, that task did not see."""
+        found = {}
+        for name in names:
+            snapshot = lake.table(name).snapshot_by_name(branch)
+            if snapshot is None:
+                raise FruitsError(
+                    f"run {planned.key}: its branch of table {name} is gone, and its rows with it; clear the run from "
+                    "`wait_for_lease`, so that it is done again"
+                )
+            if read_at and snapshot.timestamp_ms > read_at.timestamp() * 1000:
+                raise FruitsError(
+                    f"run {planned.key}: table {name} was written to after its {task} job began; clear the run from "
+                    f"`{task}`, so that every task works on the same rows"
+                )
+            found[name] = snapshot.snapshot_id
+        return found
 
-    def filled(document: Any, **snapshots: tuple[TableName, ...]) -> Any:
-        if document is None or document.result is None:
-            return document
-        missing = {
-            field: heads(*names) for field, names in snapshots.items() if getattr(document.result, field) is None
+    def filled(document: Any, read: Mapping[str, tuple[TableName, ...]], wrote: tuple[TableName, ...] = ()) -> Any:
+        if document is None or document.result is None or document.token or document.planned_at != planned.planned_at:
+            return document  # not of format 1, or left from an earlier plan, which `check_tasks_before` refuses
+        values: dict[str, Snapshots] = {
+            field: heads(names, document.task, document.started_at) for field, names in read.items()
         }
-        return document.model_copy(update={"result": document.result.model_copy(update=missing)})
+        if wrote:
+            values["wrote"] = heads(wrote, document.task, None)
+        return document.model_copy(update={"result": document.result.model_copy(update=values)})
 
     return replace(
         documents,
-        featurize=filled(documents.featurize, wrote=WRITTEN["featurize"]),
-        pca=filled(documents.pca, read=WRITTEN["featurize"], wrote=WRITTEN["pca"]),
-        validate=filled(documents.validate, snapshots=DATA_TABLES),
+        featurize=filled(documents.featurize, {}, WRITTEN["featurize"]),
+        pca=filled(documents.pca, {"read": WRITTEN["featurize"]}, WRITTEN["pca"]),
+        validate=filled(documents.validate, {"snapshots": DATA_TABLES}),
     )
 
 

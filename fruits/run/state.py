@@ -34,6 +34,7 @@ class PlannedRun(Frozen):
         building: Whether readers keep their backbone after this run, because objects remain under the new one.
         work: Whether there is anything to do.
         other_work: Why the run goes on although no photo changed; None when there is no such reason.
+        manifest: Name of the manifest in the run's folder: each plan has its own.
         unknown_keys: Keys that were asked for and are neither in the bucket nor in the tables.
     """
 
@@ -49,6 +50,7 @@ class PlannedRun(Frozen):
     building: bool
     work: bool
     other_work: str | None = None
+    manifest: str = "manifest.parquet"
     unknown_keys: tuple[str, ...] = ()
 
     @property

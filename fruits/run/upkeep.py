@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 from typing import Any
 
 from fruits.lake.branches import publication_tag, run_of_branch
@@ -123,8 +124,8 @@ def table_upkeep(
 ) -> TableUpkeep:
     """Which refs a table is to have, and which snapshots nothing needs then.
 
-    Needed are ``main``, the snapshots of retained publications, those that a run in flight started from, and what is
-    on its branch.
+    Needed are ``main``, the snapshots of retained publications, those that a run in flight started from, and all that
+    are on its branches: a later task checks each of them.
     """
     runs = tuple(in_flight)
     wanted = (
@@ -138,6 +139,9 @@ def table_upkeep(
     kept = [at for ref, at in state.refs.items() if ref not in {*dropped_tags, *dropped_branches, *tags}]
     bases = [run.planned.base.snapshots[name] for run in runs if run.planned]
     needed = {state.main, *wanted.values(), *kept, *bases}
+    for ref, at in state.refs.items():
+        if owners[ref] in keys:
+            needed |= {*takewhile(lambda snapshot: snapshot not in bases, state.line(at))}
     return TableUpkeep(tags, dropped_tags, dropped_branches, tuple(sorted(state.snapshots - needed)))
 
 
@@ -202,7 +206,8 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
     states = {table.name: lake.state(table.name) for table in TABLES}
     base = current_base(lake)
     published = publications(lake, base.publications_snapshot)
-    retained = retained_publications(published, request, now)
+    there = [one for one in published if one == published[-1] or _is_there(one, states)]
+    retained = retained_publications(there, request, now)
     folders = run_folders(lake.settings, now - timedelta(days=request.abandoned_days))
     flying = runs_in_flight(folders, published, request.abandoned_days, now)
     snapshots = {**base.publication.snapshots, PUBLICATIONS.name: base.publications_snapshot}
@@ -218,6 +223,11 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
         expired_versions=expired_versions(versions, retained, flying),
         old_folders=old_folders(folders, retained, flying, request, now),
     )
+
+
+def _is_there(publication: Publication, states: Mapping[TableName, TableState]) -> bool:
+    """Whether no snapshot of a publication has expired: a shorter retention than today's may have applied before."""
+    return all(snapshot in states[name].snapshots for name, snapshot in publication.snapshots.items())
 
 
 def run_folders(settings: Settings, plans_since: datetime) -> list[RunFolder]:

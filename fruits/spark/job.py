@@ -76,7 +76,7 @@ class Job:
 
     def manifest(self) -> Manifest:
         """The run's manifest."""
-        return Manifest.read(run_store(self.settings, self.run.key))
+        return Manifest.read(run_store(self.settings, self.run.key), self.run.manifest)
 
     def start_branches(self, *names: TableName) -> None:
         """Fork the attempt's branches of tables from the job's starting snapshots."""
@@ -136,6 +136,7 @@ def _run(task: TaskName, settings: Settings, run: str, work: Callable[[Job], Non
         check_tasks_before(task, planned, documents)
         check_current(lake, planned.base, planned.run_id)
         start = starting_snapshots(task, planned, documents)
+        check_snapshots(lake, planned, start)
         with _tables(task, lake, planned.key, recorder) as tables:
             work(Job(planned, tables, start, documents, recorder))
 
@@ -167,6 +168,21 @@ def starting_snapshots(task: TaskName, planned: PlannedRun, documents: RunDocume
     return {**planned.base.snapshots, **written}
 
 
+def check_snapshots(lake: Lake, planned: PlannedRun, start: Snapshots) -> None:
+    """Raise unless the snapshots that tasks of the run wrote are still there: maintenance gives up old runs.
+
+    Raises:
+        FruitsError: naming the first table without its snapshot.
+    """
+    for name, snapshot_id in start.items():
+        written = snapshot_id != planned.base.snapshots[name]
+        if written and lake.table(name).snapshot_by_id(snapshot_id) is None:
+            raise FruitsError(
+                f"run {planned.key}: snapshot {snapshot_id} of table {name} is gone, and its rows with it; clear the "
+                "run from `wait_for_lease`, so that it is done again"
+            )
+
+
 @contextmanager
 def _attempt(
     task: TaskName, settings: Settings, planned: PlannedRun | PlannedMaintenance, *, dry_run: bool
@@ -176,7 +192,8 @@ def _attempt(
     with task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder:
         check_release(os.environ)
         lake = Lake.open(settings)
-        migrate(lake)
+        if not dry_run:
+            migrate(lake)
         with nullcontext() if dry_run else hold_lease(settings, planned.key):
             yield lake, recorder
 

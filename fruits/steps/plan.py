@@ -64,7 +64,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         document.run_id(_unpublished_run_id(run_id, published))
         reconciliation = reconcile(settings, request, lake, base, backbone, document.phase)
         with document.phase("manifest"):
-            write_manifest(run_store(settings, key), reconciliation.plan.entries)
+            manifest = f"manifest_{document.document.token}.parquet"
+            write_manifest(run_store(settings, key), reconciliation.plan.entries, manifest)
         planned = PlannedRun(
             key=key,
             run_id=document.document.run_id,
@@ -78,6 +79,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             building=reconciliation.building,
             work=reconciliation.work,
             other_work=reconciliation.other_work,
+            manifest=manifest,
             unknown_keys=reconciliation.plan.unknown_keys,
         )
         document.record(planned)

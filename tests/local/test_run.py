@@ -448,11 +448,11 @@ def test_a_prefix_with_nothing_under_it(
         try:
             settings = Settings.load(prefix="Trainnig/", namespace="nothing_yet")
             request = RunRequest(prefix="Trainnig/")
-            card = prepare(settings, request)
+            prepare(settings, request)
             with pytest.raises(
                 FruitsError, match=r"s3://fruits/Trainnig/: no objects there; upload photos .* correct the prefix"
             ):
-                plan_run(settings, request, card, "a run")
+                plan_run(settings, request, "a run")
         finally:
             stores._credentials.cache_clear()
 

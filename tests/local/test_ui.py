@@ -28,7 +28,7 @@ from local.queue import EventQueue
 from local.stack import Stack, in_use, running_server, running_stack, server_pid
 from sample_photos import photo_key
 
-pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
+pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.story]
 
 ROOT = Path(__file__).parents[2]
 DAG = "/api/v2/dags/fruit_features"
