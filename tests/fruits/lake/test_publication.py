@@ -160,6 +160,25 @@ class TestPublish:
         assert keys(lake, "features", lake.head("features")) == ["a.jpg"]
 
 
+def test_an_attempt_that_was_left_behind_and_published_first_is_no_conflict(lake, monkeypatch):
+    base = current_base(lake)
+    write(lake, "a", base)
+    late = publication_of(lake, "a", base)
+    look = module.published_from
+    answers = iter([None])
+
+    def overtaken(own, start, run_id):
+        """Nothing at the first look; the other attempt publishes just afterwards."""
+        if next(answers, "later") is None:
+            publish(Lake.open(lake.settings), base, writer("a", "publish"), late)
+            return None
+        return look(own, start, run_id)
+
+    monkeypatch.setattr(module, "published_from", overtaken)
+    assert publish(lake, base, writer("a"), late).run_id == "a"
+    assert [one.run_id for one in publications(lake)] == ["a"]
+
+
 class TestConflict:
     def test_the_second_of_two_runs_from_one_base_changes_nothing(self, lake):
         base = current_base(lake)

@@ -96,3 +96,21 @@ def test_leases_leave_no_heap_of_files(settings):
         release_lease(settings, f"run-{number}")
     store = module._store(settings)
     assert len([item for batch in store.list() for item in batch]) == 1
+
+
+def test_a_process_that_was_left_behind_does_not_acquire_what_its_run_released(settings, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_RENEW_SECONDS", 0.02)
+    with hold_lease(settings, "run"):
+        release_lease(settings, "run")
+        while "lost its lease" not in caplog.text:
+            pass
+        assert current_lease(settings) is None
+
+
+def test_a_lease_that_cannot_be_released_does_not_hide_the_error(settings, monkeypatch):
+    def refuse(*_):
+        raise OSError("no route")
+
+    monkeypatch.setattr(module, "release_lease", refuse)
+    with pytest.raises(FruitsError, match="fix it"), hold_lease(settings, "run"):
+        raise FruitsError("fix it")

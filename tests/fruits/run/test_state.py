@@ -22,3 +22,10 @@ def test_a_key_is_readable_stable_and_differs_where_only_punctuation_does():
     assert key.startswith("manual_2026_11_22t09_30_00_00_00_")
     assert key == run_key("manual__2026-11-22T09:30:00+00:00") != run_key("manual__2026-11-22T09:30:00-00:00")
     assert run_key("x" * 300) != run_key("x" * 301)
+
+
+def test_a_branch_of_format_1_belongs_to_its_run_whatever_its_key_looks_like():
+    for key in ("manual_1_abc123", "x" * 59 + "__abc123"):
+        assert run_of_branch(f"run_{key}") == key
+        assert run_of_branch(Writer(key, "pca_3_0a1b2c").branch) == key
+    assert run_of_branch("main") is None

@@ -113,6 +113,13 @@ class TestTableUpkeep:
         assert upkeep.dropped_branches == {"run_dead__featurize_1_ab": 12}
         assert set(range(1, 13)) - set(upkeep.expired) == {7, 8, 9, 11}
 
+    def test_a_run_in_flight_keeps_all_that_it_wrote_since_its_base(self):
+        """A later task checks each of these snapshots, not only the last."""
+        run = flying("live", 8)
+        state = replace(self.state(**{f"run_{run.key}__pca_2_cd": 12}), parents={12: 11, 11: 10, 10: 8, 8: 7})
+        upkeep = table_upkeep("features", state, [published(9, 0)], [run])
+        assert set(range(1, 13)) - set(upkeep.expired) == {8, 9, 10, 11, 12}
+
     def test_refs_that_are_not_ours_keep_their_snapshots(self):
         upkeep = table_upkeep("features", self.state(audit=2), [published(9, 0)], [])
         assert not {**upkeep.dropped_tags, **upkeep.dropped_branches}
