@@ -103,24 +103,21 @@ def publish(
     Raises:
         ConflictError: when another run published since ``base``; readers stay where that run put them.
     """
-    done = published_from(lake, base, str(publication.run_id))
-    if done is None:
-        start = base.publications_snapshot if onto is None else onto
-        start_branch(lake, "publications", writer.branch, start)
-        _add_row(lake, writer, start, publication)
-        target = lake.head("publications", writer.branch)
-        if target is None:
-            raise TransientError(f"table publications: branch {writer.branch} vanished while publishing; try again")
-        try:
-            advance_main(lake, "publications", expected=base.publications_snapshot, target=target)
-        except ConflictError as error:
-            done = published_from(lake, base, str(publication.run_id))  # by an attempt of this run that was left behind
-            if done is None:
-                raise _conflict(publication.run_id) from error
-        else:
-            done = publication
+    start = base.publications_snapshot if onto is None else onto
+    start_branch(lake, "publications", writer.branch, start)
+    _add_row(lake, writer, start, publication)
+    target = lake.head("publications", writer.branch)
+    if target is None:
+        raise TransientError(f"table publications: branch {writer.branch} vanished while publishing; try again")
+    try:
+        advance_main(lake, "publications", expected=base.publications_snapshot, target=target)
+    except ConflictError as error:
+        before = published_from(lake, base, str(publication.run_id))  # by this run, or by another attempt of it
+        if before is None:
+            raise _conflict(publication.run_id) from error
+        publication = before
     current_base(lake)
-    return done
+    return publication
 
 
 def check_current(lake: Lake, base: Base, run_id: str) -> None:

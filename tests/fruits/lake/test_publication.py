@@ -163,18 +163,15 @@ class TestPublish:
 def test_an_attempt_that_was_left_behind_and_published_first_is_no_conflict(lake, monkeypatch):
     base = current_base(lake)
     write(lake, "a", base)
-    late = publication_of(lake, "a", base)
-    look = module.published_from
-    answers = iter([None])
+    late, advance = publication_of(lake, "a", base), module.advance_main
 
-    def overtaken(own, start, run_id):
-        """Nothing at the first look; the other attempt publishes just afterwards."""
-        if next(answers, "later") is None:
-            publish(Lake.open(lake.settings), base, writer("a", "publish"), late)
-            return None
-        return look(own, start, run_id)
+    def overtaken(own, name, *, expected, target):
+        """The other attempt publishes just before."""
+        monkeypatch.setattr(module, "advance_main", advance)
+        publish(Lake.open(lake.settings), base, writer("a", "publish"), late)
+        advance(own, name, expected=expected, target=target)
 
-    monkeypatch.setattr(module, "published_from", overtaken)
+    monkeypatch.setattr(module, "advance_main", overtaken)
     assert publish(lake, base, writer("a"), late).run_id == "a"
     assert [one.run_id for one in publications(lake)] == ["a"]
 
