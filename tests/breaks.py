@@ -73,7 +73,7 @@ def is_noticed(one: Break) -> bool:
         if text.count(one.old) != 1:
             raise SystemExit(f"break {one.promise!r}: expected {one.old!r} once in {one.file}; correct the break")
         file.write_text(text.replace(one.old, one.new))
-        options = ["-x", "-q", "-p", "no:randomly", "-m", "not slow and not jvm"]
+        options = ["-x", "-q", "-p", "no:randomly", "--timeout=120", "-m", "not slow and not jvm"]
         command = [sys.executable, "-m", "pytest", *options, *one.tests.split()]
         environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
