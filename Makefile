@@ -60,8 +60,8 @@ PARTED = $(if $(PART),--part $(PART))
 COVERED = $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
 FAST = not server and not jvm and not heavy and not slow and not compose
 define run_tests
-	@jobs=0; JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) $(PYTEST) -m "not airflow and $(1)" $(ARGS) || jobs=$$?; \
-	airflow=0; $(AIRFLOW) $(PYTEST) -m "airflow and $(1)" $(ARGS) || airflow=$$?; \
+	@jobs=0; COVERAGE_FILE=build/coverage/jobs JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) $(PYTEST) -m "not airflow and $(1)" $(ARGS) || jobs=$$?; \
+	airflow=0; COVERAGE_FILE=build/coverage/airflow $(AIRFLOW) $(PYTEST) -m "airflow and $(1)" $(ARGS) || airflow=$$?; \
 	case "$$jobs $$airflow" in \
 		"0 0") ;; \
 		"0 5" | "5 0") $(if $(ARGS)$(PART),true,echo "One environment has no tests." && false) ;; \
@@ -71,9 +71,9 @@ define run_tests
 endef
 
 test: setup-dev  ## All tests but the slow and the containers' (ARGS="-k moments" for some, COVERAGE=1 to measure it)
-	@rm -rf build/coverage
+	@rm -rf build/coverage && mkdir -p build/coverage
 	$(call run_tests,not slow and not compose)
-	$(if $(COVERAGE),@$(JOBS) -m coverage combine --quiet && $(JOBS) -m coverage report)
+	$(if $(COVERAGE),@$(JOBS) -m coverage combine --quiet build/coverage/jobs build/coverage/airflow && $(JOBS) -m coverage report)
 
 test-fast: setup-dev  ## Units and properties, in a minute: no server, no JVM, no other program
 	$(call run_tests,$(FAST))

@@ -5,7 +5,7 @@ import pytest
 from fruits.settings import Settings
 from local.stack import Stack
 from tests.migration.old_lake import AbsentCommitError, OldLakes, make
-from tests.spark_jobs.conftest import chain  # noqa: F401 -- a fixture
+from tests.spark_jobs.conftest import chain, spark  # noqa: F401 -- fixtures
 
 
 @pytest.fixture(scope="session")
