@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.catalog import Lake
@@ -47,6 +47,11 @@ class Writer:
     def snapshot_properties(self) -> dict[str, str]:
         """What each snapshot of the attempt carries in its summary."""
         return {RUN_PROPERTY: self.run, ATTEMPT_PROPERTY: self.attempt}
+
+    @property
+    def commit(self) -> dict[str, Any]:
+        """Keyword arguments of PyIceberg's ``append``, ``delete`` and ``overwrite`` that make them the attempt's."""
+        return {"branch": self.branch, "snapshot_properties": self.snapshot_properties}
 
 
 def run_of_branch(ref: str) -> str | None:

@@ -108,12 +108,11 @@ def _replace(lake: Lake, writer: Writer, definition: TableDefinition, row: dict[
     same = {identity: row[identity]}
     known = lake.read(definition.name, lake.head(definition.name, writer.branch), (identity,), **same).num_rows
     rows = pa.Table.from_pylist([row], schema=definition.schema)
-    commit = {"branch": writer.branch, "snapshot_properties": writer.snapshot_properties}
 
     def replace(transaction: "Transaction") -> None:
         if known:
-            transaction.delete(EqualTo(identity, row[identity]), **commit)
-        transaction.append(rows, **commit)
+            transaction.delete(EqualTo(identity, row[identity]), **writer.commit)
+        transaction.append(rows, **writer.commit)
 
     commit_rows(lake, definition.name, replace, branch=writer.branch)
 

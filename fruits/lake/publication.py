@@ -144,12 +144,11 @@ def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -
     rows = _to_rows(publication)
     snapshot = lake.table("publications").snapshot_by_id(start)
     files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
-    commit = {"branch": writer.branch, "snapshot_properties": writer.snapshot_properties}
     if files < _MOST_FILES:
-        commit_rows(lake, "publications", lambda change: change.append(rows, **commit), branch=writer.branch)
+        commit_rows(lake, "publications", lambda change: change.append(rows, **writer.commit), branch=writer.branch)
         return
     together = pa.concat_tables([lake.read("publications", start).cast(rows.schema), rows])
-    commit_rows(lake, "publications", lambda change: change.overwrite(together, **commit), branch=writer.branch)
+    commit_rows(lake, "publications", lambda change: change.overwrite(together, **writer.commit), branch=writer.branch)
 
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:

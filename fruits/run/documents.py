@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar, get_args
 
-import obstore
 from obstore.store import ObjectStore
 from pydantic import ValidationError
 
@@ -25,7 +24,7 @@ from fruits.run.migration import upgraded
 from fruits.run.request import Frozen, MaintenanceRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
-from fruits.stores import lake_store, read_json, write_json
+from fruits.stores import lake_store, list_files, read_json, write_json
 
 TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "plan_maintenance", "maintain"]
 
@@ -271,10 +270,9 @@ def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocumen
 def last_written(settings: Settings) -> dict[str, datetime]:
     """When anything in a run's folder was last written, by the run's key, the newest first; from one listing."""
     written: dict[str, datetime] = {}
-    for batch in obstore.list(lake_store(settings), prefix="runs"):  # to open the folder itself would create it
-        for item in batch:
-            run = item["path"].split("/")[1]
-            written[run] = max(written.get(run, item["last_modified"]), item["last_modified"])
+    for item in list_files(lake_store(settings), "runs"):  # to open the folder itself would create it
+        run = item["path"].split("/")[1]
+        written[run] = max(written.get(run, item["last_modified"]), item["last_modified"])
     newest = sorted(written, key=lambda run: (written[run], run), reverse=True)
     return {run: written[run] for run in newest}
 

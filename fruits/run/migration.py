@@ -171,13 +171,7 @@ def _base(base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plan_of_maintenance(document: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
-    done = "slug" in document
-    result = {
-        "key": document["slug"],
-        **{name: document[name] for name in ("run_id", "request", "found")},
-    }
-    return (
-        {**common, "task": "plan_maintenance", "result": result}
-        if done
-        else {**common, "task": "plan_maintenance", "result": None}
-    )
+    result = None
+    if "slug" in document:  # recorded at the end
+        result = {"key": document["slug"], **{name: document[name] for name in ("run_id", "request", "found")}}
+    return {**common, "task": "plan_maintenance", "result": result}

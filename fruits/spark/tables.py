@@ -75,8 +75,9 @@ class Tables:
         from pyiceberg.expressions import In
 
         rows = In("pca_id", tuple(versions))
-        commit = {"branch": self.writer.branch, "snapshot_properties": self.writer.snapshot_properties}
-        commit_rows(self.lake, name, lambda change: change.delete(rows, **commit), branch=self.writer.branch)
+        commit_rows(
+            self.lake, name, lambda change: change.delete(rows, **self.writer.commit), branch=self.writer.branch
+        )
 
     def call(self, procedure: str, name: TableName, arguments: str) -> "list[Row]":
         """Call one of Iceberg's procedures on a table."""

@@ -80,7 +80,7 @@ class FakeRun:
 
     def _append(self, definition: TableDefinition, rows: Sequence[Mapping[str, Any]]) -> None:
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=definition.schema)
-        commit = {"branch": self.branch, "snapshot_properties": self.writer.snapshot_properties}
+        commit = self.writer.commit
         commit_rows(self.lake, definition.name, lambda change: change.append(table, **commit))
 
 

@@ -178,7 +178,7 @@ class Chain:
 
 def replace_rows(lake: Lake, writer: Writer, name: TableName, key: str, rows: list[Any]) -> int:
     """Put ``rows`` in place of those of ``key`` on an attempt's branch of a table; returns the snapshot at its end."""
-    commit = {"branch": writer.branch, "snapshot_properties": writer.snapshot_properties}
+    commit = writer.commit
 
     def change(transaction: Any) -> None:
         transaction.delete(EqualTo("key", key), **commit)

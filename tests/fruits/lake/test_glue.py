@@ -70,7 +70,7 @@ def write(lake: Lake, run: str, base: Base) -> None:
     """One feature, on a run's branch."""
     by = writer(run)
     start_branch(lake, "features", by.branch, base.snapshots["features"])
-    rows, commit = feature(f"{run}.jpg"), {"branch": by.branch, "snapshot_properties": by.snapshot_properties}
+    rows, commit = feature(f"{run}.jpg"), by.commit
     commit_rows(lake, "features", lambda change: change.append(rows, **commit), branch=by.branch)
 
 

@@ -41,7 +41,7 @@ def embedding(key, run_id):
 def write(lake, run, base):
     """What a run's jobs leave on its branches: one feature and its embedding."""
     by = writer(run)
-    commit = {"branch": by.branch, "snapshot_properties": by.snapshot_properties}
+    commit = by.commit
     for definition, row in ((FEATURES, feature(f"{run}.jpg", run)), (EMBEDDINGS, embedding(f"{run}.jpg", run))):
         start_branch(lake, definition.name, by.branch, base.snapshots[definition.name])
         rows = pa.Table.from_pylist([row], schema=definition.schema)

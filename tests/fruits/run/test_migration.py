@@ -69,6 +69,9 @@ def test_documents_of_format_1_are_read(folder_lake):
     write_json(run_store(folder_lake, "m"), "plan.json", {**common, **maintenance})
     assert read_documents(folder_lake, "m").plan_maintenance.done.found == {"a": 1}
     assert find_plan(folder_lake, "m") is None
+    unfinished = {name: value for name, value in maintenance.items() if name != "slug"}
+    write_json(run_store(folder_lake, "u"), "plan.json", {**common, **unfinished, "state": "failed"})
+    assert read_documents(folder_lake, "u").plan_maintenance.result is None
 
 
 @pytest.mark.parametrize("ended", [False, True])
