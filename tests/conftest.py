@@ -93,11 +93,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def keep_part(config: pytest.Config, items: list[pytest.Item], part: int, parts: int) -> None:
-    """Of the tests marked slow, keep each whose place in the alphabet is of this part."""
-    slow = sorted((item for item in items if item.get_closest_marker("slow")), key=lambda item: item.nodeid)
-    others = {id(item) for number, item in enumerate(slow) if number % parts != part % parts}
+    """Of the tests marked slow, keep each whose place in the alphabet is of this part; a story is one."""
+    slow = {id(item): _whole(item) for item in items if item.get_closest_marker("slow")}
+    places = {name: number for number, name in enumerate(sorted(set(slow.values())))}
+    others = {item for item, name in slow.items() if places[name] % parts != part % parts}
     config.hook.pytest_deselected(items=[item for item in items if id(item) in others])
     items[:] = [item for item in items if id(item) not in others]
+
+
+def _whole(item: pytest.Item) -> str:
+    """The name of what is not divided among parts: a test, or all tests of a story."""
+    return item.nodeid.partition("::")[0] if item.get_closest_marker("story") else item.nodeid
 
 
 @pytest.fixture(autouse=True)

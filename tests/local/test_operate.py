@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.story]
 
 ROOT = Path(__file__).parents[2]
 

@@ -93,7 +93,7 @@ def test_a_snapshot_of_another_process_on_the_attempts_own_branch_ends_the_job(c
     def write_beside_a_stranger(attempt, *args):
         write(attempt, *args)
         branch = attempt.tables.writer.branch
-        foreign = SimpleNamespace(branch=branch, snapshot_properties=stranger.snapshot_properties)
+        foreign = SimpleNamespace(branch=branch, commit={**stranger.commit, "branch": branch})
         replace_rows(attempt.lake, foreign, "features", "ghost", [{**row, "key": "ghost"}])
 
     before = chain.heads(settings)
