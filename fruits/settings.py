@@ -205,6 +205,29 @@ class Settings(DagSettings):
     )
     probe_rows: int = Field(default=20_000, ge=100, description="Most photos the linear probe is fitted on.")
 
+    max_deleted_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Deletions of more than this share of the rows within 24 hours, and of more than "
+        "FRUITS_FEW_DELETIONS rows, wait for a person's approval.",
+    )
+    few_deletions: int = Field(
+        default=50, ge=0, description="So many deletions within 24 hours need no approval, whatever their share."
+    )
+    max_deletions: int = Field(
+        default=10_000, ge=0, description="More deletions than this within 24 hours wait for a person's approval."
+    )
+    keep_last_of_label: bool = Field(
+        default=True, description="Deletions of the last photos of a label wait for a person's approval."
+    )
+    approval_rows: int = Field(
+        default=100_000,
+        ge=0,
+        description="A rebuild, a requested refit and a switch of backbone wait for a person's approval when more rows "
+        "than this are concerned.",
+    )
+
     retention_days: int = Field(
         default=30, ge=1, description="Publications stay readable, and can be rolled back to, for so many days."
     )

@@ -13,6 +13,7 @@ from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
+from fruits.stores import before_effect
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ _SMALL_FILE_BYTES = 32 * 2**20
 _BUCKET_PROPERTY = "fruits.bucket"
 _FORMAT_PROPERTY = "fruits.lake-format"
 
-LAKE_FORMAT = 2
+LAKE_FORMAT = 3
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
@@ -289,6 +290,17 @@ class Lake:
     def set_format(self) -> None:
         """Record that the lake has the format of this software."""
         self._set_property(_FORMAT_PROPERTY, str(LAKE_FORMAT))
+
+    def add_missing_columns(self) -> None:
+        """Give tables of an older format the columns that they lack; old rows have null there."""
+        for definition in TABLES:
+            table = self.table(definition.name)
+            known = {field.name for field in table.schema().fields}
+            missing = pa.schema([column for column in definition.schema if column.name not in known])
+            if missing.names:
+                before_effect("commit", definition.name)
+                with table.update_schema() as update:
+                    update.union_by_name(missing)
 
     def _set_property(self, name: str, value: str) -> None:
         with self.table("publications").transaction() as transaction:

@@ -19,6 +19,7 @@ import fruits
 from fruits.analysis.gates import Gate
 from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
+from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
 from fruits.run.migration import upgraded
 from fruits.run.request import Frozen, MaintenanceRequest
@@ -74,13 +75,17 @@ class Probe(Frozen):
 
 
 class Validated(Frozen):
-    """What ``validate`` found, and the snapshots that it measured: exactly these may be published."""
+    """What ``validate`` found, and the snapshots that it measured: exactly these may be published.
+
+    ``approvals`` are those of required gates that failed.
+    """
 
     features: int
     quarantine: Mapping[str, int]
     probe: Probe
     gates: tuple[Gate, ...]
     snapshots: Snapshots | None
+    approvals: tuple[Approval, ...] = ()
 
 
 class Published(Frozen):

@@ -1,8 +1,8 @@
-"""From lake format 1, that of Fruits 0.1, to format 2.
+"""From lake formats 1, that of Fruits 0.1, and 2 to format 3.
 
-Tables are the same in both. Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
-in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under way goes on: its documents are read as
-``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``.
+Format 2 has typed run documents, which record snapshots; branches by attempt; and leases in ``leases/``, where format 1
+had ``turns/``. A run of format 1 that is under way goes on: its documents are read as ``upgraded`` makes them, and its
+rows are on its one branch, ``run_<run key>``. Format 3 has the column ``approvals`` in the table ``publications``.
 """
 
 from collections.abc import Mapping
@@ -50,6 +50,7 @@ def migrate(lake: Lake) -> None:
     """Bring a lake to this release's format; a lake that has it is left alone."""
     if lake.format() < LAKE_FORMAT:
         take_over_turn(lake.settings)
+        lake.add_missing_columns()
         lake.set_format()
 
 

@@ -1,8 +1,8 @@
 """What is to be done with each object: the listing against the tables, by key and ETag. Pure functions; no I/O."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time
 
 from fruits.photos.entry import WORK, Action, Entry
@@ -36,6 +36,16 @@ class Plan:
     counts: Mapping[Action, int] = field(default_factory=dict)
     remaining: int = 0
     unknown_keys: tuple[str, ...] = ()
+
+    def without(self, withheld: Sequence[Entry]) -> "Plan":
+        """The plan without entries that wait for a person's approval."""
+        keys = {entry.key for entry in withheld}
+        left_out = Counter(entry.action for entry in withheld)
+        return replace(
+            self,
+            entries=tuple(entry for entry in self.entries if entry.key not in keys),
+            counts={action: count - left_out[action] for action, count in self.counts.items()},
+        )
 
 
 def make_plan(

@@ -1,5 +1,6 @@
 """What a run was asked to do: params, how it was started, its data interval and the settings, resolved. No I/O."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -26,6 +27,7 @@ class RunRequest(Frozen):
 
     ``interval`` is half open, in UTC. ``limit`` bounds the photos featurized, None means all. ``backbone`` and
     ``weights`` are None where the run was not asked for any: it then serves readers the backbone that is due.
+    ``allow_deletes`` approves deletions beyond the bounds: those with this digest, or any (True).
     """
 
     prefix: str
@@ -38,6 +40,7 @@ class RunRequest(Frozen):
     refit: RefitPolicy = "auto"
     limit: int | None = None
     retry_quarantined: bool = False
+    allow_deletes: bool | str = False
     dry_run: bool = False
 
 
@@ -88,6 +91,7 @@ def resolve_request(
         refit=_refit(params.get("refit") or "auto"),
         limit=limit,
         retry_quarantined=bool(params.get("retry_quarantined")),
+        allow_deletes=_allow_deletes(params.get("allow_deletes")),
         dry_run=bool(params.get("dry_run")),
     )
 
@@ -113,6 +117,19 @@ def _n_components(value: Any, settings: Settings) -> int | float:
         return count_or_share(value)
     except ValueError as error:
         raise FruitsError(f"n_components {value!r}: {error}") from None
+
+
+def _allow_deletes(value: Any) -> bool | str:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    text = str(value).strip().lower()
+    if text in ("", "false", "true"):
+        return text == "true"
+    if re.fullmatch("[0-9a-f]{8,64}", text):
+        return text
+    raise FruitsError(
+        f"allow_deletes {value!r}: expected true, or the digest that `fruits status` shows, of at least 8 characters"
+    )
 
 
 def _limit(value: Any) -> int | None:
