@@ -23,6 +23,11 @@ day's photos only: by the date in the key, `dt=2026-11-20/`, or else by LastModi
 **Another backbone.** A run or a backfill with the param `backbone` builds the new backbone's rows beside the rows that
 readers use. The run that clears the backlog switches readers to the new backbone, once its gates have passed.
 
+**Approvals.** More deletions than FRUITS_MAX_DELETED_SHARE and FRUITS_MAX_DELETIONS allow within 24 hours, and the last
+photos of a label, wait for a person's approval; so do a rebuild, a refit and a switch of backbone of more rows than
+FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Approve in the DAG `fruit_approval`, or by
+`fruits approve`.
+
 **Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
 between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the finished run left. A
 run whose process died loses the lease after five minutes.
@@ -33,7 +38,7 @@ and publishing twice changes nothing. Clear from `wait_for_lease` to look at the
 **When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
 the table `quarantine`.
 
-**Alerts.** A failed run, and FRUITS_ALERT_AFTER_HOURS without a run that brought the tables up to date, alert the
+**Alerts.** A failed run, something that waits for an approval, a publication with fewer rows than the one before, and FRUITS_ALERT_AFTER_HOURS without a run that brought the tables up to date, alert the
 channels that are set (SNS, Slack, e-mail). A publication is an event of the asset `fruits_embeddings`, which may
 schedule other DAGs.
 
@@ -45,7 +50,8 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
 
-from fruits.airflow.alerts import alert_failure, deadline
+from fruits.airflow.alerts import alert, alert_failure, deadline, shrunk_message
+from fruits.airflow.approvals import ASKED, announce
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
 from fruits.airflow.operators import spark_job
@@ -119,6 +125,13 @@ PARAMS = {
     "retry_quarantined": Param(
         False, type="boolean", title="Retry quarantined", description="Read the photos in quarantine again."
     ),
+    "allow_deletes": Param(
+        None,
+        type=["null", "string", "boolean"],
+        title="Allow deletions",
+        description="Approves deletions that wait for an approval: their digest, as `fruits status` shows it, or true "
+        "for any (but not when the bucket lists nothing at all). Empty: a person decides.",
+    ),
     "dry_run": Param(False, type="boolean", title="Dry run", description="Plan, log what the run would do, and stop."),
     "settle_seconds": Param(
         10,
@@ -152,7 +165,7 @@ def prepare() -> dict[str, Any]:
     return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
 
 
-@task.short_circuit
+@task.short_circuit(outlets=[ASKED])
 def plan(prepared: dict[str, Any]) -> str:
     """Write the manifest: see fruits/steps/plan.py. Returns the run key; an empty one skips the rest of the run."""
     from fruits.run.request import RunRequest
@@ -164,6 +177,8 @@ def plan(prepared: dict[str, Any]) -> str:
     with non_retryable():
         planned = plan_run(Settings.load(), request, context["run_id"])
     context["ti"].xcom_push("counts", dict(planned.counts))
+    if not request.dry_run:
+        announce(planned.newly_asked, context)
     return planned.key if planned.work and not request.dry_run else ""
 
 
@@ -171,11 +186,15 @@ def plan(prepared: dict[str, Any]) -> str:
 def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
     from fruits.settings import Settings
-    from fruits.steps.publish import publish_run
+    from fruits.steps.publish import publish_run, rows_before
 
     with non_retryable():
-        publication = publish_run(Settings.load(), run)
-    extra = event_extra(publication)
+        settings = Settings.load()
+        publication = publish_run(settings, run)
+        before = rows_before(settings, run)
+    if publication.rows < before:
+        alert(shrunk_message(before, publication.rows, publication.publication_id))
+    extra = {**event_extra(publication), "rows": publication.rows, "rows_before": before}
     get_current_context()["outlet_events"][EMBEDDINGS].extra = extra
     return extra
 

@@ -8,10 +8,12 @@ from rich.console import RenderableType
 from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
 from fruits.cli.output import Document, fields, table
+from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Base, publications
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.photos.entry import Action, Entry
+from fruits.run.decisions import described
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -29,7 +31,8 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     """
     lake, base = _current(settings)
     card = _card(settings, request, lake)
-    reconciliation = reconcile(settings, request, lake, base, card)
+    approvals = read_approvals(settings) if lake else ()
+    reconciliation = reconcile(settings, request, lake, base, card, approvals=approvals)
     plan = reconciliation.plan
     return {
         "lake": settings.lake,
@@ -44,6 +47,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         "remaining": plan.remaining,
         "work": reconciliation.work,
         "other_work": reconciliation.other_work,
+        "undecided": [{**one.to_document(), "text": described(one)} for one in reconciliation.decisions.undecided],
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending[:keys]],
     }
@@ -96,6 +100,8 @@ def render(plan: Document) -> Iterable[RenderableType]:
         yield f"{left}; readers keep {plan['readers_model_id']} until none do."
     if plan["other_work"]:
         yield f"Besides: {plan['other_work']}."
+    for question in plan["undecided"]:
+        yield question["text"]
     if not plan["work"]:
         yield "Nothing to do."
     for action in _ORDER:

@@ -156,18 +156,17 @@ def chosen(approvals: Sequence[Approval], digest: str | None) -> Approval:
 
 
 def outdated(known: Iterable[Approval], asked: Iterable[Approval], now: datetime) -> list[Approval]:
-    """Those of ``known`` that a plan of the whole bucket, which asked ``asked``, leaves behind.
+    """Those of ``known`` that a plan of the whole bucket, which asked or used ``asked``, leaves behind.
 
-    Deletions and a switch of backbone are asked again by each plan, so another digest means that the set is another
-    one. Others lapse.
+    Each plan of the whole bucket asks about deletions anew, so another digest means that other photos are gone. Other
+    kinds lapse.
     """
     digests = {approval.digest for approval in asked}
-    repeated = ("deletions", "backbone")
     return [
         one
         for one in known
         if one.digest not in digests
-        and (one.kind in repeated or now - (one.approved_at or one.asked_at) > LAPSES_AFTER)
+        and (one.kind == "deletions" or now - (one.approved_at or one.asked_at) > LAPSES_AFTER)
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
+from fruits.run.decisions import described
 from fruits.run.documents import RunDocuments, read_documents
 from fruits.serve.state import State, read_state, wall_seconds
 from fruits.settings import Settings
@@ -59,6 +60,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         },
         "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
+        "undecided": [described(question) for question in planned.undecided],
         "catalog": describe_catalog(settings),
     }
 
@@ -107,7 +109,8 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ("tables", f"{summary['catalog']['uri']} (Iceberg, namespace {summary['catalog']['namespace']})"),
     ]
     lines = [f"  {name:<11} {value}" for name, value in rows]
-    if not summary["work"]:
+    lines += [f"  waits       {question}" for question in summary["undecided"]]
+    if not summary["work"] and not summary["undecided"]:
         lines.insert(0, "Nothing to do: every photo in the bucket is already in the tables.")
     return "\n".join(lines)
 

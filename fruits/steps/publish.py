@@ -50,6 +50,11 @@ def publish_run(settings: Settings, run: str) -> Publication:
     return publication
 
 
+def rows_before(settings: Settings, run: str) -> int:
+    """Rows of the publication that a run started from."""
+    return read_plan(settings, run).base.publication.rows
+
+
 def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:
     """What a publication leaves behind: the approvals that it records, and questions about gates of earlier runs.
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fruits.errors import FruitsError
+from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.reader import explain_lake_errors, open_read_only
@@ -69,6 +70,7 @@ def read_overview(settings: Settings) -> Overview:
             tables=read_tables(lake, current.snapshots, str(current.model_id), current.pca_id),
             work=_work(documents) if made_it else None,
             history=_history(lake, published),
+            questions=[one for one in read_approvals(settings) if not one.decided],
         )
 
 
