@@ -89,7 +89,7 @@ def withheld_of(
         _by_label(known),
         recent,
         DeletionBounds.of(settings),
-        arriving={entry.label for entry in plan.entries if entry.action is not Action.DELETE},
+        arriving={entry.label for entry in (*plan.entries, *plan.pending) if entry.action is not Action.DELETE},
         nothing_listed=nothing_listed,
         undecided=named,
     )

@@ -9,7 +9,7 @@ How the bounds combine:
 - **Undecided before.** What is withheld stays withheld, however much time passes, as long as one of the photos that the
   question named is still gone.
 - **The last photo of a label.** When none of the above holds, only the deletions of labels that would be left without a
-  row are withheld; the other deletions go on. A label that gets a new photo in the same run keeps a row.
+  row are withheld; the other deletions go on. A label with a new or changed photo keeps one.
 
 Created and updated photos always go on.
 """
@@ -80,7 +80,7 @@ def withheld_deletions(
         known_by_label: How many rows there are before the run, by label; None for quarantined objects.
         recent: Rows that were deleted within ``WINDOW`` without an approval.
         bounds: The bounds.
-        arriving: Labels that get a photo in this run.
+        arriving: Labels that get a photo in this run, or in the next ones when a limit leaves photos over.
         nothing_listed: Whether the listing had no object at all.
         undecided: Keys that a question named which nobody has decided yet.
     """

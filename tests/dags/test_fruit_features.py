@@ -33,3 +33,25 @@ def test_a_backfill_covers_its_interval_and_any_other_run_everything(
 
     assert request["mode"] == mode
     assert request["interval"] == (["2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z"] if mode == "interval" else None)
+
+
+@pytest.mark.parametrize(("before", "told"), [(7, True), (6, False), (5, False)])
+def test_a_publication_that_shrinks_is_told(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, before: int, told: bool
+) -> None:
+    from fruits.lake.publication import Publication
+
+    publication = Publication(2, {}, "pub-000002-abcdef", counts={"features": 5, "quarantine": 1})
+    extras = SimpleNamespace(extra=None)
+    sent: list[Any] = []
+    monkeypatch.setattr("fruits.steps.publish.publish_run", lambda settings, run: publication)
+    monkeypatch.setattr("fruits.steps.publish.rows_before", lambda settings, run: before)
+    monkeypatch.setattr(module, "alert", sent.append)
+    monkeypatch.setattr(module, "get_current_context", lambda: {"outlet_events": {module.EMBEDDINGS: extras}})
+    monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
+
+    module.publish.function("run")
+
+    assert bool(sent) is told
+    assert (extras.extra["rows"], extras.extra["rows_before"]) == (6, before)
