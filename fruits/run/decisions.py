@@ -5,7 +5,7 @@ Values in, values out; the tasks `plan` and `validate` read the approvals and wr
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -187,6 +187,22 @@ def gates_question(planned: PlannedRun, snapshots: Snapshots, broken: Sequence[G
 def _rounded(value: float | None) -> str:
     """A measured value for a digest: the last bits of a sum depend on the order of the rows."""
     return "none" if value is None else f"{value:.9g}"
+
+
+def continued(question: Approval, stored: Iterable[Approval]) -> Approval:
+    """A question about deletions that goes on from one that waits already; it is announced again only when it doubled.
+
+    A bucket that loses a photo each hour would otherwise send an alert each hour.
+    """
+    waiting = [one for one in stored if one.kind == "deletions" and not one.decided]
+    if question.kind != "deletions" or not waiting:
+        return question
+    earlier = waiting[-1]
+    announced = earlier.details.get("announced", earlier.number)
+    if question.number >= 2 * announced:
+        return question
+    details = {**question.details, "announced": announced}
+    return replace(question, run=earlier.run, asked_at=earlier.asked_at, details=details)
 
 
 def check_requested(request: RunRequest, undecided: Iterable[Approval]) -> None:

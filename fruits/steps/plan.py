@@ -26,6 +26,7 @@ from fruits.run.decisions import (
     Decisions,
     allowed_by,
     check_requested,
+    continued,
     decide,
     deletions_question,
     described,
@@ -312,7 +313,7 @@ def ask_person(
         FruitsError: when the run was started for something that waits.
     """
     decisions = reconciliation.decisions
-    undecided = tuple(ask(settings, question) for question in decisions.undecided)
+    undecided = tuple(ask(settings, continued(question, stored)) for question in decisions.undecided)
     whole = request.mode != "interval" and request.prefix == settings.prefix and not request.keys
     if whole and not reconciliation.switching:
         old = outdated(stored, (*undecided, *decisions.approvals), datetime.now(UTC))

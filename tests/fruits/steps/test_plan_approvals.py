@@ -173,6 +173,14 @@ class TestManyDeletions:
         assert first.undecided == second.undecided
         assert (first.newly_asked, second.newly_asked) == (first.undecided, ())
 
+    def test_a_question_that_grows_is_announced_again_when_it_has_doubled(self, place: Place) -> None:
+        announced = []
+        for number in (4, 5, 7, 8, 9):
+            place.remove(*KIWIS[:number])
+            announced.append([question.number for question in place.plan().newly_asked])
+        assert announced == [[4], [], [], [8], []]
+        assert [question.number for question in read_approvals(place.settings)] == [9]
+
     def test_an_approval_is_of_one_set(self, place: Place, caplog: pytest.LogCaptureFixture) -> None:
         """One more photo is gone, so the approval no longer fits, and the next run asks again."""
         place.remove(*KIWIS[:5])
