@@ -2,7 +2,8 @@
 
 A run of `fruit_features` that would remove or replace much goes on without that part, and asks: more deletions than the
 bounds allow, the last photos of a label, a large rebuild or refit, a switch of backbone, required gates that failed.
-Each question starts a run of this DAG, which waits for the answer and holds nothing meanwhile: no worker, no lease.
+Each new question of a plan starts a run of this DAG, which waits for the answer and holds nothing meanwhile: no worker,
+no lease. For failed gates, start this DAG by hand.
 
 | task | its story | what it does |
 |---|---|---|
@@ -66,6 +67,7 @@ with DAG(
     schedule=[QUESTIONS],
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- as in the other DAGs
     catchup=False,
+    is_paused_upon_creation=False,  # a question must reach a person, also when nobody has thought of this DAG
     max_active_runs=16,
     params=PARAMS,
     on_failure_callback=alert_failure,
