@@ -60,12 +60,18 @@ def decide(
     )
 
 
-def allowed_by(request: RunRequest, *, nothing_listed: bool) -> Callable[[Approval], bool]:
-    """Does the param ``allow_deletes`` approve a question? True approves no empty listing; its digest does."""
+def allowed_by(request: RunRequest, settings: Settings, *, nothing_listed: bool) -> Callable[[Approval], bool]:
+    """Does the param ``allow_deletes`` approve a question?
+
+    A digest approves its question. True approves deletions and a switch that loses rows, but no empty listing and no
+    switch that waits for its size.
+    """
     allow = request.allow_deletes
     if isinstance(allow, str):
         return lambda question: question.digest.startswith(allow)
-    return lambda _: allow and not nothing_listed
+    return lambda question: (
+        allow and not nothing_listed and (question.kind == "deletions" or question.number <= settings.approval_rows)
+    )
 
 
 def withheld_of(
@@ -78,6 +84,9 @@ def withheld_of(
     stored: Iterable[Approval],
 ) -> Withheld:
     """The deletions of a plan that wait for an approval."""
+    deletions = [entry for entry in plan.entries if entry.action is Action.DELETE]
+    if not deletions:
+        return Withheld()
     named = {
         key
         for one in stored
@@ -85,7 +94,7 @@ def withheld_of(
         for key in one.details.get("first_keys", ())
     }
     return withheld_deletions(
-        [entry for entry in plan.entries if entry.action is Action.DELETE],
+        deletions,
         _by_label(known),
         recent,
         DeletionBounds.of(settings),

@@ -222,8 +222,8 @@ def reconcile(
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, len(known), readers, switching, None, request, Decisions())
-    sighted = Sighted(settings, request, lake, base, card, known, {item.key for item in listed}, run, approvals)
-    plan, decisions = sighted.review(plan)
+    keys = {item.key for item in listed}
+    plan, decisions = Review(settings, request, lake, base, card, known, keys, run, approvals).of(plan)
     if decisions.waits("refit"):
         request = request.model_copy(update={"refit": "never"})
     other_work = None
@@ -233,7 +233,7 @@ def reconcile(
 
 
 @dataclass(frozen=True)
-class Sighted:
+class Review:
     """What a plan has seen of bucket and tables, to decide what waits for a person's approval.
 
     Attributes:
@@ -258,7 +258,7 @@ class Sighted:
     run: str
     approvals: Sequence[Approval]
 
-    def review(self, plan: Plan) -> tuple[Plan, Decisions]:
+    def of(self, plan: Plan) -> tuple[Plan, Decisions]:
         """The plan without the deletions that wait for an approval, and all decisions."""
         readers = self.base.publication.model_id
         switching = readers is not None and readers != self.card.model_id
@@ -266,7 +266,7 @@ class Sighted:
         if plan.counts[Action.DELETE] or switching:
             published = publications(self.lake, self.base.publications_snapshot)
             recent = recent_deletions(published, datetime.now(UTC))
-        allowed = allowed_by(self.request, nothing_listed=not self.listed)
+        allowed = allowed_by(self.request, self.settings, nothing_listed=not self.listed)
         withheld = withheld_of(
             plan, self.known, recent, self.settings, nothing_listed=not self.listed, stored=self.approvals
         )
