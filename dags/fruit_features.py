@@ -51,7 +51,7 @@ from typing import Any
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
 
 from fruits.airflow.alerts import alert, alert_failure, deadline, shrunk_message
-from fruits.airflow.approvals import ASKED, announce
+from fruits.airflow.approvals import ASKED, announce_questions
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
 from fruits.airflow.operators import spark_job
@@ -178,7 +178,7 @@ def plan(prepared: dict[str, Any]) -> str:
         planned = plan_run(Settings.load(), request, context["run_id"])
     context["ti"].xcom_push("counts", dict(planned.counts))
     if not request.dry_run:
-        announce(planned.newly_asked, context)
+        announce_questions(planned.newly_asked, context)
     return planned.key if planned.work and not request.dry_run else ""
 
 

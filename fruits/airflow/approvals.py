@@ -19,7 +19,7 @@ ASKED = AssetAlias("fruits_asked")
 _APPROVE = "Approve"
 
 
-def announce(questions: "Iterable[Approval]", context: Context) -> None:
+def announce_questions(questions: "Iterable[Approval]", context: Context) -> None:
     """Send an alert for each new question, and start the DAG `fruit_approval`."""
     from fruits.run.decisions import described
 

@@ -1,4 +1,4 @@
-"""Approvals: what waits for a person's decision, and the decision. Each is a file ``approvals/<kind>_<digest>.json``.
+"""Approvals: what waits for a person's decision, and the decision. Each is a file ``approvals/<namespace>/...``.
 
 A run that would remove or replace much asks: it writes the document, and goes on without that part. A person approves
 by ``fruits approve`` or in Airflow's DAG `fruit_approval`. The next run that finds the same digest uses the approval,
@@ -103,13 +103,14 @@ def read_approvals(settings: Settings) -> list[Approval]:
     Raises:
         FruitsError: naming a document that is none.
     """
-    found = (_read(lake_store(settings), item["path"]) for item in list_files(lake_store(settings), _FOLDER))
+    store = lake_store(settings)
+    found = (_read(store, item["path"]) for item in list_files(store, f"{_FOLDER}/{settings.namespace}"))
     return sorted(filter(None, found), key=lambda approval: (approval.asked_at, approval.digest))
 
 
 def ask(settings: Settings, question: Approval) -> Approval:
     """Write down what waits for a decision; returns what is written there, which may be older or decided."""
-    store, path = lake_store(settings), _path(question)
+    store, path = lake_store(settings), _path(settings, question)
     try:
         write_json(store, path, question.to_document(), create=True)
     except AlreadyExistsError:
@@ -126,13 +127,13 @@ def approve(settings: Settings, approval: Approval, *, by: str, why: str, via: V
     if not why.strip():
         raise FruitsError(f"approval {approval.short}: expected a reason, which the publication keeps; give one")
     decided = approval.approved(by, why.strip(), via)
-    write_json(lake_store(settings), _path(approval), decided.to_document())
+    write_json(lake_store(settings), _path(settings, approval), decided.to_document())
     return decided
 
 
 def withdraw(settings: Settings, approvals: Iterable[Approval]) -> None:
     """Remove what was used, or what nothing waits for any more."""
-    remove_files(lake_store(settings), *map(_path, approvals))
+    remove_files(lake_store(settings), *(_path(settings, one) for one in approvals))
 
 
 def chosen(approvals: Sequence[Approval], digest: str | None) -> Approval:
@@ -170,8 +171,8 @@ def outdated(known: Iterable[Approval], asked: Iterable[Approval], now: datetime
     ]
 
 
-def _path(approval: Approval) -> str:
-    return f"{_FOLDER}/{approval.kind}_{approval.digest}.json"
+def _path(settings: Settings, approval: Approval) -> str:
+    return f"{_FOLDER}/{settings.namespace}/{approval.kind}_{approval.digest}.json"
 
 
 def _read(store: ObjectStore, path: str) -> Approval | None:

@@ -209,13 +209,21 @@ class Lake:
     def scan(
         self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str
     ) -> "DataScan":
-        """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value."""
+        """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
+
+        A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
+        """
         from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
         condition: Any = AlwaysTrue()
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
-        return self.table(name).scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
+        table = self.table(name)
+        snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        if snapshot is not None and snapshot.schema_id is not None:
+            schema = table.schemas()[snapshot.schema_id]
+            columns = [column for column in columns if column == "*" or column in schema.column_names]
+        return table.scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
 
     def read(self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str) -> pa.Table:
         """The rows of a ``scan``, all of them in memory."""
@@ -291,17 +299,6 @@ class Lake:
         """Record that the lake has the format of this software."""
         self._set_property(_FORMAT_PROPERTY, str(LAKE_FORMAT))
 
-    def add_missing_columns(self) -> None:
-        """Give tables of an older format the columns that they lack; old rows have null there."""
-        for definition in TABLES:
-            table = self.table(definition.name)
-            known = {field.name for field in table.schema().fields}
-            missing = pa.schema([column for column in definition.schema if column.name not in known])
-            if missing.names:
-                before_effect("commit", definition.name)
-                with table.update_schema() as update:
-                    update.union_by_name(missing)
-
     def _set_property(self, name: str, value: str) -> None:
         with self.table("publications").transaction() as transaction:
             transaction.set_properties({name: value})
@@ -365,6 +362,27 @@ class Lake:
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
+            else:
+                self._add_missing_columns(definition)
+
+    def _add_missing_columns(self, definition: TableDefinition) -> None:
+        """Add the nullable columns that a table of an earlier release lacks; its rows have null there.
+
+        Software of that release goes on reading the table, and published snapshots are read as they were.
+        """
+        from pyiceberg.exceptions import CommitFailedException
+
+        for last in (False, True):
+            table = self.table(definition.name)
+            if set(definition.schema.names) <= set(table.schema().column_names):
+                return
+            before_effect("commit", definition.name)
+            try:
+                with table.update_schema() as change:
+                    change.union_by_name(definition.schema)
+            except CommitFailedException:  # another process was quicker, maybe with the same columns
+                if last:
+                    raise
 
     def _check_nothing_is_published(self) -> None:
         """See that no empty catalog is put over tables that another one knows: maintenance would remove their files.

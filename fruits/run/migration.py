@@ -50,7 +50,6 @@ def migrate(lake: Lake) -> None:
     """Bring a lake to this release's format; a lake that has it is left alone."""
     if lake.format() < LAKE_FORMAT:
         take_over_turn(lake.settings)
-        lake.add_missing_columns()
         lake.set_format()
 
 

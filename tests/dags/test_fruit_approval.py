@@ -110,7 +110,7 @@ def test_a_new_question_starts_the_dag_and_sends_an_alert(monkeypatch: pytest.Mo
     monkeypatch.setattr(approvals, "alert", sent.append)
     outlet = SimpleNamespace(add=lambda asset, extra: events.append((asset.name, extra)))
     context: Any = {"outlet_events": {approvals.ASKED: outlet}}
-    approvals.announce([question(3, reasons=["a bound"])], context)
+    approvals.announce_questions([question(3, reasons=["a bound"])], context)
     assert events == [("fruits_questions", {"digest": question(3).digest})]
     assert "deletions" in sent[0].subject
     assert f"fruits approve {question(3).short}" in sent[0].text

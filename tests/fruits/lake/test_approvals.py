@@ -60,8 +60,10 @@ def test_the_oldest_question_comes_first_and_one_that_is_withdrawn_is_gone(folde
 
 
 def test_a_file_that_is_no_question_is_named(folder_lake: Settings) -> None:
-    write_bytes(lake_store(folder_lake), "approvals/deletions_1.json", b'{"kind": "else"}')
-    with pytest.raises(FruitsError, match="approvals/deletions_1.json in the lake: not a document of an approval"):
+    write_bytes(lake_store(folder_lake), "approvals/fruits/deletions_1.json", b'{"kind": "else"}')
+    with pytest.raises(
+        FruitsError, match="approvals/fruits/deletions_1.json in the lake: not a document of an approval"
+    ):
         read_approvals(folder_lake)
 
 
