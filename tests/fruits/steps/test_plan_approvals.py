@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fruits.analysis.pca import components_asked
 from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, approve, read_approvals
 from fruits.lake.branches import Writer
@@ -106,6 +107,7 @@ def write(run: Any, keys: list[str], model_id: str, *, publish_as: str | None = 
     """Rows of photos with the ETag that the bucket has, published."""
     generator = np.random.default_rng(7)
     rows = {key: generator.random(4, dtype=np.float32) for key in keys}
+    run.n_components = components_asked(0.95, 160)
     common = run._common
     run._common = lambda key, model: {**common(key, model), "etag": ETAG}
     pca_id = run.write(rows, model_id)
