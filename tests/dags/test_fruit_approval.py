@@ -41,6 +41,7 @@ def settings(module: ModuleType, monkeypatch: pytest.MonkeyPatch, folder_lake: S
 def test_it_asks_then_waits_then_records(module: ModuleType) -> None:
     assert [task.task_id for task in module.dag.topological_sort()] == ["question", "decide", "record"]
     assert module.dag.get_task("decide").options == ["Approve", "Reject"]
+    assert list(module.dag.get_task("decide").serialized_params) == ["why"]  # the form under Required Actions
     assert [asset.name for asset in module.dag.timetable.asset_condition.objects] == ["fruits_questions"]
 
 
