@@ -1,6 +1,7 @@
 """The DAG fruit_approval: a person decides, and no lease or worker waits."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -30,12 +31,12 @@ def decision(option: str = "Approve", why: str = "moved", name: str | None = "ad
 
 
 @pytest.fixture
-def settings(module: ModuleType, monkeypatch: pytest.MonkeyPatch, folder_lake: Settings) -> Settings:
+def settings(module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     """Settings of a lake, which the tasks find; the DAG's param is empty."""
-    monkeypatch.setenv("FRUITS_LAKE", folder_lake.lake)
-    monkeypatch.setenv("FRUITS_CATALOG_URI", folder_lake.catalog_uri.get_secret_value())
+    monkeypatch.setenv("FRUITS_LAKE", f"file://{tmp_path}/lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", f"sqlite:///{tmp_path}/catalog.db")
     monkeypatch.setattr(module, "get_current_context", lambda: {"params": {"digest": None}})
-    return folder_lake
+    return Settings.load()
 
 
 def test_it_asks_then_waits_then_records(module: ModuleType) -> None:
