@@ -1,5 +1,6 @@
 """The DAG fruit_approval: a person decides, and no lease or worker waits."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -61,7 +62,8 @@ def test_no_lease_is_held_while_a_person_decides(module: ModuleType, settings: S
 def test_the_newest_question_is_shown_with_keys_that_cannot_act(module: ModuleType, settings: Settings) -> None:
     ask(settings, question(1))
     key = "Kiwi/```![x](http://example.com).jpg"
-    ask(settings, question(2, first_keys=[key], by_label={"Kiwi": 2}, reasons=["a bound"]))
+    newer = question(2, first_keys=[key], by_label={"Kiwi": 2}, reasons=["a bound"])
+    ask(settings, replace(newer, asked_at=NOW + timedelta(hours=1)))
     asked = module.question.function()
     assert (asked["digest"], asked["subject"]) == (question(2).digest, "Remove 2?")
     text = asked["body"].removeprefix("```text\n").removesuffix("\n```")
