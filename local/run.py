@@ -100,7 +100,7 @@ def _upload(photos: Path, settings: Settings) -> None:
         f"{done.unchanged:,} as they were{skipped}"
     )
     if done.removed:  # the person chose the folder, so nobody else has to approve
-        _say(f"{done.removed:,} photos that are not in {photos} leave the bucket, and their rows leave the tables")
+        _say(f"photos that are not in {photos}, so their rows leave the tables: {done.removed:,}")
 
 
 def _every_second(unit: str) -> Callable[[int, int], None]:

@@ -246,6 +246,7 @@ def test_only_what_changed_is_featurized(second: Ran, third: Ran) -> None:
     changed = {key for key, row in third.features.items() if second.features.get(key) != row}
     assert changed == keys([*ADDED, *REPLACED])
     assert second.features.keys() - third.features.keys() == keys([DELETED])
+    assert "so their rows leave the tables: 1\n" in third.out
     assert {third.features[key][1] for key in changed} == {third.summary["run_id"]}
     assert all(third.features[key][0] != second.features[key][0] for key in keys(REPLACED))
 
