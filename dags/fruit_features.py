@@ -66,7 +66,7 @@ PARAMS = {
     ),
     "keys": Param(
         [],
-        type=["null", "array"],
+        type=["null", "array", "string"],
         items={"type": "string"},
         title="Keys",
         description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",

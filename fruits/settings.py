@@ -148,6 +148,7 @@ class Settings(DagSettings):
     )
     catalog_name: str = Field(
         default="fruits",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
         description="Name of the catalog. It is part of every table's identity (not in Glue): another name shows an "
         "empty catalog.",
     )
@@ -311,7 +312,7 @@ def count_or_share(value: Any) -> int | float:
         ValueError: when it is neither.
     """
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if 0 < number < 1:

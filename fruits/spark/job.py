@@ -231,7 +231,7 @@ def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, "
-        "2 bad input, 3 a required gate failed, 4 another run published in between.",
+        "2 bad input, 3 a required gate failed, 4 another run published in between, 5 try the same again later.",
     )
     parser.add_argument("--run", required=True, metavar="KEY", help="key of the run: its folder in the lake")
     return parser

@@ -6,7 +6,7 @@ import subprocess
 from itertools import islice
 
 from fruits.backbones.stage import staged_card
-from fruits.errors import FruitsError
+from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.photos.listing import list_objects
 from fruits.run.migration import migrate
@@ -48,6 +48,7 @@ def stage_missing(settings: Settings) -> None:
 
     Raises:
         FruitsError: says what is missing and what to do.
+        TransientError: when the build may succeed later.
     """
     if staged_card(settings) is not None:
         return
@@ -63,4 +64,5 @@ def stage_missing(settings: Settings) -> None:
     environment = {**os.environ, "FRUITS_BACKBONE": settings.backbone, "FRUITS_WEIGHTS": settings.weights}
     build = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if build.returncode:
-        raise FruitsError(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")
+        kind = TransientError if build.returncode == ExitCode.TRANSIENT else FruitsError
+        raise kind(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")

@@ -62,7 +62,17 @@ class TestRequest:
         request = resolve_maintenance({"retention_days": 90, "orphan_days": 5}, settings)
         assert request == MaintenanceRequest(90, 3, orphan_days=5)
 
-    @pytest.mark.parametrize("wrong", [{"retention_days": 0}, {"orphan_days": -1}, {"abandoned_days": "soon"}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"retention_days": 0},
+            {"orphan_days": -1},
+            {"abandoned_days": "soon"},
+            {"retention_publications": True},
+            {"dry_run": "false"},
+            {"dryrun": True},
+        ],
+    )
     def test_a_param_out_of_range_is_refused_by_name(self, settings, wrong):
         with pytest.raises(FruitsError, match=next(iter(wrong))):
             resolve_maintenance(wrong, settings)
