@@ -8,6 +8,7 @@ from itertools import islice
 from fruits.backbones.stage import staged_card
 from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
+from fruits.lake.source import bind_source, check_source
 from fruits.photos.listing import list_objects
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
@@ -29,7 +30,11 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
-    lake.check_bucket()
+    if request.dry_run:
+        lake.check_location()
+        check_source(lake)
+    else:
+        bind_source(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
 
