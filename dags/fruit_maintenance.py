@@ -31,7 +31,7 @@ to do.
 **When a run is red.** The last line in the log of `maintain` says what to do. If another publication came in between (a
 rollback), Airflow retries the task. Rows that differ after a compaction are a defect: nothing is published.
 
-`runs/<run>/plan.json` and `maintain.json` in the lake record what the run found and did, and the seconds by phase;
+`runs/<namespace>/<run>/plan.json` and `maintain.json` in the lake record what the run found and did, and the seconds by phase;
 `<run>` starts with `maintenance_`.
 """  # noqa: E501 -- rows of a table
 

@@ -25,7 +25,7 @@ _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
 _FORMAT_PROPERTY = "fruits.lake-format"
 
-LAKE_FORMAT = 2
+LAKE_FORMAT = 3
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 

@@ -1,8 +1,9 @@
-"""From lake format 1, that of Fruits 0.1, to format 2.
+"""From lake formats 1, that of Fruits 0.1, and 2 to format 3.
 
-Tables are the same in both. Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
+Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
 in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under way goes on: its documents are read as
-``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``.
+``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and
+pins by namespace; a run that an earlier release planned keeps its folder.
 """
 
 from collections.abc import Mapping
