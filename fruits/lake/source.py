@@ -56,8 +56,10 @@ def check_source(lake: Lake) -> None:
     """See that the settings name the photos that the lake holds; a new lake takes any. Writes nothing.
 
     Raises:
-        FruitsError: when the lake holds other photos: reconciling would remove all of them.
+        FruitsError: when the lake holds other photos: reconciling would remove all of them. Or when the catalog's tables
+            are another lake's.
     """
+    lake.check_location()
     recorded, source = recorded_source(lake), PhotoSource.of(lake.settings)
     if recorded is not None and not recorded.agrees_with(source):
         raise FruitsError(
@@ -74,7 +76,6 @@ def bind_source(lake: Lake) -> None:
     Raises:
         FruitsError: as ``check_source`` does.
     """
-    lake.check_location()
     check_source(lake)
     source = PhotoSource.of(lake.settings)
     if recorded_source(lake) != source:

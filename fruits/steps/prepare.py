@@ -30,11 +30,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
-    if request.dry_run:
-        lake.check_location()
-        check_source(lake)
-    else:
-        bind_source(lake)
+    (check_source if request.dry_run else bind_source)(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
 
