@@ -56,8 +56,8 @@ def check_source(lake: Lake) -> None:
     """See that the settings name the photos that the lake holds; a new lake takes any. Writes nothing.
 
     Raises:
-        FruitsError: when the lake holds other photos: reconciling would remove all of them. Or when the catalog's tables
-            are another lake's.
+        FruitsError: when the lake holds other photos: reconciling would remove all of them. Also when the catalog's
+            tables are another lake's.
     """
     lake.check_location()
     recorded, source = recorded_source(lake), PhotoSource.of(lake.settings)
