@@ -35,7 +35,6 @@ rollback), Airflow retries the task. Rows that differ after a compaction are a d
 `<run>` starts with `maintenance_`.
 """  # noqa: E501 -- rows of a table
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -99,7 +98,7 @@ def prepare() -> dict[str, Any]:
     from fruits.settings import Settings
 
     with non_retryable():
-        return asdict(resolve_maintenance(get_current_context()["params"], Settings.load()))
+        return resolve_maintenance(get_current_context()["params"], Settings.load()).model_dump()
 
 
 @task

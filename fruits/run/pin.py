@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, choose, publications, same_content
@@ -42,8 +40,10 @@ def current_pin(settings: Settings) -> Pin | None:
         return Pin.model_validate(read_json(lake_store(settings), path))
     except FileNotFoundError:
         return None
-    except (ValueError, ValidationError) as error:
-        raise FruitsError(f"pin {settings.lake}/{path}: not a pin ({error}); `fruits unpin` removes it") from error
+    except ValueError as error:  # no JSON, or other fields
+        raise FruitsError(
+            f"pin {settings.lake}/{path}: not a pin that Fruits knows; `fruits unpin` removes it"
+        ) from error
 
 
 def set_pin(settings: Settings, publication: Publication, by: str, why: str, now: datetime | None = None) -> Pin:

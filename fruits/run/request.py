@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fruits.analysis.pca import RefitPolicy
 from fruits.errors import FruitsError
@@ -101,7 +99,7 @@ def resolve_request(
     Raises:
         FruitsError: naming the param, what was expected and what to do.
     """
-    asked = _parsed(RunParams, RunParams.model_fields, params)
+    asked = _parsed(RunParams, params)
     mode = _resolved(asked.mode, run_type)
     if mode == "interval" and data_interval is None:
         raise FruitsError(
@@ -144,14 +142,15 @@ def _resolved(mode: Mode, run_type: str) -> Literal["reconcile", "interval", "re
 _DAYS = "a whole number of days of at least 1"
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True))
-class MaintenanceRequest:
+class MaintenanceRequest(Frozen):
     """What a maintenance run was asked to do; the params of ``fruit_maintenance`` have the same names.
 
     A publication is retained while it is younger than ``retention_days`` or among the newest
     ``retention_publications``. A run that was not heard of for ``abandoned_days`` is taken for dead. Files that no
     table refers to are removed when they are older than ``orphan_days``. ``rewrite_all`` sorts every file again.
     """
+
+    model_config = ConfigDict(strict=True, extra="ignore")  # documents of earlier releases
 
     retention_days: Whole = Field(ge=1, description=_DAYS)
     retention_publications: Whole = Field(ge=1, description="a whole number of at least 1")
@@ -171,26 +170,25 @@ def resolve_maintenance(params: Mapping[str, Any], settings: Settings) -> Mainte
         "retention_days": settings.retention_days,
         "retention_publications": settings.retention_publications,
     }
-    fields = MaintenanceRequest.__pydantic_fields__
-    return _parsed(MaintenanceRequest, fields, params, from_settings)
+    return _parsed(MaintenanceRequest, params, from_settings)
 
 
-Params = TypeVar("Params")
+Params = TypeVar("Params", bound=BaseModel)
 
 
 def _parsed(
     model: type[Params],
-    fields: Mapping[str, FieldInfo],
     params: Mapping[str, Any],
     defaults: Mapping[str, Any] | None = None,
 ) -> Params:
-    """``params`` as a ``model`` with these fields. None and empty text are defaults, but neither true nor false.
+    """``params`` as a ``model``. None and empty text are defaults, but neither true nor false.
 
     Raises:
         FruitsError: naming the param, and what was expected or the name that is nearest.
     """
     if not isinstance(params, Mapping):
         raise FruitsError(f'params {params!r}: expected an object of names and values, such as {{"limit": 100}}')
+    fields = model.model_fields
     for name in params:
         if name not in fields:
             nearest = difflib.get_close_matches(str(name).lower(), fields, 1)
@@ -200,7 +198,7 @@ def _parsed(
         name: value for name, value in params.items() if value not in (None, "") or fields[name].annotation is bool
     }
     try:
-        return TypeAdapter(model).validate_python({**(defaults or {}), **given})
+        return model.model_validate({**(defaults or {}), **given})
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise FruitsError(

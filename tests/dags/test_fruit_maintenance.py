@@ -30,7 +30,7 @@ def context(module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_the_params_are_those_that_maintenance_understands(module: ModuleType) -> None:
-    assert set(module.PARAMS) == set(MaintenanceRequest.__dataclass_fields__)
+    assert set(module.PARAMS) == set(MaintenanceRequest.model_fields)
 
 
 def test_the_plan_writes_the_request_where_the_job_reads_it(module: ModuleType, context: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ def test_the_plan_writes_the_request_where_the_job_reads_it(module: ModuleType, 
 
     planned = read_documents(Settings.load(), run).plan_maintenance
     assert planned is not None
-    assert planned.result.request == MaintenanceRequest(7, 10, dry_run=True)
+    assert planned.result.request == MaintenanceRequest(retention_days=7, retention_publications=10, dry_run=True)
     assert planned.result.key == run != run_key(RUN_ID)
 
 

@@ -130,7 +130,7 @@ def test_a_param_of_the_wrong_type_is_refused(chain: Any) -> None:
         "mode": "everything",
         "n_components": 0,
         "settle_seconds": -1,
-        "keys": "a.jpg",
+        "keys": [7],
     }.items():
         with pytest.raises(ParamValidationError):
             chain.params.get_param(name).resolve(wrong)

@@ -126,7 +126,7 @@ def test_a_catalog_that_is_no_database_is_named(fruits, published, tmp_path):
 
 def test_a_server_that_is_not_there_is_named(fruits, published):
     wrong = published.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})
-    assert "127.0.0.1:9" in refused(fruits("plan", settings=wrong))
+    assert "127.0.0.1:9" in refused(fruits("plan", settings=wrong), ExitCode.TRANSIENT)
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,14 @@ def test_where_nothing_is_published_there_is_nothing_to_stay_on(folder_lake):
 
 def test_a_rollback_that_fails_leaves_the_pin_as_it_was(lake):
     first, second = publications(lake)
-    for before in (None, set_pin(lake.settings, second, by="anna", why="holidays")):
-        if before is None:
-            remove_pin(lake.settings)
+    for before in (None, "holidays"):
+        if before:
+            set_pin(lake.settings, second, by="anna", why=before)
         with pytest.raises(ZeroDivisionError), pinned(lake.settings, first, by="bo", why="a bad camera"):
             assert current_pin(lake.settings).by == "bo", "before readers are there, so that no run publishes meanwhile"
             raise ZeroDivisionError
-        assert current_pin(lake.settings) == before
+        pin = current_pin(lake.settings)
+        assert (pin and pin.why) == before
 
 
 def test_namespaces_of_a_lake_have_pins_of_their_own(lake):
@@ -71,7 +72,7 @@ def test_namespaces_of_a_lake_have_pins_of_their_own(lake):
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"sequence": 1}'])
 def test_a_document_that_is_no_pin_is_named_and_can_be_removed(lake, content):
     write_bytes(lake_store(lake.settings), "pins/fruits.json", content)
-    with pytest.raises(FruitsError, match="pins/fruits.json: not a pin .*`fruits unpin` removes it"):
+    with pytest.raises(FruitsError, match="pins/fruits.json: not a pin.*`fruits unpin` removes it"):
         current_pin(lake.settings)
     assert remove_pin(lake.settings)
     assert current_pin(lake.settings) is None

@@ -171,7 +171,7 @@ class TestLake:
         ("change", "failing"),
         [
             ({"bucket": "no-such-bucket"}, {"bucket", "lake of this bucket"}),
-            ({"catalog_uri": "sqlite:////nowhere/catalog.db"}, {"catalog", "lake of this bucket", "backbone"}),
+            ({"catalog_uri": "sqlite:////nowhere/catalog.db"}, {"catalog", "lake of this bucket", "pin", "backbone"}),
             ({"weights": "/nowhere/weights.h5"}, {"backbone"}),
         ],
         ids=["bucket", "catalog", "weights"],  # a set has another order in another process

@@ -111,8 +111,8 @@ def test_a_run_of_the_maintenance_has_no_report(published):
         read_run(published, key)
 
 
-def planned_as(work=True, dry_run=False):
-    return document("plan", 0, planned(work=work, request=RunRequest(prefix="", dry_run=dry_run)))
+def planned_as(work=True, dry_run=False, pinned=None):
+    return document("plan", 0, planned(work=work, pinned=pinned, request=RunRequest(prefix="", dry_run=dry_run)))
 
 
 @pytest.mark.parametrize(
