@@ -170,6 +170,8 @@ def plan(prepared: dict[str, Any]) -> str:
     with non_retryable():
         planned = plan_run(Settings.load(), request, context["run_id"])
     context["ti"].xcom_push("counts", dict(planned.counts))
+    if planned.pinned:
+        context["ti"].xcom_push("pinned", planned.pinned)
     return planned.key if planned.work and not request.dry_run else ""
 
 
