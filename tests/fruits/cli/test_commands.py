@@ -365,10 +365,13 @@ class TestPin:
         assert answer("unpin", settings=settings) == {"changed": False}
         assert plan_run(settings, resolve_request({}, settings), "scheduled__2").work
 
-    def test_readers_stay_on_what_they_see(self, answer, new_lake, tmp_path):
+    def test_readers_stay_on_what_they_see(self, fruits, answer, new_lake, tmp_path):
         settings = new_lake(tmp_path)
         assert answer("pin", "2", "--why", "holidays", settings=settings)["pin"]["sequence"] == 2
         assert not plan_run(settings, resolve_request({}, settings), "scheduled__1").work
+        assert "Runs end without work from now on" in fruits("pin", "--why", "more holidays", settings=settings).stdout
+        for said in ("Readers follow the runs again.", "Nothing to do: there is no pin."):
+            assert said in fruits("unpin", settings=settings).stdout
 
 
 class TestMovePhotos:
@@ -389,7 +392,8 @@ class TestMovePhotos:
         assert plan_run(elsewhere, request, "scheduled__2").work
         with pytest.raises(FruitsError, match="holds the photos of .*/train/ on this machine, not of"):
             plan_run(settings, resolve_request({"dry_run": True}, settings), "manual__3")
-        assert not answer("move-photos", *why, "--yes", settings=elsewhere)["changed"]
+        again = fruits("move-photos", *why, settings=elsewhere, input="")
+        assert "Nothing to do: the lake holds the photos of" in again.stdout
 
 
 class TestOutput:
