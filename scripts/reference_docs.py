@@ -62,7 +62,9 @@ def _default(name: str, field: FieldInfo) -> str:
     if name == "jobs_env":
         return "`.venvs/jobs` of the checkout"
     if name == "key_pattern":
-        return "`[…/][dt=YYYY-MM-DD/][…/][split/]label/file`"
+        return "`[…/]label/file`, with a `split/` and a `dt=YYYY-MM-DD/` anywhere among the folders"
+    if name == "ignore":
+        return f"`{','.join(field.default)}`"
     return f"`{field.default}`" if field.default not in (None, "", ()) else "unset"
 
 
