@@ -33,7 +33,6 @@ from fruits.steps.prepare import with_backbone
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
-_FEWEST_FITTED = 2  # photos that vary
 
 
 def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
@@ -205,17 +204,16 @@ def reconcile(
 
 
 def check_fit(settings: Settings, lake: Lake, base: Base, card: Card, reconciliation: Reconciliation) -> None:
-    """See that the first run under a backbone has photos to fit a PCA on, before a JVM is started.
+    """See that the first run under a backbone has a photo to fit a PCA on, before a JVM is started.
 
     Raises:
-        FruitsError: says why there are none, and what to do.
+        FruitsError: says why there is none, and what to do.
     """
     plan = reconciliation.plan
     if reconciliation.known_rows or reconciliation.building or not plan.entries:
         return
     photos = [entry for entry in plan.entries if entry.rejection is None]
-    fitted = sum(entry.split == FIT_SPLIT for entry in photos)
-    if fitted >= _FEWEST_FITTED:
+    if any(entry.split == FIT_SPLIT for entry in photos):
         return
     if lake.read("pca_models", base.publication.snapshots["pca_models"], ("pca_id",), model_id=card.model_id).num_rows:
         return  # photos that were there once have left a PCA to project on
@@ -225,8 +223,6 @@ def check_fit(settings: Settings, lake: Lake, base: Base, card: Card, reconcilia
             f"no key has a label that is accepted; {entry.key!r} is refused as {entry.rejection}. Expected photos as "
             "[Training|Test]/<label>/<file>; correct the layout, FRUITS_KEY_PATTERN or FRUITS_LABELS"
         )
-    elif fitted:
-        why = f"the split `train` has 1 photo of {len(photos):,}, and at least {_FEWEST_FITTED} are needed; add photos"
     else:
         why = nothing_to_fit(KeyRules.of(settings).pattern, (entry.key for entry in photos))
     left = f". {len(plan.pending):,} more photos are pending: raise `limit`" if plan.pending else ""
