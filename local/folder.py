@@ -180,10 +180,10 @@ class _Walk:
     def files(self) -> Iterator[tuple[str, Path, str | None]]:
         """Name in the folder, path, and the reason to leave it out, if known already. Ignored folders end in ``/``."""
         self._linked: set[tuple[int, int]] = set()
-        yield from self._below(self.root, "", (_identity(self.root),))
+        yield from self._below(self.root, "", _real_folders(self.root))
 
     def _below(
-        self, folder: Path, place: str, above: tuple[tuple[int, int], ...]
+        self, folder: Path, place: str, above: frozenset[tuple[int, int]]
     ) -> Iterator[tuple[str, Path, str | None]]:
         for entry in _entries(folder):
             name, path = f"{place}{entry.name}", folder / entry.name
@@ -204,9 +204,10 @@ class _Walk:
             elif identity in above or (entry.is_symlink() and identity in self._linked):
                 yield name, path, "link_in_a_circle"
             else:
+                below = above | (_real_folders(path) if entry.is_symlink() else {identity})
                 if entry.is_symlink():
                     self._linked.add(identity)
-                yield from self._below(path, f"{name}/", (*above, identity))
+                yield from self._below(path, f"{name}/", below)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -217,9 +218,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise unreadable(folder, error) from error
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
+def _real_folders(path: Path) -> frozenset[tuple[int, int]]:
+    """The folder and those that contain it, where it really is."""
+    real = path.resolve()
+    return frozenset((found.st_dev, found.st_ino) for found in (folder.stat() for folder in (real, *real.parents)))
 
 
 def _size(path: Path) -> int:

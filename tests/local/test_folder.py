@@ -133,9 +133,11 @@ def test_links_are_followed_and_never_in_a_circle(tmp_path):
     (root / "Training" / "circle").symlink_to(root)
     (pool / "Fig" / "up").symlink_to(tmp_path)
     folder = read(root)
-    assert set(folder.photos) >= {PHOTO, "Test/Fig/1.jpg", "Test/Kiwi/2.jpg"}
-    assert left_out(folder)["broken_link"] == ("Test/Kiwi/gone.jpg",)
-    assert {"Test/again", "Training/circle"} <= set(left_out(folder)["link_in_a_circle"])
+    assert set(folder.photos) == {PHOTO, "Test/Fig/1.jpg", "Test/Kiwi/2.jpg"}
+    assert left_out(folder) == {
+        "broken_link": ("Test/Kiwi/gone.jpg",),
+        "link_in_a_circle": ("Test/Fig/up", "Test/again", "Training/circle"),
+    }
 
 
 def test_a_pipe_is_named_and_not_waited_for(tmp_path):
