@@ -11,8 +11,9 @@ from types import MappingProxyType
 
 from fruits.errors import FruitsError
 from fruits.photos.decode import announced_format
-from fruits.photos.ignore import FOLDER_MARKER, MEANINGS, Names, meaning_of
+from fruits.photos.ignore import FOLDER_MARKER, MEANINGS, Names, meaning_of, readable
 from fruits.photos.keys import FIT_SPLIT, KeyRules, spelled, twin_labels
+from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
 
 SUFFIXES = frozenset(
@@ -76,24 +77,24 @@ class Folder:
     photos: Mapping[str, Path]
     left_out: Mapping[str, Names]
     empty: Names
-    refused: Mapping[str, Names]
+    refused: Mapping[Reason, Names]
     labels: Mapping[str, int]
     splits: Mapping[str, int]
 
     def remarks(self) -> Iterator[str]:
         """What a person should know about the folder, a line each."""
         if self.labels:
-            names = sorted(self.labels)
-            more = f" and {len(names) - _MOST_LABELS:,} more" if len(names) > _MOST_LABELS else ""
+            first = ", ".join(readable(label) for label in sorted(self.labels)[:_MOST_LABELS])
+            more = f" and {len(self.labels) - _MOST_LABELS:,} more" if len(self.labels) > _MOST_LABELS else ""
             splits = ", ".join(
                 f"{count:,} {split} ({'fitted' if split == FIT_SPLIT else 'held out'})"
                 for split, count in sorted(self.splits.items())
             )
-            yield f"labels: {', '.join(names[:_MOST_LABELS])}{more}; photos: {splits}"
+            yield f"labels: {first}{more}; photos: {splits}"
         for labels in twin_labels(self.labels):
             yield f"the labels {spelled(labels)} differ in case, form or spaces only: are they one label?"
         for rejection, keys in self.refused.items():
-            yield f"will be quarantined as {rejection} {keys}. Expected {LAYOUT}"
+            yield f"will be quarantined as {rejection} {keys}. {rejection.description} Expected {LAYOUT}"
         if self.empty.count:
             yield (
                 f"will be quarantined as empty {self.empty}. Files of 0 bytes are broken copies, or stand for photos "
@@ -150,7 +151,7 @@ def _why_useless(folder: Folder) -> str:
 def _judged(root: Path, photos: Mapping[str, Path], left_out: Mapping[str, Names], rules: KeyRules) -> Folder:
     labels: Counter[str] = Counter()
     splits: Counter[str] = Counter()
-    refused: dict[str, list[str]] = {}
+    refused: dict[Reason, list[str]] = {}
     for key in photos:
         label, split, rejection = rules.judge(key)
         if rejection is not None:

@@ -19,6 +19,12 @@ from fruits.settings import Settings
 DOCS = Path(__file__).parents[1] / "docs"
 MARKER = "<!-- from here on: scripts/reference_docs.py -->\n"
 
+_IGNORED = """
+An ignored object is none of ours: it is neither read nor in a table. Each plan counts the ignored objects and names the
+first ones, by rule. These rules are the `default` of `FRUITS_IGNORE`; the first rule that takes a key names it. A name
+that ends in `/` is a folder anywhere in the key. Upper and lower case are the same.
+"""
+
 
 def main() -> int:
     """Run the command; returns an exit code."""
@@ -56,10 +62,8 @@ def tables() -> str:
         "".join(map(_columns, TABLES))
         + "\n## Why an object is in quarantine\n"
         + _table(("reason", "meaning"), reasons)
-        + "\n## Why an object is ignored\n\n"
-        + "An ignored object is none of ours: it is neither read nor in a table. Each plan counts the ignored objects\n"
-        + "and names the first ones, by rule. These rules are the `default` of `FRUITS_IGNORE`; the first rule that takes\n"
-        + "a key names it. A name that ends in `/` is a folder anywhere in the key. Upper and lower case are the same.\n"
+        + "\n## Why an object is ignored\n"
+        + _IGNORED
         + _table(("rule", "folders and files", "meaning"), rules)
     )
 

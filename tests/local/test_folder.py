@@ -166,7 +166,7 @@ def test_photos_that_quarantine_will_refuse_are_named_before(tmp_path):
     assert {"stray.jpg", "Test/2.jpg", "Training/Kiwi/0.jpg"} < set(folder.photos), "nothing is lost"
     lines = list(folder.remarks())
     assert any(
-        line.startswith("will be quarantined as key_pattern 2: Test/2.jpg, stray.jpg. Expected") for line in lines
+        line.startswith("will be quarantined as key_pattern 2: Test/2.jpg, stray.jpg. The object") for line in lines
     )
     assert any(line.startswith("will be quarantined as empty 1: Training/Kiwi/0.jpg.") for line in lines)
 
