@@ -1,7 +1,6 @@
 """``fruits plan``: what a run would do now. Reads bucket and tables, and writes nothing anywhere."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import RenderableType
@@ -49,7 +48,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         "other_work": reconciliation.other_work,
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending[:keys]],
-        "ignored": {rule: asdict(names) for rule, names in plan.ignored.items()},
+        "ignored": {rule: names.to_document() for rule, names in plan.ignored.items()},
         "twin_labels": plan.twins,
     }
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from fruits.settings import Settings
 
@@ -107,6 +108,10 @@ class Names:
         if len(examples) < _MOST_EXAMPLES or name < examples[-1]:
             examples = tuple(sorted((*examples, name))[:_MOST_EXAMPLES])
         return Names(self.count + 1, examples)
+
+    def to_document(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"count": self.count, "examples": list(self.examples)}
 
     def __str__(self) -> str:
         """``12: a.jpg, b.jpg, c.jpg and 9 more``, with what a terminal would not show written out."""

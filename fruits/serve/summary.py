@@ -42,7 +42,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         "jvm_started": sum(document.attempt for document in spark_jobs if document),
         "work": planned.work,
         "objects": {name: planned.counts.get(name, 0) for name in _OBJECTS},
-        "ignored": {rule: asdict(names) for rule, names in planned.ignored.items()},
+        "ignored": {rule: names.to_document() for rule, names in planned.ignored.items()},
         "features": (publication.counts or {}).get("features", 0) if publication else 0,
         "quarantine": dict(state.quarantine) if state else {},
         "featurize": {
