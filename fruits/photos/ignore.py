@@ -127,14 +127,18 @@ def readable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IgnoreRules:
-    """Says which rule ignores a key, if any. ``rules`` are a name each, with the folders and the files it takes.
+    """Says which rule ignores a key, if any.
 
-    ``base`` is the folder that FRUITS_PREFIX names: what stands in a key before it decides nothing.
+    Attributes:
+        rules: Each rule's name, with an expression for the folders and one for the files that the rule takes.
+        any_file: An expression for the files that any rule takes.
+        base: The folder that FRUITS_PREFIX names: what stands in a key before it decides nothing.
     """
 
     rules: tuple[tuple[str, re.Pattern[str] | None, re.Pattern[str] | None], ...] = ()
+    any_file: re.Pattern[str] | None = None
     base: str = ""
 
     @classmethod
@@ -147,27 +151,30 @@ class IgnoreRules:
             elif pattern != NONE:
                 rules.append(Rule(pattern, (pattern,), ""))
         head, slash, _ = settings.prefix.rpartition("/")
-        return cls(tuple((rule.name, *_compiled(rule.patterns)) for rule in rules), head + slash)
+        return cls(
+            rules=tuple((rule.name, *_compiled(rule.patterns)) for rule in rules),
+            any_file=_compiled(pattern for rule in rules for pattern in rule.patterns)[1],
+            base=head + slash,
+        )
 
     def rule_of(self, key: str) -> str | None:
         """Name of the rule that ignores an object of this key; None when none does."""
         if key.endswith("/"):
             return FOLDER_MARKER
         folder, _, name = key.removeprefix(self.base).rpartition("/")
-        in_folder = _folder_rule(self.rules, folder) if folder else None
-        for place, (rule, _, files) in enumerate(self.rules):
-            if place == in_folder or (files is not None and name not in _NO_NAMES and files.fullmatch(name)):
-                return rule
-        return None
+        in_folder = _folder_rule(self, folder) if folder else None
+        is_file = self.any_file is not None and name not in _NO_NAMES and self.any_file.fullmatch(name) is not None
+        if in_folder is None and not is_file:
+            return None
+        places = enumerate(self.rules)
+        return next(rule for n, (rule, _, files) in places if n == in_folder or (files and files.fullmatch(name)))
 
 
 @lru_cache(maxsize=4096)
-def _folder_rule(
-    rules: tuple[tuple[str, re.Pattern[str] | None, re.Pattern[str] | None], ...], folder: str
-) -> int | None:
-    """Place of the first rule that takes a folder of the path, which most keys of a listing share."""
+def _folder_rule(ignore: IgnoreRules, folder: str) -> int | None:
+    """Place of the first rule that takes a folder of the path. Most keys of a listing share their path with others."""
     names = [name for name in folder.split("/") if name not in _NO_NAMES]
-    for place, (_, folders, _) in enumerate(rules):
+    for place, (_, folders, _) in enumerate(ignore.rules):
         if folders is not None and any(map(folders.fullmatch, names)):
             return place
     return None
@@ -175,6 +182,7 @@ def _folder_rule(
 
 def _compiled(patterns: Iterable[str]) -> tuple[re.Pattern[str] | None, re.Pattern[str] | None]:
     """One expression for the names of folders and one for those of files."""
+    patterns = tuple(patterns)
     folders = [_expression(pattern[:-1]) for pattern in patterns if pattern.endswith("/")]
     files = [pattern for pattern in patterns if not pattern.endswith("/")]
     suffixes = [re.escape(pattern[1:]) for pattern in files if _SUFFIX.fullmatch(pattern)]
