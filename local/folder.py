@@ -243,10 +243,10 @@ def _reason_of_name(key: str, rules: KeyRules) -> str | None:
     except UnicodeEncodeError:
         return "name_not_utf8"
     rule = rules.ignore.rule_of(key)
-    if rule is not None and rule != FOLDER_MARKER:
-        return rule
-    if too_long or _NO_KEY.search(key):
+    if too_long or rule == FOLDER_MARKER or (rule is None and _NO_KEY.search(key)):
         return "name_not_a_key"
+    if rule is not None:
+        return rule
     suffix = os.path.splitext(key)[1].lower()  # noqa: PTH122 -- a key is no path
     known = {"archive": _ARCHIVES, "video": _VIDEOS, "format_not_read": _FORMATS_NOT_READ}
     return next((reason for reason, suffixes in known.items() if suffix in suffixes), None)

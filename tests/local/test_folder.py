@@ -94,6 +94,7 @@ def test_a_photo_is_taken_under_its_name(tmp_path, name, data, key):
         ("Training/Kiwi/caf\udce9.jpg", JPEG, "name_not_utf8"),
         ("Training/Kiwi/new\nline.jpg", JPEG, "name_not_a_key"),
         ("Training/Kiwi/\uffff.jpg", JPEG, "name_not_a_key"),
+        ("Training\\Kiwi\\", b"", "name_not_a_key"),
         (f"{'a' * 200}/" * 5 + "é" * 100 + ".jpg", JPEG, "name_not_a_key"),
         ("Training\\Kiwi\\1.jpg", JPEG, "same_key"),
     ],
