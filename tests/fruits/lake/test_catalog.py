@@ -180,6 +180,7 @@ class TestReading:
             assert found.num_rows == 80 - 4 - 20
             assert 0 < min(map(len, batches)) <= max(map(len, batches)) <= 4
 
+    @pytest.mark.heavy
     def test_batches_take_the_memory_of_a_row_group_not_of_a_file(self, lake):
         keys = [f"k{number}" for number in range(100_000)]
         noise = np.random.default_rng(0).random((len(keys), 128), dtype=np.float32)
