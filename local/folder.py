@@ -128,7 +128,7 @@ def read_folder(root: Path, settings: Settings) -> Folder:
             others.setdefault(reason, []).append(name)
     left_out = {reason: Names.of(names) for reason, names in sorted(others.items())}
     folder = _judged(root, photos, left_out, rules)
-    if not photos or folder.empty.count == len(photos) or not folder.labels:
+    if not folder.labels or folder.empty.count == len(photos):
         raise FruitsError("\n  ".join((_why_useless(folder), *folder.remarks())))
     return folder
 
