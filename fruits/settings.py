@@ -12,10 +12,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fruits.errors import FruitsError
 
-_SPLITS = "train|training|test|testing|val|valid|validation"
+_SPLITS = r"(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|dev|eval(?:uation)?)(?:[ _-]?(?:set|split|images))?"
 DEFAULT_KEY_PATTERN = (
-    r"(?i)(?:.*?/)??(?:dt=(?P<date>\d{4}-\d{2}-\d{2})/(?:.*?/)??)?"
-    rf"(?:(?P<split>{_SPLITS})/)?(?P<label>(?!(?:{_SPLITS})/)[^/=]+)/(?P<file>[^/]+)"
+    # The first date and the last split among the folders, wherever they stand. The label is the last other folder.
+    r"(?i)(?:(?=(?:.*?/)??dt=(?P<date>\d{4}-\d{2}-\d{2})/))?"
+    rf"(?:(?=(?:.*/)?(?:split=)?(?P<split>{_SPLITS})/))?"
+    rf"(?:.*/)?(?P<label>(?!{_SPLITS}/)[^/=]+)/(?:(?:split=)?{_SPLITS}/)*(?P<file>[^/]+)"
 )
 
 
@@ -108,7 +110,7 @@ class DagSettings(BaseSettings):
             )
         return self
 
-    @field_validator("labels", "alert_email", mode="before", check_fields=False)
+    @field_validator("labels", "ignore", "alert_email", mode="before", check_fields=False)
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -133,6 +135,11 @@ class Settings(DagSettings):
     labels: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="The labels that may occur, separated by commas. Empty: any label may.",
+    )
+    ignore: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("default",),
+        description="Objects that are none of ours, separated by commas: a folder (`scratch/`) or a file's name "
+        "(`*.bak`), with `*` and `?`. `default` stands for the rules in [data.md](data.md), `none` for no rule.",
     )
 
     s3_endpoint: str | None = Field(default=None, description="URL of the S3 server; unset means AWS.")
@@ -223,6 +230,16 @@ class Settings(DagSettings):
         if "label" not in groups:
             raise ValueError("expected a named group for the label: (?P<label>...)")
         return pattern
+
+    @field_validator("ignore")
+    @classmethod
+    def _are_names(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if not pattern.rstrip("/") or "/" in pattern[:-1]:
+                raise ValueError(
+                    f"expected names of files (*.bak) and of folders (scratch/), but {pattern!r} is a path"
+                )
+        return patterns
 
     @field_validator("s3_endpoint")
     @classmethod

@@ -84,8 +84,9 @@ def message_of_nothing_to_fit(job: Job) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in quarantine.items()) or "none"
     return (
         f"PCA: no photo in the fit split (`train`). Of {images} objects {features} could be featurized; quarantined: "
-        f"{reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or check that "
-        "FRUITS_KEY_PATTERN matches your keys."
+        f"{reasons}. The others are held out: their keys name a split such as `Test`, or a hash of the key decided so "
+        "(FRUITS_HOLDOUT_SHARE). Add photos as Training/<label>/<file>, or check that FRUITS_KEY_PATTERN matches your "
+        "keys."
     )
 
 

@@ -14,6 +14,8 @@ from fruits.lake.publication import Base, publications
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.source import check_source
 from fruits.photos.entry import Action, Entry
+from fruits.photos.ignore import Names, meaning_of
+from fruits.photos.keys import spelled
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -49,6 +51,8 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         "other_work": reconciliation.other_work,
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending[:keys]],
+        "ignored": {rule: names.to_document() for rule, names in plan.ignored.items()},
+        "twin_labels": plan.twins,
     }
 
 
@@ -105,6 +109,10 @@ def render(plan: Document) -> Iterable[RenderableType]:
     for action in _ORDER:
         yield from _listed(action.value, plan["keys"][action], counts[action])
     yield from _listed("pending", plan["pending"], counts["pending"])
+    for rule, names in plan["ignored"].items():
+        yield f"\nignored as {rule} {Names(**names)}. {meaning_of(rule)}"
+    for labels in plan["twin_labels"]:
+        yield f"\nThe labels {spelled(labels)} differ in case, form or spaces only: are they one label?"
 
 
 def _listed(action: str, entries: list[Document], total: int) -> Iterable[RenderableType]:

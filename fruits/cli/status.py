@@ -56,6 +56,7 @@ def _row(publication: Publication) -> dict[str, Any]:
         "features": (publication.counts or {}).get("features", 0),
         "quarantined": (publication.counts or {}).get("quarantine", 0),
         "remaining": (publication.counts or {}).get("remaining", 0),
+        "ignored": (publication.counts or {}).get("ignored", 0),
     }
 
 
@@ -87,6 +88,7 @@ def describe_run(key: str, documents: RunDocuments) -> dict[str, Any]:
         "seconds": round(wall_seconds(documents), 1),
         **{name: counts.get(name, 0) for name in _CHANGES},
         "pending": counts.get("pending"),
+        "ignored": counts.get("ignored"),
         "publication_id": published.publication_id if published else None,
         "error": error_of(documents),
     }
@@ -98,7 +100,7 @@ def render(status: Document) -> Iterable[RenderableType]:
     yield fields([("lake", status["lake"]), ("bucket", status["bucket"]), ("pinned", status["pin"])])
     yield _publication_fields(current) if current else "nothing published yet"
     if status["runs"]:
-        columns = ("run", "started", "outcome", ">seconds", *(f">{name}" for name in _CHANGES), ">pending")
+        columns = ("run", "started", "outcome", ">seconds", *(f">{name}" for name in _CHANGES), ">pending", ">ignored")
         yield ""
         yield table(columns, (_run_row(run) for run in status["runs"]))
         for run in status["runs"]:
@@ -138,6 +140,7 @@ def _publication_fields(current: Document) -> RenderableType:
                 + (f"; not: {', '.join(broken)}" if broken else ""),
             ),
             ("remaining", f"{current['remaining']:,} objects that its run left over"),
+            ("ignored", f"{current['ignored']:,} objects that are none of ours (FRUITS_IGNORE)"),
         ]
     )
 
@@ -151,6 +154,7 @@ def _run_row(run: Document) -> tuple[object, ...]:
         run["seconds"],
         *changes,
         run["pending"],
+        run["ignored"],
     )
 
 

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -267,10 +266,10 @@ def credentials() -> Found:
 
 def bucket(settings: Settings) -> Found:
     """Whether the bucket can be listed and an object in it read."""
-    from fruits.photos.listing import list_objects
+    from fruits.photos.listing import first_photo
     from fruits.stores import check_photo
 
-    first = next(islice(list_objects(settings, settings.prefix), 1), None)
+    first = first_photo(settings, settings.prefix)
     place = f"s3://{settings.bucket}/{settings.prefix}"
     if first is None:
         return Found(f"{place} is empty", "warn", "upload photos as [Training|Test]/<label>/<file>")

@@ -3,13 +3,12 @@
 import logging
 import os
 import subprocess
-from itertools import islice
 
 from fruits.backbones.stage import staged_card
 from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.source import bind_source, check_source
-from fruits.photos.listing import list_objects
+from fruits.photos.listing import first_photo
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -24,7 +23,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     Raises:
         FruitsError: says what is missing and what to do.
     """
-    first = next(islice(list_objects(settings, request.prefix), 1), None)
+    first = first_photo(settings, request.prefix)
     if first is not None and first.size:
         check_photo(settings, first.key, denials_only=True)
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job

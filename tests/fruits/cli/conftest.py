@@ -130,9 +130,9 @@ def published(new_lake, tmp_path_factory) -> Settings:
     """Such a lake with two runs' documents, and a bucket in which a run finds work. Not to be changed by tests."""
     settings = new_lake(tmp_path_factory.mktemp("published"))
     # In the order of their keys, which is also that of uploads within one second: a limit takes the oldest first.
-    for key in ("stray.jpg", "train/Banana/0.jpg", "train/Kiwi/new.jpg"):
+    for key in ("stray.jpg", "train/Banana/0.jpg", "train/Kiwi/new.jpg", "train/kiwi/._new.jpg"):
         write_bytes(photo_store(settings), key, b"not a photo")
-    some = {"create": 7, "update": 1, "delete": 2, "pending": 3}
+    some = {"create": 7, "update": 1, "delete": 2, "pending": 3, "ignored": 5}
     quiet = planned("scheduled__1", key="scheduled_1", work=False, counts=NO_OBJECTS)
     busy = planned("manual__2", key="manual_2", counts={**NO_OBJECTS, **some})
     for run in (quiet, busy):

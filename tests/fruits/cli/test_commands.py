@@ -43,7 +43,8 @@ class TestStatus:
             ("scheduled_1", "nothing to do"),
         ]
         newest = said["runs"][0]
-        assert (newest["create"], newest["update"], newest["delete"], newest["pending"]) == (7, 1, 2, 3)
+        names = ("create", "update", "delete", "pending", "ignored")
+        assert tuple(newest[name] for name in names) == (7, 1, 2, 3, 5)
         assert "the disk is full" in newest["error"]
         assert [run["run"] for run in answer("status", "--runs", 1, settings=published)["runs"]] == ["manual_2"]
 
@@ -97,8 +98,9 @@ class TestPlan:
     def test_it_counts_and_names_what_a_run_would_do(self, answer, published):
         plan = answer("plan", settings=published)
         assert plan["counts"] == {
-            "create": 2, "update": 1, "delete": 13, "unchanged": 0, "quarantined": 0, "pending": 0,
+            "create": 2, "update": 1, "delete": 13, "unchanged": 0, "quarantined": 0, "pending": 0, "ignored": 1,
         }  # fmt: skip
+        assert plan["ignored"] == {"hidden": {"count": 1, "examples": ["train/kiwi/._new.jpg"]}}
         assert {entry["key"]: entry["rejection"] for entry in plan["keys"]["create"]} == {
             "stray.jpg": "key_pattern",
             "train/Kiwi/new.jpg": None,
@@ -122,6 +124,10 @@ class TestPlan:
     def test_it_takes_the_params_of_the_dag(self, answer, published, options, counts):
         said = answer("plan", *options, settings=published)["counts"]
         assert {name: said[name] for name in counts} == counts
+
+    def test_it_names_what_is_ignored_with_the_rule_and_what_to_do(self, fruits, published):
+        text = " ".join(fruits("plan", settings=published).stdout.split())
+        assert "ignored as hidden 1: train/kiwi/._new.jpg. Hidden files and folders" in text
 
     def test_it_is_the_plan_that_the_dag_would_make(self, answer, new_lake, tmp_path):
         settings = new_lake(tmp_path)
