@@ -38,11 +38,18 @@ and publishing twice changes nothing. Clear from `wait_for_lease` to look at the
 **When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
 the table `quarantine`.
 
-**Alerts.** A failed run, something that waits for an approval, a publication with fewer rows than the one before, and FRUITS_ALERT_AFTER_HOURS without a run that brought the tables up to date, alert the
+**Params.** A name that the form does not have (`dryrun`) or a value of another type turns `prepare` red; the message names
+the nearest param. Nothing has been done then.
+
+**Pin.** After `fruits pin` readers stay on a publication. Each run then ends green after `plan`, and the log of `plan`
+says who pinned readers and why. `fruits unpin` lets runs publish again.
+
+**Alerts.** A failed run, something that waits for an approval, a publication with fewer rows than the one before, and
+FRUITS_ALERT_AFTER_HOURS without a run that brought the tables up to date, alert the
 channels that are set (SNS, Slack, e-mail). A publication is an event of the asset `fruits_embeddings`, which may
 schedule other DAGs.
 
-Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
+Every task leaves `runs/<namespace>/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
 """  # noqa: E501 -- rows of a table
 
 from datetime import datetime
@@ -72,7 +79,7 @@ PARAMS = {
     ),
     "keys": Param(
         [],
-        type=["null", "array"],
+        type=["null", "array", "string"],
         items={"type": "string"},
         title="Keys",
         description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
@@ -179,6 +186,8 @@ def plan(prepared: dict[str, Any]) -> str:
     context["ti"].xcom_push("counts", dict(planned.counts))
     if not request.dry_run:
         announce_questions(planned.newly_asked, context)
+    if planned.pinned:
+        context["ti"].xcom_push("pinned", planned.pinned)
     return planned.key if planned.work and not request.dry_run else ""
 
 

@@ -108,7 +108,8 @@ class Building:
 class Overview:
     """What readers see now. ``publication`` is None in an empty lake, ``work`` when its run's documents are gone.
 
-    ``history`` has the newest publication last. ``questions`` wait for a person's approval.
+    ``history`` has the newest publication last. ``pin`` says who pinned readers to the publication, and why.
+    ``questions`` wait for a person's approval.
     """
 
     lake: str
@@ -117,6 +118,7 @@ class Overview:
     tables: Tables | None
     work: Work | None
     history: Sequence[PastPublication]
+    pin: str | None = None
     questions: Sequence[Approval] = ()
 
 
