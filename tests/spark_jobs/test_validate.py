@@ -115,7 +115,7 @@ class TestARequiredGateThatFails:
         assert (probe.severity, probe.passed) == ("warn", False), "three held-out photos prove nothing"
 
     def test_a_person_approves_these_findings_of_this_run_and_no_others(self, chain, worked, caplog):
-        strict = worked.model_copy(update={"max_quarantined_share": 0.05, "min_explained_variance": 0.999})
+        strict = worked.model_copy(update={"max_quarantined_share": 0.01, "min_explained_variance": 0.999})
         withdraw(worked, read_approvals(worked))  # of the tests before
         self.refused(chain, strict, caplog)
         (question,) = read_approvals(worked)
@@ -123,7 +123,7 @@ class TestARequiredGateThatFails:
         assert f"fruits approve --run {run_key(RUN)} --gate explained_variance --gate quarantined_share" in caplog.text
         decided = approve(worked, question, by="ada", why="few photos explain little", via="fruits approve")
 
-        stricter = strict.model_copy(update={"max_quarantined_share": 0.04})
+        stricter = strict.model_copy(update={"max_quarantined_share": 0.005})
         self.refused(chain, stricter, caplog)
         assert chain.submit("validate", strict, RUN) == ExitCode.OK
         documents = chain.documents(worked, RUN)
