@@ -155,6 +155,7 @@ class Settings(DagSettings):
     )
     catalog_name: str = Field(
         default="fruits",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
         description="Name of the catalog. It is part of every table's identity (not in Glue): another name shows an "
         "empty catalog.",
     )
@@ -294,6 +295,24 @@ class Settings(DagSettings):
             raise ValueError("\n  ".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _lake_and_photos_are_apart(self) -> Self:
+        parts = urlsplit(self.lake)
+        if self.lake_kind == "file" or parts.netloc != self.bucket:
+            return self
+        photos, lake = f"s3://{self.bucket}/{self.prefix}", f"{parts.path.strip('/')}/".lstrip("/")
+        if lake.startswith(self.prefix):
+            raise ValueError(
+                f"FRUITS_LAKE: {self.lake} is among the photos, {photos}, so a run would take the lake's files for "
+                "photos; set FRUITS_LAKE to another bucket, or FRUITS_PREFIX to the photos' own folder"
+            )
+        if self.prefix.startswith(lake):
+            raise ValueError(
+                f"FRUITS_PREFIX: the photos, {photos}, are inside the lake {self.lake}, where maintenance removes "
+                "files; set FRUITS_LAKE to another bucket, or to a folder beside the photos"
+            )
+        return self
+
     @property
     def catalog_kind(self) -> Literal["sqlite", "postgresql", "glue"]:
         """What keeps the catalog."""
@@ -328,7 +347,7 @@ def count_or_share(value: Any) -> int | float:
         ValueError: when it is neither.
     """
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if 0 < number < 1:

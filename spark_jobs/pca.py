@@ -3,7 +3,7 @@
 Merges the new rows into the backbone's running moments and takes the removed rows out, fits a new PCA version when the
 policy says so (then projects every row), and otherwise projects the changed rows only. Reads `features` at the snapshot
 that featurize wrote; writes `pca_statistics`, `pca_models` and `embeddings` on the attempt's own branch, and
-runs/<run>/pca.json.
+the run's pca.json.
 """
 
 import logging

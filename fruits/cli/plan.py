@@ -8,9 +8,11 @@ from rich.console import RenderableType
 from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
 from fruits.cli.output import Document, fields, table
+from fruits.cli.pin import describe
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Base, publications
 from fruits.lake.reader import NoLakeError, open_read_only
+from fruits.lake.source import check_source
 from fruits.photos.entry import Action, Entry
 from fruits.photos.ignore import Names, meaning_of
 from fruits.photos.keys import spelled
@@ -27,7 +29,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     """The plan of a run with its first ``keys`` keys of each action (None: all of them).
 
     Raises:
-        FruitsError: when the bucket is not the one whose photos the lake holds, or as ``reconcile`` raises it.
+        FruitsError: when the lake holds other photos than those that the settings name, or as ``reconcile`` raises it.
     """
     lake, base = _current(settings)
     card = _card(settings, request, lake)
@@ -38,6 +40,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         "bucket": settings.bucket,
         "request": request.model_dump(mode="json"),
         "published": base.publication.publication_id if base else None,
+        "pin": describe(settings) if lake else None,
         "backbone": with_backbone(settings, request).backbone,
         "model_id": card.model_id if card else None,
         "readers_model_id": reconciliation.readers_model_id,
@@ -59,8 +62,7 @@ def _current(settings: Settings) -> tuple[Lake | None, Base | None]:
         lake = open_read_only(settings)
     except NoLakeError:
         return None, None
-    if lake.bucket() not in (None, settings.bucket):
-        lake.check_bucket()  # says what is wrong; of a lake that is bound to none yet it would write
+    check_source(lake)
     published = publications(lake)
     return lake, Base(published[-1], lake.state("publications").main) if published else None
 
@@ -100,7 +102,9 @@ def render(plan: Document) -> Iterable[RenderableType]:
         yield f"{left}; readers keep {plan['readers_model_id']} until none do."
     if plan["other_work"]:
         yield f"Besides: {plan['other_work']}."
-    if not plan["work"]:
+    if plan["pin"]:
+        yield f"{plan['pin']}. A run would end without work."
+    elif not plan["work"]:
         yield "Nothing to do."
     for action in _ORDER:
         yield from _listed(action.value, plan["keys"][action], counts[action])

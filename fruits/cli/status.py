@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 
 from fruits.cli.output import Document, ago, fields, share, table
+from fruits.cli.pin import describe
 from fruits.lake.publication import Publication, publications, readable
 from fruits.run.documents import RunDocuments
 from fruits.serve.state import State, error_of, outcome_of, read_state, runs, wall_seconds
@@ -26,6 +27,7 @@ def read(settings: Settings, lake: "Lake", *, newest: int, with_publications: bo
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
+        "pin": describe(settings),
         "publication": _current(state) if state else None,
         "runs": [describe_run(key, documents) for key, documents in islice(runs(settings), newest)],
         "publications": _history(lake, published) if with_publications else None,
@@ -95,7 +97,7 @@ def describe_run(key: str, documents: RunDocuments) -> dict[str, Any]:
 def render(status: Document) -> Iterable[RenderableType]:
     """For a terminal."""
     current = status["publication"]
-    yield fields([("lake", status["lake"]), ("bucket", status["bucket"])])
+    yield fields([("lake", status["lake"]), ("bucket", status["bucket"]), ("pinned", status["pin"])])
     yield _publication_fields(current) if current else "nothing published yet"
     if status["runs"]:
         columns = ("run", "started", "outcome", ">seconds", *(f">{name}" for name in _CHANGES), ">pending", ">ignored")

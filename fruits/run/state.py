@@ -37,6 +37,7 @@ class PlannedRun(Frozen):
         other_work: Why the run goes on although no photo changed; None when there is no such reason.
         manifest: Name of the manifest in the run's folder: each plan has its own.
         unknown_keys: Keys that were asked for and are neither in the bucket nor in the tables.
+        pinned: Who pinned readers to a publication, when and why: the run has no work then. None without a pin.
         ignored: Objects that are none of ours, by the rule that ignores them.
     """
 
@@ -54,6 +55,7 @@ class PlannedRun(Frozen):
     other_work: str | None = None
     manifest: str = "manifest.parquet"
     unknown_keys: tuple[str, ...] = ()
+    pinned: str | None = None
     ignored: Mapping[str, Names] = {}
 
     @property

@@ -41,6 +41,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         "wall_seconds": round(wall_seconds(documents), 1),
         "jvm_started": sum(document.attempt for document in spark_jobs if document),
         "work": planned.work,
+        "pinned": planned.pinned,
         "objects": {name: planned.counts.get(name, 0) for name in _OBJECTS},
         "ignored": {rule: names.to_document() for rule, names in planned.ignored.items()},
         "features": (publication.counts or {}).get("features", 0) if publication else 0,
@@ -110,7 +111,9 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ("tables", f"{summary['catalog']['uri']} (Iceberg, namespace {summary['catalog']['namespace']})"),
     ]
     lines = [f"  {name:<11} {value}" for name, value in rows]
-    if not summary["work"]:
+    if summary["pinned"]:
+        lines.insert(0, f"{summary['pinned']}: the run published nothing; `fruits unpin` lets runs go on.")
+    elif not summary["work"]:
         lines.insert(0, "Nothing to do: every photo in the bucket is already in the tables.")
     return "\n".join(lines)
 

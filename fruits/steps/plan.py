@@ -17,6 +17,7 @@ from fruits.lake.publication import (
     current_base,
     publications,
 )
+from fruits.lake.source import check_source
 from fruits.photos.entry import Action
 from fruits.photos.ignore import meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
@@ -24,6 +25,7 @@ from fruits.photos.listing import list_objects
 from fruits.run.documents import run_store, task_document
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
+from fruits.run.pin import current_pin
 from fruits.run.reconciliation import KnownObject, Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun, run_key
@@ -38,11 +40,11 @@ _MOST_LISTED = 20
 def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     """Reconcile bucket and tables, and write the run's manifest and its plan.
 
-    The run must hold the lease, and keeps it when there is work.
+    The run must hold the lease, and keeps it when there is work. Under a pin there is none.
 
     Raises:
-        FruitsError: when there is nothing at all under the prefix, the bucket cannot be listed, or the backbone is not
-            staged.
+        FruitsError: when the lake holds other photos, there is nothing at all under the prefix, the bucket cannot be
+            listed, or the backbone is not staged.
         TransientError: when another run holds the lease.
     """
     key = run_key(run_id)
@@ -59,6 +61,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     key = run_key(run_id)
     with task_document(settings, "plan", key, run_id) as document:
         lake = Lake.open(settings)
+        check_source(lake)
+        pin = current_pin(settings)
         base = current_base(lake)
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
@@ -80,7 +84,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             known_rows=reconciliation.known_rows,
             remaining=reconciliation.plan.remaining,
             building=reconciliation.building,
-            work=reconciliation.work,
+            work=reconciliation.work and pin is None,
+            pinned=str(pin) if pin else None,
             other_work=reconciliation.other_work,
             manifest=manifest,
             unknown_keys=reconciliation.plan.unknown_keys,
@@ -88,6 +93,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         )
         document.record(planned)
     _log(reconciliation, request)
+    if pin:
+        log.warning("plan: %s. The run ends here, and publishes nothing; `fruits unpin` lets runs go on", pin)
     return planned
 
 

@@ -26,6 +26,7 @@ OUTCOMES = {
         "Nothing to do",
         "The tables already held every photo in scope.",
     ),
+    "pinned": ("calm", "Pinned", "Readers stay on a publication, as a person decided: the run published nothing."),
     "dry run": ("calm", "Dry run", "The run planned, and stopped there as it was asked to. Nothing was changed."),
     "failed": ("bad", "Failed", "Nothing of this run is published. Readers are where they were."),
     "running": ("busy", "Running", "A task is under way, or was ended from outside. Nothing of this run is published."),

@@ -60,16 +60,16 @@ class TestMadeTables:
         assert int(made.properties["commit.retry.num-retries"]) >= 20
 
 
-def test_tables_are_made_once(lake, lake_settings):
+def test_tables_are_made_once(lake):
     before = {name: (lake.table(name).metadata.table_uuid, lake.head(name)) for name in NAMES}
-    again = Lake.open(lake_settings())
+    again = Lake.open(lake.settings)
     assert {name: (again.table(name).metadata.table_uuid, again.head(name)) for name in NAMES} == before
 
 
-def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake, lake_settings):
+def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake):
     kept = lake.table("features").metadata.table_uuid
     lake.catalog.drop_table((lake.settings.namespace, "embeddings"))
-    again = Lake.open(lake_settings())
+    again = Lake.open(lake.settings)
     assert again.head("embeddings") is not None
     assert again.table("features").metadata.table_uuid == kept
 
@@ -212,14 +212,6 @@ class TestReading:
             "Train",
             "st",
         }
-
-
-class TestBucket:
-    def test_a_lake_stays_with_the_bucket_it_was_first_used_for(self, lake, lake_settings):
-        for _ in range(2):
-            Lake.open(lake_settings()).check_bucket()
-        with pytest.raises(FruitsError, match=r"the photos of bucket 'fruits', not of 'other'; set FRUITS_BUCKET"):
-            Lake.open(lake_settings(bucket="other")).check_bucket()
 
 
 def row(key, model_id):
