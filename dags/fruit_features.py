@@ -43,18 +43,17 @@ Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by phase
 from datetime import datetime
 from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
+from airflow.sdk import DAG, AssetOrTimeSchedule, Param, get_current_context, task
 
-from fruits.airflow.alerts import alert_failure, deadline
+from fruits.airflow.alerts import alert_failure
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
 from fruits.airflow.operators import spark_job
+from fruits.airflow.replan import replan_on_conflict
 from fruits.airflow.sensors import LeaseSensor, PhotosPresentSensor, UploadsSettledSensor
-from fruits.airflow.tasks import TASK_DEFAULTS, event_extra, requested
+from fruits.airflow.tasks import EMBEDDINGS, TASK_DEFAULTS, announce, requested
 from fruits.airflow.timetables import SweepTimetable
 from fruits.settings import DagSettings
-
-EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
 
 PARAMS = {
     "prefix": Param(
@@ -167,17 +166,18 @@ def plan(prepared: dict[str, Any]) -> str:
     return planned.key if planned.work and not request.dry_run else ""
 
 
-@task(outlets=[EMBEDDINGS])
+@task(inlets=[EMBEDDINGS], outlets=[EMBEDDINGS])
 def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
     from fruits.settings import Settings
-    from fruits.steps.publish import publish_run
+    from fruits.steps.publish import current_publication, publish_run
 
-    with non_retryable():
-        publication = publish_run(Settings.load(), run)
-    extra = event_extra(publication)
-    get_current_context()["outlet_events"][EMBEDDINGS].extra = extra
-    return extra
+    context = get_current_context()
+    with non_retryable(), replan_on_conflict(context):
+        settings = Settings.load()
+        publication = publish_run(settings, run)
+        current = current_publication(settings)
+    return announce(context, publication, current)
 
 
 with DAG(
@@ -193,7 +193,6 @@ with DAG(
     max_active_runs=2,  # one works or waits for photos, one waits for the lease; a third would find nothing to do
     params=PARAMS,
     on_failure_callback=alert_failure,
-    deadline=deadline(),
     tags=["fruits", "features"],
     render_template_as_native_obj=False,
     default_args=TASK_DEFAULTS,

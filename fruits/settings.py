@@ -91,6 +91,16 @@ class DagSettings(BaseSettings):
             message = f"Settings are not usable; mend these environment variables (docs/configuration.md):\n{problems}"
             raise FruitsError(message) from None
 
+    @classmethod
+    def of_alerts(cls) -> "DagSettings":
+        """The settings for alerts: a wrong setting counts as unset, because an alert has to tell of the wrong setting."""
+        try:
+            return DagSettings()
+        except ValidationError as error:
+            wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+            defaults = {name: DagSettings.model_fields[name].default for name in wrong}
+            return DagSettings(**{**defaults, "engine": "spark-submit"})
+
     @field_validator("emr_code", "emr_logs")
     @classmethod
     def _is_a_prefix_in_s3(cls, uri: str | None) -> str | None:

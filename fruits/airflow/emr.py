@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
 
@@ -109,7 +110,11 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
         job_run = self.hook.conn.get_job_run(applicationId=self.application_id, jobRunId=job_id)["jobRun"]
         if job_run["state"] not in _ENDED:
             self._cancel(job_id)
-        with reraise_job_error(settings, self.job, self.run_key, job_run["createdAt"]):
+        with (
+            non_retryable(),
+            replan_on_conflict(context),
+            reraise_job_error(settings, self.job, self.run_key, job_run["createdAt"]),
+        ):
             details = job_run.get("stateDetails") or (event or {}).get("message")
             raise AirflowException(f"EMR Serverless job {job_id}: {job_run['state']}, {details}")
 

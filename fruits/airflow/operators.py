@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperator, Context
 
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
 
@@ -54,5 +55,9 @@ class SparkJobOperator(SparkSubmitOperator):
             settings = Settings.load()
             if is_published(settings, self.job, self.run_key):
                 return
-        with reraise_job_error(settings, self.job, self.run_key, started):
+        with (
+            non_retryable(),
+            replan_on_conflict(context),
+            reraise_job_error(settings, self.job, self.run_key, started),
+        ):
             super().execute(context)

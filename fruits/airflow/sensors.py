@@ -10,7 +10,7 @@ import glob
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchanged
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
 from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError
@@ -25,7 +26,7 @@ from obstore.exceptions import BaseError
 from fruits.airflow.errors import non_retryable
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.run.lease import acquire_lease
+from fruits.run.lease import AirflowRun, acquire_lease
 from fruits.run.state import run_key
 from fruits.settings import Settings
 
@@ -157,29 +158,48 @@ class LeaseSensor(BaseSensorOperator):
         if context["params"].get("dry_run"):
             return
         run = run_key(self.run_prefix + str(context["run_id"]))
+        airflow_run = (str(context["ti"].dag_id), str(context["run_id"]))
         with non_retryable():
-            other = acquire_lease(Settings.load(), run)
-        if other is not None:
-            log.info("lease: waiting for run %s, which holds the lease", other.run)
-            self.defer(
-                trigger=LeaseTrigger(run), method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
-            )
+            settings = Settings.load()
+            other = acquire_lease(settings, run, airflow_run, is_active)
+        if other is None:
+            return
+        log.info("lease: waiting for run %s, which holds the lease", other.run)
+        self.defer(
+            trigger=LeaseTrigger(run, airflow_run),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 -- Airflow's signature
         """Renew the lease that the trigger acquired; wait again when the lease has expired meanwhile."""
         self.execute(context)
 
 
+def is_active(run: AirflowRun) -> bool | None:
+    """Whether a run is queued or running, by Airflow; None when Airflow does not know the run, or does not answer."""
+    dag_id, run_id = run
+    try:
+        for active, states in ((True, ["queued", "running"]), (False, ["success", "failed"])):
+            if RuntimeTaskInstance.get_dr_count(dag_id, run_ids=[run_id], states=states):
+                return active
+    except Exception as error:  # noqa: BLE001 -- the lease then counts as that of an unknown run
+        log.warning("lease: Airflow does not tell the state of run %s: %s", run_id, error)
+    return None
+
+
 class LeaseTrigger(BaseTrigger):
     """Acquires the lease for the run as soon as the lease is free, then fires: only the run that holds it wakes up."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, airflow_run: Sequence[str] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.run_key = run
+        self.airflow_run: AirflowRun | None = (airflow_run[0], airflow_run[1]) if airflow_run else None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, from which the triggerer makes the trigger."""
-        return f"{__name__}.{type(self).__name__}", {"run": self.run_key}
+        arguments = {"run": self.run_key, "airflow_run": list(self.airflow_run or ())}
+        return f"{__name__}.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Try every few seconds, also while the lake does not answer. Leave wrong settings for the task to report."""
@@ -195,7 +215,7 @@ class LeaseTrigger(BaseTrigger):
     async def _must_wait(self, settings: Settings) -> bool:
         """Try to acquire the lease; true when another run holds it, or when the lake does not answer."""
         try:
-            other = await asyncio.to_thread(acquire_lease, settings, self.run_key)
+            other = await asyncio.to_thread(acquire_lease, settings, self.run_key, self.airflow_run, is_active)
         except (BaseError, FruitsError, OSError) as error:
             self.log.warning("lease: cannot be read, next attempt in %g s: %s", _LEASE_PAUSE, error)
             return True

@@ -1,0 +1,73 @@
+"""The task `look` of `fruit_watchdog`: ask Airflow and the lake, and alert of what changed since the last look."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+from airflow.sdk import Variable
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+from fruits.airflow.alerts import send, watch_message
+from fruits.errors import FruitsError
+from fruits.serve.watch import DAG_ID, Observation, Schedule, news, observe, stale
+from fruits.settings import DagSettings, Settings
+
+log = logging.getLogger("fruits")
+
+TOLD = "fruits_watchdog"
+_DAGS = Path(__file__).parents[2] / "dags"
+_SECOND_LOOK_SECONDS = 30.0  # a run that was just created is queued for a moment
+
+
+def watch() -> dict[str, str]:
+    """Look, alert of what is new or over, and remember it; returns all findings by check.
+
+    The alert is sent before it is remembered: an alert that fails is sent again by the task's retry.
+    """
+    findings = stale(_observe())
+    for finding in findings:
+        log.warning("%s: %s; %s", finding.check, finding.found, finding.fix)
+    changes = news(json.loads(Variable.get(TOLD, default="{}")), findings)
+    if changes:
+        channels = send(watch_message(changes))
+        log.info("alert sent by %s", ", ".join(channels) or "no channel: none is set")
+        Variable.set(TOLD, json.dumps(changes.told))
+    return {finding.check: finding.found for finding in findings}
+
+
+def _observe() -> Observation:
+    """What is known now. Wrong settings are a finding; they leave out the lake."""
+    from datetime import UTC, datetime, timedelta
+
+    schedule = look_at_schedule()
+    try:
+        settings = Settings.load()
+    except FruitsError as error:
+        hours = DagSettings.of_alerts().alert_after_hours
+        return Observation(datetime.now(UTC), timedelta(hours=hours), None, schedule, {"settings": str(error)})
+    return observe(settings, schedule, {})
+
+
+def look_at_schedule() -> Schedule:
+    """What Airflow makes of `fruit_features`, from inside a task."""
+    dag = RuntimeTaskInstance.get_dag(DAG_ID)
+    queued, running = _runs()
+    if queued and not running and not dag.is_paused:
+        time.sleep(_SECOND_LOOK_SECONDS)
+        queued, running = _runs()
+    return Schedule(dag.is_paused, dag.next_dagrun, queued, running, import_errors())
+
+
+def _runs() -> tuple[int, int]:
+    """How many runs are queued, and how many are running."""
+    queued, running = (RuntimeTaskInstance.get_dr_count(DAG_ID, states=[state]) for state in ("queued", "running"))
+    return queued, running
+
+
+def import_errors() -> dict[str, str]:
+    """The last line of the error of each DAG file that cannot be imported, by the file's name."""
+    from airflow.dag_processing.dagbag import DagBag
+
+    errors = DagBag(str(_DAGS)).import_errors
+    return {Path(file).name: str(error).strip().splitlines()[-1].strip() for file, error in errors.items()}
