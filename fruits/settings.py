@@ -57,6 +57,11 @@ class DagSettings(BaseSettings):
         default=None,
         description="EMR Serverless: `s3://bucket/prefix` for the jobs' logs. Unset: the service keeps them.",
     )
+    spark_history: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="URL of Spark's history server, which the tasks of Spark jobs link to in Airflow's UI.",
+    )
     event_queue: str | None = Field(
         default=None,  # one that is wrong must not stop the hourly sweep: whoever watches it says so
         description="URL of the SQS queue with the bucket's notifications. Unset: photos wait for the hourly sweep.",

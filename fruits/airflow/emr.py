@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.links import ReportLink
 from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
@@ -31,8 +32,10 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
     """Starts one of our Spark jobs on EMR Serverless, waits deferred, and fails with the job's own error.
 
     The job gets our settings in its driver's environment. The task reads them when it runs, not when the DAG file is
-    parsed, because Airflow keeps the DAG's fields in its database.
+    parsed, because Airflow keeps the DAG's fields in its database. The provider's links lead to the job's logs.
     """
+
+    operator_extra_links = (*EmrServerlessStartJobOperator.operator_extra_links, ReportLink())
 
     def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
         settings = DagSettings.load()

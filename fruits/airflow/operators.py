@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperator, Context
 
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.links import ReportLink, SparkHistoryLink
 from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
@@ -27,6 +28,8 @@ def spark_job(job: TaskName, run: str) -> BaseOperator:
 
 class SparkJobOperator(SparkSubmitOperator):
     """Submits one of our Spark jobs from the jobs environment, and fails with the job's own error."""
+
+    operator_extra_links = (ReportLink(), SparkHistoryLink())
 
     def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
         settings = DagSettings()

@@ -17,16 +17,18 @@ from typing import Any
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
 from airflow.sdk import BaseSensorOperator, Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError
 
+from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
+from fruits.airflow.tasks import covers_everything, is_automatic
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.run.lease import AirflowRun, acquire_lease
+from fruits.run.lease import AirflowRun, acquire_lease, note_waiting
 from fruits.run.state import run_key
 from fruits.settings import Settings
 
@@ -41,7 +43,8 @@ _LEASE_PAUSE = 3.0  # seconds between two attempts to acquire the lease
 class PhotosPresentSensor(S3KeySensor):
     """Waits until there is an object under the prefix, for as long as the run's param ``sensor_timeout`` allows.
 
-    Without the param the sensor waits an hour. It does not wait at all for a prefix that the run's params name, because
+    A run that nobody asked for (a sweep, an event, a backfill) does not wait: an empty bucket is no failure, and the next
+    event or sweep looks again. Such a run is skipped. Without the param the sensor waits an hour. It does not wait at all for a prefix that the run's params name, because
     such a prefix is more likely mistyped. ``bucket_key`` is the prefix, taken literally. A poke stops at the first key
     (amazon provider 9.39), so a large prefix costs one page of the listing.
     """
@@ -51,6 +54,11 @@ class PhotosPresentSensor(S3KeySensor):
         params, prefix = context["params"], str(self.bucket_key)
         self.timeout = params["sensor_timeout"] or _DEFAULT_TIMEOUT_SECONDS
         self.bucket_key = f"{glob.escape(prefix)}*"
+        if is_automatic(context) and not self.poke(context):
+            raise AirflowSkipException(
+                f"s3://{self.bucket_name}/{prefix} is empty and the tables hold no photo: nothing to do. Upload photos as "
+                "[Training|Test]/<label>/<file>; the next event or sweep finds them"
+            )
         if params.get("prefix") and not params["sensor_timeout"] and not self.poke(context):
             raise AirflowFailException(
                 f"no object under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
@@ -153,8 +161,8 @@ class LeaseSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         self.run_prefix = run_prefix
 
-    def execute(self, context: Context) -> None:
-        """Acquire the lease; defer while another run holds it."""
+    def execute(self, context: Context, since: str | None = None) -> None:
+        """Acquire the lease; defer while another run holds it. ``since`` is when the wait began."""
         if context["params"].get("dry_run"):
             return
         run = run_key(self.run_prefix + str(context["run_id"]))
@@ -162,18 +170,29 @@ class LeaseSensor(BaseSensorOperator):
         with non_retryable():
             settings = Settings.load()
             other = acquire_lease(settings, run, airflow_run, is_active)
+        now = datetime.now(UTC)
+        began = datetime.fromisoformat(since) if since else now
         if other is None:
+            metrics.send(metrics.of_wait(began, now))
             return
         log.info("lease: waiting for run %s, which holds the lease", other.run)
+        if covers_everything(context):
+            note_waiting(settings, airflow_run)
         self.defer(
             trigger=LeaseTrigger(run, airflow_run),
             method_name="execute_complete",
+            kwargs={"since": began.isoformat()},
             timeout=timedelta(seconds=self.timeout),
         )
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 -- Airflow's signature
+    def execute_complete(
+        self,
+        context: Context,
+        event: dict[str, Any],  # noqa: ARG002 -- Airflow's signature
+        since: str | None = None,
+    ) -> None:
         """Renew the lease that the trigger acquired; wait again when the lease has expired meanwhile."""
-        self.execute(context)
+        self.execute(context, since)
 
 
 def is_active(run: AirflowRun) -> bool | None:

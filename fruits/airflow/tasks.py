@@ -7,6 +7,7 @@ from airflow.sdk import Asset, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from fruits.airflow.alerts import keep_error
+from fruits.serve.watch import DAG_ID
 
 if TYPE_CHECKING:
     from fruits.lake.publication import Publication
@@ -48,6 +49,37 @@ def requested(context: Context, settings: "Settings") -> "RunRequest":
         run_type=run.run_type.value,
         data_interval=(start, end) if start and end else None,
     )
+
+
+def is_automatic(context: Context) -> bool:
+    """Whether nobody started the run by hand: a sweep, an event or a day of a backfill."""
+    return context["dag_run"].run_type.value in ("scheduled", "asset_triggered", "backfill")
+
+
+def covers_everything(context: Context) -> bool:
+    """Whether the run is a sweep of the whole prefix, started by the clock or by an event."""
+    run = context["dag_run"]
+    return run.dag_id == DAG_ID and run.run_type.value in ("scheduled", "asset_triggered") and not run.conf
+
+
+def skip_when_another_waits(context: Context, settings: "Settings") -> None:
+    """Skip a sweep while another one waits for the lease: that one has yet to plan, and will find the same photos.
+
+    So events cannot pile up runs while a long run works, although the DAG lets many runs be active.
+
+    Raises:
+        AirflowSkipException: naming the run that waits.
+    """
+    from fruits.run.lease import waiting_run
+
+    if not covers_everything(context):
+        return
+    run = waiting_run(settings)
+    if run is None or run == (context["dag_run"].dag_id, context["run_id"]):
+        return
+    dag_id, run_id = run
+    if context["ti"].get_ti_count(dag_id, task_ids=["wait_for_lease"], run_ids=[run_id], states=["deferred"]):
+        raise AirflowSkipException(f"run {run_id} waits for the lease, and will find the same photos")
 
 
 def event_extra(publication: "Publication") -> dict[str, Any]:

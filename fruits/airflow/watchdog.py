@@ -8,6 +8,7 @@ from pathlib import Path
 from airflow.sdk import Variable
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
+from fruits.airflow import metrics
 from fruits.airflow.alerts import send, watch_message
 from fruits.errors import FruitsError
 from fruits.serve.watch import DAG_ID, Observation, Schedule, news, observe, stale
@@ -25,7 +26,9 @@ def watch() -> dict[str, str]:
 
     The alert is sent before it is remembered: an alert that fails is sent again by the task's retry.
     """
-    findings = stale(_observe())
+    observation = _observe()
+    metrics.send(metrics.of_observation(observation))
+    findings = stale(observation)
     for finding in findings:
         log.warning("%s: %s; %s", finding.check, finding.found, finding.fix)
     changes = news(json.loads(Variable.get(TOLD, default="{}")), findings)

@@ -61,5 +61,5 @@ def render(done: Document) -> Iterable[RenderableType]:
     )
     yield (
         "\nThe next run compares the bucket with these tables and brings newer photos back. To stay here, pause "
-        "the DAG fruit_features in Airflow's UI. DAGs that follow the asset fruits_embeddings are not told."
+        "the DAG fruit_features in Airflow's UI. fruit_watchdog tells the DAGs that follow the asset fruits_embeddings."
     )

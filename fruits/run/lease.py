@@ -39,6 +39,7 @@ PATIENCE = timedelta(hours=1)
 
 _QUIET = timedelta(minutes=1)  # a lease renewed since belongs to a task at work, so nobody needs to ask
 _RENEW_SECONDS = 30.0
+_WAITING = "waiting/sweep.json"
 
 AirflowRun = tuple[str, str]
 """A run as Airflow knows it: id of the DAG, id of the run."""
@@ -149,6 +150,20 @@ def _release_quietly(settings: Settings, run: str) -> None:
         release_lease(settings, run)
     except (BaseError, FruitsError, OSError) as error:
         log.warning("run %s: its lease can't be released: %s", run, error)
+
+
+def waiting_run(settings: Settings) -> AirflowRun | None:
+    """The run of Airflow that was the last to begin to wait for the lease, among those that cover everything."""
+    try:
+        document = read_json(lake_store(settings), _WAITING)
+    except FileNotFoundError:
+        return None
+    return document["dag_id"], document["run_id"]
+
+
+def note_waiting(settings: Settings, run: AirflowRun) -> None:
+    """Note that a run which covers everything begins to wait for the lease."""
+    write_json(lake_store(settings), _WAITING, {"dag_id": run[0], "run_id": run[1]})
 
 
 def current_lease(settings: Settings) -> Lease | None:

@@ -154,10 +154,14 @@ def observe_tables(settings: Settings) -> Freshness:
 
 def is_empty(settings: Settings) -> bool:
     """Whether there is nothing to keep up to date: no object under the prefix, and no row in the tables."""
-    from fruits.lake.reader import open_read_only
+    from fruits.lake.reader import NoLakeError, open_read_only
 
-    first = next(islice(list_objects(settings, settings.prefix), 1), None)
-    return first is None and not open_read_only(settings).holds(settings.prefix)
+    if next(islice(list_objects(settings, settings.prefix), 1), None) is not None:
+        return False
+    try:
+        return not open_read_only(settings).holds(settings.prefix)
+    except NoLakeError:
+        return True
 
 
 def observe(settings: Settings, schedule: Schedule | None, errors: Mapping[str, str]) -> Observation:
