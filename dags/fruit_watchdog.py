@@ -15,7 +15,8 @@ that stay queued; a lake that does not answer.
 **Alerts.** The channels of the other alerts (SNS, Slack, e-mail) get each finding once, and once more when it is over.
 The Airflow variable `fruits_watchdog` holds the findings that were told. Delete the variable to be told again.
 
-**Rerun, retry, clear.** All harmless. A run is green whatever it finds; a red run could not look or could not alert.
+**Rerun, retry, clear.** All harmless. A run is green whatever it finds. A red run could not look, or no channel took its
+alert; it sends no alert itself, and the next run tries again.
 
 This DAG is on from the start and reads no setting when its file is parsed, so a wrong setting does not stop it. To watch
 Airflow itself from outside, run `fruits doctor --stale` from cron.
@@ -25,7 +26,6 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, get_current_context, task
 
-from fruits.airflow.alerts import alert_failure
 from fruits.airflow.tasks import EMBEDDINGS, TASK_DEFAULTS
 
 
@@ -55,7 +55,6 @@ with DAG(
     max_active_runs=1,
     dagrun_timeout=timedelta(minutes=30),
     is_paused_upon_creation=False,
-    on_failure_callback=alert_failure,
     tags=["fruits", "watchdog"],
     default_args={**TASK_DEFAULTS, "execution_timeout": timedelta(minutes=10)},
 ) as dag:

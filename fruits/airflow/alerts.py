@@ -71,10 +71,10 @@ def watch_message(news: News) -> Message:
 
 
 def send(message: Message) -> list[str]:
-    """Send a message by every channel that is set; a channel that fails stops no other. Returns the channels.
+    """Send a message by every channel that is set; a channel that fails stops no other. Returns those that sent it.
 
     Raises:
-        FruitsError: naming the channels that failed, after all were tried.
+        FruitsError: naming the channels that failed, when no channel sent the message.
     """
     sent, errors = [], []
     for channel, notifier in _notifiers(DagSettings.of_alerts()):
@@ -82,8 +82,9 @@ def send(message: Message) -> list[str]:
             notifier({"alert": _fields(message)})
             sent.append(channel)
         except Exception as error:  # noqa: BLE001 -- each provider raises errors of its own
+            log.error("alert: not sent by %s: %s", channel, error)
             errors.append(f"{channel}: {error}")
-    if errors:
+    if errors and not sent:
         raise FruitsError(f"alert not sent by {'; '.join(errors)}")
     return sent
 

@@ -166,7 +166,7 @@ class LeaseSensor(BaseSensorOperator):
         if context["params"].get("dry_run"):
             return
         run = run_key(self.run_prefix + str(context["run_id"]))
-        airflow_run = (str(context["ti"].dag_id), str(context["run_id"]))
+        airflow_run = (context["dag_run"].dag_id, str(context["run_id"]))
         with non_retryable():
             settings = Settings.load()
             other = acquire_lease(settings, run, airflow_run, is_active)

@@ -7,6 +7,7 @@ from airflow.sdk import Asset, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from fruits.airflow.alerts import keep_error
+from fruits.errors import FruitsError
 from fruits.serve.watch import DAG_ID
 
 if TYPE_CHECKING:
@@ -123,15 +124,16 @@ def announce_current(context: Context) -> dict[str, Any]:
     """Announce the current publication when nobody did: a rollback's, a compaction's, a crashed run's.
 
     Raises:
-        AirflowSkipException: when there is none, or it is no news, or its run may still announce it.
+        AirflowSkipException: when there is none or the lake cannot be read, or the publication is no news, or its run
+            may still announce it.
     """
     from fruits.lake.publication import publications
-    from fruits.lake.reader import NoLakeError, open_read_only
+    from fruits.lake.reader import open_read_only
     from fruits.settings import Settings
 
     try:
         published = publications(open_read_only(Settings.load()))
-    except NoLakeError as error:
+    except FruitsError as error:  # the task `look` alerts of it
         raise AirflowSkipException(str(error)) from None
     if not published:
         raise AirflowSkipException("nothing is published yet")

@@ -3,9 +3,11 @@
 import json
 import logging
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from airflow.sdk import Variable
+from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from fruits.airflow import metrics
@@ -41,15 +43,20 @@ def watch() -> dict[str, str]:
 
 def _observe() -> Observation:
     """What is known now. Wrong settings are a finding; they leave out the lake."""
-    from datetime import UTC, datetime, timedelta
-
-    schedule = look_at_schedule()
+    errors: dict[str, str] = {}
+    try:
+        schedule = look_at_schedule()
+    except AirflowRuntimeError as error:  # most likely the file was never imported
+        schedule = Schedule(import_errors=import_errors())
+        if not schedule.import_errors:
+            errors["DAG"] = f"Airflow does not tell of {DAG_ID}: {error}"
     try:
         settings = Settings.load()
     except FruitsError as error:
         hours = DagSettings.of_alerts().alert_after_hours
-        return Observation(datetime.now(UTC), timedelta(hours=hours), None, schedule, {"settings": str(error)})
-    return observe(settings, schedule, {})
+        errors["settings"] = str(error)
+        return Observation(datetime.now(UTC), timedelta(hours=hours), None, schedule, errors)
+    return observe(settings, schedule, errors)
 
 
 def look_at_schedule() -> Schedule:

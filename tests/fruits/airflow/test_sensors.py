@@ -76,9 +76,7 @@ def shortest_pause(moments: list[float]) -> float:
 class TaskInstance:
     """A task instance of a run whose `prepare` resolved a prefix."""
 
-    dag_id = "fruit_features"
-
-    def __init__(self, prefix: str = "") -> None:
+    def __init__(self, prefix: str) -> None:
         self.prefix = prefix
 
     def xcom_pull(self, task_ids: str) -> dict[str, Any]:
@@ -336,7 +334,7 @@ class TestLease:
         return sensors.LeaseSensor(task_id="wait_for_lease")
 
     def context(self, run_id: str, run_type: str = "manual", **params: Any) -> dict[str, Any]:
-        return {"run_id": run_id, "params": params, "ti": TaskInstance(), "dag_run": dag_run(run_type)}
+        return {"run_id": run_id, "params": params, "dag_run": dag_run(run_type)}
 
     def test_a_run_waits_deferred_while_another_works_and_then_holds_the_lease(
         self, sensors: Any, lake: Settings

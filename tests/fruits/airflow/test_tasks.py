@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from airflow.sdk.api.datamodels._generated import DagRunType
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRuntimeError,
+    AirflowSkipException,
+    ErrorType,
+)
+from airflow.sdk.execution_time.comms import ErrorResponse
 
 from fruits.airflow import metrics, notes, replan, tasks, watchdog
 from fruits.airflow.errors import non_retryable
@@ -283,6 +290,19 @@ class TestWatchdog:
         see(Schedule())
         watchdog.watch()
         assert sent == ["fruits: settings, DAG", "fruits: DAG is over"]
+
+    def test_a_dag_that_airflow_never_imported_is_found(
+        self, told: dict[str, str], see: Callable[[Schedule], None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unknown() -> Schedule:
+            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.GENERIC_ERROR, detail={"status_code": 404}))
+
+        see(Schedule())
+        monkeypatch.setattr(watchdog, "look_at_schedule", unknown)
+        monkeypatch.setattr(watchdog, "import_errors", lambda: {"fruit_features.py": "a typo"})
+        assert set(watchdog.watch()) == {"settings", "import of fruit_features.py"}
+        monkeypatch.setattr(watchdog, "import_errors", dict)
+        assert set(watchdog.watch()) == {"settings", "DAG"}
 
     @pytest.mark.parametrize("second", [(1, 0), (0, 1)])
     def test_a_run_that_was_just_created_is_no_stuck_one(
