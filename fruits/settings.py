@@ -98,7 +98,7 @@ class DagSettings(BaseSettings):
 
     @classmethod
     def of_alerts(cls) -> "DagSettings":
-        """The settings for alerts: a wrong setting counts as unset, because an alert has to tell of the wrong setting."""
+        """The settings for alerts: a wrong setting counts as unset, because an alert has to tell of that setting."""
         try:
             return DagSettings()
         except ValidationError as error:

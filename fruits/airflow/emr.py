@@ -35,7 +35,10 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
     parsed, because Airflow keeps the DAG's fields in its database. The provider's links lead to the job's logs.
     """
 
-    operator_extra_links = (*EmrServerlessStartJobOperator.operator_extra_links, ReportLink())
+    operator_extra_links = (  # type: ignore[assignment]  # the provider's type is a tuple of four
+        *EmrServerlessStartJobOperator.operator_extra_links,
+        ReportLink(),
+    )
 
     def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
         settings = DagSettings.load()

@@ -35,8 +35,9 @@ def is_published(settings: Settings, job: TaskName, run: str) -> bool:
 def reraise_job_error(settings: Settings, job: TaskName, run: str, started: datetime) -> Iterator[None]:
     """Re-raise a failed job's own error, from its run document; do not retry an error that a person must fix.
 
-    A job that found that another run had published raises ``ConflictError``. The original exception passes through when the job left no error since ``started``: it died before writing its
-    document, or the document is of an earlier attempt.
+    A job that found that another run had published raises ``ConflictError``. The original exception passes through when
+    the job left no error since ``started``: it died before writing its document, or the document is of an earlier
+    attempt.
     """
     try:
         yield

@@ -4,7 +4,7 @@ Airflow (3.3) lets no task write the note of its run. So the scheduler writes th
 server when a person ends the run, from the XComs of the run's tasks. A person's note stays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from airflow.listeners import hookimpl
@@ -45,8 +45,8 @@ def xcoms(dag_run: Any) -> dict[tuple[str, str], Any]:
         return {}
     query = XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id)
     keys = {_COUNTS, _ERROR, _PUBLISHED}
-    rows = [row for row in session.scalars(query) if row.key in keys]
-    return {(row.task_id, row.key): XComModel.deserialize_value(row) for row in rows}
+    rows: Iterable[Any] = session.scalars(query)
+    return {(row.task_id, row.key): XComModel.deserialize_value(row) for row in rows if row.key in keys}
 
 
 def note(values: Mapping[tuple[str, str], Any], *, again: int) -> str:

@@ -43,10 +43,11 @@ _LEASE_PAUSE = 3.0  # seconds between two attempts to acquire the lease
 class PhotosPresentSensor(S3KeySensor):
     """Waits until there is an object under the prefix, for as long as the run's param ``sensor_timeout`` allows.
 
-    A run that nobody asked for (a sweep, an event, a backfill) does not wait: an empty bucket is no failure, and the next
-    event or sweep looks again. Such a run is skipped. Without the param the sensor waits an hour. It does not wait at all for a prefix that the run's params name, because
-    such a prefix is more likely mistyped. ``bucket_key`` is the prefix, taken literally. A poke stops at the first key
-    (amazon provider 9.39), so a large prefix costs one page of the listing.
+    A run that nobody asked for (a sweep, an event, a backfill) does not wait: an empty bucket is no failure, and the
+    next event or sweep looks again. Such a run is skipped. A run by hand waits an hour without the param. It does not
+    wait at all for a prefix that its params name, because such a prefix is more likely mistyped. ``bucket_key`` is the
+    prefix, taken literally. A poke stops at the first key (amazon provider 9.39), so a large prefix costs one page of
+    the listing.
     """
 
     def execute(self, context: Context) -> None:
@@ -56,8 +57,8 @@ class PhotosPresentSensor(S3KeySensor):
         self.bucket_key = f"{glob.escape(prefix)}*"
         if is_automatic(context) and not self.poke(context):
             raise AirflowSkipException(
-                f"s3://{self.bucket_name}/{prefix} is empty and the tables hold no photo: nothing to do. Upload photos as "
-                "[Training|Test]/<label>/<file>; the next event or sweep finds them"
+                f"s3://{self.bucket_name}/{prefix} is empty and the tables hold no photo: nothing to do. Upload photos "
+                "as [Training|Test]/<label>/<file>; the next event or sweep finds them"
             )
         if params.get("prefix") and not params["sensor_timeout"] and not self.poke(context):
             raise AirflowFailException(

@@ -155,7 +155,7 @@ def schedule_of(airflow: Airflow) -> Schedule:
         queued=len(queued),
         running=len(running),
         import_errors={
-            Path(str(error["filepath"])).name: str(error["error"]).strip().splitlines()[-1] for error in errors
+            Path(str(error["filepath"])).name: str(error["error"]).strip().splitlines()[-1].strip() for error in errors
         },
     )
 

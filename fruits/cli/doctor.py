@@ -47,7 +47,7 @@ def examine(data: Path | None) -> dict[str, Any]:
 
 
 def examine_freshness(data: Path | None) -> dict[str, Any]:
-    """Whether runs keep the tables up to date, by the lake and by Airflow where there is one: what the watchdog sees."""
+    """Whether runs keep the tables up to date, by the lake and by Airflow where there is one, as the watchdog does."""
     try:
         with opened(data, "bucket") as place:
             schedule, errors = _schedule(place)

@@ -1,6 +1,6 @@
-"""What no failed run would say: tables that no run keeps up to date, and why. Shared by watchdog and ``fruits doctor``.
+"""What no failed run would say: tables that no run keeps up to date, and why.
 
-A paused DAG, a DAG file that cannot be imported or a typo in a setting makes no run, and hence no alert of a failed run.
+A paused DAG, a DAG file that cannot be imported or a typo in a setting makes no run, and hence no alert of a red run.
 So somebody has to look from outside: the DAG `fruit_watchdog`, or `fruits doctor --stale` from cron.
 """
 

@@ -162,7 +162,7 @@ def test_a_red_task_makes_a_red_run(chain: Any) -> None:
 
 
 def test_neither_waiting_runs_nor_a_backfills_queue_hold_back_sweeps_and_events(chain: Any) -> None:
-    """Airflow holds events back while as many runs are queued or running, a backfill's days and left-over runs included."""
+    """Airflow holds events back while as many runs are queued or running, a backfill's days included."""
     assert chain.max_active_runs >= 1_000
 
 

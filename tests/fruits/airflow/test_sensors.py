@@ -384,9 +384,7 @@ class TestLease:
         assert sensors.is_active(("fruit_features", "manual__1")) is active
         assert asked[0] == ("fruit_features", ["manual__1"], ["queued", "running"])
 
-    def test_an_airflow_that_does_not_answer_tells_nothing(
-        self, sensors: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_airflow_that_does_not_answer_tells_nothing(self, sensors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         def broken(*_: Any, **__: Any) -> int:
             raise RuntimeError("no supervisor")
 

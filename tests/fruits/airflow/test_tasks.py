@@ -215,9 +215,7 @@ class TestNotes:
 class TestMetrics:
     def test_a_publication_is_measured(self) -> None:
         gates = (Gate("drift", "warn", True, 0.02, 0.05, ""), Gate("probe", "warn", True, None, None, ""))
-        made = publication(
-            7, counts={"features": 90, "quarantine": 10, "delete": 3, "remaining": 4}, gates=gates
-        )
+        made = publication(7, counts={"features": 90, "quarantine": 10, "delete": 3, "remaining": 4}, gates=gates)
         documents = RunDocuments(featurize=document("featurize", 0, featurized(images_per_second=180.0)))
         sent = [(one.name, one.value, dict(one.tags)) for one in metrics.of_publication(made, documents)]
         assert sent == [
@@ -254,7 +252,7 @@ class TestWatchdog:
     def told(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         """Airflow's variables."""
         variables: dict[str, str] = {}
-        monkeypatch.setattr(watchdog.Variable, "get", lambda key, default: variables.get(key, default))
+        monkeypatch.setattr(watchdog.Variable, "get", lambda key, default: variables.get(key) or default)
         monkeypatch.setattr(watchdog.Variable, "set", variables.__setitem__)
         return variables
 
