@@ -19,6 +19,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from fruits.run import lease
+from fruits.run.lease import current_lease
+from fruits.run.state import run_key
 from fruits.serve.doctor import Finding
 from fruits.serve.watch import news
 from fruits.settings import DagSettings, Settings
@@ -45,6 +48,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from fruits.airflow.alerts import alert_failure, keep_error
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.replan import replan_on_conflict
+from fruits.airflow.sensors import LeaseSensor
 from fruits.airflow.tasks import EMBEDDINGS, announce
 from fruits.errors import ConflictError
 from fruits.lake.publication import Publication
@@ -102,6 +106,9 @@ with DAG("overtaken", params={"always": False}, **SETTINGS):
         return planned
 
     publish(plan())
+
+with DAG("waiting", **SETTINGS):
+    LeaseSensor(task_id="wait_for_lease")
 
 with DAG("fruit_features", schedule=None, is_paused_upon_creation=True):
 
@@ -385,7 +392,7 @@ def airflow(channels: Channels, tmp_path_factory: pytest.TempPathFactory) -> Ite
             with urllib.request.urlopen(request, timeout=30) as answer:
                 token = json.load(answer)["access_token"]
             started = Airflow(data, running["url"], token)
-            wait_for(lambda: started.ask("dags")["total_entries"] == 6)
+            wait_for(lambda: started.ask("dags")["total_entries"] == 7)
             yield started
         finally:
             ui.stop(data)
@@ -450,6 +457,17 @@ class TestThroughAirflow:
         assert wait_for(lambda: airflow.ended("overtaken", always)) == "failed"
         assert airflow.ask(f"dags/overtaken/dagRuns/{always}/taskInstances/plan")["try_number"] == 2
 
+    def test_a_run_that_waits_takes_the_lease_of_a_run_that_has_ended(self, airflow: Airflow, all_well: str) -> None:
+        """Task and triggerer ask Airflow: five minutes would pass for a run that Airflow does not know."""
+        assert wait_for(lambda: airflow.ended("failing", all_well)) == "failed"
+        hold_silently(lake_of(airflow), ("failing", "unknown"))
+        run = airflow.start("waiting")
+        path = f"dags/waiting/dagRuns/{run}/taskInstances/wait_for_lease"
+        wait_for(lambda: airflow.ask(path)["state"] == "deferred")
+        hold_silently(lake_of(airflow), ("failing", all_well))
+        assert wait_for(lambda: airflow.ended("waiting", run), seconds=100) == "success"
+        assert current_lease(lake_of(airflow)).run == run_key(run)
+
     def test_an_ended_run_has_a_note(self, airflow: Airflow) -> None:
         airflow.ask("dags/fruit_features", "PATCH", {"is_paused": False})
         run = airflow.finish("fruit_features")
@@ -477,6 +495,12 @@ class TestThroughAirflow:
             airflow.finish("fruit_watchdog")
         assert wait_for(lambda: len(channels.sent("mail", "fruits: ")) == 2)
         assert "fruits: tables is over, DAG is over" in channels.sent("mail", "fruits: ")[1]
+
+
+def hold_silently(settings: Settings, airflow_run: tuple[str, str]) -> None:
+    """Hold the lease for a run that has not renewed it for a while."""
+    since = datetime.now(UTC) - timedelta(minutes=2)
+    lease._write(lease._store(settings), lease.Lease(1, "holder", since, airflow_run=airflow_run))
 
 
 def escaped(text: str) -> str:
