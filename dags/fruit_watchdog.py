@@ -13,7 +13,7 @@ photos); `fruit_features` paused; a DAG file that cannot be imported; a wrong se
 that stay queued; a lake that does not answer.
 
 **Alerts.** The channels of the other alerts (SNS, Slack, e-mail) get each finding once, and once more when it is over.
-The Airflow variable `fruits_watchdog` holds the findings that were told. Delete the variable to be told again.
+The Airflow variable `fruits_watchdog` holds the findings that alerts have named. Delete the variable to get the alerts again.
 
 **Rerun, retry, clear.** All harmless. A run is green whatever it finds. A red run could not look, or no channel took its
 alert; it sends no alert itself, and the next run tries again.

@@ -18,7 +18,7 @@ from fruits.settings import DagSettings, Settings
 
 log = logging.getLogger("fruits")
 
-TOLD = "fruits_watchdog"
+_ALERTED = "fruits_watchdog"
 _DAGS = Path(__file__).parents[2] / "dags"
 _SECOND_LOOK_SECONDS = 30.0  # a run that was just created is queued for a moment
 
@@ -33,11 +33,11 @@ def watch() -> dict[str, str]:
     findings = stale(observation)
     for finding in findings:
         log.warning("%s: %s; %s", finding.check, finding.found, finding.fix)
-    changes = news(json.loads(Variable.get(TOLD, default="{}")), findings)
+    changes = news(json.loads(Variable.get(_ALERTED, default="{}")), findings)
     if changes:
         channels = send(watch_message(changes))
         log.info("alert sent by %s", ", ".join(channels) or "no channel: none is set")
-        Variable.set(TOLD, json.dumps(changes.told))
+        Variable.set(_ALERTED, json.dumps(changes.alerted))
     return {finding.check: finding.found for finding in findings}
 
 

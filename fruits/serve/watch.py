@@ -114,24 +114,30 @@ def _idle_schedule(schedule: Schedule, now: datetime) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class News:
-    """What is to be told, and what is known to be told from then on: the finding's text by check."""
+    """How the findings have changed since the last alert.
+
+    Attributes:
+        begun: Findings that no alert has named yet.
+        over: Findings that an alert has named and that are over: their text by check.
+        alerted: Findings that alerts have named once this change is sent: their text by check.
+    """
 
     begun: Sequence[Finding]
     over: Mapping[str, str]
-    told: Mapping[str, str]
+    alerted: Mapping[str, str]
 
     def __bool__(self) -> bool:
-        """Whether there is anything to tell."""
+        """Whether there is anything to alert of."""
         return bool(self.begun or self.over)
 
 
-def news(told: Mapping[str, str], findings: Sequence[Finding]) -> News:
-    """Compare findings with those that were told already, so that each is told once, and once more when it is over."""
-    current = {finding.check: told.get(finding.check, finding.found) for finding in findings}
+def news(alerted: Mapping[str, str], findings: Sequence[Finding]) -> News:
+    """Compare the findings with those that alerts have named, so that each begins once and ends once."""
+    current = {finding.check: alerted.get(finding.check, finding.found) for finding in findings}
     return News(
-        begun=[finding for finding in findings if finding.check not in told],
-        over={check: found for check, found in told.items() if check not in current},
-        told=current,
+        begun=[finding for finding in findings if finding.check not in alerted],
+        over={check: found for check, found in alerted.items() if check not in current},
+        alerted=current,
     )
 
 

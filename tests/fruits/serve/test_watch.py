@@ -61,20 +61,20 @@ def test_a_finding_is_told_once_and_once_more_when_it_is_over() -> None:
     old, older, fine = (stale(observed(Freshness(hours_ago(hours)))) for hours in (7, 8, 1))
     first = news({}, old)
     assert [one.check for one in first.begun] == ["tables"]
-    second = news(first.told, older)
+    second = news(first.alerted, older)
     assert not second, "only the age has changed"
-    over = news(second.told, fine)
-    assert (over.begun, list(over.over), over.told) == ([], ["tables"], {})
-    assert not news(over.told, fine)
-    assert news(over.told, old), "a new time is told again"
+    over = news(second.alerted, fine)
+    assert (over.begun, list(over.over), over.alerted) == ([], ["tables"], {})
+    assert not news(over.alerted, fine)
+    assert news(over.alerted, old), "a new time is told again"
 
 
 def test_one_finding_does_not_hide_the_next() -> None:
     first = news({}, stale(observed(Freshness(hours_ago(7)))))
-    both = news(first.told, stale(observed(Freshness(hours_ago(8)), Schedule(paused=True))))
+    both = news(first.alerted, stale(observed(Freshness(hours_ago(8)), Schedule(paused=True))))
     assert [one.check for one in both.begun] == ["DAG"]
     assert both.over == {}
-    assert set(both.told) == {"tables", "DAG"}
+    assert set(both.alerted) == {"tables", "DAG"}
 
 
 @pytest.fixture
