@@ -178,7 +178,6 @@ def plan(prepared: dict[str, Any]) -> str:
 def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
     from fruits.airflow import metrics
-    from fruits.run.documents import read_documents
     from fruits.settings import Settings
     from fruits.steps.publish import current_publication, publish_run
 
@@ -187,8 +186,9 @@ def publish(run: str) -> dict[str, Any]:
         settings = Settings.load()
         publication = publish_run(settings, run)
         current = current_publication(settings)
-        metrics.send(metrics.of_publication(publication, read_documents(settings, run)))
-    return announce(context, publication, current)
+    extra = announce(context, publication, current)
+    metrics.send(metrics.of_publication(publication))
+    return extra
 
 
 with DAG(

@@ -15,7 +15,7 @@ from airflow.triggers.base import BaseTrigger
 from botocore.exceptions import ClientError
 
 from fruits.airflow.errors import non_retryable
-from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.jobs import is_published, reraise_job_error, send_metrics
 from fruits.airflow.links import ReportLink
 from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
@@ -108,10 +108,11 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
 
         A job still runs when the trigger lost the connection to the service.
         """
-        if event and event["status"] == "success":
-            return super().execute_complete(context, event)
         with non_retryable():
             settings = Settings.load()
+        send_metrics(settings, self.job, self.run_key)
+        if event and event["status"] == "success":
+            return super().execute_complete(context, event)
         self.region_name = settings.s3_region
         job_run = self.hook.conn.get_job_run(applicationId=self.application_id, jobRunId=job_id)["jobRun"]
         if job_run["state"] not in _ENDED:

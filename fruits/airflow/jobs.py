@@ -7,6 +7,7 @@ from datetime import datetime
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
 from fruits.errors import ConflictError
 from fruits.run.documents import TASKS, TaskName, read_documents
@@ -29,6 +30,14 @@ def is_published(settings: Settings, job: TaskName, run: str) -> bool:
         return False
     log.info("%s: the run is published already, as %s", job, publication.publication_id)
     return True
+
+
+def send_metrics(settings: Settings, job: TaskName, run: str) -> None:
+    """Send what a job measured, by its document; a document that cannot be read costs the metrics only."""
+    try:
+        metrics.send(metrics.of_job(job, read_documents(settings, run)))
+    except Exception as error:  # noqa: BLE001 -- metrics must not fail a job that succeeded
+        log.warning("%s: no metrics: %s", job, error)
 
 
 @contextmanager

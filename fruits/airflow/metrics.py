@@ -10,7 +10,7 @@ from typing import NamedTuple
 from airflow.sdk.observability import stats
 
 from fruits.lake.publication import Publication
-from fruits.run.documents import RunDocuments
+from fruits.run.documents import RunDocuments, TaskName
 from fruits.serve.watch import Observation
 
 
@@ -28,19 +28,24 @@ def send(gauges: Iterator[Gauge]) -> None:
         stats.gauge(f"fruits.{gauge.name}", gauge.value, tags=dict(gauge.tags))
 
 
-def of_publication(publication: Publication, documents: RunDocuments) -> Iterator[Gauge]:
-    """What a publication holds and what its run did: deletions, quarantined share, img/s, the gates' values."""
+def of_publication(publication: Publication) -> Iterator[Gauge]:
+    """What a publication holds: photos, deletions, pending photos, quarantined share."""
     counts = publication.counts or {}
     objects = counts.get("features", 0) + counts.get("quarantine", 0)
     yield Gauge("features", counts.get("features", 0))
     yield Gauge("deletions", counts.get("delete", 0))
     yield Gauge("pending", counts.get("remaining", 0))
     yield Gauge("quarantined_share", counts.get("quarantine", 0) / objects if objects else 0.0)
-    if documents.featurized is not None:
+
+
+def of_job(job: TaskName, documents: RunDocuments) -> Iterator[Gauge]:
+    """What a Spark job measured, also when a gate failed: img/s of ``featurize``, the gates' values of ``validate``."""
+    if job == "featurize" and documents.featurized is not None:
         yield Gauge("images_per_second", documents.featurized.images_per_second)
-    for gate in publication.gates:
-        if gate.value is not None:
-            yield Gauge("gate", float(gate.value), {"gate": gate.name})
+    if job == "validate" and documents.validated is not None:
+        for gate in documents.validated.gates:
+            if gate.value is not None:
+                yield Gauge("gate", float(gate.value), {"gate": gate.name})
 
 
 def of_observation(observation: Observation) -> Iterator[Gauge]:

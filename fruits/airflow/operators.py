@@ -8,7 +8,7 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseOperator, Context
 
 from fruits.airflow.errors import non_retryable
-from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.jobs import is_published, reraise_job_error, send_metrics
 from fruits.airflow.links import ReportLink, SparkHistoryLink
 from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
@@ -58,9 +58,12 @@ class SparkJobOperator(SparkSubmitOperator):
             settings = Settings.load()
             if is_published(settings, self.job, self.run_key):
                 return
-        with (
-            non_retryable(),
-            replan_on_conflict(context),
-            reraise_job_error(settings, self.job, self.run_key, started),
-        ):
-            super().execute(context)
+        try:
+            with (
+                non_retryable(),
+                replan_on_conflict(context),
+                reraise_job_error(settings, self.job, self.run_key, started),
+            ):
+                super().execute(context)
+        finally:
+            send_metrics(settings, self.job, self.run_key)

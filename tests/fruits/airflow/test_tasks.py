@@ -29,7 +29,7 @@ from fruits.run.documents import RunDocuments
 from fruits.run.lease import note_waiting
 from fruits.serve.watch import Freshness, Observation, Schedule
 from fruits.settings import Settings
-from tests.runs import document, featurized, planned, write_documents
+from tests.runs import document, featurized, planned, validated, write_documents
 
 pytestmark = pytest.mark.airflow
 
@@ -214,17 +214,25 @@ class TestNotes:
 
 class TestMetrics:
     def test_a_publication_is_measured(self) -> None:
-        gates = (Gate("drift", "warn", True, 0.02, 0.05, ""), Gate("probe", "warn", True, None, None, ""))
-        made = publication(7, counts={"features": 90, "quarantine": 10, "delete": 3, "remaining": 4}, gates=gates)
-        documents = RunDocuments(featurize=document("featurize", 0, featurized(images_per_second=180.0)))
-        sent = [(one.name, one.value, dict(one.tags)) for one in metrics.of_publication(made, documents)]
+        made = publication(7, counts={"features": 90, "quarantine": 10, "delete": 3, "remaining": 4})
+        assert [(one.name, one.value) for one in metrics.of_publication(made)] == [
+            ("features", 90),
+            ("deletions", 3),
+            ("pending", 4),
+            ("quarantined_share", 0.1),
+        ]
+
+    def test_a_job_is_measured_also_when_a_gate_failed(self) -> None:
+        gates = (Gate("drift", "required", False, 0.2, 0.05, ""), Gate("probe", "warn", True, None, None, ""))
+        documents = RunDocuments(
+            featurize=document("featurize", 0, featurized(images_per_second=180.0)),
+            validate=document("validate", 1, validated(gates=gates), state="failed"),
+        )
+        sent = [list(metrics.of_job(job, documents)) for job in ("featurize", "pca", "validate")]
         assert sent == [
-            ("features", 90, {}),
-            ("deletions", 3, {}),
-            ("pending", 4, {}),
-            ("quarantined_share", 0.1, {}),
-            ("images_per_second", 180.0, {}),
-            ("gate", 0.02, {"gate": "drift"}),
+            [metrics.Gauge("images_per_second", 180.0)],
+            [],
+            [metrics.Gauge("gate", 0.2, {"gate": "drift"})],
         ]
 
     def test_they_go_where_airflows_settings_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
