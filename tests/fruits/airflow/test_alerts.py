@@ -413,7 +413,8 @@ def all_well(airflow: Airflow, channels: Channels, dead_slack: str) -> str:
     return airflow.start("failing")
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
+@pytest.mark.story
 class TestThroughAirflow:
     def test_a_dead_channel_stops_no_other(self, airflow: Airflow, channels: Channels, dead_slack: str) -> None:
         told = wait_for(lambda: channels.told(dead_slack))
