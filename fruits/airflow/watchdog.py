@@ -26,7 +26,8 @@ _SECOND_LOOK_SECONDS = 30.0  # a run that was just created is queued for a momen
 def watch() -> dict[str, str]:
     """Look, alert of what is new or over, and remember it; returns all findings by check.
 
-    The alert is sent before it is remembered: an alert that fails is sent again by the task's retry.
+    The alert is sent before it is remembered: an alert that fails is sent again by the task's retry, and a finding that
+    no channel could take is sent once a channel is set.
     """
     observation = _observe()
     metrics.send(metrics.of_observation(observation))
@@ -34,9 +35,8 @@ def watch() -> dict[str, str]:
     for finding in findings:
         log.warning("%s: %s; %s", finding.check, finding.found, finding.fix)
     changes = news(json.loads(Variable.get(_ALERTED, default="{}")), findings)
-    if changes:
-        channels = send(watch_message(changes))
-        log.info("alert sent by %s", ", ".join(channels) or "no channel: none is set")
+    if changes and (channels := send(watch_message(changes))):
+        log.info("alert sent by %s", ", ".join(channels))
         Variable.set(_ALERTED, json.dumps(changes.alerted))
     return {finding.check: finding.found for finding in findings}
 

@@ -287,6 +287,8 @@ class TestWatchdog:
             raise FruitsError("alert not sent by slack")
 
         see(Schedule(paused=True))
+        monkeypatch.setattr(watchdog, "send", lambda message: [])
+        watchdog.watch()  # no channel is set yet
         monkeypatch.setattr(watchdog, "send", fail)
         with pytest.raises(FruitsError):
             watchdog.watch()
