@@ -173,6 +173,14 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
     return Photo(image=image, width=width, height=height, format=name)
 
 
+def announced_format(head: bytes) -> tuple[str, bool] | None:
+    """The format that the first bytes of a file announce, and whether it is read; None for no known image."""
+    for signature, opener in _FORMATS:
+        if signature.match(head):
+            return str(opener.format), True
+    return next(((name, False) for signature, name in _NOT_READ if signature.match(head)), None)
+
+
 def needed_side(preprocessing: Preprocessing) -> int:
     """Pixels on a photo's shorter side from which :func:`preprocess` need not enlarge the photo."""
     side = max(preprocessing.height, preprocessing.width)

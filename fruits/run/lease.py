@@ -4,9 +4,9 @@ Of two runs planned from one base only the first can be published, and the work 
 run acquires the lease before it plans, and the others wait. The lease only spares work: that the tables stay right is
 up to the publication's compare-and-swap.
 
-A lease is a file ``leases/<number>.json`` in the lake. The process that creates the file of the next number holds the
-lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks works. It
-releases it when it is published, has nothing to do or fails for good.
+A lease is a file ``leases/<namespace>/<number>.json`` in the lake. The process that creates the file of the next number
+holds the lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks
+works. It releases it when it is published, has nothing to do or fails for good.
 
 Nobody renews a lease between two tasks, and nobody releases the lease of a run that a person marked as failed. So a run
 that waits asks Airflow about the run that holds a silent lease. The lease of an ended run is free at once, and an
@@ -25,7 +25,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from fruits.errors import FruitsError, TransientError
-from fruits.run.migration import take_over_turn
+from fruits.run.migration import take_over_lease
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
 
@@ -39,7 +39,6 @@ PATIENCE = timedelta(hours=1)
 
 _QUIET = timedelta(minutes=1)  # a lease renewed since belongs to a task at work, so nobody needs to ask
 _RENEW_SECONDS = 30.0
-_WAITING = "waiting/sweep.json"
 
 AirflowRun = tuple[str, str]
 """A run as Airflow knows it: id of the DAG, id of the run."""
@@ -155,7 +154,7 @@ def _release_quietly(settings: Settings, run: str) -> None:
 def waiting_run(settings: Settings) -> AirflowRun | None:
     """The run of Airflow that was the last to begin to wait for the lease, among those that cover everything."""
     try:
-        document = read_json(lake_store(settings), _WAITING)
+        document = read_json(lake_store(settings), _waiting_path(settings))
     except FileNotFoundError:
         return None
     return document["dag_id"], document["run_id"]
@@ -163,7 +162,11 @@ def waiting_run(settings: Settings) -> AirflowRun | None:
 
 def note_waiting(settings: Settings, run: AirflowRun) -> None:
     """Note that a run which covers everything begins to wait for the lease."""
-    write_json(lake_store(settings), _WAITING, {"dag_id": run[0], "run_id": run[1]})
+    write_json(lake_store(settings), _waiting_path(settings), {"dag_id": run[0], "run_id": run[1]})
+
+
+def _waiting_path(settings: Settings) -> str:
+    return f"waiting/{settings.namespace}.json"
 
 
 def current_lease(settings: Settings) -> Lease | None:
@@ -194,7 +197,7 @@ def _last(settings: Settings) -> Lease | None:
         airflow_run = tuple(document.get("airflow_run") or ()) or None
         renewed_at = datetime.fromisoformat(document["renewed_at"])
         return Lease(**{**document, "renewed_at": renewed_at, "airflow_run": airflow_run})
-    return _last(settings) if take_over_turn(settings) else None
+    return _last(settings) if take_over_lease(settings) else None
 
 
 def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:
@@ -207,4 +210,4 @@ def _name(number: int) -> str:
 
 
 def _store(settings: Settings) -> ObjectStore:
-    return lake_store(settings, "leases")
+    return lake_store(settings, f"leases/{settings.namespace}")

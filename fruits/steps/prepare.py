@@ -3,12 +3,12 @@
 import logging
 import os
 import subprocess
-from itertools import islice
 
 from fruits.backbones.stage import staged_card
-from fruits.errors import FruitsError
+from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
-from fruits.photos.listing import list_objects
+from fruits.lake.source import bind_source, check_source
+from fruits.photos.listing import first_photo
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -23,13 +23,13 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     Raises:
         FruitsError: says what is missing and what to do.
     """
-    first = next(islice(list_objects(settings, request.prefix), 1), None)
+    first = first_photo(settings, request.prefix)
     if first is not None and first.size:
         check_photo(settings, first.key, denials_only=True)
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
-    lake.check_bucket()
+    (check_source if request.dry_run else bind_source)(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
 
@@ -48,6 +48,7 @@ def stage_missing(settings: Settings) -> None:
 
     Raises:
         FruitsError: says what is missing and what to do.
+        TransientError: when the build may succeed later.
     """
     if staged_card(settings) is not None:
         return
@@ -63,4 +64,5 @@ def stage_missing(settings: Settings) -> None:
     environment = {**os.environ, "FRUITS_BACKBONE": settings.backbone, "FRUITS_WEIGHTS": settings.weights}
     build = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if build.returncode:
-        raise FruitsError(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")
+        kind = TransientError if build.returncode == ExitCode.TRANSIENT else FruitsError
+        raise kind(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")

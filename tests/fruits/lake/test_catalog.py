@@ -214,14 +214,6 @@ class TestReading:
         }
 
 
-class TestBucket:
-    def test_a_lake_stays_with_the_bucket_it_was_first_used_for(self, lake, lake_settings):
-        for _ in range(2):
-            Lake.open(lake_settings()).check_bucket()
-        with pytest.raises(FruitsError, match=r"the photos of bucket 'fruits', not of 'other'; set FRUITS_BUCKET"):
-            Lake.open(lake_settings(bucket="other")).check_bucket()
-
-
 def row(key, model_id):
     """A row of features."""
     values = {"key": key, "model_id": model_id, "vector": [1.0, 2.0], "last_modified": 0, "size": 1, "phash": 0}
