@@ -59,6 +59,11 @@ class DagSettings(BaseSettings):
         default=None,
         description="EMR Serverless: `s3://bucket/prefix` for the jobs' logs. Unset: the service keeps them.",
     )
+    spark_history: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="URL of Spark's history server, which the tasks of Spark jobs link to in Airflow's UI.",
+    )
     event_queue: str | None = Field(
         default=None,  # one that is wrong must not stop the hourly sweep: whoever watches it says so
         description="URL of the SQS queue with the bucket's notifications. Unset: photos wait for the hourly sweep.",
@@ -92,6 +97,16 @@ class DagSettings(BaseSettings):
             problems = "\n".join(f"  {_problem(detail)}" for detail in error.errors())
             message = f"Settings are not usable; mend these environment variables (docs/configuration.md):\n{problems}"
             raise FruitsError(message) from None
+
+    @classmethod
+    def of_alerts(cls) -> "DagSettings":
+        """The settings for alerts: a wrong setting counts as unset, because an alert has to tell of that setting."""
+        try:
+            return DagSettings()
+        except ValidationError as error:
+            wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+            defaults = {name: DagSettings.model_fields[name].default for name in wrong}
+            return DagSettings(**{**defaults, "engine": "spark-submit"})
 
     @field_validator("emr_code", "emr_logs")
     @classmethod

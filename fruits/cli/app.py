@@ -314,12 +314,20 @@ def approve(
 
 
 @app.command()
-def doctor(data: Data = None, as_json: Json = False) -> None:
+def doctor(
+    *,
+    stale: Annotated[
+        bool,
+        typer.Option("--stale", help="Only whether runs keep the tables up to date; for cron and CloudWatch."),
+    ] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
     """Check everything that a run needs, and say how to mend what is wrong. Exit code 2 when something is."""
     from fruits.cli import doctor as command
     from fruits.cli.output import answer
 
-    document = command.examine(data)
+    document = command.examine_freshness(data) if stale else command.examine(data)
     answer(document, command.render, as_json=as_json)
     if not document["ok"]:
         raise typer.Exit(ExitCode.BAD_INPUT)

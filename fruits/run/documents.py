@@ -20,7 +20,7 @@ from pydantic import ValidationError
 import fruits
 from fruits.analysis.gates import Gate
 from fruits.denials import denials_explained
-from fruits.errors import FruitsError, TransientError
+from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
 from fruits.run.migration import upgraded
@@ -139,6 +139,7 @@ class TaskDocument(Frozen, Generic[Result]):
         seconds: Wall seconds by phase.
         error: Why it failed.
         retryable: Whether a retry may succeed; a person must fix anything else.
+        conflict: Whether the task failed because another run had published since the plan.
         result: What the task did; None when it did not get that far.
     """
 
@@ -155,6 +156,7 @@ class TaskDocument(Frozen, Generic[Result]):
     seconds: Mapping[str, float] = {}
     error: str | None = None
     retryable: bool = True
+    conflict: bool = False
     result: Result | None = None
 
     def writer(self, run: str) -> Writer:
@@ -338,6 +340,7 @@ class TaskRecorder(Generic[Result]):
             known = isinstance(error, FruitsError)
             values["error"] = str(error) if known else repr(error)
             values["retryable"] = not known or isinstance(error, TransientError)
+            values["conflict"] = isinstance(error, ConflictError)
         self.document = self.document.model_copy(update=values)
 
 

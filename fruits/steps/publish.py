@@ -8,7 +8,7 @@ from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, read_approvals, withdraw
 from fruits.lake.branches import check_lineage, drop_run_branches
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, publication_id, publish, published_from
+from fruits.lake.publication import Publication, publication_id, publications, publish, published_from
 from fruits.run.documents import (
     Published,
     RunDocuments,
@@ -79,6 +79,11 @@ def published_run(settings: Settings, run: str) -> Publication | None:
     """
     planned = read_plan(settings, run)
     return published_from(Lake.open(settings), planned.base, planned.run_id)
+
+
+def current_publication(settings: Settings) -> Publication:
+    """The publication that readers see; there must be one."""
+    return publications(Lake.open(settings))[-1]
 
 
 def _publish(lake: Lake, run: str) -> Publication:

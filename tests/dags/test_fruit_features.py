@@ -21,11 +21,18 @@ def test_a_backfill_covers_its_interval_and_any_other_run_everything(
     from airflow.sdk.api.datamodels._generated import DagRunType
 
     start, end = (None, None) if run_type == "asset_triggered" else (START, END)
-    run = SimpleNamespace(run_type=DagRunType(run_type), data_interval_start=start, data_interval_end=end)
+    run = SimpleNamespace(
+        dag_id="fruit_features",
+        run_type=DagRunType(run_type),
+        conf={},
+        data_interval_start=start,
+        data_interval_end=end,
+    )
     params = {name: param.value for name, param in module.PARAMS.items()}
     context: dict[str, Any] = {"dag_run": run, "params": params}
     monkeypatch.setattr(module, "get_current_context", lambda: context)
     monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: None)
+    monkeypatch.setattr(module, "skip_when_another_waits", lambda context, settings: None)
     monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
     monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
 
@@ -62,16 +69,17 @@ def test_a_publication_that_shrinks_is_told(
     from fruits.lake.publication import Publication
 
     publication = Publication(2, {}, "pub-000002-abcdef", counts={"features": 5, "quarantine": 1})
-    extras = SimpleNamespace(extra=None)
     sent: list[Any] = []
     monkeypatch.setattr("fruits.steps.publish.publish_run", lambda settings, run: publication)
+    monkeypatch.setattr("fruits.steps.publish.current_publication", lambda settings: publication)
     monkeypatch.setattr("fruits.steps.publish.rows_before", lambda settings, run: before)
+    monkeypatch.setattr("fruits.airflow.metrics.send", lambda gauges: None)
+    monkeypatch.setattr(module, "announce", lambda context, publication, current: {})
     monkeypatch.setattr(module, "alert", sent.append)
-    monkeypatch.setattr(module, "get_current_context", lambda: {"outlet_events": {module.EMBEDDINGS: extras}})
+    monkeypatch.setattr(module, "get_current_context", dict)
     monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
     monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
 
     module.publish.function("run")
 
     assert bool(sent) is told
-    assert (extras.extra["rows"], extras.extra["rows_before"]) == (6, before)

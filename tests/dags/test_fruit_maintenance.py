@@ -1,7 +1,7 @@
 """The DAG fruit_maintenance: its params are the request's, and it works under an id of its own."""
 
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +24,9 @@ def context(module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setenv("FRUITS_LAKE", f"file://{tmp_path}/lake")
     monkeypatch.setenv("FRUITS_CATALOG_URI", f"sqlite:///{tmp_path}/catalog.db")
     monkeypatch.setenv("FRUITS_RETENTION_DAYS", "7")
-    context = {"params": {name: param.value for name, param in module.PARAMS.items()}, "run_id": RUN_ID}
+    run = SimpleNamespace(dag_id="fruit_maintenance")
+    params = {name: param.value for name, param in module.PARAMS.items()}
+    context = {"params": params, "run_id": RUN_ID, "dag_run": run}
     monkeypatch.setattr(module, "get_current_context", lambda: context)
     return context
 

@@ -160,8 +160,9 @@ def test_a_red_task_makes_a_red_run(chain: Any) -> None:
     assert not any(task.is_setup or task.is_teardown for task in chain.tasks)
 
 
-def test_a_run_that_waits_for_photos_does_not_keep_the_next_from_starting(chain: Any) -> None:
-    assert chain.max_active_runs == 2
+def test_neither_waiting_runs_nor_a_backfills_queue_hold_back_sweeps_and_events(chain: Any) -> None:
+    """Airflow holds events back while as many runs are queued or running, a backfill's days included."""
+    assert chain.max_active_runs >= 1_000
 
 
 def runs_of(chain: Any, *, catchup: bool) -> list[Any]:

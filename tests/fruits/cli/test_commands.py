@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,45 @@ class TestQuarantine:
         with pytest.raises(FruitsError, match="1,000 keys are too many"):
             conf_of_retry(found, (), everything=False)
         assert conf_of_retry(found, (), everything=True)["keys"] == []
+
+
+class TestStale:
+    """`fruits doctor --stale`: what a cron job goes by is the exit code."""
+
+    def test_a_lake_that_runs_keep_up_to_date_is_fine(self, answer, published, tmp_path, monkeypatch):
+        monkeypatch.setattr(airflow.sys, "prefix", str(tmp_path / "jobs"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        found = answer("doctor", "--stale", settings=published)
+        assert (found["ok"], [one["state"] for one in found["checks"]]) == (True, ["ok"])
+
+    def test_a_paused_dag_is_found(self, fruits, published, tmp_path, monkeypatch):
+        fake_airflow(tmp_path, monkeypatch, paused="True")
+        result = fruits("doctor", "--stale", "--json", settings=published)
+        assert result.exit_code == ExitCode.BAD_INPUT
+        assert [one["check"] for one in json.loads(result.stdout)["checks"]] == ["DAG"]
+
+    def test_an_airflow_that_does_not_answer_is_found(self, fruits, published, tmp_path, monkeypatch):
+        fake_airflow(tmp_path, monkeypatch, paused="False", fails="no database")
+        result = fruits("doctor", "--stale", "--json", settings=published)
+        assert result.exit_code == ExitCode.BAD_INPUT
+        (finding,) = json.loads(result.stdout)["checks"]
+        assert (finding["check"], finding["found"]) == ("airflow", "airflow dags details: no database")
+
+    def test_airflows_answers_become_a_schedule(self):
+        answers = {
+            "details": [{"is_paused": "False", "next_dagrun_logical_date": "2026-11-22 11:05:00+00:00"}],
+            "list-runs": [{"run_id": "backfill__1", "state": "queued"}],
+            "list-import-errors": [{"filepath": "/dags/fruit_features.py", "error": "Traceback\n  wrong setting\n"}],
+        }
+
+        class Fake:
+            def ask(self, _, command, *arguments):
+                return [] if "running" in arguments else answers[command]
+
+        schedule = airflow.schedule_of(Fake())
+        assert (schedule.paused, schedule.queued, schedule.running) == (False, 1, 0)
+        assert schedule.next_sweep == datetime(2026, 11, 22, 11, 5, tzinfo=UTC)
+        assert schedule.import_errors == {"fruit_features.py": "wrong setting"}
 
 
 def fake_airflow(tmp_path: Path, monkeypatch, *, paused: str, fails: str = ""):
