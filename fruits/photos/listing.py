@@ -8,7 +8,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.denials import explain
 from fruits.settings import Settings
-from fruits.stores import list_client, server_name
+from fruits.stores import list_client, list_requester, server_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,8 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
         FruitsError: when bucket, credentials or server are wrong; names the cause and the next step.
     """
     try:
-        pages = list_client(settings).get_paginator("list_objects_v2").paginate(Bucket=settings.bucket, Prefix=prefix)
+        paginator = list_client(settings).get_paginator("list_objects_v2")
+        pages = paginator.paginate(Bucket=settings.bucket, Prefix=prefix, **list_requester(settings))
         for page in pages:
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):

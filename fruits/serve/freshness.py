@@ -19,7 +19,8 @@ def up_to_date_at(documents: RunDocuments, prefix: str) -> datetime | None:
     A run that leaves objects over does not count. So a run under a new backbone counts once readers have that backbone.
     """
     planned = documents.planned
-    if planned is None or planned.remaining:
+    featurized = documents.featurized
+    if planned is None or planned.remaining or (featurized and featurized.due):
         return None
     request = planned.request
     if request.dry_run or request.keys or request.mode == "interval" or request.prefix != prefix:

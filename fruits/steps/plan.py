@@ -1,7 +1,7 @@
 """The task `plan`: reconcile bucket and tables, and write the run's manifest. Needs no JVM."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -18,8 +18,10 @@ from fruits.lake.publication import (
     publications,
 )
 from fruits.photos.entry import Action
+from fruits.photos.fetch import readable_again
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import list_objects
+from fruits.photos.quarantine import ACCESS_REASONS, Rereading
 from fruits.run.documents import run_store, task_document
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
@@ -32,6 +34,8 @@ from fruits.steps.prepare import with_backbone
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
+_MOST_ASKED_AGAIN = 50
+"""Most refused objects that a plan asks for again: enough to notice that an archive was restored or access granted."""
 
 
 def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
@@ -187,12 +191,20 @@ def reconcile(
             "[Training|Test]/<label>/<file>, or correct the prefix"
         )
     with phase("plan"):
-        plan = make_plan(listed, known, KeyRules.of(settings), request, prefix)
+        plan = make_plan(listed, known, KeyRules.of(settings), request, prefix, rereading(settings, request, known))
     check_keys(plan, request)
     other_work = None
     if lake and base and card and known:
         other_work = work_without_photos(lake, base, card, request, settings, plan)
     return Reconciliation(plan, len(known), readers, switching, other_work)
+
+
+def rereading(settings: Settings, request: RunRequest, known: Mapping[str, KnownObject]) -> Rereading:
+    """Which quarantined objects are worth another read today; asks the S3 server for a byte of some refused ones."""
+    refused = [key for key, row in known.items() if row.reason in ACCESS_REASONS and key.startswith(request.prefix)]
+    asks = refused and request.mode == "reconcile" and not request.retry_quarantined
+    readable = readable_again(settings, refused, _MOST_ASKED_AGAIN) if asks else frozenset()
+    return Rereading(settings.max_photo_bytes, settings.max_photo_pixels, readable=readable)
 
 
 def listed_prefix(settings: Settings, request: RunRequest, *, new_backbone: bool) -> str:
@@ -252,7 +264,8 @@ def known_objects(lake: Lake, snapshots: Snapshots, model_id: str) -> dict[str, 
     """What the published tables hold under a backbone, by key."""
     columns = ("key", "etag", "last_modified")
     features = lake.read("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
-    quarantine = lake.read("quarantine", snapshots["quarantine"], (*columns, "reason"), model_id=model_id)
+    refused = (*columns, "reason", "limit", "decoder")
+    quarantine = lake.read("quarantine", snapshots["quarantine"], refused, model_id=model_id)
     return {
         row.pop("key"): KnownObject(**row)
         for table in (features, quarantine)
