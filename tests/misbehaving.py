@@ -34,9 +34,13 @@ class Request(BaseHTTPRequestHandler):
         stand_in = self.server.stand_in
         with stand_in.lock:
             stand_in.requests.append((self.command, self.key))
+            stand_in.headers.append({name.lower(): value for name, value in self.headers.items()})
             number = stand_in.asked[self.key] = stand_in.asked[self.key] + 1
             fault = stand_in.faults.get(self.key) or stand_in.fault
-        if fault is not None and (fault_of_turn := fault(number)) is not None:
+        if (path := self.path.lstrip("/")) in stand_in.paths:
+            time.sleep(stand_in.path_delay)
+            self.answer(200, stand_in.paths[path], Content_Type="application/json")
+        elif fault is not None and (fault_of_turn := fault(number)) is not None:
             fault_of_turn(self)
         elif not self.key:
             self.answer(200, _listing(stand_in.objects))
@@ -45,6 +49,7 @@ class Request(BaseHTTPRequestHandler):
         else:
             self.send_object(stand_in.objects[self.key])
 
+    do_PUT = do_GET  # noqa: N815 -- a token of the metadata service
     do_HEAD = do_GET  # noqa: N815 -- the name that http.server calls
 
     def send_object(self, data: bytes, *, sent: int | None = None, **headers: str) -> None:
@@ -101,14 +106,18 @@ class _Server(ThreadingHTTPServer):
 class StandIn:
     """The server: its objects by key, and faults by key or for every request.
 
-    A fault is a function of how often the key was asked for (1, 2, ...); None lets the request through.
+    A fault is a function of how often the key was asked for (1, 2, ...); None lets the request through. ``paths`` are
+    plain answers by path, after a delay: those of an instance's metadata service.
     """
 
     endpoint: str
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, Callable[[int], Fault | None]] = field(default_factory=dict)
     fault: Callable[[int], Fault | None] | None = None
+    paths: dict[str, bytes] = field(default_factory=dict)
+    path_delay: float = 0.0
     requests: list[tuple[str, str]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -155,20 +164,17 @@ def reset(request: Request) -> None:
 
 
 def reset_in_body(request: Request) -> None:
-    """Cut the connection in the middle of the body."""
-    data = request.server.stand_in.objects[request.key]
-    request.send_response(200)
-    for name, value in (("Content-Length", str(len(data))), ("Last-Modified", MODIFIED), ("ETag", '"e"')):
-        request.send_header(name, value)
-    request.end_headers()
-    request.wfile.write(data[: len(data) // 2])
+    """Send a little of what was asked for, then cut the connection."""
+    request.send_object(request.server.stand_in.objects[request.key], sent=10)
     request.reset()
 
 
-def short_body(request: Request) -> None:
-    """Send half of what Content-Length promises, and close."""
+def cut_at_half(request: Request) -> None:
+    """Send no more than the object's first half, whatever Content-Length promises, and close."""
     data = request.server.stand_in.objects[request.key]
-    request.send_object(data, sent=len(data) // 2)
+    asked = request.headers.get("Range")
+    start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
+    request.send_object(data, sent=max(0, len(data) // 2 - start))
 
 
 def encoded(encoding: str) -> Fault:
