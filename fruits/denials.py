@@ -185,7 +185,7 @@ def refusal(error: Exception) -> Refusal:
         return "transient"
     missing = isinstance(error, FileNotFoundError) or status == _NOT_FOUND
     signs: tuple[tuple[object, Refusal], ...] = (
-        (code in _OF_THE_CALLER or status == _UNAUTHORIZED or not (status or missing), "caller"),
+        (code in _OF_THE_CALLER or status == _UNAUTHORIZED or not (code or status or missing), "caller"),
         (missing, "vanished"),
         (code == "InvalidObjectState", "archived"),
         (_CUSTOMER_KEY.search(words), "customer_key"),

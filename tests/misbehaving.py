@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 Fault = Callable[["Request"], None]
@@ -43,7 +43,8 @@ class Request(BaseHTTPRequestHandler):
         elif fault is not None and (fault_of_turn := fault(number)) is not None:
             fault_of_turn(self)
         elif not self.key:
-            self.answer(200, _listing(stand_in.objects))
+            prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
+            self.answer(200, _listing({key: data for key, data in stand_in.objects.items() if key.startswith(prefix)}))
         elif self.key not in stand_in.objects:
             refuse("NoSuchKey", 404)(self)
         else:

@@ -46,7 +46,7 @@ def find_problem(data: bytes, format_name: str, max_pixels: int) -> Problem | No
     look = _LOOKS.get(format_name)
     try:
         return look(data, max_pixels) if look else None
-    except (struct.error, IndexError):  # the structure goes on after the end of the data
+    except (struct.error, IndexError, OverflowError):  # the structure goes on after the end of the data
         return None
 
 
@@ -87,6 +87,8 @@ def _jpeg_problem(data: bytes, max_pixels: int) -> Problem | None:
             if name := _FRAME_NAMES.get(marker) or (f"{precision}-bit JPEG" if precision != _EIGHT_BITS else ""):
                 return Reason.UNSUPPORTED_FORMAT, f"{name}: expected a baseline or progressive JPEG of 8 bits"
             pixels = width * height
+            if pixels > max_pixels:
+                return None  # too many, as the decoder says
         scans += marker == _START_OF_SCAN
         exif += data.startswith(b"Exif\0\0", place + 2)
         if scans * pixels > SCANS_AT_FULL_SIZE * max_pixels or exif > MOST_EXIF_SEGMENTS:

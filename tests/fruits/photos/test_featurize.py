@@ -236,18 +236,16 @@ def test_nothing_to_do_yields_nothing(featurize):
     assert featurize() == []
 
 
-@pytest.mark.parametrize(
-    ("wrong", "expected"),
-    [
-        ({"bucket": "no-such-bucket"}, "bucket 'no-such-bucket' does not exist"),
-        ({"s3_endpoint": "http://127.0.0.1:{port}"}, "it does not answer; check FRUITS_S3_ENDPOINT"),
-    ],
-    ids=["bucket", "server"],
-)
-def test_a_bucket_that_cannot_be_read_is_an_error_not_a_quarantine(put, featurize, wrong, expected):
-    entry = put("Kiwi/1.jpg", photo())
-    with pytest.raises(FruitsError, match=expected):
-        featurize(entry, **{name: value.format(port=free_ports(1)[0]) for name, value in wrong.items()})
+def test_a_bucket_that_cannot_be_read_is_an_error_not_a_quarantine(put, featurize):
+    with pytest.raises(FruitsError, match="bucket 'no-such-bucket' does not exist"):
+        featurize(put("Kiwi/1.jpg", photo()), bucket="no-such-bucket")
+
+
+def test_photos_of_a_server_that_is_down_are_pending(put, featurize):
+    entries = [put(f"Kiwi/{number}.jpg", photo()) for number in range(3)]
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    outcomes = featurize(*entries, s3_endpoint=nowhere, s3_retry_seconds=1)
+    assert [(outcome.reason, outcome.pending) for outcome in outcomes] == [(None, Pending.UNANSWERED)] * 3
 
 
 def test_a_defect_of_the_backbone_is_not_blamed_on_the_photo(put, featurize):

@@ -39,7 +39,7 @@ def settings(server: StandIn, tmp_path) -> Settings:
         catalog_uri=f"sqlite:///{tmp_path}/catalog.db",
         s3_endpoint=server.endpoint,
         s3_timeout_seconds=1,
-        s3_retry_seconds=1,
+        s3_retry_seconds=2,
     )
 
 
