@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 _METADATA_SERVICE = {"metadata_service_timeout": 5, "metadata_service_num_attempts": 4}
 """Seconds and attempts for the instance's metadata service. botocore's own, 1 and 1, make one slow answer an error."""
 
+_MOST_RETRIES = 10
+"""Of a request that was not answered; ``s3_retry_seconds`` may end them earlier."""
+
 Effect = Literal["put", "delete", "commit"]
 Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"]
 
@@ -289,7 +292,7 @@ def _s3_store(settings: Settings, bucket: str, prefix: str | None = None, *, req
         client |= {"allow_http": True}
     # obstore waits a random part of each pause, so that many clients do not come back at the same moment.
     retry: RetryConfig = {
-        "max_retries": 10,
+        "max_retries": _MOST_RETRIES,
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
         "retry_timeout": timedelta(seconds=settings.s3_retry_seconds),
     }
