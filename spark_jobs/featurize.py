@@ -68,13 +68,15 @@ def featurize_photos(job: Job, planned: Manifest, photos: Manifest) -> tuple[Out
     Rows are removed last: those of a photo that is pending stay.
     """
     outcomes = outcomes_of(job, photos).persist(disk_only())
-    with job.phase("featurize"), progress(job.tables.spark, "featurize", len(photos)):
-        counts = count_outcomes(outcomes)
+    try:
+        with job.phase("featurize"), progress(job.tables.spark, "featurize", len(photos)):
+            counts = count_outcomes(outcomes)
         manifest = carried_out(job, planned, outcomes, counts)
-    remove_replaced(job, manifest)
-    with job.phase("write"):
-        write_outcomes(job, outcomes, counts)
-    outcomes.unpersist()
+        remove_replaced(job, manifest)
+        with job.phase("write"):
+            write_outcomes(job, outcomes, counts)
+    finally:
+        outcomes.unpersist()
     return counts, manifest
 
 
