@@ -33,11 +33,17 @@ and publishing twice changes nothing. Clear from `wait_for_lease` to look at the
 **When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
 the table `quarantine`.
 
+**Params.** A name that the form does not have (`dryrun`) or a value of another type turns `prepare` red; the message names
+the nearest param. Nothing has been done then.
+
+**Pin.** After `fruits pin` readers stay on a publication. Each run then ends green after `plan`, and the log of `plan`
+says who pinned readers and why. `fruits unpin` lets runs publish again.
+
 **Alerts.** A failed run, and FRUITS_ALERT_AFTER_HOURS without a run that brought the tables up to date, alert the
 channels that are set (SNS, Slack, e-mail). A publication is an event of the asset `fruits_embeddings`, which may
 schedule other DAGs.
 
-Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
+Every task leaves `runs/<namespace>/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
 """  # noqa: E501 -- rows of a table
 
 from datetime import datetime
@@ -66,7 +72,7 @@ PARAMS = {
     ),
     "keys": Param(
         [],
-        type=["null", "array"],
+        type=["null", "array", "string"],
         items={"type": "string"},
         title="Keys",
         description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
@@ -164,6 +170,8 @@ def plan(prepared: dict[str, Any]) -> str:
     with non_retryable():
         planned = plan_run(Settings.load(), request, context["run_id"])
     context["ti"].xcom_push("counts", dict(planned.counts))
+    if planned.pinned:
+        context["ti"].xcom_push("pinned", planned.pinned)
     return planned.key if planned.work and not request.dry_run else ""
 
 

@@ -12,10 +12,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fruits.errors import FruitsError
 
-_SPLITS = "train|training|test|testing|val|valid|validation"
+_SPLITS = r"(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|dev|eval(?:uation)?)(?:[ _-]?(?:set|split|images))?"
 DEFAULT_KEY_PATTERN = (
-    r"(?i)(?:.*?/)??(?:dt=(?P<date>\d{4}-\d{2}-\d{2})/(?:.*?/)??)?"
-    rf"(?:(?P<split>{_SPLITS})/)?(?P<label>(?!(?:{_SPLITS})/)[^/=]+)/(?P<file>[^/]+)"
+    # The first date and the last split among the folders, wherever they stand. The label is the last other folder.
+    r"(?i)(?:(?=(?:.*?/)??dt=(?P<date>\d{4}-\d{2}-\d{2})/))?"
+    rf"(?:(?=(?:.*/)?(?:split=)?(?P<split>{_SPLITS})/))?"
+    rf"(?:.*/)?(?P<label>(?!{_SPLITS}/)[^/=]+)/(?:(?:split=)?{_SPLITS}/)*(?P<file>[^/]+)"
 )
 
 
@@ -108,7 +110,7 @@ class DagSettings(BaseSettings):
             )
         return self
 
-    @field_validator("labels", "alert_email", mode="before", check_fields=False)
+    @field_validator("labels", "ignore", "alert_email", mode="before", check_fields=False)
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -133,6 +135,11 @@ class Settings(DagSettings):
     labels: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
         description="The labels that may occur, separated by commas. Empty: any label may.",
+    )
+    ignore: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("default",),
+        description="Objects that are none of ours, separated by commas: a folder (`scratch/`) or a file's name "
+        "(`*.bak`), with `*` and `?`. `default` stands for the rules in [data.md](data.md), `none` for no rule.",
     )
 
     s3_endpoint: str | None = Field(default=None, description="URL of the S3 server; unset means AWS.")
@@ -162,6 +169,7 @@ class Settings(DagSettings):
     )
     catalog_name: str = Field(
         default="fruits",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
         description="Name of the catalog. It is part of every table's identity (not in Glue): another name shows an "
         "empty catalog.",
     )
@@ -237,6 +245,16 @@ class Settings(DagSettings):
             raise ValueError("expected a named group for the label: (?P<label>...)")
         return pattern
 
+    @field_validator("ignore")
+    @classmethod
+    def _are_names(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if not pattern.rstrip("/") or "/" in pattern[:-1]:
+                raise ValueError(
+                    f"expected names of files (*.bak) and of folders (scratch/), but {pattern!r} is a path"
+                )
+        return patterns
+
     @field_validator("s3_endpoint")
     @classmethod
     def _endpoint_is_a_url(cls, url: str | None) -> str | None:
@@ -291,6 +309,24 @@ class Settings(DagSettings):
             raise ValueError("\n  ".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _lake_and_photos_are_apart(self) -> Self:
+        parts = urlsplit(self.lake)
+        if self.lake_kind == "file" or parts.netloc != self.bucket:
+            return self
+        photos, lake = f"s3://{self.bucket}/{self.prefix}", f"{parts.path.strip('/')}/".lstrip("/")
+        if lake.startswith(self.prefix):
+            raise ValueError(
+                f"FRUITS_LAKE: {self.lake} is among the photos, {photos}, so a run would take the lake's files for "
+                "photos; set FRUITS_LAKE to another bucket, or FRUITS_PREFIX to the photos' own folder"
+            )
+        if self.prefix.startswith(lake):
+            raise ValueError(
+                f"FRUITS_PREFIX: the photos, {photos}, are inside the lake {self.lake}, where maintenance removes "
+                "files; set FRUITS_LAKE to another bucket, or to a folder beside the photos"
+            )
+        return self
+
     @property
     def catalog_kind(self) -> Literal["sqlite", "postgresql", "glue"]:
         """What keeps the catalog."""
@@ -325,7 +361,7 @@ def count_or_share(value: Any) -> int | float:
         ValueError: when it is neither.
     """
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if 0 < number < 1:

@@ -92,11 +92,12 @@ def _generated(folder: Path) -> Path:
 
 def _upload(photos: Path, settings: Settings) -> None:
     done = mirror(photos, settings, _every_second("photos compared with the bucket"))
-    skipped = f", {len(done.skipped)} files left out that are no photos" if done.skipped else ""
     _say(
         f"{photos} -> s3://{settings.bucket}/{settings.prefix}: {done.uploaded:,} uploaded, {done.removed:,} removed, "
-        f"{done.unchanged:,} as they were{skipped}"
+        f"{done.unchanged:,} as they were"
     )
+    for line in done.folder.remarks():
+        _say(f"  {line}")
 
 
 def _every_second(unit: str) -> Callable[[int, int], None]:

@@ -1,7 +1,7 @@
 """Featurize the photos of a run's manifest: GET, decode, preprocess and infer on the executors.
 
-Reads runs/<run>/plan.json and manifest.parquet from the lake; writes the tables `features` and `quarantine` on the
-attempt's own branch, and runs/<run>/featurize.json. Running it again starts from the plan again: nothing doubles.
+Reads the run's plan.json and manifest.parquet from the lake; writes the tables `features` and `quarantine` on the
+attempt's own branch, and the run's featurize.json. Running it again starts from the plan again: nothing doubles.
 """
 
 import logging

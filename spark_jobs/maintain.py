@@ -1,8 +1,8 @@
 """Keep the lake small and fast: compact, publish the compacted tables, and drop what nothing needs any more.
 
-Reads runs/<run>/plan_maintenance.json; writes the tables on the attempt's own branch, publishes them when their rows
+Reads the run's plan_maintenance.json; writes the tables on the attempt's own branch, publishes them when their rows
 are the same as before, drops branches, tags, snapshots, files and run folders past retention, and writes
-runs/<run>/maintain.json. Running it again does what is left to do.
+the run's maintain.json. Running it again does what is left to do.
 """
 
 import logging

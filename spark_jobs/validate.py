@@ -1,7 +1,7 @@
 """Check what a run wrote, before anybody reads it.
 
 Measures the snapshots that featurize and pca wrote, scores the linear probe when there is a new PCA version, and
-evaluates the gates. Writes runs/<run>/validate.json, with the snapshots that it measured, whatever the verdict; exit
+evaluates the gates. Writes the run's validate.json, with the snapshots that it measured, whatever the verdict; exit
 code 3 when a required gate fails.
 """
 

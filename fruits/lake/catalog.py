@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
-_BUCKET_PROPERTY = "fruits.bucket"
 _FORMAT_PROPERTY = "fruits.lake-format"
 
-LAKE_FORMAT = 2
+LAKE_FORMAT = 3
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
@@ -297,32 +296,16 @@ class Lake:
 
     def set_format(self) -> None:
         """Record that the lake has the format of this software."""
-        self._set_property(_FORMAT_PROPERTY, str(LAKE_FORMAT))
+        self.set_properties({_FORMAT_PROPERTY: str(LAKE_FORMAT)})
 
-    def _set_property(self, name: str, value: str) -> None:
+    def properties(self) -> Mapping[str, str]:
+        """What the lake says of itself: the properties of its table ``publications``."""
+        return dict(self.table("publications").properties)
+
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """Record what the lake says of itself."""
         with self.table("publications").transaction() as transaction:
-            transaction.set_properties({name: value})
-
-    def bucket(self) -> str | None:
-        """The bucket whose photos the lake holds; None when it is bound to none yet."""
-        bound: str | None = self.table("publications").properties.get(_BUCKET_PROPERTY)
-        return bound
-
-    def check_bucket(self) -> None:
-        """See that the lake holds the photos of the settings' bucket; a new lake is bound to it.
-
-        Raises:
-            FruitsError: when it holds another bucket's: reconciling would remove all of them.
-        """
-        self.check_location()
-        bound = self.bucket()
-        if bound is None:
-            self._set_property(_BUCKET_PROPERTY, self.settings.bucket)
-        elif bound != self.settings.bucket:
-            raise FruitsError(
-                f"lake {self.settings.lake} holds the photos of bucket {bound!r}, not of {self.settings.bucket!r}; set "
-                "FRUITS_BUCKET to that one, or FRUITS_LAKE and FRUITS_CATALOG_URI to another lake"
-            )
+            transaction.set_properties(dict(properties))
 
     def check_location(self) -> None:
         """See that the catalog's tables are the lake's: in Glue, say, another lake may have the same database.

@@ -171,7 +171,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
     base = current_base(lake)
     published = publications(lake, base.publications_snapshot)
     chosen = choose(lake, published, wanted)
-    if _content(chosen) == _content(base.publication):
+    if same_content(chosen, base.publication):
         return base.publication
     moment = now or datetime.now(UTC)
     sequence = base.publication.sequence + 1
@@ -192,15 +192,15 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
     except ConflictError as error:
         raise ConflictError(
             f"another run published while {chosen.publication_id} was rolled back to; nothing was changed. Look at "
-            "what is current now, pause the DAG, and roll back again."
+            "what is current now, and roll back again; with --pin no run publishes meanwhile."
         ) from error
     drop_run_branches(lake, writer.run)
     return publication
 
 
-def _content(publication: Publication) -> tuple[Any, ...]:
-    """What readers get: two publications may have the same snapshots and another backbone."""
-    return dict(publication.snapshots), publication.model_id, publication.pca_id
+def same_content(one: Publication, other: Publication) -> bool:
+    """Whether readers get the same of both: they may have the same snapshots and another backbone."""
+    return (dict(one.snapshots), one.model_id, one.pca_id) == (dict(other.snapshots), other.model_id, other.pca_id)
 
 
 def choose(lake: Lake, published: Sequence[Publication], wanted: str) -> Publication:

@@ -190,9 +190,12 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
     return Photo(image=image, width=width, height=height, format=name)
 
 
-def has_known_signature(data: bytes) -> bool:
-    """Whether the first bytes are those of an image or document format, whether accepted or not."""
-    return any(signature.match(data) for signature, _ in (*_FORMATS, *_NOT_READ))
+def announced_format(head: bytes) -> tuple[str, bool] | None:
+    """The format that the first bytes of a file announce, and whether it is read; None for no known image."""
+    for signature, opener in _FORMATS:
+        if signature.match(head):
+            return str(opener.format), True
+    return next(((name, False) for signature, name in _NOT_READ if signature.match(head)), None)
 
 
 def needed_side(preprocessing: Preprocessing) -> int:

@@ -15,7 +15,7 @@ from obstore.store import ObjectStore
 
 from fruits.denials import Refusal, refusal, server_words
 from fruits.errors import FruitsError
-from fruits.photos.decode import UnreadablePhotoError, has_known_signature
+from fruits.photos.decode import UnreadablePhotoError, announced_format
 from fruits.photos.quarantine import Pending, Reason
 from fruits.settings import Settings
 from fruits.stores import can_read_any, errors_explained, photo_store
@@ -150,7 +150,7 @@ class PhotoServer:
         meta = answer.meta
         data = None if meta["size"] > self._max_bytes else answer.bytes().to_bytes()
         encoding = str(answer.attributes.get("Content-Encoding", ""))
-        if data and not _PLAIN.fullmatch(encoding) and not has_known_signature(data):
+        if data and not _PLAIN.fullmatch(encoding) and announced_format(data) is None:
             raise UnreadablePhotoError(
                 Reason.CONTENT_ENCODING, f"Content-Encoding {encoding!r}: expected the bytes of a photo as they are"
             )

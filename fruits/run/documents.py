@@ -1,4 +1,6 @@
-"""Run documents: each task of a run leaves one JSON document, ``runs/<run key>/<task>.json``, whatever its outcome.
+"""Run documents: each task of a run leaves one JSON document, whatever its outcome.
+
+The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake.
 
 A document is parsed once, here. A document of an earlier release is brought into today's form by ``migration``.
 """
@@ -244,9 +246,19 @@ _DOCUMENTS: Mapping[TaskName, type[TaskDocument[Any]]] = {
 }
 
 
+def run_folder(settings: Settings, run: str) -> str:
+    """The folder of a run's documents and manifest in the lake; ``run`` is the run's key.
+
+    Namespaces of one lake have runs of the same keys. Up to 0.2.0 a folder was ``runs/<run key>``; a run that has such
+    a folder keeps it.
+    """
+    old = f"runs/{run}"
+    return old if any(list_files(lake_store(settings), old)) else f"runs/{settings.namespace}/{run}"
+
+
 def run_store(settings: Settings, run: str) -> ObjectStore:
-    """The folder of a run's documents and manifest; ``run`` is the run's key."""
-    return lake_store(settings, f"runs/{run}")
+    """The store of a run's documents and manifest; ``run`` is the run's key."""
+    return lake_store(settings, run_folder(settings, run))
 
 
 def read_documents(settings: Settings, run: str) -> RunDocuments:
@@ -255,10 +267,10 @@ def read_documents(settings: Settings, run: str) -> RunDocuments:
     Raises:
         FruitsError: when a document is none that this release knows.
     """
-    store = lake_store(settings)  # to open the run's own folder would create it
+    store, folder = lake_store(settings), run_folder(settings, run)  # to open the run's own folder would create it
     found = {}
     for task in get_args(TaskName):
-        if document := _read_document(store, f"runs/{run}/{task}.json", task):
+        if document := _read_document(store, f"{folder}/{task}.json", task):
             found[document.task] = document
     return RunDocuments(**found)
 
@@ -282,7 +294,9 @@ def last_written(settings: Settings) -> dict[str, datetime]:
     """When anything in a run's folder was last written, by the run's key, the newest first; from one listing."""
     written: dict[str, datetime] = {}
     for item in list_files(lake_store(settings), "runs"):  # to open the folder itself would create it
-        run = item["path"].split("/")[1]
+        _, *namespace, run, _ = item["path"].split("/")
+        if namespace not in ([], [settings.namespace]):
+            continue
         written[run] = max(written.get(run, item["last_modified"]), item["last_modified"])
     newest = sorted(written, key=lambda run: (written[run], run), reverse=True)
     return {run: written[run] for run in newest}
@@ -388,7 +402,7 @@ def _write(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
 
 def find_plan(settings: Settings, run: str) -> PlannedRun | None:
     """The plan of a run, by the run's key; None when the run has no finished plan, or is one of maintenance."""
-    document = _read_document(lake_store(settings), f"runs/{run}/plan.json", "plan")
+    document = _read_document(lake_store(settings), f"{run_folder(settings, run)}/plan.json", "plan")
     planned = document.done if document else None
     return planned if isinstance(planned, PlannedRun) else None
 
@@ -402,8 +416,8 @@ def read_plan(settings: Settings, run: str) -> PlannedRun:
     planned = find_plan(settings, run)
     if planned is None:
         raise FruitsError(
-            f"run {run}: no finished plan in {settings.lake}/runs/{run}; clear the run from `wait_for_lease`, or "
-            "correct --run"
+            f"run {run}: no finished plan in {settings.lake}/{run_folder(settings, run)}; clear the run from "
+            "`wait_for_lease`, or correct --run"
         )
     return planned
 

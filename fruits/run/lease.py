@@ -4,10 +4,10 @@ Of two runs planned from one base only the first can be published, and the work 
 run acquires the lease before it plans, and the others wait. The lease only spares work: that the tables stay right is
 up to the publication's compare-and-swap.
 
-A lease is a file ``leases/<number>.json`` in the lake. The process that creates the file of the next number holds the
-lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks works. It
-releases it when it is published, has nothing to do or fails for good. A lease that was not renewed for ``DURATION`` has
-expired: its run died.
+A lease is a file ``leases/<namespace>/<number>.json`` in the lake. The process that creates the file of the next number
+holds the lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks
+works. It releases it when it is published, has nothing to do or fails for good. A lease that was not renewed for
+``DURATION`` has expired: its run died.
 """
 
 import logging
@@ -21,7 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from fruits.errors import FruitsError, TransientError
-from fruits.run.migration import take_over_turn
+from fruits.run.migration import take_over_lease
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
 
@@ -141,7 +141,7 @@ def _last(settings: Settings) -> Lease | None:
         except FileNotFoundError:  # removed by the run that acquired the next lease, so there is a newer one
             continue
         return Lease(**{**document, "renewed_at": datetime.fromisoformat(document["renewed_at"])})
-    return _last(settings) if take_over_turn(settings) else None
+    return _last(settings) if take_over_lease(settings) else None
 
 
 def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:
@@ -154,4 +154,4 @@ def _name(number: int) -> str:
 
 
 def _store(settings: Settings) -> ObjectStore:
-    return lake_store(settings, "leases")
+    return lake_store(settings, f"leases/{settings.namespace}")

@@ -1,12 +1,13 @@
 """What is to be done with each object: the listing against the tables, by key and ETag. Pure functions; no I/O."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time
 
 from fruits.photos.entry import WORK, Action, Entry
-from fruits.photos.keys import KeyPattern, KeyRules
+from fruits.photos.ignore import IgnoreRules, Names
+from fruits.photos.keys import KeyPattern, KeyRules, twin_labels
 from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import SETTINGS_REASONS, Reason, Rereading
 from fruits.run.request import RunRequest
@@ -30,7 +31,8 @@ class Plan:
     """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action.
 
     ``remaining`` objects will await work after the run: those a limit left over, and others outside the run's scope.
-    ``unknown_keys`` were asked for, and are neither in the bucket nor in the tables.
+    ``unknown_keys`` were asked for, and are neither in the bucket nor in the tables. ``ignored`` are the objects that
+    are none of ours, by rule. ``twins`` are labels that are probably one (``twin_labels``).
     """
 
     entries: tuple[Entry, ...]
@@ -38,6 +40,8 @@ class Plan:
     counts: Mapping[Action, int] = field(default_factory=dict)
     remaining: int = 0
     unknown_keys: tuple[str, ...] = ()
+    ignored: Mapping[str, Names] = field(default_factory=dict)
+    twins: tuple[tuple[str, ...], ...] = ()
 
 
 def make_plan(
@@ -51,13 +55,16 @@ def make_plan(
     """Reconcile the listing with the tables, by key and ETag, inside the scope of ``request``.
 
     ``listed_prefix`` is what ``listed`` lists, by default the request's prefix. Photos to featurize are taken oldest
-    first, so a limited run leaves the newest for the next one. Deletions are never left over. ``rereading`` says which
-    quarantined objects are worth another read.
+    first, so a limited run leaves the newest for the next one. Deletions are never left over. The row of an object that
+    a rule now ignores is deleted: the object is none of ours. ``rereading`` says which quarantined objects are worth
+    another read.
     """
     listed_prefix = request.prefix if listed_prefix is None else listed_prefix
     counts: Counter[Action] = Counter()
     photos: list[Entry] = []
     seen: set[str] = set()
+    labels: set[str | None] = set()
+    ignored: dict[str, Names] = {}
 
     def is_retry(entry: Entry) -> bool:
         row = known.get(entry.key)
@@ -66,13 +73,14 @@ def make_plan(
     in_scope = _scope(request, rules.pattern)
     outside = 0
     reconcile = request.model_copy(update={"mode": "reconcile", "retry_quarantined": False})
-    for item in listed:
+    for item in _ours(listed, rules.ignore, in_scope, ignored):
         seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
         if not in_scope(item.key, item.last_modified):
             outside += _entry(item, known.get(item.key), rules, reconcile, rereading).action in WORK
             continue
         entry = _entry(item, known.get(item.key), rules, request, rereading)
         counts[entry.action] += 1
+        labels.add(entry.label)
         if entry.action in WORK:
             photos.append(entry)
     gone = [
@@ -92,8 +100,27 @@ def make_plan(
         pending=tuple(later),
         counts={action: counts[action] for action in Action},
         remaining=outside + len(gone) - len(deletions) + len(later),
-        unknown_keys=tuple(key for key in request.keys if key not in seen and key not in known),
+        unknown_keys=tuple(
+            key for key in request.keys if key not in seen and key not in known and not rules.ignore.rule_of(key)
+        ),
+        ignored=dict(sorted(ignored.items())),
+        twins=twin_labels(label for label in labels if label),
     )
+
+
+def _ours(
+    listed: Iterable[ListedObject],
+    ignore: IgnoreRules,
+    in_scope: Callable[[str, datetime], bool],
+    ignored: dict[str, Names],
+) -> Iterator[ListedObject]:
+    """The objects that no rule ignores. Those of the others that are in scope are counted in ``ignored``."""
+    for item in listed:
+        rule = ignore.rule_of(item.key)
+        if rule is None:
+            yield item
+        elif in_scope(item.key, item.last_modified):
+            ignored[rule] = ignored.get(rule, Names()).and_also(item.key)
 
 
 def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime], bool]:

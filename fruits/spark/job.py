@@ -23,6 +23,7 @@ from fruits.run.documents import (
     check_tasks_before,
     read_documents,
     read_plan,
+    run_folder,
     run_store,
     task_document,
 )
@@ -154,8 +155,8 @@ def _run_maintenance(settings: Settings, run: str, work: Callable[[MaintenanceJo
     planned = document.done if document else None
     if planned is None:
         raise FruitsError(
-            f"run {run}: no finished plan of maintenance in {settings.lake}/runs/{run}; clear the run from "
-            "`wait_for_lease`, or correct --run"
+            f"run {run}: no finished plan of maintenance in {settings.lake}/{run_folder(settings, run)}; clear the run "
+            "from `wait_for_lease`, or correct --run"
         )
     with (
         _attempt("maintain", settings, planned, dry_run=planned.request.dry_run) as (lake, recorder),
@@ -239,7 +240,7 @@ def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, "
-        "2 bad input, 3 a required gate failed, 4 another run published in between.",
+        "2 bad input, 3 a required gate failed, 4 another run published in between, 5 try the same again later.",
     )
     parser.add_argument("--run", required=True, metavar="KEY", help="key of the run: its folder in the lake")
     return parser

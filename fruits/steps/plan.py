@@ -17,14 +17,17 @@ from fruits.lake.publication import (
     current_base,
     publications,
 )
+from fruits.lake.source import check_source
 from fruits.photos.entry import Action
 from fruits.photos.fetch import readable_again
-from fruits.photos.keys import KeyRules
+from fruits.photos.ignore import meaning_of
+from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
 from fruits.photos.listing import list_objects
 from fruits.photos.quarantine import ACCESS_REASONS, Rereading
 from fruits.run.documents import run_store, task_document
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
+from fruits.run.pin import current_pin
 from fruits.run.reconciliation import KnownObject, Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun, run_key
@@ -41,11 +44,11 @@ _MOST_ASKED_AGAIN = 50
 def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     """Reconcile bucket and tables, and write the run's manifest and its plan.
 
-    The run must hold the lease, and keeps it when there is work.
+    The run must hold the lease, and keeps it when there is work. Under a pin there is none.
 
     Raises:
-        FruitsError: when there is nothing at all under the prefix, the bucket cannot be listed, or the backbone is not
-            staged.
+        FruitsError: when the lake holds other photos, there is nothing at all under the prefix, the bucket cannot be
+            listed, or the backbone is not staged.
         TransientError: when another run holds the lease.
     """
     key = run_key(run_id)
@@ -62,11 +65,15 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     key = run_key(run_id)
     with task_document(settings, "plan", key, run_id) as document:
         lake = Lake.open(settings)
+        check_source(lake)
+        pin = current_pin(settings)
         base = current_base(lake)
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))
         reconciliation = reconcile(settings, request, lake, base, backbone, document.phase)
+        if not request.dry_run:
+            check_fit(settings, lake, base, backbone, reconciliation)
         with document.phase("manifest"):
             manifest = f"manifest_{document.document.token}.parquet"
             write_manifest(run_store(settings, key), reconciliation.plan.entries, manifest)
@@ -81,13 +88,17 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             known_rows=reconciliation.known_rows,
             remaining=reconciliation.plan.remaining,
             building=reconciliation.building,
-            work=reconciliation.work,
+            work=reconciliation.work and pin is None,
+            pinned=str(pin) if pin else None,
             other_work=reconciliation.other_work,
             manifest=manifest,
             unknown_keys=reconciliation.plan.unknown_keys,
+            ignored=reconciliation.plan.ignored,
         )
         document.record(planned)
     _log(reconciliation, request)
+    if pin:
+        log.warning("plan: %s. The run ends here, and publishes nothing; `fruits unpin` lets runs go on", pin)
     return planned
 
 
@@ -150,9 +161,10 @@ class Reconciliation:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Objects by action, and those that are pending."""
+        """Objects by action, those that are pending, and those that are ignored."""
         actions = {action.value: self.plan.counts[action] for action in Action}
-        return {**actions, "pending": len(self.plan.pending)}
+        ignored = sum(names.count for names in self.plan.ignored.values())
+        return {**actions, "pending": len(self.plan.pending), "ignored": ignored}
 
     @property
     def work(self) -> bool:
@@ -173,7 +185,7 @@ def reconcile(
     Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work.
 
     Raises:
-        FruitsError: when there is nothing at all under the prefix, none of the keys asked for exists, or the bucket
+        FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
             cannot be listed.
     """
     readers = base.publication.model_id if base else None
@@ -185,13 +197,16 @@ def reconcile(
     prefix = listed_prefix(settings, request, new_backbone=switching)
     with phase("list"):
         listed = list(list_objects(settings, prefix))
-    if not listed and not any(key.startswith(request.prefix) for key in known):
+    rules = KeyRules.of(settings)
+    ours = any(rules.ignore.rule_of(item.key) is None for item in listed)
+    if not ours and not any(key.startswith(request.prefix) for key in known):
+        ignored = f" but {len(listed):,} that FRUITS_IGNORE leaves out, such as {listed[0].key!r}" if listed else ""
         raise FruitsError(
-            f"s3://{settings.bucket}/{request.prefix}: no objects there; upload photos as "
+            f"s3://{settings.bucket}/{request.prefix}: no objects there{ignored}; upload photos as "
             "[Training|Test]/<label>/<file>, or correct the prefix"
         )
     with phase("plan"):
-        plan = make_plan(listed, known, KeyRules.of(settings), request, prefix, rereading(settings, request, known))
+        plan = make_plan(listed, known, rules, request, prefix, rereading(settings, request, known))
     check_keys(plan, request)
     other_work = None
     if lake and base and card and known:
@@ -205,6 +220,32 @@ def rereading(settings: Settings, request: RunRequest, known: Mapping[str, Known
     asks = refused and request.mode == "reconcile" and not request.retry_quarantined
     readable = readable_again(settings, refused, _MOST_ASKED_AGAIN) if asks else frozenset()
     return Rereading(settings.max_photo_bytes, settings.max_photo_pixels, readable=readable)
+
+
+def check_fit(settings: Settings, lake: Lake, base: Base, card: Card, reconciliation: Reconciliation) -> None:
+    """See that the first run under a backbone has a photo to fit a PCA on, before a JVM is started.
+
+    Raises:
+        FruitsError: says why there is none, and what to do.
+    """
+    plan = reconciliation.plan
+    if reconciliation.known_rows or reconciliation.building or not plan.entries:
+        return
+    photos = [entry for entry in plan.entries if entry.rejection is None]
+    if any(entry.split == FIT_SPLIT for entry in photos):
+        return
+    if lake.read("pca_models", base.publication.snapshots["pca_models"], ("pca_id",), model_id=card.model_id).num_rows:
+        return  # photos that were there once have left a PCA to project on
+    if not photos:
+        entry = plan.entries[0]
+        why = (
+            f"no key has a label that is accepted; {entry.key!r} is refused as {entry.rejection}. Expected photos as "
+            "[Training|Test]/<label>/<file>; correct the layout, FRUITS_KEY_PATTERN or FRUITS_LABELS"
+        )
+    else:
+        why = nothing_to_fit(KeyRules.of(settings).pattern, (entry.key for entry in photos))
+    left = f". {len(plan.pending):,} more photos are pending: raise `limit`" if plan.pending else ""
+    raise FruitsError(f"PCA: {why}{left}")
 
 
 def listed_prefix(settings: Settings, request: RunRequest, *, new_backbone: bool) -> str:
@@ -277,6 +318,10 @@ def known_objects(lake: Lake, snapshots: Snapshots, model_id: str) -> dict[str, 
 def _log(reconciliation: Reconciliation, request: RunRequest) -> None:
     plan = reconciliation.plan
     log.info("plan: %s", ", ".join(f"{count} {name}" for name, count in reconciliation.counts.items()))
+    for rule, names in plan.ignored.items():
+        log.info("plan: ignored as %s %s. %s", rule, names, meaning_of(rule))
+    for labels in plan.twins:
+        log.warning("plan: the labels %s differ in case, form or spaces only: are they one label?", spelled(labels))
     if request.dry_run:
         for entry in plan.entries[:_MOST_LISTED]:
             quarantine = f" (quarantine: {entry.rejection})" if entry.rejection else ""

@@ -3,13 +3,13 @@
 import logging
 import os
 import subprocess
-from itertools import islice
 
 from fruits.backbones.stage import staged_card
-from fruits.errors import DeniedError, FruitsError
+from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import open_read_only
-from fruits.photos.listing import list_objects
+from fruits.lake.source import bind_source, check_source
+from fruits.photos.listing import first_photos
 from fruits.run.manifest import spread
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
@@ -19,7 +19,6 @@ from fruits.stores import can_read_any, check_lake, check_photos, photo_store
 log = logging.getLogger("fruits")
 
 
-_PHOTOS_LISTED = 1_000  # a page of the listing
 _PHOTOS_ASKED = 32
 """So many photos, spread over the first page, may be denied before the whole bucket counts as denied."""
 _PUBLISHED_ASKED = 8
@@ -31,7 +30,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     Raises:
         FruitsError: says what is missing and what to do.
     """
-    first = [item.key for item in islice(list_objects(settings, request.prefix), _PHOTOS_LISTED) if item.size]
+    first = [item.key for item in first_photos(settings, request.prefix) if item.size]
     try:
         check_photos(settings, spread(first, _PHOTOS_ASKED))
     except DeniedError:
@@ -40,7 +39,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
-    lake.check_bucket()
+    (check_source if request.dry_run else bind_source)(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
 
@@ -68,6 +67,7 @@ def stage_missing(settings: Settings) -> None:
 
     Raises:
         FruitsError: says what is missing and what to do.
+        TransientError: when the build may succeed later.
     """
     if staged_card(settings) is not None:
         return
@@ -83,4 +83,5 @@ def stage_missing(settings: Settings) -> None:
     environment = {**os.environ, "FRUITS_BACKBONE": settings.backbone, "FRUITS_WEIGHTS": settings.weights}
     build = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if build.returncode:
-        raise FruitsError(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")
+        kind = TransientError if build.returncode == ExitCode.TRANSIENT else FruitsError
+        raise kind(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")

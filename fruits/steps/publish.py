@@ -19,6 +19,7 @@ from fruits.run.documents import (
 )
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.migration import migrate, with_snapshots
+from fruits.run.pin import check_unpinned
 from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
 
@@ -37,7 +38,7 @@ def publish_run(settings: Settings, run: str) -> Publication:
     Raises:
         ConflictError: when another run published since this one was planned.
         TransientError: when another run holds the lease.
-        FruitsError: when a task before has not succeeded, or ran again after a later one.
+        FruitsError: when a task before has not succeeded, or ran again after a later one, or readers are pinned.
     """
     lake = Lake.open(settings)
     migrate(lake)
@@ -63,6 +64,7 @@ def _publish(lake: Lake, run: str) -> Publication:
     with task_document(lake.settings, "publish", run, planned.run_id, planned.planned_at) as document:
         published = published_from(lake, planned.base, planned.run_id)
         if published is None:
+            check_unpinned(lake.settings)
             documents = with_snapshots(lake, planned, read_documents(lake.settings, run))
             check_tasks_before("publish", planned, documents)
             check_written_by_run(lake, planned, documents)

@@ -33,3 +33,23 @@ def test_a_backfill_covers_its_interval_and_any_other_run_everything(
 
     assert request["mode"] == mode
     assert request["interval"] == (["2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z"] if mode == "interval" else None)
+
+
+def test_an_unknown_param_is_refused_by_the_first_task(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.api.datamodels._generated import DagRunType
+    from airflow.sdk.exceptions import AirflowFailException
+
+    run = SimpleNamespace(run_type=DagRunType.MANUAL, data_interval_start=None, data_interval_end=None)
+    params = {name: param.value for name, param in module.PARAMS.items()} | {"dryrun": True}
+    monkeypatch.setattr(module, "get_current_context", lambda: {"dag_run": run, "params": params})
+    monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: pytest.fail("it went on"))
+    monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
+
+    with pytest.raises(AirflowFailException, match=r"'dryrun': .* did you mean 'dry_run'"):
+        module.prepare.function()
+
+
+@pytest.mark.parametrize("keys", ["Training/Kiwi/1.jpg", ["Training/Kiwi/1.jpg"], [], None])
+def test_the_form_takes_one_key_as_text(module: ModuleType, keys: object) -> None:
+    assert module.PARAMS["keys"].resolve(keys) == keys

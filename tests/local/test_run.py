@@ -174,7 +174,8 @@ def test_the_first_run_publishes_every_photo(first: Ran, installation: Installat
 def test_the_summary_says_what_was_done(first: Ran) -> None:
     summary = first.summary
     assert summary["objects"] == {
-        "create": SOUND + len(BROKEN), "update": 0, "delete": 0, "unchanged": 0, "quarantined": 0, "pending": 0
+        "create": SOUND + len(BROKEN), "update": 0, "delete": 0, "unchanged": 0, "quarantined": 0, "pending": 0,
+        "ignored": 0,
     }  # fmt: skip
     assert summary["features"] == SOUND
     assert summary["quarantine"] == {reason: list(BROKEN.values()).count(reason) for reason in sorted(BROKEN.values())}
@@ -224,7 +225,8 @@ def test_the_summary_opens_the_published_tables(first: Ran, installation: Instal
 
 def test_running_again_finds_nothing_to_do_and_starts_no_jvm(first: Ran, second: Ran) -> None:
     assert second.summary["objects"] == {
-        "create": 0, "update": 0, "delete": 0, "unchanged": SOUND, "quarantined": len(BROKEN), "pending": 0
+        "create": 0, "update": 0, "delete": 0, "unchanged": SOUND, "quarantined": len(BROKEN), "pending": 0,
+        "ignored": 0,
     }  # fmt: skip
     assert first.jvms >= first.summary["jvm_started"] > 0
     assert second.jvms == second.summary["jvm_started"] == 0
@@ -238,7 +240,8 @@ def test_running_again_finds_nothing_to_do_and_starts_no_jvm(first: Ran, second:
 
 def test_only_what_changed_is_featurized(second: Ran, third: Ran) -> None:
     assert third.summary["objects"] == {
-        "create": 4, "update": 2, "delete": 1, "unchanged": SOUND - 3, "quarantined": len(BROKEN), "pending": 0
+        "create": 4, "update": 2, "delete": 1, "unchanged": SOUND - 3, "quarantined": len(BROKEN), "pending": 0,
+        "ignored": 0,
     }  # fmt: skip
     assert third.summary["featurize"]["images"] == 6
     assert third.summary["features"] == SOUND + 4 - 1

@@ -155,7 +155,7 @@ def step(chain, settings, run_id, **params):
 def test_an_increment_costs_an_increment(grown):
     documents = grown.increment.documents
     assert documents.planned.counts == {
-        "create": 3, "update": 2, "delete": 1, "unchanged": 9, "quarantined": 0, "pending": 0,
+        "create": 3, "update": 2, "delete": 1, "unchanged": 9, "quarantined": 0, "pending": 0, "ignored": 0,
     }  # fmt: skip
     featurize, pca = documents.featurize.result, documents.pca.result
     assert (featurize.images, featurize.features, featurize.removed) == (5, 5, 1)

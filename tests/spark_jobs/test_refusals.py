@@ -74,7 +74,7 @@ def test_refused_objects_are_quarantined_or_pending_and_the_rest_is_published(ch
 
     # Nothing but that photo is due, and the server still does not answer for it: the run may be tried again.
     assert chain.plan(settings, "third").counts["update"] == 1
-    assert chain.submit("featurize", settings, "third") == ExitCode.BAD_INPUT
+    assert chain.submit("featurize", settings, "third") == ExitCode.TRANSIENT
     document = chain.documents(settings, "third").featurize
     assert (document.state, document.retryable) == ("failed", True)
     assert "none of 1 photos could be read now ({'unanswered': 1})" in document.error

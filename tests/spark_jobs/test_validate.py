@@ -106,7 +106,7 @@ class TestARequiredGateThatFails:
 
     def test_a_threshold_that_is_not_met(self, chain, worked, caplog):
         strict = worked.model_copy(
-            update={"max_quarantined_share": 0.05, "min_explained_variance": 0.999, "min_probe_ratio": 9.0}
+            update={"max_quarantined_share": 0.01, "min_explained_variance": 0.999, "min_probe_ratio": 9.0}
         )
         assert self.refused(chain, strict, caplog) == {"quarantined_share", "explained_variance"}
         probe = gates_of(chain.documents(worked, RUN).validate)["probe"]

@@ -107,7 +107,7 @@ class Building:
 class Overview:
     """What readers see now. ``publication`` is None in an empty lake, ``work`` when its run's documents are gone.
 
-    ``history`` has the newest publication last.
+    ``history`` has the newest publication last. ``pin`` says who pinned readers to the publication, and why.
     """
 
     lake: str
@@ -116,6 +116,7 @@ class Overview:
     tables: Tables | None
     work: Work | None
     history: Sequence[PastPublication]
+    pin: str | None = None
 
 
 @dataclass(frozen=True)

@@ -91,16 +91,16 @@ class TestTablesOfAnEarlierRelease:
         lake.table("quarantine").append(rows)
         return lake
 
-    def test_columns_are_added_once_when_the_lake_is_opened(self, old, lake_settings):
+    def test_columns_are_added_once_when_the_lake_is_opened(self, old):
         before = old.head("quarantine")
-        opened = [Lake.open(lake_settings()).table("quarantine") for _ in range(2)]
+        opened = [Lake.open(old.settings).table("quarantine") for _ in range(2)]
         assert [table.schema().column_names for table in opened] == [QUARANTINE.schema.names] * 2
         assert opened[0].metadata == opened[1].metadata, "nothing is added without need"
         assert opened[1].metadata.current_snapshot_id == before
 
-    def test_rows_from_before_have_null_there_and_can_be_read_at_their_snapshot(self, old, lake_settings):
+    def test_rows_from_before_have_null_there_and_can_be_read_at_their_snapshot(self, old):
         columns, snapshot = ("key", "reason", "limit", "decoder"), old.head("quarantine")
-        opened = Lake.open(lake_settings())
+        opened = Lake.open(old.settings)
         assert opened.read("quarantine", snapshot, columns).to_pylist() == [{"key": "a", "reason": "corrupt"}]
         (batch,) = opened.batches("quarantine", snapshot, columns)
         assert batch.to_pylist() == [{"key": "a", "reason": "corrupt"}]
@@ -110,8 +110,8 @@ class TestTablesOfAnEarlierRelease:
         ]
         assert (list(row), row["limit"], row["decoder"]) == (QUARANTINE.schema.names, None, None)
 
-    def test_new_rows_have_them(self, old, lake_settings):
-        opened = Lake.open(lake_settings())
+    def test_new_rows_have_them(self, old):
+        opened = Lake.open(old.settings)
         values = {"key": "b", "etag": "e", "model_id": "m", "reason": "too_many_pixels", "detail": "d", "run_id": "r"}
         row = {**values, "size": 1, "last_modified": datetime(2026, 1, 1, tzinfo=UTC), "limit": 9, "decoder": None}
         opened.table("quarantine").append(pa.Table.from_pylist([row], schema=QUARANTINE.schema))
@@ -262,14 +262,6 @@ class TestReading:
             "Train",
             "st",
         }
-
-
-class TestBucket:
-    def test_a_lake_stays_with_the_bucket_it_was_first_used_for(self, lake, lake_settings):
-        for _ in range(2):
-            Lake.open(lake_settings()).check_bucket()
-        with pytest.raises(FruitsError, match=r"the photos of bucket 'fruits', not of 'other'; set FRUITS_BUCKET"):
-            Lake.open(lake_settings(bucket="other")).check_bucket()
 
 
 def row(key, model_id):

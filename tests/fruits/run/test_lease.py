@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 
 import pytest
@@ -12,6 +12,7 @@ from fruits.errors import FruitsError, TransientError
 from fruits.run import lease as module
 from fruits.run.lease import acquire_lease, current_lease, hold_lease, release_lease
 from fruits.settings import Settings
+from fruits.stores import lake_store, write_json
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -52,6 +53,25 @@ def test_only_one_of_many_acquires_the_lease(settings):
         assert Counter(other is None for other in found) == {True: 1, False: 7}
         assert {other.run for other in found if other} == {f"run-{round_}-{found.index(None)}"}
         release_lease(settings, f"run-{round_}-{found.index(None)}")
+
+
+def test_namespaces_of_one_lake_have_leases_of_their_own(settings):
+    other = settings.model_copy(update={"namespace": "other"})
+    assert acquire_lease(settings, "scheduled_1") is None
+    assert acquire_lease(other, "scheduled_2") is None
+    release_lease(other, "scheduled_2")
+    assert current_lease(settings).run == "scheduled_1"
+
+
+def test_the_lease_of_an_earlier_release_is_taken_over(settings):
+    """Up to 0.2.0 a lake had one lease for all namespaces."""
+    held = {"number": 7, "run": "first", "renewed_at": datetime.now(UTC).isoformat(), "released": False}
+    write_json(lake_store(settings, "leases"), "000000007.json", held)
+    assert acquire_lease(settings, "second").run == "first"
+    assert acquire_lease(settings, "first") is None
+    release_lease(settings, "first")
+    assert acquire_lease(settings, "second") is None
+    assert current_lease(settings).number == 8
 
 
 def test_nobody_waits_for_ever_for_a_run_that_died(settings, monkeypatch):

@@ -196,6 +196,58 @@ def test_limited_runs_end_where_one_unlimited_run_does(listed, known, limit, unr
     assert runs <= len(listed) + 1
 
 
+LITTER = st.sampled_from(
+    ["Kiwi/", "a/Kiwi/._0.jpg", "a/__MACOSX/Kiwi/1.jpg", "b/_SUCCESS", "dt=2026-11-20/Kiwi/1.txt", ".x/Kiwi/1.jpg"]
+)
+
+
+@given(listings(), st.sets(LITTER), tables(), requests())
+def test_ignored_objects_are_a_state_of_their_own_and_change_nothing_else(listed, litter, known, request_):
+    ignored = [ListedObject(key, "one", 9, START) for key in sorted(litter)]
+    rules = KeyRules(RULES.pattern, frozenset({"Kiwi", "Fig"}), RULES.ignore)
+    without = make_plan(listed, known, rules, request_)
+    plan = make_plan([*ignored, *listed], known, rules, request_)
+    assert replace(plan, ignored={}) == without
+    in_scope = sorted(key for key in litter if covered(request_, key, START))
+    assert sum(names.count for names in plan.ignored.values()) == len(in_scope)
+    assert {key for names in plan.ignored.values() for key in names.examples} == set(in_scope)
+    assert plan == make_plan([*listed[::-1], *ignored[::-1]], known, rules, request_)
+
+
+def test_the_row_of_an_object_that_a_changed_rule_ignores_is_planned_to_leave():
+    listed = [KIWI, ListedObject("Test/old/1.jpg", "one", 9, START), ListedObject("Test/Kiwi/.1.jpg", "one", 9, START)]
+    known = {
+        KIWI.key: FEATURE,
+        "Test/old/1.jpg": replace(FEATURE, label="old"),
+        "Test/Kiwi/.1.jpg": KnownObject("one", START, reason="not_an_image"),
+    }
+    rules = KeyRules.of(Settings.load(**LAKE, ignore="default,old/"))
+    plan = make_plan(listed, known, rules, EVERYTHING)
+    assert [(entry.key, entry.action) for entry in plan.entries] == [
+        ("Test/Kiwi/.1.jpg", Action.DELETE),
+        ("Test/old/1.jpg", Action.DELETE),
+    ]
+    assert {rule: names.examples for rule, names in plan.ignored.items()} == {
+        "hidden": ("Test/Kiwi/.1.jpg",),
+        "old/": ("Test/old/1.jpg",),
+    }
+    assert not make_plan(listed, apply(plan, known), rules, EVERYTHING).entries
+    back = make_plan(listed, apply(plan, known), RULES, EVERYTHING)
+    assert [(entry.key, entry.action) for entry in back.entries] == [("Test/old/1.jpg", Action.CREATE)]
+
+
+def test_an_ignored_key_that_was_asked_for_is_not_unknown():
+    request_ = asked("", keys=("Kiwi/.1.jpg",))
+    plan = make_plan([ListedObject("Kiwi/.1.jpg", "one", 9, START)], {}, RULES, request_)
+    assert (plan.unknown_keys, plan.entries) == ((), ())
+    assert plan.ignored["hidden"].examples == ("Kiwi/.1.jpg",)
+
+
+def test_labels_that_are_probably_one_are_found_among_all_photos():
+    listed = [KIWI, replace(KIWI, key="Test/kiwi/2.jpg"), replace(KIWI, key="Test/Fig/1.jpg")]
+    assert make_plan(listed, {KIWI.key: FEATURE}, RULES, EVERYTHING).twins == (("Kiwi", "kiwi"),)
+
+
 @given(listings(), st.integers(1, 4))
 def test_a_limit_takes_the_oldest_photos_and_counts_the_rest(listed, limit):
     plan = make_plan(listed, {}, RULES, changed(EVERYTHING, limit=limit))

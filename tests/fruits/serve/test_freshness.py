@@ -16,8 +16,10 @@ from tests.runs import document, featurized, planned, planned_maintenance, publi
 INTERVAL = (datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
 
 
-def plan(minute: int = 0, *, work: bool = False, remaining: int = 0, **request: Any) -> TaskDocument[Any]:
-    result = planned(work=work, remaining=remaining, request=RunRequest(**{"prefix": "", **request}))
+def plan(
+    minute: int = 0, *, work: bool = False, remaining: int = 0, pinned: str | None = None, **request: Any
+) -> TaskDocument[Any]:
+    result = planned(work=work, remaining=remaining, pinned=pinned, request=RunRequest(**{"prefix": "", **request}))
     return document("plan", minute, result)
 
 
@@ -45,6 +47,7 @@ PUBLISH = document("publish", 60, published())
         (RunDocuments(plan=PLAN.model_copy(update={"state": "failed"})), None),
         (RunDocuments(), None),
         (RunDocuments(plan=plan(dry_run=True)), None),
+        (RunDocuments(plan=plan(pinned="anna pinned readers")), None),
         (RunDocuments(plan=plan(keys=("a.jpg",))), None),
         (RunDocuments(plan=plan(mode="interval", interval=INTERVAL)), None),
         (RunDocuments(plan=plan(prefix="Training/")), None),

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from fruits.analysis.gates import Gate
 from fruits.lake.publication import Publication
+from fruits.photos.ignore import Names
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import TaskDocument, TaskName
 from fruits.run.request import RunRequest
@@ -106,7 +107,11 @@ REQUEST = RunRequest(
     dry_run=True,
 )
 PLANNED = planned(
-    "manual__1", request=REQUEST, counts={"create": 1_234, "pending": 7}, other_work="readers use another backbone"
+    "manual__1",
+    request=REQUEST,
+    counts={"create": 1_234, "pending": 7, "ignored": 1_004},
+    other_work="readers use another backbone",
+    ignored={"hidden": Names(1_004, (".DS_Store", "Kiwi/._1.jpg\u202f"))},
 )
 RUN = RunReport(
     lake="file:///lake",
@@ -169,6 +174,11 @@ def pages() -> dict[str, str]:
     runs = {outcome: replace(RUN, outcome=outcome, error="it <failed>") for outcome in OUTCOMES}
     reports = {"overview": OVERVIEW, "empty": EMPTY, "bare": BARE, **runs}
     return {**{name: render(one, MOMENT) for name, one in reports.items()}, "message": render_message("a", "b")}
+
+
+def test_a_run_names_what_it_ignored_and_what_to_do():
+    text = " ".join(Page(render(RUN, MOMENT)).text.split())
+    assert r"1,004 ignored as hidden: .DS_Store, Kiwi/._1.jpg\u202f and 1,002 more. Hidden files and folders" in text
 
 
 def hostile(value: Any) -> Any:
