@@ -159,6 +159,20 @@ class Settings(DagSettings):
 
     s3_endpoint: str | None = Field(default=None, description="URL of the S3 server; unset means AWS.")
     s3_region: str = Field(default="us-east-1", description="Region of the S3 server, of Glue and of EMR Serverless.")
+    s3_timeout_seconds: int = Field(
+        default=60, ge=1, le=600, description="How long one answer of the S3 server may take, in seconds."
+    )
+    s3_retry_seconds: int = Field(
+        default=90,
+        ge=1,
+        le=240,
+        description="How long a request without an answer is tried again, in seconds. When the server has answered no "
+        "GET of a Spark worker for so long, the worker's other photos stay pending.",
+    )
+    requester_pays: bool = Field(
+        default=False,
+        description="Whether we pay for requests to the bucket of photos, as a requester-pays bucket asks.",
+    )
 
     lake: str = Field(
         description="Where tables, backbones, manifests and run documents live: `file:///folder` or `s3://bucket/prefix`."

@@ -332,6 +332,12 @@ class Lake:
         )
         return any(scan.to_arrow().num_rows for scan in scans)
 
+    def some_keys(self, snapshot_id: int | None, most: int) -> list[str]:
+        """Keys of at most ``most`` photos that were read once, from ``features`` at a snapshot (None: now)."""
+        scan = self.table("features").scan(selected_fields=("key",), limit=most, snapshot_id=snapshot_id)
+        keys: list[str] = scan.to_arrow()["key"].to_pylist()
+        return keys
+
     def _create_missing_tables(self) -> None:
         from pyiceberg.exceptions import NoSuchNamespaceError
 

@@ -102,6 +102,8 @@ QUARANTINE = TableDefinition(
             _column("reason", pa.string(), "Reason code."),
             _column("detail", pa.string(), "What was found and what was expected."),
             _RUN_ID,
+            _column("limit", pa.int64(), "The limit that refused the object; null for other reasons.", nullable=True),
+            _column("decoder", pa.string(), "The decoder that refused it; null for other reasons.", nullable=True),
         ]
     ),
     sort_by="key",

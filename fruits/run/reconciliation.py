@@ -9,7 +9,7 @@ from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.ignore import IgnoreRules, Names
 from fruits.photos.keys import KeyPattern, KeyRules, twin_labels
 from fruits.photos.listing import ListedObject
-from fruits.photos.quarantine import SETTINGS_REASONS, Reason
+from fruits.photos.quarantine import SETTINGS_REASONS, Reason, Rereading
 from fruits.run.request import RunRequest
 
 
@@ -22,6 +22,8 @@ class KnownObject:
     label: str | None = None
     split: str | None = None
     reason: str | None = None
+    limit: int | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ def make_plan(
     rules: KeyRules,
     request: RunRequest,
     listed_prefix: str | None = None,
+    rereading: Rereading | None = None,
 ) -> Plan:
     """Reconcile the listing with the tables, by key and ETag, inside the scope of ``request``.
 
     ``listed_prefix`` is what ``listed`` lists, by default the request's prefix. Photos to featurize are taken oldest
     first, so a limited run leaves the newest for the next one. Deletions are never left over. The row of an object that
-    a rule now ignores is deleted: the object is none of ours.
+    a rule now ignores is deleted: the object is none of ours. ``rereading`` says which quarantined objects are worth
+    another read.
     """
     listed_prefix = request.prefix if listed_prefix is None else listed_prefix
     counts: Counter[Action] = Counter()
@@ -82,9 +86,9 @@ def make_plan(
     for item in _ours(listed, rules.ignore, in_scope, ignored):
         seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
         if not in_scope(item.key, item.last_modified):
-            outside += _entry(item, known.get(item.key), rules, reconcile).action in WORK
+            outside += _entry(item, known.get(item.key), rules, reconcile, rereading).action in WORK
             continue
-        entry = _entry(item, known.get(item.key), rules, request)
+        entry = _entry(item, known.get(item.key), rules, request, rereading)
         counts[entry.action] += 1
         labels.add(entry.label)
         if entry.action in WORK:
@@ -146,9 +150,15 @@ def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime]
     return in_scope
 
 
-def _entry(item: ListedObject, row: KnownObject | None, rules: KeyRules, request: RunRequest) -> Entry:
+def _entry(
+    item: ListedObject,
+    row: KnownObject | None,
+    rules: KeyRules,
+    request: RunRequest,
+    rereading: Rereading | None,
+) -> Entry:
     label, split, rejection = rules.judge(item.key)
-    action = _action(item, row, (label, split, rejection), request)
+    action = _action(item, row, (label, split, rejection), request, rereading)
     return Entry(item.key, item.etag, item.size, item.last_modified, action, label, split, rejection)
 
 
@@ -157,6 +167,7 @@ def _action(
     row: KnownObject | None,
     judged: tuple[str | None, str | None, Reason | None],
     request: RunRequest,
+    rereading: Rereading | None,
 ) -> Action:
     label, split, rejection = judged
     if row is None:
@@ -169,6 +180,6 @@ def _action(
     if rejection is not None:
         return Action.QUARANTINED if row.reason == rejection else Action.UPDATE
     # Listed, so what was gone is back, with the same bytes.
-    if request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS:
-        return Action.UPDATE
-    return Action.QUARANTINED
+    again = request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS
+    again = again or (rereading is not None and rereading.is_due(item.key, row.reason, row.limit, row.decoder))
+    return Action.UPDATE if again else Action.QUARANTINED

@@ -21,9 +21,11 @@ from fruits.lake.publication import (
 )
 from fruits.lake.source import check_source
 from fruits.photos.entry import Action
+from fruits.photos.fetch import readable_again
 from fruits.photos.ignore import meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
 from fruits.photos.listing import list_objects
+from fruits.photos.quarantine import ACCESS_REASONS, Rereading
 from fruits.run.decisions import (
     Decisions,
     allowed_by,
@@ -52,6 +54,8 @@ from fruits.steps.prepare import with_backbone
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
+_MOST_ASKED_AGAIN = 50
+"""Most refused objects that a plan asks for again: enough to notice that an archive was restored or access granted."""
 
 
 def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
@@ -232,7 +236,7 @@ def reconcile(
             "[Training|Test]/<label>/<file>, or correct the prefix"
         )
     with phase("plan"):
-        plan = make_plan(listed, known, rules, request, prefix)
+        plan = make_plan(listed, known, rules, request, prefix, rereading(settings, request, known))
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, len(known), readers, switching, None, request, Decisions())
@@ -337,6 +341,14 @@ def ask_person(
     return undecided
 
 
+def rereading(settings: Settings, request: RunRequest, known: Mapping[str, KnownObject]) -> Rereading:
+    """Which quarantined objects are worth another read today; asks the S3 server for a byte of some refused ones."""
+    refused = [key for key, row in known.items() if row.reason in ACCESS_REASONS and key.startswith(request.prefix)]
+    asks = refused and request.mode == "reconcile" and not request.retry_quarantined
+    readable = readable_again(settings, refused, _MOST_ASKED_AGAIN) if asks else frozenset()
+    return Rereading(settings.max_photo_bytes, settings.max_photo_pixels, readable=readable)
+
+
 def check_fit(settings: Settings, lake: Lake, base: Base, card: Card, reconciliation: Reconciliation) -> None:
     """See that the first run under a backbone has a photo to fit a PCA on, before a JVM is started.
 
@@ -420,7 +432,8 @@ def known_objects(lake: Lake, snapshots: Snapshots, model_id: str) -> dict[str, 
     """What the published tables hold under a backbone, by key."""
     columns = ("key", "etag", "last_modified")
     features = lake.read("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
-    quarantine = lake.read("quarantine", snapshots["quarantine"], (*columns, "reason"), model_id=model_id)
+    refused = (*columns, "reason", "limit", "decoder")
+    quarantine = lake.read("quarantine", snapshots["quarantine"], refused, model_id=model_id)
     return {
         row.pop("key"): KnownObject(**row)
         for table in (features, quarantine)

@@ -142,7 +142,12 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
 
 def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Validated) -> dict[str, Any]:
     """Backbone, PCA version, probe and counts."""
+    featurized = documents.featurize.done if documents.featurize else None
     counts = {**planned.counts, "remaining": planned.remaining}
+    if featurized and featurized.carried_out is not None:
+        counts |= featurized.carried_out
+        for name in ("pending", "remaining"):
+            counts[name] += featurized.due
     if planned.building:
         base = planned.base.publication
         kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}

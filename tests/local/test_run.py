@@ -388,20 +388,6 @@ def test_prepare_says_so_when_the_credentials_are_wrong(
     assert secret_key not in str(raised.value)
 
 
-def test_prepare_goes_on_past_a_photo_that_lies_in_an_archive(
-    stack: Stack, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import obstore
-
-    def archived(*_: Any, **__: Any) -> None:
-        raise obstore.exceptions.PermissionDeniedError("403 Forbidden: <Code>InvalidObjectState</Code>")
-
-    stack.client().put_object(Bucket=settings.bucket, Key="Kiwi/1.jpg", Body=b"photo")
-    monkeypatch.setattr(obstore, "get_range", archived)
-    with pytest.raises(FruitsError, match="no Python at"):  # the next thing that is missing here
-        prepare(settings.model_copy(update={"jobs_env": tmp_path}), RunRequest(prefix=""))
-
-
 def test_prepare_says_so_when_there_is_no_jobs_environment(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(FruitsError, match=r"no Python at .*make setup.*FRUITS_JOBS_ENV"):
         prepare(settings.model_copy(update={"jobs_env": tmp_path}), RunRequest(prefix=""))
