@@ -13,6 +13,7 @@ from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
+from fruits.stores import effect, errors_explained, lake_store
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -109,10 +110,18 @@ def _database_uri(settings: Settings) -> str:
 
 
 def open_catalog(settings: Settings, **properties: str) -> "Catalog":
-    """The catalog through PyIceberg."""
+    """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``."""
     from pyiceberg.catalog import load_catalog
 
-    return load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
+    catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
+    commit_table = catalog.commit_table
+
+    def commit(table: "Table", *changes: Any) -> Any:
+        with effect("commit", table.name()[-1]):
+            return commit_table(table, *changes)
+
+    catalog.commit_table = commit
+    return catalog
 
 
 def glue_problem(settings: Settings, error: Exception) -> FruitsError:
@@ -361,8 +370,6 @@ class Lake:
             FruitsError: when there are rows of publications already.
         """
         import obstore
-
-        from fruits.stores import errors_explained, lake_store
 
         store, rows = lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data/"
         with errors_explained(store, "s3:ListBucket"):
