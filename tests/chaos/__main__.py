@@ -1,0 +1,69 @@
+"""`make chaos`: histories under faults, and a table of what the faults met: ``python -m tests.chaos``."""
+
+import argparse
+import logging
+import random
+import sys
+import time
+from collections import Counter
+
+from hypothesis import HealthCheck, Phase, core, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.chaos.machine import Histories, RealHistories
+
+_BATCH = 200
+
+
+def run_batch(machine: type[Histories], seed: int, histories: int, steps: int = 6) -> None:
+    """Run histories of one seed; raises at the first that breaks a promise, reduced to a short program."""
+    core.global_force_seed = seed
+    chosen = settings(
+        max_examples=histories,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+def print_table(table: Counter[tuple[str, str, str]]) -> None:
+    """What each fault met: how often, survived, and what readers found right then."""
+    print(f"{'fault':20} {'met':32} {'times':>7} {'survived':>9}  readers found, right then")
+    for fault, subject in sorted({row[:2] for row in table}):
+        states = {state: count for (*row, state), count in table.items() if tuple(row) == (fault, subject)}
+        times = sum(states.values())
+        words = ", ".join(f"{state}: {count}" for state, count in sorted(states.items()))
+        print(f"{fault:20} {subject:32} {times:7} {times:9}  {words}")
+
+
+def main() -> int:
+    """Run histories until their number or the time is reached; returns an exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--histories", type=int, default=1000, help="how many, on the catalog in memory")
+    parser.add_argument("--real", type=int, default=30, help="how many, on a SQLite file and a folder")
+    parser.add_argument("--minutes", type=float, default=0, help="go on for so long, with new seeds")
+    parser.add_argument("--seed", type=int, default=random.randrange(10**9), help="of the first batch")
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    deadline, seed = time.monotonic() + 60 * arguments.minutes, arguments.seed
+    while True:
+        for machine, histories in ((Histories, arguments.histories), (RealHistories, arguments.real)):
+            for first in range(0, histories, _BATCH):
+                number, start, before = min(_BATCH, histories - first), time.monotonic(), Histories.histories
+                print(f"{machine.__name__}: seed {seed}, {number} histories ...", end=" ", flush=True)
+                run_batch(machine, seed, number)
+                spent = time.monotonic() - start
+                print(f"{spent:.1f} s, {60 * (Histories.histories - before) / spent:,.0f} a minute", flush=True)
+                seed += 1
+        if time.monotonic() >= deadline:
+            break
+    print_table(Histories.table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
