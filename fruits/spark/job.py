@@ -14,7 +14,7 @@ from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import check_current
-from fruits.lake.schemas import TableName
+from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.documents import (
     PlannedMaintenance,
     RunDocuments,
@@ -169,14 +169,14 @@ def starting_snapshots(task: TaskName, planned: PlannedRun, documents: RunDocume
 
 
 def check_snapshots(lake: Lake, planned: PlannedRun, start: Snapshots) -> None:
-    """Raise unless the snapshots that tasks of the run wrote are still there: maintenance gives up old runs.
+    """Raise unless the snapshots that a task starts from are still there: maintenance gives up old runs.
 
     Raises:
         FruitsError: naming the first table without its snapshot.
     """
-    for name, snapshot_id in start.items():
-        written = snapshot_id != planned.base.snapshots[name]
-        if written and lake.table(name).snapshot_by_id(snapshot_id) is None:
+    for name in DATA_TABLES:
+        snapshot_id = start[name]
+        if lake.table(name).snapshot_by_id(snapshot_id) is None:
             raise FruitsError(
                 f"run {planned.key}: snapshot {snapshot_id} of table {name} is gone, and its rows with it; clear the "
                 "run from `wait_for_lease`, so that it is done again"

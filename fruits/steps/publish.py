@@ -7,7 +7,7 @@ from typing import Any
 from fruits.errors import FruitsError
 from fruits.lake.branches import check_lineage, drop_run_branches
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, publication_id, publish, published_from
+from fruits.lake.publication import Publication, current_base, publication_id, publish, published_from
 from fruits.run.documents import (
     Published,
     RunDocuments,
@@ -67,6 +67,8 @@ def _publish(lake: Lake, run: str) -> Publication:
             check_tasks_before("publish", planned, documents)
             check_written_by_run(lake, planned, documents)
             published = publish(lake, planned.base, document.document.writer(run), publication_of(planned, documents))
+        else:
+            current_base(lake)  # moves each `main` that an attempt which died after its publication left behind
         drop_run_branches(lake, run)
         document.record(
             Published(

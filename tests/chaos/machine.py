@@ -48,7 +48,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(FIRST), data=st.sampled_from([b"4", b"5"]))
     def overwrite(self, key: str, data: bytes) -> None:
-        self.world.put(key, data)
+        self.world.put(key, key.encode() + data)
 
     @precondition(lambda self: len(self.world.bucket) > len(FIRST))
     @rule(choice=st.integers(0, 10))
