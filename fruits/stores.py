@@ -4,10 +4,10 @@ All writes and deletes of files go through ``write_bytes``, ``write_json`` and `
 documents and leases. No other module calls the writing functions of obstore or boto3. The functions here raise
 ``FileNotFoundError``, ``AlreadyExistsError`` or a ``FruitsError`` that says what to do (see ``fruits.denials``).
 
-Each of them is an ``effect``, and so is every commit to the lake's catalog (``fruits.lake.catalog.open_catalog``). A test
-makes the n-th effect fail with ``effects_watched``: its watcher counts the calls and raises at the n-th. A watcher that
-raises before an effect prevents the effect; a watcher that raises after an effect loses only the answer. An error of
-obstore that a watcher raises is explained like a real one.
+Each of them is an ``effect``, and so is every commit to the lake's catalog (``open_catalog`` in ``fruits.lake``). A
+test makes the n-th effect fail with ``effects_watched``: its watcher counts the calls and raises at the n-th. A watcher
+that raises before an effect prevents the effect; a watcher that raises after an effect loses only the answer. An error
+of obstore that a watcher raises is explained like a real one.
 """
 
 import json
@@ -164,12 +164,13 @@ def remove_files(store: ObjectStore, *paths: str) -> None:
 
 @contextmanager
 def effect(kind: Effect, *paths: str) -> Iterator[None]:
-    """Tell the watchers of an outside effect, which happens inside: a ``put`` or ``delete`` of paths, a table's ``commit``.
+    """Tell the watchers of an outside effect inside: a ``put`` or ``delete`` of paths, or a table's ``commit``.
 
     The watchers are called before the effect, and after the effect when it succeeded.
 
     Raises:
-        Exception: whatever a watcher raises. Before the effect, the effect must not happen; after it, its answer is lost.
+        Exception: whatever a watcher raises. Before the effect, the effect must not happen; after it, the answer is
+            lost.
     """
     _tell_watchers(kind, paths, "before")
     yield

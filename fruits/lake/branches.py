@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.lake.catalog import Lake
+from fruits.lake.catalog import Lake, check_snapshot
 from fruits.lake.schemas import TABLES, TableName
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int |
     from pyiceberg.table.update import AssertRefSnapshotId, SetSnapshotRefUpdate
 
     table = lake.table(name)
+    check_snapshot(table, target)
     update = SetSnapshotRefUpdate(ref_name=ref, type="branch", snapshot_id=target)
     requirements = () if expected is None else (AssertRefSnapshotId(ref=ref, snapshot_id=expected),)
     _commit(lake, table, requirements, (update,))

@@ -187,7 +187,6 @@ class Lake:
             lake = cls(settings)
             with denials_explained():
                 lake._create_missing_tables()
-                lake.check_format()
         except SQLAlchemyError as error:
             # The first programs to open a new lake all make the same things: whoever was outrun looks again.
             outrun = isinstance(error, IntegrityError) or "already exists" in str(error)
@@ -217,13 +216,20 @@ class Lake:
     def scan(
         self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str
     ) -> "DataScan":
-        """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value."""
+        """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
+
+        Raises:
+            FruitsError: when the snapshot has expired.
+        """
         from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
         condition: Any = AlwaysTrue()
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
-        return self.table(name).scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
+        table = self.table(name)
+        if snapshot_id is not None:
+            check_snapshot(table, snapshot_id)
+        return table.scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
 
     def read(self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str) -> pa.Table:
         """The rows of a ``scan``, all of them in memory."""
@@ -357,7 +363,9 @@ class Lake:
         except NoSuchNamespaceError:  # only then: who may work with a database need not be allowed to create one
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
-        if "publications" not in existing:
+        if "publications" in existing:
+            self.check_format()  # before anything is made in a lake of a newer format
+        else:
             self._check_nothing_is_published()
         for definition in TABLES:
             if definition.name not in existing:
@@ -398,6 +406,19 @@ class Lake:
             if not self.catalog.table_exists((self.settings.namespace, definition.name)):
                 raise
             # Otherwise another process was quicker.
+
+
+def check_snapshot(table: "Table", snapshot_id: int) -> None:
+    """Raise unless a table still has a snapshot.
+
+    Raises:
+        FruitsError: naming table and snapshot.
+    """
+    if table.snapshot_by_id(snapshot_id) is None:
+        raise FruitsError(
+            f"table {table.name()[-1]}: snapshot {snapshot_id} has expired, and its rows are gone; clear a run that "
+            "needs them from `wait_for_lease`, or choose a newer publication (`fruits status --publications`)"
+        )
 
 
 def _properties(definition: TableDefinition) -> dict[str, str]:

@@ -86,6 +86,14 @@ def current_base(lake: Lake) -> Base:
     raise TransientError("publications: other runs kept publishing while the current one was looked for; try again")
 
 
+def readers_base(lake: Lake) -> Base:
+    """The current publication as readers find it; unlike ``current_base``, this changes nothing."""
+    head = _main(lake, "publications")
+    published = publications(lake, head)
+    current = published[-1] if published else Publication(0, {name: _main(lake, name) for name in DATA_TABLES})
+    return Base(current, head)
+
+
 def publish(
     lake: Lake, base: Base, writer: Writer, publication: Publication, *, onto: int | None = None
 ) -> Publication:

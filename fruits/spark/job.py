@@ -14,6 +14,7 @@ from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import check_current
+from fruits.lake.reader import open_read_only
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.documents import (
     PlannedMaintenance,
@@ -75,8 +76,18 @@ class Job:
         return self.recorder.phase(name)
 
     def manifest(self) -> Manifest:
-        """The run's manifest."""
-        return Manifest.read(run_store(self.settings, self.run.key), self.run.manifest)
+        """The run's manifest.
+
+        Raises:
+            FruitsError: when maintenance has removed the run's folder.
+        """
+        try:
+            return Manifest.read(run_store(self.settings, self.run.key), self.run.manifest)
+        except FileNotFoundError:
+            raise FruitsError(
+                f"run {self.run.key}: its manifest {self.run.manifest} is gone from {self.settings.lake}/runs; clear "
+                "the run from `wait_for_lease`, so that it is planned again"
+            ) from None
 
     def start_branches(self, *names: TableName) -> None:
         """Fork the attempt's branches of tables from the job's starting snapshots."""
@@ -189,13 +200,15 @@ def _attempt(
 ) -> Iterator[tuple[Lake, TaskRecorder[Any]]]:
     """The lake and the document of an attempt, which holds the lease; a dry run changes nothing and needs none."""
     planned_at = planned.planned_at if isinstance(planned, PlannedRun) else None
-    with task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder:
+    with (
+        nullcontext() if dry_run else hold_lease(settings, planned.key),
+        task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder,
+    ):
         check_release(os.environ)
-        lake = Lake.open(settings)
+        lake = open_read_only(settings) if dry_run else Lake.open(settings)
         if not dry_run:
             migrate(lake)
-        with nullcontext() if dry_run else hold_lease(settings, planned.key):
-            yield lake, recorder
+        yield lake, recorder
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from fruits.lake.publication import (
     Publication,
     current_base,
     publications,
+    readers_base,
 )
+from fruits.lake.reader import open_read_only
 from fruits.photos.entry import Action
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import list_objects
@@ -45,7 +47,7 @@ def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun
         TransientError: when another run holds the lease.
     """
     key = run_key(run_id)
-    if request.dry_run:  # changes nothing, so it need not wait
+    if request.dry_run:  # writes nothing but its own document, so it need not wait
         return _plan(settings, request, run_id)
     with hold_lease(settings, key):
         planned = _plan(settings, request, run_id)
@@ -57,8 +59,8 @@ def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun
 def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     key = run_key(run_id)
     with task_document(settings, "plan", key, run_id) as document:
-        lake = Lake.open(settings)
-        base = current_base(lake)
+        lake = open_read_only(settings) if request.dry_run else Lake.open(settings)
+        base = readers_base(lake) if request.dry_run else current_base(lake)
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))

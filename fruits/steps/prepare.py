@@ -8,6 +8,7 @@ from itertools import islice
 from fruits.backbones.stage import staged_card
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
+from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.photos.listing import list_objects
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
@@ -20,18 +21,44 @@ log = logging.getLogger("fruits")
 def prepare(settings: Settings, request: RunRequest) -> None:
     """Check bucket, catalog and lake, migrate the lake, and stage the backbone that was asked for.
 
+    A dry run only checks.
+
     Raises:
         FruitsError: says what is missing and what to do.
     """
     first = next(islice(list_objects(settings, request.prefix), 1), None)
     if first is not None and first.size:
         check_photo(settings, first.key, denials_only=True)
+    if request.dry_run:
+        check_for_dry_run(settings, request)
+        return
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
     lake.check_bucket()
     migrate(lake)
     stage_missing(with_backbone(settings, request))
+
+
+def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
+    """Check lake and backbone without making anything.
+
+    Raises:
+        FruitsError: when the lake or its backbone is not there yet, or the lake holds another bucket's photos.
+    """
+    advice = "`fruits plan` shows what the first run would do, or start the run without `dry_run`"
+    try:
+        lake = open_read_only(settings)
+    except NoLakeError as error:
+        raise FruitsError(f"dry run: {error}. A dry run makes nothing; {advice}") from error
+    if lake.bucket() not in (None, settings.bucket):
+        lake.check_bucket()  # says what is wrong; a lake that is bound to no bucket yet would be bound
+    chosen = with_backbone(settings, request)
+    if staged_card(chosen) is None:
+        raise FruitsError(
+            f"dry run: backbone {chosen.backbone} with weights {chosen.weights} is not in {settings.lake}/models, and "
+            f"a dry run does not build it; {advice}"
+        )
 
 
 def with_backbone(settings: Settings, request: RunRequest) -> Settings:

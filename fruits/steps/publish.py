@@ -39,9 +39,9 @@ def publish_run(settings: Settings, run: str) -> Publication:
         TransientError: when another run holds the lease.
         FruitsError: when a task before has not succeeded, or ran again after a later one.
     """
-    lake = Lake.open(settings)
-    migrate(lake)
     with hold_lease(settings, run):
+        lake = Lake.open(settings)
+        migrate(lake)
         publication = _publish(lake, run)
     release_lease(settings, run)
     log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -282,10 +283,16 @@ def validate(job: Job, bucket: Bucket) -> None:
 WORK: Mapping[TaskName, Callable[[Job, Bucket], None]] = {"featurize": featurize, "pca": pca, "validate": validate}
 
 
+@cache
+def _script_of_maintenance() -> ModuleType:
+    script: ModuleType = load_file(Path(__file__).parents[2] / "spark_jobs" / "maintain.py", "chaos_maintain")
+    return script
+
+
 @contextmanager
 def numpy_jobs() -> Iterator[ModuleType]:
     """Inside, jobs work on ``NumpyTables``; gives the script of maintenance."""
-    maintain: ModuleType = load_file(Path(__file__).parents[2] / "spark_jobs" / "maintain.py", "chaos_maintain")
+    maintain = _script_of_maintenance()
 
     @contextmanager
     def tables(task: TaskName, lake: Any, run: str, recorder: Any) -> Iterator[Tables]:

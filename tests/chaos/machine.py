@@ -28,7 +28,8 @@ class Histories(RuleBasedStateMachine):
     """One history. After each sweep the tables equal one full run's; at each effect readers see whole publications."""
 
     real: ClassVar[bool] = False
-    table: ClassVar[Counter[tuple[str, str, str]]] = Counter()
+    met: ClassVar[Counter[tuple[str, str, str]]] = Counter()
+    survived: ClassVar[Counter[tuple[str, str, str]]] = Counter()
     histories: ClassVar[int] = 0
 
     def __init__(self) -> None:
@@ -99,8 +100,9 @@ class Histories(RuleBasedStateMachine):
         try:
             self.world.sweep(self.next_run("last"))
             self.world.check_equals_a_full_run()
+            Histories.survived.update(self.world.table)
         finally:
-            Histories.table.update(self.world.table)
+            Histories.met.update(self.world.table)
             Histories.histories += 1
             self.stack.close()
 

@@ -263,14 +263,15 @@ class Transaction:
         heads, updates = dict(metadata.heads), [self.properties] if self.properties else []
         snapshots = dict(metadata.snapshots)
         for snapshot_id, (branch, properties, change) in zip(ids, self.changes, strict=True):
-            parent = snapshots[heads[branch]]
-            rows, files = change(parent)
-            snapshots[snapshot_id] = Snapshot(snapshot_id, parent.snapshot_id, rows, files, properties)
+            parent = snapshots[heads[branch]] if branch in heads else None  # a branch that is gone is an empty table
+            rows, files = change(parent or Snapshot(0, None, next(iter(snapshots.values())).rows.slice(0, 0)))
+            before = parent.snapshot_id if parent else None
+            snapshots[snapshot_id] = Snapshot(snapshot_id, before, rows, files, properties)
             heads[branch] = snapshot_id
             updates.append(snapshots[snapshot_id])
-        moved = [name for name, at in heads.items() if metadata.heads[name] != at]
+        moved = [name for name, at in heads.items() if metadata.heads.get(name) != at]
         updates += [SetSnapshotRefUpdate(ref_name=name, type="branch", snapshot_id=heads[name]) for name in moved]
-        return tuple(SimpleNamespace(ref=name, snapshot_id=metadata.heads[name]) for name in moved), tuple(updates)
+        return tuple(SimpleNamespace(ref=name, snapshot_id=metadata.heads.get(name)) for name in moved), tuple(updates)
 
 
 def filtered(rows: pa.Table, condition: Any, *, keep: bool = True) -> pa.Table:

@@ -7,17 +7,20 @@ At every effect the world looks at the lake as a reader does.
 
 import shutil
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 
 from fruits.analysis.pca import transform
@@ -204,6 +207,19 @@ class World:
 
     # What readers see.
 
+    def state(self) -> str:
+        """The tables right now, in a few words."""
+        if self.memory is None:
+            return "on a real catalog"
+        if len(self.memory.tables) < len(TABLES):
+            return "tables missing"
+        if not self.last:
+            return "nothing published"
+        behind = sum(
+            self.memory.tables[name].heads["main"] != at for name, at in publications(Lake(self.settings))[-1].snapshots.items()
+        )
+        return f"{behind} of {len(DATA_TABLES)} main branches behind" if behind else "settled"
+
     def look(self) -> None:
         """See that readers find whole publications, and that each ``main`` is where a publication has it."""
         if self.memory and len(self.memory.tables) == len(TABLES):
@@ -300,14 +316,12 @@ class Faulty:
         self.count += moment == "before"
         fault = self.faults.pop((self.count, moment), None)
         if fault is not None:
-            before = self._published()
             self.busy = True
             try:
                 self.happen(fault, kind, path)
             finally:
                 self.busy = False
-                state = "as before" if self._published() == before else "as published"
-                self.world.table[fault.kind + " " + moment, subject(kind, path), state] += 1
+                self.world.table[f"{fault.kind} {moment}", subject(kind, path), self.world.state()] += 1
 
     def happen(self, fault: Fault, kind: str, path: str) -> None:
         """Let a fault happen."""
@@ -333,11 +347,6 @@ class Faulty:
             with suppress(FruitsError):
                 world.attempt(self.task, self.run_id)
 
-    def _published(self) -> int | None:
-        if self.world.memory and "publications" in self.world.memory.tables:
-            return self.world.memory.tables["publications"].heads["main"]
-        return None
-
 
 def subject(kind: str, path: str) -> str:
     """What an effect is done to, in a few words."""
@@ -349,16 +358,31 @@ def subject(kind: str, path: str) -> str:
     return f"{kind} of {'the manifest' if name.startswith('manifest') else name}"
 
 
+@cache
+def _settings() -> Settings:
+    return Settings.load(lake="file:///nowhere", catalog_uri="sqlite:////nowhere", max_quarantined_share=1)
+
+
+class NoThread:
+    """In the place of the thread that renews a lease every half minute: no task here takes so long."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        """Nothing runs."""
+
+    def join(self) -> None:
+        """Nothing ran."""
+
+
 @contextmanager
 def world(*, real: bool = False) -> Iterator[World]:
     """A new bucket and a new lake: in memory, or on a SQLite file and in a folder."""
     shm = Path("/dev/shm")  # noqa: S108 -- run documents are files also when the catalog is in memory
     folder = Path(tempfile.mkdtemp(prefix="fruits-chaos-", dir=shm if shm.is_dir() else None))
-    settings = Settings.load(
-        lake=f"file://{folder}/lake",
-        catalog_uri=f"sqlite:///{folder}/catalog.db",
-        max_quarantined_share=1,
-    )
+    place = {"lake": f"file://{folder}/lake", "catalog_uri": SecretStr(f"sqlite:///{folder}/catalog.db")}
+    settings = _settings().model_copy(update=place)
     memory = None if real else MemoryCatalog(settings.warehouse)
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         stack.callback(shutil.rmtree, folder)
@@ -380,6 +404,7 @@ def world(*, real: bool = False) -> Iterator[World]:
         patch.setattr(planning, "read_card", lambda *_: CARD)
         patch.setattr(preparing, "check_photo", lambda *_, **__: None)
         patch.setattr(leases, "datetime", Clock)
+        patch.setattr(leases, "threading", SimpleNamespace(Event=threading.Event, Thread=NoThread))
         if memory:
             patch.setattr(catalogs, "open_catalog", lambda _: memory)
         for number, key in enumerate(FIRST):
