@@ -1,5 +1,6 @@
 """The Iceberg catalog, as PyIceberg and as Spark open it, and the tables in it."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
+_PROPERTY_TRIES = 20
 _BUCKET_PROPERTY = "fruits.bucket"
 _FORMAT_PROPERTY = "fruits.lake-format"
 
@@ -306,8 +308,19 @@ class Lake:
         self._set_property(_FORMAT_PROPERTY, str(LAKE_FORMAT))
 
     def _set_property(self, name: str, value: str) -> None:
-        with self.table("publications").transaction() as transaction:
-            transaction.set_properties({name: value})
+        """Set a property, again when another commit was quicker: PyIceberg repeats only commits of rows."""
+        from pyiceberg.exceptions import CommitFailedException
+
+        for tries_left in reversed(range(_PROPERTY_TRIES)):
+            try:
+                with self.table("publications").transaction() as transaction:
+                    transaction.set_properties({name: value})
+            except CommitFailedException:
+                if not tries_left:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def bucket(self) -> str | None:
         """The bucket whose photos the lake holds; None when it is bound to none yet."""

@@ -257,7 +257,7 @@ def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocumen
         return _DOCUMENTS[document["task"]].model_validate(document)
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError) as error:  # no JSON, or not what this release expects
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # no JSON, or not what this release expects
         raise FruitsError(
             f"run document {path}: not a document of `{task}` that Fruits {fruits.__version__} knows ({error}); use "
             "the release that wrote it, or clear the run from `wait_for_lease`"

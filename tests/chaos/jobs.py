@@ -1,7 +1,7 @@
-"""The Spark jobs in numpy: same branches, documents, lease, statistics and gates, by the same functions of the library.
+"""The Spark jobs in numpy: same branches, documents, lease, statistics and gates, by the library's own functions.
 
-Only what Spark and LiteRT compute is replaced. A photo's bytes are hashed into its vector, so a feature is a function of
-the bytes. Rows are written by PyIceberg on the attempt's branch, in the order in which the real jobs write.
+Only what Spark and LiteRT compute is replaced. A photo's bytes are hashed into its vector, so a feature is a function
+of the bytes. Rows are written by PyIceberg on the attempt's branch, in the order in which the real jobs write.
 """
 
 import hashlib
@@ -63,7 +63,9 @@ class NumpyTables(Tables):
         return self.lake.read(name, self.lake.head(name, self.writer.branch))
 
     def append(self, name: TableName, rows: Any) -> None:
-        commit_rows(self.lake, name, lambda change: change.append(rows, **self.writer.commit), branch=self.writer.branch)
+        commit_rows(
+            self.lake, name, lambda change: change.append(rows, **self.writer.commit), branch=self.writer.branch
+        )
 
     def delete_keys(self, name: TableName, keys: pa.Table, model_id: str) -> None:
         if keys.num_rows:
@@ -221,7 +223,9 @@ def _project(job: Job, pca_id: str, fitted: Any, rows: pa.Table) -> int:
     constants = {"model_id": job.run.model_id, "pca_id": pca_id, "run_id": job.run.run_id}
     if rows.num_rows:
         batch = rows.select(["key", "etag", "label", "split", "vector"]).combine_chunks().to_batches()[0]
-        job.tables.append("embeddings", pa.Table.from_batches([_embeddings(batch, fitted, constants)], EMBEDDINGS.schema))
+        job.tables.append(
+            "embeddings", pa.Table.from_batches([_embeddings(batch, fitted, constants)], EMBEDDINGS.schema)
+        )
     return int(rows.num_rows)
 
 
@@ -253,9 +257,7 @@ def validate(job: Job, bucket: Bucket) -> None:
         wrong_widths=0,
         quarantined=quarantine.num_rows,
         scale_ratio=None,
-        missing_embeddings=sum(
-            (Counter(features["key"].to_pylist()) - Counter(embeddings["key"].to_pylist())).values()
-        )
+        missing_embeddings=sum((Counter(features["key"].to_pylist()) - Counter(embeddings["key"].to_pylist())).values())
         + abs(features.num_rows - embeddings.num_rows),
         orthonormality_error=orthonormality_error(version.pca.components),
         explained_variance=float(version.pca.explained_variance_ratio.sum()),

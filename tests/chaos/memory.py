@@ -1,8 +1,8 @@
 """A catalog of tables in memory: what the library asks of PyIceberg's catalogs and tables, a hundred times as quick.
 
 A commit of PyIceberg to a SQLite file writes metadata, manifests and Parquet files, some 20 ms together. Here a commit
-takes microseconds, so a minute has room for thousands of histories. Requirements, refs, lines of snapshots, a second try
-that finds the first in effect: as in PyIceberg 0.12. The same histories run on a real catalog too, so a difference shows.
+takes microseconds, so a minute has room for many histories. Requirements, refs, lines of snapshots, a second try that
+finds the first in effect: as in PyIceberg 0.12. The same histories run on a real catalog too, so a difference shows.
 """
 
 import itertools
@@ -94,7 +94,9 @@ class MemoryCatalog:
             if identifier[1] in self.tables:
                 raise TableAlreadyExistsError(identifier[1])
             first = Snapshot(next(self.ids), None, schema.empty_table())
-            self.tables[identifier[1]] = Metadata(dict(properties), {first.snapshot_id: first}, {"main": first.snapshot_id})
+            self.tables[identifier[1]] = Metadata(
+                dict(properties), {first.snapshot_id: first}, {"main": first.snapshot_id}
+            )
 
     def commit_table(self, table: "MemoryTable", requirements: tuple[Any, ...], updates: tuple[Any, ...]) -> None:
         """Commit updates, if the refs are where the requirements have them."""
@@ -203,7 +205,11 @@ class Scan:
     def to_arrow(self) -> pa.Table:
         """The rows."""
         rows = filtered(self.snapshot.rows, self.row_filter)
-        chosen = rows if self.columns == ("*",) else rows.select([name for name in rows.column_names if name in self.columns])
+        chosen = (
+            rows
+            if self.columns == ("*",)
+            else rows.select([name for name in rows.column_names if name in self.columns])
+        )
         return chosen.slice(0, self.limit)
 
     def count(self) -> int:
@@ -226,7 +232,11 @@ class Transaction:
     def append(self, rows: pa.Table, branch: str = "main", snapshot_properties: Mapping[str, str] = {}) -> None:
         """Add rows."""
         self.changes.append(
-            (branch, snapshot_properties, lambda at: (pa.concat_tables([at.rows, rows.cast(at.rows.schema)]), at.files + 1))
+            (
+                branch,
+                snapshot_properties,
+                lambda at: (pa.concat_tables([at.rows, rows.cast(at.rows.schema)]), at.files + 1),
+            )
         )
 
     def overwrite(self, rows: pa.Table, branch: str = "main", snapshot_properties: Mapping[str, str] = {}) -> None:
@@ -244,7 +254,7 @@ class Transaction:
         self.properties |= properties
 
     def commit(self, table: MemoryTable) -> None:
-        """Commit; after a refusal look whether the changes are in effect, and otherwise do them anew, as PyIceberg does."""
+        """Commit; after a refusal see whether the changes are in effect, else do them anew, as PyIceberg does."""
         ids = [next(table.catalog.ids) for _ in self.changes]
         for tried in range(_TRIES):
             try:

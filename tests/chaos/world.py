@@ -26,6 +26,7 @@ from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from fruits.analysis.pca import transform
 from fruits.errors import DeniedError, FruitsError, TransientError
 from fruits.lake import catalog as catalogs
+from fruits.lake import reader as readers
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.lake.publication import Publication, publications, readable, roll_back
@@ -115,6 +116,7 @@ class World:
     runs: dict[str, RunRequest] = field(default_factory=dict)
     seen: set[int] = field(default_factory=set)
     last: list[Publication] = field(default_factory=list)
+    foreign: set[int | None] = field(default_factory=set)
     table: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     offset: timedelta = timedelta()
     puts: int = 0
@@ -215,9 +217,8 @@ class World:
             return "tables missing"
         if not self.last:
             return "nothing published"
-        behind = sum(
-            self.memory.tables[name].heads["main"] != at for name, at in publications(Lake(self.settings))[-1].snapshots.items()
-        )
+        current = publications(Lake(self.settings))[-1].snapshots
+        behind = sum(self.memory.tables[name].heads["main"] != at for name, at in current.items())
         return f"{behind} of {len(DATA_TABLES)} main branches behind" if behind else "settled"
 
     def look(self) -> None:
@@ -242,7 +243,7 @@ class World:
             allowed = {one.snapshots[name] for one in self.last}
             if len(self.last) == 1:
                 allowed.add(lake.table(name).snapshots()[0].snapshot_id)
-            assert lake.head(name) in allowed, f"main of {name} is at no publication"
+            assert lake.head(name) in allowed | self.foreign, f"main of {name} is at no publication"
 
     def check_whole(self, lake: Lake, publication: Publication) -> None:
         """The tables of a publication agree with each other: keys, ETags, embeddings, statistics."""
@@ -325,7 +326,6 @@ class Faulty:
 
     def happen(self, fault: Fault, kind: str, path: str) -> None:
         """Let a fault happen."""
-        world = self.world
         if fault.kind == "killed":
             self.dead = True
             raise KilledError
@@ -335,14 +335,17 @@ class Faulty:
             raise DeniedError(f"{path}: denied")
         if fault.kind == "refused" and kind == "commit":
             raise RefusedError("Requirement failed: branch has changed" if fault.moment == "after" else "try again")
+        self.meanwhile(fault)
+
+    def meanwhile(self, fault: Fault) -> None:
+        """Let somebody else do something, between two steps of the task."""
+        world = self.world
         if fault.kind == "expired":
             world.offset += leases.DURATION * 2
         if fault.kind == "rolled back":
             world.roll_back(fault.number)
         if fault.kind == "maintained" and self.task != "maintain":
-            offset = world.offset
             world.keep_house(f"maintenance at {self.run_id} {fault.number}")
-            world.offset = max(world.offset, offset)
         if fault.kind == "overtaken" and self.task in STEPS:
             with suppress(FruitsError):
                 world.attempt(self.task, self.run_id)
@@ -407,6 +410,8 @@ def world(*, real: bool = False) -> Iterator[World]:
         patch.setattr(leases, "threading", SimpleNamespace(Event=threading.Event, Thread=NoThread))
         if memory:
             patch.setattr(catalogs, "open_catalog", lambda _: memory)
+            patch.setattr(readers, "open_catalog", lambda _, **__: memory)
+            patch.setattr(readers, "_local_parts", lambda _: [])
         for number, key in enumerate(FIRST):
             made.put(key, f"first {number}".encode())
         yield made
