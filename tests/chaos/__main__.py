@@ -18,7 +18,7 @@ _BATCH = 200
 
 def run_batch(machine: type[Histories], seed: int, histories: int, steps: int = 6) -> None:
     """Run histories of one seed; raises at the first that breaks a promise, reduced to a short program."""
-    core.global_force_seed = seed
+    before, core.global_force_seed = core.global_force_seed, seed
     chosen = settings(
         max_examples=histories,
         stateful_step_count=steps,
@@ -28,7 +28,10 @@ def run_batch(machine: type[Histories], seed: int, histories: int, steps: int = 
         suppress_health_check=list(HealthCheck),
         print_blob=False,
     )
-    run_state_machine_as_test(machine, settings=chosen)
+    try:
+        run_state_machine_as_test(machine, settings=chosen)
+    finally:
+        core.global_force_seed = before
 
 
 def print_table(met: Counter[tuple[str, str, str]], survived: Counter[tuple[str, str, str]]) -> None:
@@ -46,6 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--histories", type=int, default=1000, help="how many, on the catalog in memory")
     parser.add_argument("--real", type=int, default=30, help="how many, on a SQLite file and a folder")
+    parser.add_argument("--kills", type=int, default=0, help="how many processes of real Spark jobs are killed")
     parser.add_argument("--minutes", type=float, default=0, help="go on for so long, with new seeds")
     parser.add_argument("--seed", type=int, default=random.randrange(10**9), help="of the first batch")  # noqa: S311
     arguments = parser.parse_args()

@@ -149,7 +149,9 @@ class TestEffects:
             remove_files(store, *"ab")
         together = settings.lake_kind == "s3"  # by one request
         assert [name for moment, name in seen if moment == "before"] == ["a", "b"]
-        assert [moment for moment, _ in seen] == (["before"] * 2 + ["after"] * 2 if together else ["before", "after"] * 2)
+        assert [moment for moment, _ in seen] == (
+            ["before"] * 2 + ["after"] * 2 if together else ["before", "after"] * 2
+        )
 
     @pytest.mark.parametrize("moment", ["before", "after"])
     @pytest.mark.parametrize("failing", [1, 2, 3])
