@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.story]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.story]
 
 SIDS = (
     "ListPhotos",

@@ -58,6 +58,7 @@ def test_a_photo_depends_on_each_of_seed_label_split_and_number_and_on_nothing_e
     assert len({photo, *(draw(*other, size=SMALL) for other in others)}) == 1 + len(others)
 
 
+@pytest.mark.heavy
 def test_a_process_pool_writes_the_same_bytes_as_this_process(tmp_path):
     for workers in (1, 2):
         generate(tmp_path / str(workers), kinds=2, per_kind_train=2, per_kind_test=1, size=SMALL, workers=workers)
@@ -190,6 +191,7 @@ def test_the_longer_side_stays_within_the_size_asked_for_and_both_orientations_o
     assert {width > height for width, height in sizes if width != height} == {True, False}
 
 
+@pytest.mark.heavy
 def test_mean_colour_says_something_about_the_kind_but_far_from_everything():
     def mean_colour(label: str, split: str, number: int) -> np.ndarray:
         photo = Image.open(io.BytesIO(draw(label, split, number, size=SMALL)))

@@ -226,6 +226,7 @@ def test_another_process_gives_the_same_bits(chain, first, new_settings, spark_s
     assert vectors_of(chain.branch_rows(settings, "elsewhere", "features")) == vectors
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("job", ["featurize", "pca", "validate", "maintain"])
 def test_each_job_explains_itself(job):
     script = ROOT / "spark_jobs" / f"{job}.py"

@@ -315,6 +315,7 @@ def test_runs_go_on_from_a_retained_publication(seen):
     assert "Training/Kiwi/late.img" in seen.keys_of_live
 
 
+@pytest.mark.slow
 def test_in_an_s3_lake(chain, new_settings, first):
     """The rows are the first run's features, published by no run."""
     settings, writer = new_settings("s3"), Writer("by_hand", "publish_1_abcdef")

@@ -379,7 +379,8 @@ def all_well(airflow: Airflow, channels: Channels, dead_slack: Runs) -> Runs:
     return Runs(*map(airflow.start, ("failing", "late", "in_time")))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
+@pytest.mark.story
 class TestThroughAirflow:
     def test_a_dead_channel_stops_no_other(self, airflow: Airflow, channels: Channels, dead_slack: Runs) -> None:
         told = wait_for(lambda: channels.told(dead_slack.failing, dead_slack.late))

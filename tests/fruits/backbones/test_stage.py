@@ -155,6 +155,7 @@ def test_a_changed_file_in_the_lake_is_refused(settings: Load, builds: list[str]
         load_backbone(settings(), card.model_id)
 
 
+@pytest.mark.heavy
 def test_looking_up_a_staged_backbone_imports_nothing_heavy(settings: Load, builds: list[str], tmp_path: Path) -> None:
     card = stage(settings())
     code = (

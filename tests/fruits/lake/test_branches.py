@@ -166,6 +166,7 @@ def rounds(lake, name):
     drop_branch(lake, TABLE, f"gone_{name}")
 
 
+@pytest.mark.heavy
 def test_threads_commit_to_branches_of_one_table_at_once(lake):
     barrier = threading.Barrier(6)
 

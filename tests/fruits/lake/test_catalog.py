@@ -60,16 +60,16 @@ class TestMadeTables:
         assert int(made.properties["commit.retry.num-retries"]) >= 20
 
 
-def test_tables_are_made_once(lake, lake_settings):
+def test_tables_are_made_once(lake):
     before = {name: (lake.table(name).metadata.table_uuid, lake.head(name)) for name in NAMES}
-    again = Lake.open(lake_settings())
+    again = Lake.open(lake.settings)
     assert {name: (again.table(name).metadata.table_uuid, again.head(name)) for name in NAMES} == before
 
 
-def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake, lake_settings):
+def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake):
     kept = lake.table("features").metadata.table_uuid
     lake.catalog.drop_table((lake.settings.namespace, "embeddings"))
-    again = Lake.open(lake_settings())
+    again = Lake.open(lake.settings)
     assert again.head("embeddings") is not None
     assert again.table("features").metadata.table_uuid == kept
 
@@ -180,6 +180,7 @@ class TestReading:
             assert found.num_rows == 80 - 4 - 20
             assert 0 < min(map(len, batches)) <= max(map(len, batches)) <= 4
 
+    @pytest.mark.heavy
     def test_batches_take_the_memory_of_a_row_group_not_of_a_file(self, lake):
         keys = [f"k{number}" for number in range(100_000)]
         noise = np.random.default_rng(0).random((len(keys), 128), dtype=np.float32)

@@ -321,6 +321,7 @@ def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(lake, monkeyp
     assert mains_follow(lake, current)
 
 
+@pytest.mark.heavy
 def test_readers_see_a_consistent_set_while_runs_publish(lake):
     done, seen = threading.Event(), []
 
