@@ -49,7 +49,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--histories", type=int, default=1000, help="how many, on the catalog in memory")
     parser.add_argument("--real", type=int, default=30, help="how many, on a SQLite file and a folder")
-    parser.add_argument("--kills", type=int, default=0, help="how many processes of real Spark jobs are killed")
     parser.add_argument("--minutes", type=float, default=0, help="go on for so long, with new seeds")
     parser.add_argument("--seed", type=int, default=random.randrange(10**9), help="of the first batch")  # noqa: S311
     arguments = parser.parse_args()
