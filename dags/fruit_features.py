@@ -23,38 +23,56 @@ day's photos only: by the date in the key, `dt=2026-11-20/`, or else by LastModi
 **Another backbone.** A run or a backfill with the param `backbone` builds the new backbone's rows beside the rows that
 readers use. The run that clears the backlog switches readers to the new backbone, once its gates have passed.
 
+**Approvals.** More deletions than FRUITS_MAX_DELETED_SHARE and FRUITS_MAX_DELETIONS allow within 24 hours, and the last
+photos of a label, wait for a person's approval; so do a rebuild, a refit and a switch of backbone of more rows than
+FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Approve in the DAG `fruit_approval`, or by
+`fruits approve`.
+
 **Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
 between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the finished run left. A
-run whose process died loses the lease after five minutes.
+sweep or an event's run is skipped while another one waits: that one will find the same photos. A run that ended without
+releasing the lease holds up the others for a minute or two. A run that finds that another one published since its plan clears
+itself and plans again, once.
+
+**An empty bucket** is no failure: sweeps and events are skipped, and say so. A run by hand waits for photos.
 
 **Rerun, retry, clear.** All harmless: each attempt writes to branches of its own, from the tables that the plan found,
-and publishing twice changes nothing. Clear from `wait_for_lease` to look at the bucket again.
+and publishing twice changes nothing and announces nothing. Clear from `wait_for_lease` to look at the bucket again.
 
 **When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
 the table `quarantine`.
 
-**Alerts.** A failed run, and FRUITS_ALERT_AFTER_HOURS without a run that brought the tables up to date, alert the
-channels that are set (SNS, Slack, e-mail). A publication is an event of the asset `fruits_embeddings`, which may
-schedule other DAGs.
+**Params.** A name that the form does not have (`dryrun`) or a value of another type turns `prepare` red; the message names
+the nearest param. Nothing has been done then.
 
-Every task leaves `runs/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
+**Pin.** After `fruits pin` readers stay on a publication. Each run then ends green after `plan`, and the log of `plan`
+says who pinned readers and why. `fruits unpin` lets runs publish again.
+
+**Alerts.** A failed run, something that waits for an approval, and a publication with fewer rows than the one before
+alert the channels that are set (SNS, Slack, e-mail); `fruit_watchdog` alerts of what no run would say. A publication is
+an event of the asset `fruits_embeddings`, which may schedule other DAGs. The note of an ended run has its publication and
+its counts, or its error.
+
+Every task leaves `runs/<namespace>/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
 """  # noqa: E501 -- rows of a table
 
 from datetime import datetime
 from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, Param, get_current_context, task
+from airflow.sdk import DAG, AssetOrTimeSchedule, Param, get_current_context, task
 
-from fruits.airflow.alerts import alert_failure, deadline
+from fruits.airflow.alerts import alert, alert_failure, shrunk_message
+from fruits.airflow.approvals import ASKED, announce_questions
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
 from fruits.airflow.operators import spark_job
+from fruits.airflow.replan import replan_on_conflict
 from fruits.airflow.sensors import LeaseSensor, PhotosPresentSensor, UploadsSettledSensor
-from fruits.airflow.tasks import TASK_DEFAULTS, event_extra, requested
+from fruits.airflow.tasks import EMBEDDINGS, TASK_DEFAULTS, announce, requested, skip_when_another_waits
 from fruits.airflow.timetables import SweepTimetable
 from fruits.settings import DagSettings
 
-EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
+PHOTOS = photos_asset(DagSettings.load().event_queue)
 
 PARAMS = {
     "prefix": Param(
@@ -66,7 +84,7 @@ PARAMS = {
     ),
     "keys": Param(
         [],
-        type=["null", "array"],
+        type=["null", "array", "string"],
         items={"type": "string"},
         title="Keys",
         description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
@@ -119,6 +137,13 @@ PARAMS = {
     "retry_quarantined": Param(
         False, type="boolean", title="Retry quarantined", description="Read the photos in quarantine again."
     ),
+    "allow_deletes": Param(
+        None,
+        type=["null", "string", "boolean"],
+        title="Allow deletions",
+        description="Approves deletions that wait for an approval: their digest, as `fruits status` shows it, or true "
+        "for any (but not when the bucket lists nothing at all). Empty: a person decides.",
+    ),
     "dry_run": Param(False, type="boolean", title="Dry run", description="Plan, log what the run would do, and stop."),
     "settle_seconds": Param(
         10,
@@ -134,7 +159,7 @@ PARAMS = {
         minimum=1,
         maximum=604_800,
         title="Sensor time-out (s)",
-        description="How long to wait for photos. Empty: an hour, or no wait when you enter a prefix.",
+        description="How long a run by hand waits for photos. Empty: an hour, or no wait when you enter a prefix.",
     ),
 }
 
@@ -147,12 +172,14 @@ def prepare() -> dict[str, Any]:
 
     with non_retryable():
         settings = Settings.load()
-        request = requested(get_current_context(), settings)
+        context = get_current_context()
+        skip_when_another_waits(context, settings)
+        request = requested(context, settings)
         prepare_run(settings, request)
     return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
 
 
-@task.short_circuit
+@task.short_circuit(inlets=[PHOTOS], outlets=[ASKED])
 def plan(prepared: dict[str, Any]) -> str:
     """Write the manifest: see fruits/steps/plan.py. Returns the run key; an empty one skips the rest of the run."""
     from fruits.run.request import RunRequest
@@ -164,19 +191,30 @@ def plan(prepared: dict[str, Any]) -> str:
     with non_retryable():
         planned = plan_run(Settings.load(), request, context["run_id"])
     context["ti"].xcom_push("counts", dict(planned.counts))
+    if not request.dry_run:
+        announce_questions(planned.newly_asked, context)
+    if planned.pinned:
+        context["ti"].xcom_push("pinned", planned.pinned)
     return planned.key if planned.work and not request.dry_run else ""
 
 
-@task(outlets=[EMBEDDINGS])
+@task(inlets=[EMBEDDINGS], outlets=[EMBEDDINGS])
 def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
+    from fruits.airflow import metrics
     from fruits.settings import Settings
-    from fruits.steps.publish import publish_run
+    from fruits.steps.publish import current_publication, publish_run, rows_before
 
-    with non_retryable():
-        publication = publish_run(Settings.load(), run)
-    extra = event_extra(publication)
-    get_current_context()["outlet_events"][EMBEDDINGS].extra = extra
+    context = get_current_context()
+    with non_retryable(), replan_on_conflict(context):
+        settings = Settings.load()
+        publication = publish_run(settings, run)
+        current = current_publication(settings)
+        before = rows_before(settings, run)
+    extra = announce(context, publication, current)
+    metrics.send(metrics.of_publication(publication))
+    if publication.rows < before:
+        alert(shrunk_message(before, publication.rows, publication.publication_id))
     return extra
 
 
@@ -186,14 +224,13 @@ with DAG(
     doc_md=__doc__,
     schedule=AssetOrTimeSchedule(
         timetable=SweepTimetable(),  # type: ignore[arg-type]  # Airflow takes timetables of plugins as well
-        assets=[photos_asset(DagSettings.load().event_queue)],
+        assets=[PHOTOS],
     ),
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's time zone
     catchup=False,
-    max_active_runs=2,  # one works or waits for photos, one waits for the lease; a third would find nothing to do
+    max_active_runs=1_000,  # more than a backfill has days: docs/decisions/12-many-active-runs.md
     params=PARAMS,
     on_failure_callback=alert_failure,
-    deadline=deadline(),
     tags=["fruits", "features"],
     render_template_as_native_obj=False,
     default_args=TASK_DEFAULTS,

@@ -5,8 +5,9 @@ drops data that no reader needs any more.
 
 | task | its story | what it does |
 |---|---|---|
+| `prepare` | `fruits/run/request.py` | checks the params, before the run waits |
 | `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no run of `fruit_features` is between its plan and its publication |
-| `plan` | `fruits/steps/plan_maintenance.py` | checks the params, looks at the lake and logs what there is to do |
+| `plan` | `fruits/steps/plan_maintenance.py` | looks at the lake and logs what there is to do |
 | `maintain` | `spark_jobs/maintain.py` | compacts on branches, checks that the rows are the same, publishes; then expires and removes |
 
 **What it keeps.** A publication is retained while it is younger than FRUITS_RETENTION_DAYS or among the newest
@@ -30,11 +31,12 @@ to do.
 **When a run is red.** The last line in the log of `maintain` says what to do. If another publication came in between (a
 rollback), Airflow retries the task. Rows that differ after a compaction are a defect: nothing is published.
 
-`runs/<run>/plan.json` and `maintain.json` in the lake record what the run found and did, and the seconds by phase;
+`runs/<namespace>/<run>/plan.json` and `maintain.json` in the lake record what the run found and did, and the seconds by phase;
 `<run>` starts with `maintenance_`.
 """  # noqa: E501 -- rows of a table
 
 from datetime import datetime
+from typing import Any
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
 
@@ -90,18 +92,25 @@ PARAMS = {
 
 
 @task
-def plan() -> str:
-    """Log what there is to do: see fruits/steps/plan_maintenance.py. Returns the run key."""
+def prepare() -> dict[str, Any]:
+    """Check the params: see `resolve_maintenance` in fruits/run/request.py. Returns what the run was asked to do."""
     from fruits.run.request import resolve_maintenance
+    from fruits.settings import Settings
+
+    with non_retryable():
+        return resolve_maintenance(get_current_context()["params"], Settings.load()).model_dump()
+
+
+@task
+def plan(prepared: dict[str, Any]) -> str:
+    """Log what there is to do: see fruits/steps/plan_maintenance.py. Returns the run key."""
+    from fruits.run.request import MaintenanceRequest
     from fruits.settings import Settings
     from fruits.steps.plan_maintenance import plan_maintenance
 
-    context = get_current_context()
+    run_id = RUN_PREFIX + str(get_current_context()["run_id"])
     with non_retryable():
-        settings = Settings.load()
-        request = resolve_maintenance(context["params"], settings)
-        planned = plan_maintenance(settings, request, RUN_PREFIX + str(context["run_id"]))
-    return planned.key
+        return plan_maintenance(Settings.load(), MaintenanceRequest(**prepared), run_id).key
 
 
 with DAG(
@@ -119,5 +128,6 @@ with DAG(
     default_args=TASK_DEFAULTS,
 ) as dag:
     wait_for_lease = LeaseSensor(task_id="wait_for_lease", run_prefix=RUN_PREFIX)
-    planned = plan()
-    wait_for_lease >> planned >> spark_job("maintain", str(planned))
+    prepared = prepare()
+    planned = plan(prepared)  # type: ignore[arg-type]  # Airflow replaces it by the value
+    prepared >> wait_for_lease >> planned >> spark_job("maintain", str(planned))

@@ -11,6 +11,7 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2  # settings, arguments, bucket, weights: the message says what to change
     GATE_FAILED = 3  # the run is sound, but its result must not be published
     CONFLICT = 4  # another run published in between: plan again
+    TRANSIENT = 5  # a server did not answer, or another run was faster: try the same again
 
 
 class FruitsError(Exception):
@@ -25,6 +26,8 @@ EXECUTOR_ERROR = f"{FruitsError.__module__}.{FruitsError.__qualname__}: "
 
 class TransientError(FruitsError):
     """A server did not answer, or other writers were always faster: the same attempt may succeed later."""
+
+    exit_code = ExitCode.TRANSIENT
 
 
 class DeniedError(FruitsError):

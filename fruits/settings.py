@@ -12,10 +12,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from fruits.errors import FruitsError
 
-_SPLITS = "train|training|test|testing|val|valid|validation"
+_SPLITS = r"(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|dev|eval(?:uation)?)(?:[ _-]?(?:set|split|images))?"
 DEFAULT_KEY_PATTERN = (
-    r"(?i)(?:.*?/)??(?:dt=(?P<date>\d{4}-\d{2}-\d{2})/(?:.*?/)??)?"
-    rf"(?:(?P<split>{_SPLITS})/)?(?P<label>(?!(?:{_SPLITS})/)[^/=]+)/(?P<file>[^/]+)"
+    # The first date and the last split among the folders, wherever they stand. The label is the last other folder.
+    r"(?i)(?:(?=(?:.*?/)??dt=(?P<date>\d{4}-\d{2}-\d{2})/))?"
+    rf"(?:(?=(?:.*/)?(?:split=)?(?P<split>{_SPLITS})/))?"
+    rf"(?:.*/)?(?P<label>(?!{_SPLITS}/)[^/=]+)/(?:(?:split=)?{_SPLITS}/)*(?P<file>[^/]+)"
 )
 
 
@@ -57,6 +59,11 @@ class DagSettings(BaseSettings):
         default=None,
         description="EMR Serverless: `s3://bucket/prefix` for the jobs' logs. Unset: the service keeps them.",
     )
+    spark_history: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="URL of Spark's history server, which the tasks of Spark jobs link to in Airflow's UI.",
+    )
     event_queue: str | None = Field(
         default=None,  # one that is wrong must not stop the hourly sweep: whoever watches it says so
         description="URL of the SQS queue with the bucket's notifications. Unset: photos wait for the hourly sweep.",
@@ -91,6 +98,16 @@ class DagSettings(BaseSettings):
             message = f"Settings are not usable; mend these environment variables (docs/configuration.md):\n{problems}"
             raise FruitsError(message) from None
 
+    @classmethod
+    def of_alerts(cls) -> "DagSettings":
+        """The settings for alerts: a wrong setting counts as unset, because an alert has to tell of that setting."""
+        try:
+            return DagSettings()
+        except ValidationError as error:
+            wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+            defaults = {name: DagSettings.model_fields[name].default for name in wrong}
+            return DagSettings(**{**defaults, "engine": "spark-submit"})
+
     @field_validator("emr_code", "emr_logs")
     @classmethod
     def _is_a_prefix_in_s3(cls, uri: str | None) -> str | None:
@@ -108,7 +125,7 @@ class DagSettings(BaseSettings):
             )
         return self
 
-    @field_validator("labels", "alert_email", mode="before", check_fields=False)
+    @field_validator("labels", "ignore", "alert_email", mode="before", check_fields=False)
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -134,9 +151,28 @@ class Settings(DagSettings):
         default=(),
         description="The labels that may occur, separated by commas. Empty: any label may.",
     )
+    ignore: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("default",),
+        description="Objects that are none of ours, separated by commas: a folder (`scratch/`) or a file's name "
+        "(`*.bak`), with `*` and `?`. `default` stands for the rules in [data.md](data.md), `none` for no rule.",
+    )
 
     s3_endpoint: str | None = Field(default=None, description="URL of the S3 server; unset means AWS.")
     s3_region: str = Field(default="us-east-1", description="Region of the S3 server, of Glue and of EMR Serverless.")
+    s3_timeout_seconds: int = Field(
+        default=60, ge=1, le=600, description="How long one answer of the S3 server may take, in seconds."
+    )
+    s3_retry_seconds: int = Field(
+        default=90,
+        ge=1,
+        le=240,
+        description="How long a request without an answer is tried again, in seconds. When the server has answered no "
+        "GET of a Spark worker for so long, the worker's other photos stay pending.",
+    )
+    requester_pays: bool = Field(
+        default=False,
+        description="Whether we pay for requests to the bucket of photos, as a requester-pays bucket asks.",
+    )
 
     lake: str = Field(
         description="Where tables, backbones, manifests and run documents live: `file:///folder` or `s3://bucket/prefix`."
@@ -148,6 +184,7 @@ class Settings(DagSettings):
     )
     catalog_name: str = Field(
         default="fruits",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
         description="Name of the catalog. It is part of every table's identity (not in Glue): another name shows an "
         "empty catalog.",
     )
@@ -205,6 +242,29 @@ class Settings(DagSettings):
     )
     probe_rows: int = Field(default=20_000, ge=100, description="Most photos the linear probe is fitted on.")
 
+    max_deleted_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Deletions of more than this share of the rows within 24 hours, and of more than "
+        "FRUITS_FEW_DELETIONS rows, wait for a person's approval.",
+    )
+    few_deletions: int = Field(
+        default=50, ge=0, description="So many deletions within 24 hours need no approval, whatever their share."
+    )
+    max_deletions: int = Field(
+        default=10_000, ge=0, description="More deletions than this within 24 hours wait for a person's approval."
+    )
+    keep_last_of_label: bool = Field(
+        default=True, description="Deletions of the last photos of a label wait for a person's approval."
+    )
+    approval_rows: int = Field(
+        default=100_000,
+        ge=0,
+        description="A rebuild, a requested refit and a switch of backbone wait for a person's approval when more rows "
+        "than this are concerned.",
+    )
+
     retention_days: int = Field(
         default=30, ge=1, description="Publications stay readable, and can be rolled back to, for so many days."
     )
@@ -222,6 +282,16 @@ class Settings(DagSettings):
         if "label" not in groups:
             raise ValueError("expected a named group for the label: (?P<label>...)")
         return pattern
+
+    @field_validator("ignore")
+    @classmethod
+    def _are_names(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if not pattern.rstrip("/") or "/" in pattern[:-1]:
+                raise ValueError(
+                    f"expected names of files (*.bak) and of folders (scratch/), but {pattern!r} is a path"
+                )
+        return patterns
 
     @field_validator("s3_endpoint")
     @classmethod
@@ -277,6 +347,24 @@ class Settings(DagSettings):
             raise ValueError("\n  ".join(problems))
         return self
 
+    @model_validator(mode="after")
+    def _lake_and_photos_are_apart(self) -> Self:
+        parts = urlsplit(self.lake)
+        if self.lake_kind == "file" or parts.netloc != self.bucket:
+            return self
+        photos, lake = f"s3://{self.bucket}/{self.prefix}", f"{parts.path.strip('/')}/".lstrip("/")
+        if lake.startswith(self.prefix):
+            raise ValueError(
+                f"FRUITS_LAKE: {self.lake} is among the photos, {photos}, so a run would take the lake's files for "
+                "photos; set FRUITS_LAKE to another bucket, or FRUITS_PREFIX to the photos' own folder"
+            )
+        if self.prefix.startswith(lake):
+            raise ValueError(
+                f"FRUITS_PREFIX: the photos, {photos}, are inside the lake {self.lake}, where maintenance removes "
+                "files; set FRUITS_LAKE to another bucket, or to a folder beside the photos"
+            )
+        return self
+
     @property
     def catalog_kind(self) -> Literal["sqlite", "postgresql", "glue"]:
         """What keeps the catalog."""
@@ -311,7 +399,7 @@ def count_or_share(value: Any) -> int | float:
         ValueError: when it is neither.
     """
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if 0 < number < 1:

@@ -1,32 +1,30 @@
 """Mirror a folder of photos into the bucket: upload new and changed photos, remove those that are gone."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from fruits.errors import ExitCode, FruitsError
+from fruits.photos.ignore import FOLDER_MARKER, IgnoreRules
 from fruits.photos.listing import list_objects
 from fruits.settings import Settings
 from fruits.stores import photo_store, remove_files, write_bytes
+from local.folder import Folder, read_folder, unreadable
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".mpo"})
 _THREADS = 16
-_MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Mirrored:
-    """How many objects were uploaded, removed and left as they were, and which files are no photos."""
+    """How many objects were uploaded, removed and left as they were, and what the folder holds."""
 
     uploaded: int
     removed: int
     unchanged: int
-    skipped: tuple[str, ...]
+    folder: Folder
 
 
 def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None], *, remove: bool = True) -> Mirrored:
@@ -38,15 +36,11 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None],
         FruitsError: when the folder does not exist or holds no photo at all: an empty folder would empty the bucket;
             when the bucket can't be listed or written. Nothing is removed then.
     """
-    files = _files(folder)
-    photos = {f"{settings.prefix}{name}": path for name, path in files.items() if _is_photo(name)}
-    skipped = tuple(name for name in files if not _is_photo(name))
-    if not photos:
-        raise FruitsError(
-            f"{folder}: no photos in it ({len(files)} other files); expected files such as <label>/<file>.jpg, "
-            f"of {', '.join(sorted(SUFFIXES))}"
-        )
-    objects = {item.key: item for item in list_objects(settings, settings.prefix)}
+    found = read_folder(folder, settings)
+    photos, ignore = found.photos, IgnoreRules.of(settings)
+    objects = {
+        item.key: item for item in list_objects(settings, settings.prefix) if ignore.rule_of(item.key) != FOLDER_MARKER
+    }
     store = photo_store(settings)
 
     def upload(key: str) -> bool:
@@ -64,31 +58,14 @@ def mirror(folder: Path, settings: Settings, report: Callable[[int, int], None],
             report(done, len(photos))
     gone = [key for key in objects if key not in photos] if remove else []
     remove_files(store, *gone)
-    return Mirrored(uploaded, len(gone), len(photos) - uploaded, skipped)
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """All files of a folder, by their path in it, in order."""
-
-    def unreadable(error: OSError) -> NoReturn:
-        raise FruitsError(f"{error.filename}: {error.strerror}; make it readable, or move it away") from error
-
-    if not folder.is_dir():
-        raise FruitsError(f"{folder}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
-    paths = (Path(place) / name for place, _, names in os.walk(folder, onerror=unreadable) for name in names)
-    return {path.relative_to(folder).as_posix(): path for path in sorted(paths) if path.is_file()}
+    return Mirrored(uploaded, len(gone), len(photos) - uploaded, found)
 
 
 def _read(photo: Path) -> bytes:
     try:
         return photo.read_bytes()
     except OSError as error:
-        raise FruitsError(f"{photo}: {error.strerror}; make it readable, or move it away") from error
-
-
-def _is_photo(name: str) -> bool:
-    """Whether a file name has a photo's suffix, and can be an object key."""
-    return Path(name).suffix.lower() in SUFFIXES and name.isprintable()
+        raise unreadable(photo, error) from error
 
 
 def main(folder: str) -> int:
@@ -99,9 +76,8 @@ def main(folder: str) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     print(f"bucket: {done.uploaded} photos uploaded, {done.unchanged} were there")
-    if done.skipped:
-        more = f" and {len(done.skipped) - _MOST_SHOWN} more" if len(done.skipped) > _MOST_SHOWN else ""
-        print(f"no photos, left out: {', '.join(done.skipped[:_MOST_SHOWN])}{more}")
+    for line in done.folder.remarks():
+        print(line)
     return ExitCode.OK
 
 

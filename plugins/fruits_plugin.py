@@ -1,4 +1,4 @@
-"""The plugin that Airflow loads. It only registers the sweeps' timetable and the run report of the UI.
+"""The plugin that Airflow loads. It only registers the sweeps' timetable, the notes of runs and the report of the UI.
 
 The code is in `fruits/airflow/`, because a module `fruits` in this folder would shadow the library.
 """
@@ -8,6 +8,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
+from fruits.airflow import notes
 from fruits.airflow.report_view import EXTERNAL_VIEWS, fastapi_app
 from fruits.airflow.timetables import SweepTimetable
 
@@ -17,6 +18,7 @@ class FruitsPlugin(AirflowPlugin):
 
     name = "fruits"
     timetables = [SweepTimetable]  # noqa: RUF012 -- Airflow's type is a list
+    listeners = [notes]  # noqa: RUF012 -- Airflow's type is a list
     external_views = EXTERNAL_VIEWS
 
     @cached_property

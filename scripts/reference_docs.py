@@ -1,4 +1,4 @@
-"""Write the reference parts of docs/ from the code: all settings, the tables' columns, the quarantine reasons.
+"""Write the reference parts of docs/ from the code: settings, the tables' columns, quarantine reasons, ignored keys.
 
 With ``--check`` the script writes nothing and fails when a page is out of date.
 """
@@ -12,11 +12,18 @@ import pyarrow as pa
 from pydantic.fields import FieldInfo
 
 from fruits.lake.schemas import TABLES, TableDefinition
+from fruits.photos.ignore import DEFAULT_RULES, MEANINGS
 from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"
 MARKER = "<!-- from here on: scripts/reference_docs.py -->\n"
+
+_IGNORED = """
+An ignored object is none of ours: it is neither read nor in a table. Each plan counts the ignored objects and names the
+first ones, by rule. These rules are the `default` of `FRUITS_IGNORE`; the first rule that takes a key names it. A name
+that ends in `/` is a folder anywhere in the key. Upper and lower case are the same.
+"""
 
 
 def main() -> int:
@@ -47,12 +54,17 @@ def settings() -> str:
 
 
 def tables() -> str:
-    """Every table's columns, and the reason codes of the quarantine."""
+    """Every table's columns, the reason codes of the quarantine, and the rules of ignored objects."""
+    patterns = {rule.name: ", ".join(f"`{pattern.strip()}`" for pattern in rule.patterns) for rule in DEFAULT_RULES}
+    rules = (f"| `{rule}` | {patterns.get(rule, '')} | {meaning} |" for rule, meaning in MEANINGS.items())
     reasons = (f"| `{reason}` | {reason.description} |" for reason in Reason)
     return (
         "".join(map(_columns, TABLES))
         + "\n## Why an object is in quarantine\n"
         + _table(("reason", "meaning"), reasons)
+        + "\n## Why an object is ignored\n"
+        + _IGNORED
+        + _table(("rule", "folders and files", "meaning"), rules)
     )
 
 
@@ -62,7 +74,9 @@ def _default(name: str, field: FieldInfo) -> str:
     if name == "jobs_env":
         return "`.venvs/jobs` of the checkout"
     if name == "key_pattern":
-        return "`[…/][dt=YYYY-MM-DD/][…/][split/]label/file`"
+        return "`[…/]label/file`, with a `split/` and a `dt=YYYY-MM-DD/` anywhere among the folders"
+    if name == "ignore":
+        return f"`{','.join(field.default)}`"
     return f"`{field.default}`" if field.default not in (None, "", ()) else "unset"
 
 

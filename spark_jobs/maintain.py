@@ -1,8 +1,8 @@
 """Keep the lake small and fast: compact, publish the compacted tables, and drop what nothing needs any more.
 
-Reads runs/<run>/plan_maintenance.json; writes the tables on the attempt's own branch, publishes them when their rows
+Reads the run's plan_maintenance.json; writes the tables on the attempt's own branch, publishes them when their rows
 are the same as before, drops branches, tags, snapshots, files and run folders past retention, and writes
-runs/<run>/maintain.json. Running it again does what is left to do.
+the run's maintain.json. Running it again does what is left to do.
 """
 
 import logging
@@ -98,6 +98,7 @@ def publish_compacted(job: MaintenanceJob, base: Base, after: Snapshots) -> Publ
         publication_id=publication_id(sequence, snapshots),
         run_id=job.planned.run_id,
         published_at=datetime.now(UTC),
+        approvals=(),
     )
     try:
         return publish(job.lake, base, job.tables.writer, publication, onto=after["publications"])

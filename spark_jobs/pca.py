@@ -3,7 +3,7 @@
 Merges the new rows into the backbone's running moments and takes the removed rows out, fits a new PCA version when the
 policy says so (then projects every row), and otherwise projects the changed rows only. Reads `features` at the snapshot
 that featurize wrote; writes `pca_statistics`, `pca_models` and `embeddings` on the attempt's own branch, and
-runs/<run>/pca.json.
+the run's pca.json.
 """
 
 import logging
@@ -84,8 +84,9 @@ def message_of_nothing_to_fit(job: Job) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in quarantine.items()) or "none"
     return (
         f"PCA: no photo in the fit split (`train`). Of {images} objects {features} could be featurized; quarantined: "
-        f"{reasons}. Add photos as Training/<label>/<file> or <label>/<file>, or check that "
-        "FRUITS_KEY_PATTERN matches your keys."
+        f"{reasons}. The others are held out: their keys name a split such as `Test`, or a hash of the key decided so "
+        "(FRUITS_HOLDOUT_SHARE). Add photos as Training/<label>/<file>, or check that FRUITS_KEY_PATTERN matches your "
+        "keys."
     )
 
 

@@ -1,26 +1,22 @@
-"""Alerts by SNS, Slack and e-mail: a run that failed, and tables that no run has brought up to date for hours.
+"""Alerts by SNS, Slack and e-mail: of a run that failed, and of what the watchdog found.
 
-A DAG file takes ``alert_failure``, ``keep_error`` and ``deadline()``. The providers' notifiers send the alerts.
+The providers' notifiers send the alerts. A wrong setting of one channel stops no other channel.
 """
 
-import asyncio
 import html
 import logging
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 from urllib.parse import quote
 
 from airflow.sdk import BaseNotifier, Context
 from airflow.sdk.configuration import conf
-from airflow.sdk.definitions.callback import AsyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
 from fruits.errors import FruitsError
-from fruits.serve.freshness import last_up_to_date
-from fruits.settings import DagSettings, Settings
+from fruits.serve.watch import News
+from fruits.settings import DagSettings
 
 log = logging.getLogger("fruits")
 
@@ -37,8 +33,31 @@ class Message(NamedTuple):
 
 def alert_failure(context: Context) -> None:
     """Send an alert of a failed run; the DAG processor calls it as the DAG's ``on_failure_callback``."""
-    if any(_notifiers(DagSettings.load())):
+    if any(_notifiers(DagSettings.of_alerts())):
         send(failure_message(context))
+
+
+def alert(message: Message) -> None:
+    """Send an alert if a channel is set; one that cannot be sent is logged, because the task's work is done."""
+    if not any(_notifiers(DagSettings.load())):
+        return
+    try:
+        send(message)
+    except FruitsError as error:
+        log.error("%s", error)
+
+
+def shrunk_message(before: int, after: int, publication_id: str | None) -> Message:
+    """The alert of a publication with fewer rows than the one before."""
+    return Message(
+        subject=f"Fruits: {before - after:,} rows fewer",
+        text=f"""Publication {publication_id} has {after:,} rows; the one before had {before:,}.
+
+Readers no longer see {before - after:,} photos, because they are gone from the bucket.
+
+What to do: nothing, if somebody deleted these photos. Otherwise bring the photos back, or go back to the publication
+before by `fruits rollback`.""",
+    )
 
 
 def keep_error(context: Context) -> None:
@@ -47,48 +66,6 @@ def keep_error(context: Context) -> None:
         readable = isinstance(error, str | FruitsError | AirflowFailException)
         text = str(error) if readable else f"{type(error).__name__}: {error}"
         context["ti"].xcom_push(_ERROR_XCOM, str(redact(text)))
-
-
-def deadline() -> DeadlineAlert | None:
-    """The deadline of every run, FRUITS_ALERT_AFTER_HOURS after Airflow queued it; None when no channel is set.
-
-    Airflow drops the deadline of a run that succeeds in time. The deadline of a failed run stays, so
-    ``alert_when_stale`` checks whether another run did the work.
-    """
-    settings = DagSettings.load()
-    if not any(_notifiers(settings)):
-        return None
-    hours = settings.alert_after_hours
-    return DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(hours=hours),
-        callback=AsyncCallback(alert_when_stale, {"hours": hours}),
-        name=f"tables up to date within {hours} h",
-    )
-
-
-async def alert_when_stale(hours: int, context: Mapping[str, Any]) -> str:
-    """Send an alert when the tables are stale; the triggerer calls it when a run's deadline passes.
-
-    Returns the outcome, which Airflow keeps. A backfill is not meant to bring the tables up to date, so its deadline
-    sends no alert.
-
-    Raises:
-        FruitsError: naming the channels that failed; the others have sent the alert.
-    """
-    run = context["dag_run"]
-    if run["run_type"] == "backfill":
-        return "a backfill; no alert"
-    try:
-        last = await asyncio.to_thread(last_up_to_date, Settings.load())
-    except Exception as error:  # noqa: BLE001 -- a lake that does not answer must not suppress the alert
-        log.error("alert: cannot read from the lake when the tables were up to date: %s", error)
-        last = None
-    if last and datetime.now(UTC) - last < timedelta(hours=hours):
-        return f"up to date at {_minute(last)}; no alert"
-    # In a thread, because the SMTP provider's asynchronous client (3.1) sends STARTTLS twice.
-    channels = await asyncio.to_thread(send, stale_message(run, hours, last))
-    return f"alert sent by {', '.join(channels)}"
 
 
 def failure_message(context: Context) -> Message:
@@ -108,36 +85,29 @@ from there. Readers still see the previous publication.""",
     )
 
 
-def stale_message(run: Mapping[str, Any], hours: int, last: datetime | None) -> Message:
-    """The alert of a run's deadline that has passed."""
-    dag_id, run_id = run["dag_id"], run["dag_run_id"]
-    return Message(
-        subject=f"{dag_id}: tables not up to date for {hours} h",
-        text=f"""No run of {dag_id} has brought the tables up to date for {hours} hours.
-The last run that did so ended: {_minute(last) if last else "unknown"}.
-
-Run {run_id} should have done so and is {run["state"]}: {_run_url(dag_id, run_id)}
-
-What to do: if the run failed, fix what its error names, then clear the task that the error names, or else the failed
-task. If the run still works or waits, look at its current task: photos that keep coming, a Spark job without progress,
-no free slot. Readers still see the previous publication.""",
-    )
+def watch_message(news: News) -> Message:
+    """The alert of what the watchdog found, and of what is over."""
+    begun = "\n\n".join(f"{one.check}: {one.found}.\nWhat to do: {one.fix}." for one in news.begun)
+    over = "\n".join(f"Over: {check}: {found}." for check, found in news.over.items())
+    names = [one.check for one in news.begun] + [f"{check} is over" for check in news.over]
+    return Message(subject=f"fruits: {', '.join(names)}", text="\n\n".join(filter(None, (begun, over))))
 
 
 def send(message: Message) -> list[str]:
-    """Send a message by every channel that is set; a channel that fails stops no other. Returns the channels.
+    """Send a message by every channel that is set; a channel that fails stops no other. Returns those that sent it.
 
     Raises:
-        FruitsError: naming the channels that failed, after all were tried.
+        FruitsError: naming the channels that failed, when no channel sent the message.
     """
     sent, errors = [], []
-    for channel, notifier in _notifiers(DagSettings.load()):
+    for channel, notifier in _notifiers(DagSettings.of_alerts()):
         try:
             notifier({"alert": _fields(message)})
             sent.append(channel)
         except Exception as error:  # noqa: BLE001 -- each provider raises errors of its own
+            log.error("alert: not sent by %s: %s", channel, error)
             errors.append(f"{channel}: {error}")
-    if errors:
+    if errors and not sent:
         raise FruitsError(f"alert not sent by {'; '.join(errors)}")
     return sent
 
@@ -192,7 +162,3 @@ def _errors_by_task(context: Context) -> dict[str, str]:
 def _run_url(dag_id: str, run_id: str) -> str:
     base = conf.get("api", "base_url", fallback="http://localhost:8080")
     return f"{base.rstrip('/')}/dags/{quote(dag_id)}/runs/{quote(run_id)}"
-
-
-def _minute(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

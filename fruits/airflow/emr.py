@@ -15,7 +15,9 @@ from airflow.triggers.base import BaseTrigger
 from botocore.exceptions import ClientError
 
 from fruits.airflow.errors import non_retryable
-from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.jobs import is_published, reraise_job_error, send_metrics
+from fruits.airflow.links import ReportLink
+from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
 
@@ -30,8 +32,13 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
     """Starts one of our Spark jobs on EMR Serverless, waits deferred, and fails with the job's own error.
 
     The job gets our settings in its driver's environment. The task reads them when it runs, not when the DAG file is
-    parsed, because Airflow keeps the DAG's fields in its database.
+    parsed, because Airflow keeps the DAG's fields in its database. The provider's links lead to the job's logs.
     """
+
+    operator_extra_links = (  # type: ignore[assignment]  # the provider's type is a tuple of four
+        *EmrServerlessStartJobOperator.operator_extra_links,
+        ReportLink(),
+    )
 
     def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
         settings = DagSettings.load()
@@ -101,15 +108,20 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
 
         A job still runs when the trigger lost the connection to the service.
         """
-        if event and event["status"] == "success":
-            return super().execute_complete(context, event)
         with non_retryable():
             settings = Settings.load()
+        send_metrics(settings, self.job, self.run_key)
+        if event and event["status"] == "success":
+            return super().execute_complete(context, event)
         self.region_name = settings.s3_region
         job_run = self.hook.conn.get_job_run(applicationId=self.application_id, jobRunId=job_id)["jobRun"]
         if job_run["state"] not in _ENDED:
             self._cancel(job_id)
-        with reraise_job_error(settings, self.job, self.run_key, job_run["createdAt"]):
+        with (
+            non_retryable(),
+            replan_on_conflict(context),
+            reraise_job_error(settings, self.job, self.run_key, job_run["createdAt"]),
+        ):
             details = job_run.get("stateDetails") or (event or {}).get("message")
             raise AirflowException(f"EMR Serverless job {job_id}: {job_run['state']}, {details}")
 

@@ -20,6 +20,7 @@ _LULL_SECONDS = 1  # without a message; then a burst has ended
 _GATHER_SECONDS = 10
 _MAX_MESSAGES = 1_000
 _MAX_KEYS = 20
+_REST_SECONDS = 60  # between two events: each starts a run, and each run costs a process
 _PAUSE_SECONDS = 60  # after an error of the queue
 
 
@@ -59,6 +60,7 @@ class PhotoEventsTrigger(BaseEventTrigger):
                     while True:
                         if messages := await self._gather(client):
                             yield TriggerEvent(_summary(messages))
+                            await asyncio.sleep(_REST_SECONDS)  # more messages wait in the queue meanwhile
             except (AirflowException, BotoCoreError, ClientError, ValueError) as error:
                 self.log.error(
                     "queue %s: %s; check FRUITS_EVENT_QUEUE, and that the role may sqs:ReceiveMessage and "

@@ -7,7 +7,9 @@ from datetime import datetime
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
+from fruits.errors import ConflictError
 from fruits.run.documents import TASKS, TaskName, read_documents
 from fruits.settings import Settings
 from fruits.steps.publish import published_run
@@ -30,12 +32,21 @@ def is_published(settings: Settings, job: TaskName, run: str) -> bool:
     return True
 
 
+def send_metrics(settings: Settings, job: TaskName, run: str) -> None:
+    """Send what a job measured, by its document; a document that cannot be read costs the metrics only."""
+    try:
+        metrics.send(metrics.of_job(job, read_documents(settings, run)))
+    except Exception as error:  # noqa: BLE001 -- metrics must not fail a job that succeeded
+        log.warning("%s: no metrics: %s", job, error)
+
+
 @contextmanager
 def reraise_job_error(settings: Settings, job: TaskName, run: str, started: datetime) -> Iterator[None]:
     """Re-raise a failed job's own error, from its run document; do not retry an error that a person must fix.
 
-    The original exception passes through when the job left no error since ``started``: it died before writing its
-    document, or the document is of an earlier attempt.
+    A job that found that another run had published raises ``ConflictError``. The original exception passes through when
+    the job left no error since ``started``: it died before writing its document, or the document is of an earlier
+    attempt.
     """
     try:
         yield
@@ -44,5 +55,7 @@ def reraise_job_error(settings: Settings, job: TaskName, run: str, started: date
             document = read_documents(settings, run).of(job)
         if document is None or document.state != "failed" or document.started_at < started:
             raise
+        if document.conflict:
+            raise ConflictError(str(document.error)) from error
         exception = AirflowException if document.retryable else AirflowFailException
         raise exception(document.error) from error

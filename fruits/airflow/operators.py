@@ -8,7 +8,9 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.sdk import BaseOperator, Context
 
 from fruits.airflow.errors import non_retryable
-from fruits.airflow.jobs import is_published, reraise_job_error
+from fruits.airflow.jobs import is_published, reraise_job_error, send_metrics
+from fruits.airflow.links import ReportLink, SparkHistoryLink
+from fruits.airflow.replan import replan_on_conflict
 from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
 
@@ -26,6 +28,8 @@ def spark_job(job: TaskName, run: str) -> BaseOperator:
 
 class SparkJobOperator(SparkSubmitOperator):
     """Submits one of our Spark jobs from the jobs environment, and fails with the job's own error."""
+
+    operator_extra_links = (ReportLink(), SparkHistoryLink())
 
     def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
         settings = DagSettings()
@@ -54,5 +58,12 @@ class SparkJobOperator(SparkSubmitOperator):
             settings = Settings.load()
             if is_published(settings, self.job, self.run_key):
                 return
-        with reraise_job_error(settings, self.job, self.run_key, started):
-            super().execute(context)
+        try:
+            with (
+                non_retryable(),
+                replan_on_conflict(context),
+                reraise_job_error(settings, self.job, self.run_key, started),
+            ):
+                super().execute(context)
+        finally:
+            send_metrics(settings, self.job, self.run_key)

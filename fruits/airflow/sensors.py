@@ -10,24 +10,30 @@ import glob
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.providers.amazon.aws.sensors.base_aws import AwsBaseSensor
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
 from airflow.sdk import BaseSensorOperator, Context
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
 from obstore.exceptions import BaseError
 
+from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
+from fruits.airflow.tasks import covers_everything, is_automatic
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.run.lease import acquire_lease
+from fruits.run.lease import AirflowRun, acquire_lease, note_waiting
 from fruits.run.state import run_key
 from fruits.settings import Settings
+from fruits.stores import list_requester
 
 log = logging.getLogger("fruits")
 
@@ -37,12 +43,22 @@ _MIN_LISTING_PAUSE = 1.0  # seconds; S3's LastModified has a resolution of one s
 _LEASE_PAUSE = 3.0  # seconds between two attempts to acquire the lease
 
 
-class PhotosPresentSensor(S3KeySensor):
+class _PayingSensor(AwsBaseSensor[S3Hook]):
+    """A sensor whose requests are paid by us, where the bucket asks for that (``FRUITS_REQUESTER_PAYS``)."""
+
+    @property
+    def _hook_parameters(self) -> dict[str, Any]:
+        return {**super()._hook_parameters, "requester_pays": Settings.load().requester_pays}
+
+
+class PhotosPresentSensor(_PayingSensor, S3KeySensor):
     """Waits until there is an object under the prefix, for as long as the run's param ``sensor_timeout`` allows.
 
-    Without the param the sensor waits an hour. It does not wait at all for a prefix that the run's params name, because
-    such a prefix is more likely mistyped. ``bucket_key`` is the prefix, taken literally. A poke stops at the first key
-    (amazon provider 9.39), so a large prefix costs one page of the listing.
+    A run that nobody asked for (a sweep, an event, a backfill) does not wait: an empty bucket is no failure, and the
+    next event or sweep looks again. Such a run is skipped. A run by hand waits an hour without the param. It does not
+    wait at all for a prefix that its params name, because such a prefix is more likely mistyped. ``bucket_key`` is the
+    prefix, taken literally. A poke stops at the first key (amazon provider 9.39), so a large prefix costs one page of
+    the listing.
     """
 
     def execute(self, context: Context) -> None:
@@ -50,11 +66,18 @@ class PhotosPresentSensor(S3KeySensor):
         params, prefix = context["params"], str(self.bucket_key)
         self.timeout = params["sensor_timeout"] or _DEFAULT_TIMEOUT_SECONDS
         self.bucket_key = f"{glob.escape(prefix)}*"
+        if is_automatic(context) and not self.poke(context):
+            raise AirflowSkipException(
+                f"s3://{self.bucket_name}/{prefix} is empty and the tables hold no photo: nothing to do. Upload photos "
+                "as [Training|Test]/<label>/<file>; the next event or sweep finds them"
+            )
         if params.get("prefix") and not params["sensor_timeout"] and not self.poke(context):
             raise AirflowFailException(
                 f"no object under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
                 "correct the param `prefix`, or set `sensor_timeout` to wait for photos"
             )
+        if Settings.load().requester_pays:
+            self.deferrable = False  # the provider's trigger (9.39) takes no such parameter
         super().execute(context)
 
     def poke(self, context: Context) -> bool:
@@ -77,7 +100,7 @@ class PhotosPresentSensor(S3KeySensor):
             ) from None
 
 
-class UploadsSettledSensor(S3KeysUnchangedSensor):
+class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
     """Waits until no upload came in under the prefix for the run's param ``settle_seconds``.
 
     The sensor compares the newest LastModified with the clock. So photos that are older than that need no wait, and an
@@ -132,7 +155,8 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
             yield TriggerEvent({"status": "error", "message": str(error)})
 
     async def _newest(self, client: Any) -> datetime | None:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket_name, Prefix=self.prefix)
+        paginator, payer = client.get_paginator("list_objects_v2"), list_requester(Settings.load())
+        pages = paginator.paginate(Bucket=self.bucket_name, Prefix=self.prefix, **payer)
         return max([item["LastModified"] async for page in pages for item in page.get("Contents", ())], default=None)
 
 
@@ -152,34 +176,64 @@ class LeaseSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         self.run_prefix = run_prefix
 
-    def execute(self, context: Context) -> None:
-        """Acquire the lease; defer while another run holds it."""
+    def execute(self, context: Context, since: str | None = None) -> None:
+        """Acquire the lease; defer while another run holds it. ``since`` is when the wait began."""
         if context["params"].get("dry_run"):
             return
         run = run_key(self.run_prefix + str(context["run_id"]))
+        airflow_run = (context["dag_run"].dag_id, str(context["run_id"]))
         with non_retryable():
-            other = acquire_lease(Settings.load(), run)
-        if other is not None:
-            log.info("lease: waiting for run %s, which holds the lease", other.run)
-            self.defer(
-                trigger=LeaseTrigger(run), method_name="execute_complete", timeout=timedelta(seconds=self.timeout)
-            )
+            settings = Settings.load()
+            other = acquire_lease(settings, run, airflow_run, is_active)
+        now = datetime.now(UTC)
+        began = datetime.fromisoformat(since) if since else now
+        if other is None:
+            metrics.send(metrics.of_wait(began, now))
+            return
+        log.info("lease: waiting for run %s, which holds the lease", other.run)
+        if covers_everything(context):
+            note_waiting(settings, airflow_run)
+        self.defer(
+            trigger=LeaseTrigger(run, airflow_run),
+            method_name="execute_complete",
+            kwargs={"since": began.isoformat()},
+            timeout=timedelta(seconds=self.timeout),
+        )
 
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> None:  # noqa: ARG002 -- Airflow's signature
+    def execute_complete(
+        self,
+        context: Context,
+        event: dict[str, Any],  # noqa: ARG002 -- Airflow's signature
+        since: str | None = None,
+    ) -> None:
         """Renew the lease that the trigger acquired; wait again when the lease has expired meanwhile."""
-        self.execute(context)
+        self.execute(context, since)
+
+
+def is_active(run: AirflowRun) -> bool | None:
+    """Whether a run is queued or running, by Airflow; None when Airflow does not know the run, or does not answer."""
+    dag_id, run_id = run
+    try:
+        for active, states in ((True, ["queued", "running"]), (False, ["success", "failed"])):
+            if RuntimeTaskInstance.get_dr_count(dag_id, run_ids=[run_id], states=states):
+                return active
+    except Exception as error:  # noqa: BLE001 -- the lease then counts as that of an unknown run
+        log.warning("lease: Airflow does not tell the state of run %s: %s", run_id, error)
+    return None
 
 
 class LeaseTrigger(BaseTrigger):
     """Acquires the lease for the run as soon as the lease is free, then fires: only the run that holds it wakes up."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, airflow_run: Sequence[str] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.run_key = run
+        self.airflow_run: AirflowRun | None = (airflow_run[0], airflow_run[1]) if airflow_run else None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Class path and arguments, from which the triggerer makes the trigger."""
-        return f"{__name__}.{type(self).__name__}", {"run": self.run_key}
+        arguments = {"run": self.run_key, "airflow_run": list(self.airflow_run or ())}
+        return f"{__name__}.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Try every few seconds, also while the lake does not answer. Leave wrong settings for the task to report."""
@@ -195,7 +249,7 @@ class LeaseTrigger(BaseTrigger):
     async def _must_wait(self, settings: Settings) -> bool:
         """Try to acquire the lease; true when another run holds it, or when the lake does not answer."""
         try:
-            other = await asyncio.to_thread(acquire_lease, settings, self.run_key)
+            other = await asyncio.to_thread(acquire_lease, settings, self.run_key, self.airflow_run, is_active)
         except (BaseError, FruitsError, OSError) as error:
             self.log.warning("lease: cannot be read, next attempt in %g s: %s", _LEASE_PAUSE, error)
             return True

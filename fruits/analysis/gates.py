@@ -1,7 +1,11 @@
-"""Gates: the checks between a run and its publication. Pure functions of the validation job's measurements."""
+"""Gates: the checks between a run and its publication. Pure functions of the validation job's measurements.
 
+A share of a small sample is uncertain: its gate fails only when the whole confidence interval is beyond the threshold.
+"""
+
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from fruits.settings import Settings
@@ -9,6 +13,8 @@ from fruits.settings import Settings
 Severity = Literal["required", "warn"]
 
 _FEWEST_PROBED = 50  # one photo is then 2 % of the accuracy
+_LARGE_SAMPLE = 1_000  # from here on the measured value decides: its interval is less than 3 % wide to each side
+_Z = 1.96  # standard errors on each side of a 95 % interval
 _MAX_ORTHONORMALITY_ERROR = 1e-6
 _SCALE_FACTOR = 4.0  # a missing pixel scaling makes a factor of 127 or more, a new camera less than 2
 
@@ -55,11 +61,7 @@ class Findings:
 
 def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
     """All gates, the required ones first."""
-    share = findings.quarantined / findings.rows if findings.rows else None
     accounted = findings.planned - len(findings.unaccounted)
-    probe_severity: Severity = "required" if findings.held_out_rows >= _FEWEST_PROBED else "warn"
-    raw, embedded = findings.probe_raw, findings.probe_embedded
-    ratio = embedded / raw if raw and embedded is not None else None
     return (
         _at_most(
             "manifest_accounted", "required", len(findings.unaccounted), 0,
@@ -91,15 +93,8 @@ def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
             "explained_variance", "required", findings.explained_variance, settings.min_explained_variance,
             "share of the fit split's variance that the components explain",
         ),
-        _at_most(
-            "quarantined_share", "required", share, settings.max_quarantined_share,
-            f"{findings.quarantined} of {findings.rows} objects are in quarantine",
-        ),
-        _at_least(
-            "probe", probe_severity, ratio, settings.min_probe_ratio,
-            "no probe for this PCA version" if ratio is None else
-            f"held-out accuracy {embedded:.3f} on embeddings, {raw:.3f} on features",
-        ),
+        _quarantined(findings, settings),
+        _probe(findings, settings),
         _at_most(
             "drift", "warn", findings.drift, settings.refit_drift,
             "unexplained variance of new photos beyond what is expected",
@@ -114,6 +109,57 @@ def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
             f"{findings.duplicates_across_splits} new photos whose bytes also stand in another split",
         ),
     )  # fmt: skip
+
+
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a share that was measured on ``n`` objects.
+
+    Wilson (1927), "Probable inference, the law of succession, and statistical inference", JASA 22. Unlike the interval
+    of the normal approximation, it stays inside 0 to 1 and holds for few objects and for shares of 0 and 1.
+    """
+    centre = share + _Z**2 / (2 * n)
+    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
+    return max(0.0, (centre - half) / (1 + _Z**2 / n)), min(1.0, (centre + half) / (1 + _Z**2 / n))
+
+
+def _quarantined(findings: Findings, settings: Settings) -> Gate:
+    """The share of quarantined objects, as a sample of what comes in."""
+    rows, threshold = findings.rows, settings.max_quarantined_share
+    share = findings.quarantined / rows if rows else None
+    detail = f"{findings.quarantined} of {rows} objects are in quarantine"
+    gate = _at_most("quarantined_share", "required", share, threshold, detail)
+    if share is None or gate.passed or rows >= _LARGE_SAMPLE:
+        return gate
+    lowest, highest = wilson_interval(share, rows)
+    return _if_certain(gate, f"{lowest:.1%} to {highest:.1%}", beyond=lowest > threshold)
+
+
+def _probe(findings: Findings, settings: Settings) -> Gate:
+    """The accuracy on embeddings as a share of that on features, both measured on the held-out photos.
+
+    The contrast of two shares, ``embedded - threshold * raw``, has the interval of Newcombe (1998), "Interval
+    estimation for the difference between independent proportions", Statistics in Medicine 17, method 10, built of
+    Wilson intervals. Both are measured on the same photos, so they vary less against each other than independent
+    shares, and the interval errs on the side of passing.
+    """
+    raw, embedded, n = findings.probe_raw, findings.probe_embedded, findings.held_out_rows
+    threshold = settings.min_probe_ratio
+    severity: Severity = "required" if n >= _FEWEST_PROBED else "warn"
+    if not raw or embedded is None:
+        return _at_least("probe", severity, None, threshold, "no probe for this PCA version")
+    detail = f"held-out accuracy {embedded:.3f} on embeddings, {raw:.3f} on features"
+    gate = _at_least("probe", severity, embedded / raw, threshold, detail)
+    if gate.passed or not 0 < n < _LARGE_SAMPLE or not math.isfinite(embedded / raw):
+        return gate
+    (raw_lowest, _), (lowest, highest) = wilson_interval(raw, n), wilson_interval(embedded, n)
+    most = embedded - threshold * raw + math.hypot(highest - embedded, threshold * (raw - raw_lowest))
+    return _if_certain(gate, f"an accuracy of {lowest:.3f} to {highest:.3f} on embeddings", beyond=most < 0)
+
+
+def _if_certain(gate: Gate, interval: str, *, beyond: bool) -> Gate:
+    """The gate of a small sample whose value is beyond the threshold: it fails if its interval is, too."""
+    verdict = "beyond the threshold all the same" if beyond else "too few objects to tell"
+    return replace(gate, passed=not beyond, detail=f"{gate.detail}; 95 % interval {interval}: {verdict}")
 
 
 def failed(gates: Iterable[Gate]) -> tuple[Gate, ...]:

@@ -9,11 +9,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from fruits.cli.place import Place
 from fruits.errors import FruitsError
+from fruits.serve.watch import Schedule
 
 DAG_ID = "fruit_features"
 _SECONDS = 90  # its program takes 5 to start, on an idle machine
@@ -139,3 +141,28 @@ def is_paused(airflow: Airflow) -> bool:
     """Whether the DAG is paused."""
     (details,) = airflow.ask("dags", "details", DAG_ID)
     return str(details["is_paused"]) == "True"
+
+
+def schedule_of(airflow: Airflow) -> Schedule:
+    """What Airflow makes of the DAG: whether it is on, when its next sweep is due, its runs, import errors."""
+    (details,) = airflow.ask("dags", "details", DAG_ID)
+    queued = airflow.ask("dags", "list-runs", DAG_ID, "--state", "queued")
+    running = airflow.ask("dags", "list-runs", DAG_ID, "--state", "running") if queued else []
+    errors = airflow.ask("dags", "list-import-errors")
+    return Schedule(
+        paused=str(details["is_paused"]) == "True",
+        next_sweep=_moment(details.get("next_dagrun_logical_date")),
+        queued=len(queued),
+        running=len(running),
+        import_errors={
+            Path(str(error["filepath"])).name: str(error["error"]).strip().splitlines()[-1].strip() for error in errors
+        },
+    )
+
+
+def _moment(text: object) -> datetime | None:
+    """A moment as Airflow's command line prints it; None where it prints none."""
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None

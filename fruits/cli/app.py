@@ -16,17 +16,32 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of
 
 
 class Commands(TyperGroup):
-    """Ends a command that met an error a person can mend with its message and its exit code."""
+    """Ends a command that met an error a person can mend with its message and its exit code.
+
+    With ``--json``, any error is one JSON document as well.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        as_json = "--json" in ctx.args  # the arguments of the command, which the command has not read yet
         try:
             return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
         except FruitsError as error:
-            from fruits.cli.output import printable
+            from fruits.cli.output import answer_error, printable
 
-            typer.echo(printable(error), err=True)
+            if as_json:
+                answer_error(error)
+            else:
+                typer.echo(printable(error), err=True)
             raise typer.Exit(error.exit_code) from None
+        except Exception as error:  # an option that does not exist, or a defect
+            from fruits.cli.output import answer_error
+
+            if as_json:
+                answer_error(error)
+            raise
 
 
 app = typer.Typer(
@@ -182,6 +197,8 @@ def models(data: Data = None, as_json: Json = False) -> None:
 def rollback(
     publication: Annotated[str, typer.Argument(help="Its id or sequence: `fruits status --publications`.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="Stay there until `fruits unpin`; needs --why.")] = False,
+    why: Annotated[str, typer.Option(help="With --pin: the reason, for whoever finds the pin.")] = "",
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -193,22 +210,124 @@ def rollback(
 
     if as_json and not yes:
         raise FruitsError("rollback --json does not ask, so it needs --yes")
+    if pin != bool(why.strip()):
+        raise FruitsError("rollback: --pin and --why go together; a pin needs a reason, for whoever finds it")
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
         question = command.preview(lake, publication)
         if question and not yes and not typer.confirm(question, err=True):
             raise typer.Exit(ExitCode.BAD_INPUT)
-        document = command.run(lake, publication)
+        document = command.run(lake, publication, why if pin else None)
     answer(document, command.render, as_json=as_json)
 
 
 @app.command()
-def doctor(data: Data = None, as_json: Json = False) -> None:
+def pin(
+    why: Annotated[str, typer.Option(help="The reason, for whoever finds the pin.", show_default=False)],
+    publication: Annotated[
+        str | None, typer.Argument(help="Its id or sequence. Default: the one that readers see.")
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Stay on a publication: runs end without work, until `fruits unpin`."""
+    from fruits.cli import pin as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+    from fruits.lake.reader import open_read_only
+
+    with opened(data, "lake") as place:
+        document = command.run(open_read_only(place.settings), publication, why)
+    answer(document, command.render, as_json=as_json)
+
+
+@app.command()
+def unpin(data: Data = None, as_json: Json = False) -> None:
+    """Let runs publish again."""
+    from fruits.cli import pin as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+    from fruits.lake.reader import open_read_only
+
+    with opened(data, "lake") as place:
+        open_read_only(place.settings)
+        document = command.lift(place.settings)
+    answer(document, command.render_lifted, as_json=as_json)
+
+
+@app.command("move-photos")
+def move_photos(
+    why: Annotated[str, typer.Option(help="The reason, for those who look later.", show_default=False)],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Record that the lake's photos are where the settings say now: another server, bucket or prefix."""
+    from fruits.cli import move_photos as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+    from fruits.lake.reader import open_read_only
+
+    if as_json and not yes:
+        raise FruitsError("move-photos --json does not ask, so it needs --yes")
+    with opened(data, "lake") as place:
+        lake = open_read_only(place.settings)
+        question = command.preview(lake)
+        if question and not yes and not typer.confirm(question, err=True):
+            raise typer.Exit(ExitCode.BAD_INPUT)
+        document = command.run(lake, why)
+    answer(document, command.render, as_json=as_json)
+
+
+@app.command()
+def approve(
+    digest: Annotated[
+        str | None, typer.Argument(help="Start of the digest: `fruits status`. Default: the only question.")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Run whose failed gates to approve: its key, or its run id.")] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="With --run: each required gate that failed, one after the other.")
+    ] = None,
+    why: Annotated[str, typer.Option(help="The reason, which the publication keeps.")] = "",
+    by: Annotated[str | None, typer.Option(help="Who approves. Default: your user name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Approve what waits for a person: deletions beyond the bounds, failed gates, a large rebuild."""
+    from fruits.cli import approve as command
+    from fruits.cli.output import answer, warn
+    from fruits.cli.place import opened
+
+    if as_json and not yes:
+        raise FruitsError("approve --json does not ask, so it needs --yes")
+    with opened(data, "lake") as place:
+        question = command.find(place.settings, digest, run, gate or ())
+        if not yes:
+            for line in command.preview(question):
+                warn(line)
+            why = why or typer.prompt("Why", err=True)
+            if not typer.confirm("Approve?", err=True):
+                raise typer.Exit(ExitCode.BAD_INPUT)
+        document = command.run(place.settings, question, by=by, why=why)
+    answer(document, command.render, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    *,
+    stale: Annotated[
+        bool,
+        typer.Option("--stale", help="Only whether runs keep the tables up to date; for cron and CloudWatch."),
+    ] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
     """Check everything that a run needs, and say how to mend what is wrong. Exit code 2 when something is."""
     from fruits.cli import doctor as command
     from fruits.cli.output import answer
 
-    document = command.examine(data)
+    document = command.examine_freshness(data) if stale else command.examine(data)
     answer(document, command.render, as_json=as_json)
     if not document["ok"]:
         raise typer.Exit(ExitCode.BAD_INPUT)

@@ -7,11 +7,20 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from fruits.cli.airflow import DAG_ID, Airflow, NoAirflowError, find_airflow, is_paused, ui_health, ui_note
+from fruits.cli.airflow import (
+    DAG_ID,
+    Airflow,
+    NoAirflowError,
+    find_airflow,
+    is_paused,
+    schedule_of,
+    ui_health,
+    ui_note,
+)
 from fruits.cli.output import Document, fields, table
 from fruits.cli.place import Place, opened
 from fruits.errors import FruitsError
-from fruits.serve import doctor
+from fruits.serve import doctor, watch
 from fruits.serve.doctor import Check, Found
 from fruits.settings import DagSettings
 
@@ -35,6 +44,30 @@ def examine(data: Path | None) -> dict[str, Any]:
         ]
         findings += doctor.examine(doctor.machine_checks(_machine_settings()))
     return {"ok": doctor.worst(findings) != "fail", "checks": [finding.to_document() for finding in findings]}
+
+
+def examine_freshness(data: Path | None) -> dict[str, Any]:
+    """Whether runs keep the tables up to date, by the lake and by Airflow where there is one, as the watchdog does."""
+    try:
+        with opened(data, "bucket") as place:
+            schedule, errors = _schedule(place)
+            findings = watch.stale(watch.observe(place.settings, schedule, errors))
+    except FruitsError as error:
+        findings = [doctor.Finding("settings", "fail", str(error), "fix the settings; the lake was not looked at")]
+    findings = findings or [doctor.Finding("tables", "ok", "runs keep them up to date")]
+    return {"ok": doctor.worst(findings) != "fail", "checks": [finding.to_document() for finding in findings]}
+
+
+def _schedule(place: Place) -> tuple[watch.Schedule | None, dict[str, str]]:
+    """What Airflow makes of the DAG, or why Airflow cannot be asked; neither where there is no Airflow."""
+    try:
+        airflow = find_airflow(place)
+    except NoAirflowError:
+        return None, {}
+    try:
+        return schedule_of(airflow), {}
+    except FruitsError as error:
+        return None, {"airflow": str(error)}
 
 
 def _machine_settings() -> DagSettings:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -9,6 +10,8 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
+
+from fruits.errors import ExitCode
 
 Document = Mapping[str, Any]
 Row = Sequence[object]
@@ -21,7 +24,7 @@ def answer(document: Document, render: Callable[[Document], Iterable[RenderableT
     to be: no key is cut or wrapped there.
     """
     if as_json:
-        print(json.dumps(document, indent=2, ensure_ascii=False, default=str))  # noqa: T201 the command's output
+        _print_json(document)
         return
     terminal = sys.stdout.isatty()
     file = sys.stdout if terminal else io.StringIO()
@@ -31,6 +34,27 @@ def answer(document: Document, render: Callable[[Document], Iterable[RenderableT
     if isinstance(file, io.StringIO):
         for line in file.getvalue().splitlines():
             print(line.rstrip())  # noqa: T201 the command's output
+
+
+def answer_error(error: Exception) -> None:
+    """Print an error as the JSON document of a command that failed: its message, and the exit code."""
+    message = getattr(error, "format_message", error.__str__)()  # a usage error has more to say than its text
+    code = int(getattr(error, "exit_code", ExitCode.UNEXPECTED))
+    _print_json({"error": {"message": message or repr(error), "exit_code": code}})
+
+
+def _print_json(document: Document) -> None:
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    print(text)  # noqa: T201 the command's output
+
+
+def _finite(value: object) -> object:
+    """``value`` as JSON can say it: null for numbers that are none, or infinite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def warn(line: str) -> None:

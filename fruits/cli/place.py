@@ -1,5 +1,6 @@
 """Which lake a command is about: that of the ``FRUITS_*`` variables, else the embedded stack of this checkout."""
 
+import getpass
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -55,6 +56,14 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
         settings = Settings.load()
         with explain_lake_errors(settings):
             yield Place(settings, stack)
+
+
+def person() -> str:
+    """Who decides: the name of the system's user. A container may have a user without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def resting_stack(data: Path) -> "Stack":

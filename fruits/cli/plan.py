@@ -8,10 +8,16 @@ from rich.console import RenderableType
 from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
 from fruits.cli.output import Document, fields, table
+from fruits.cli.pin import describe
+from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Base, publications
 from fruits.lake.reader import NoLakeError, open_read_only
+from fruits.lake.source import check_source
 from fruits.photos.entry import Action, Entry
+from fruits.photos.ignore import Names, meaning_of
+from fruits.photos.keys import spelled
+from fruits.run.decisions import described
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -25,17 +31,19 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     """The plan of a run with its first ``keys`` keys of each action (None: all of them).
 
     Raises:
-        FruitsError: when the bucket is not the one whose photos the lake holds, or as ``reconcile`` raises it.
+        FruitsError: when the lake holds other photos than those that the settings name, or as ``reconcile`` raises it.
     """
     lake, base = _current(settings)
     card = _card(settings, request, lake)
-    reconciliation = reconcile(settings, request, lake, base, card)
+    approvals = read_approvals(settings) if lake else ()
+    reconciliation = reconcile(settings, request, lake, base, card, approvals=approvals)
     plan = reconciliation.plan
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
         "request": request.model_dump(mode="json"),
         "published": base.publication.publication_id if base else None,
+        "pin": describe(settings) if lake else None,
         "backbone": with_backbone(settings, request).backbone,
         "model_id": card.model_id if card else None,
         "readers_model_id": reconciliation.readers_model_id,
@@ -44,8 +52,11 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         "remaining": plan.remaining,
         "work": reconciliation.work,
         "other_work": reconciliation.other_work,
+        "undecided": [{**one.to_document(), "text": described(one)} for one in reconciliation.decisions.undecided],
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending[:keys]],
+        "ignored": {rule: names.to_document() for rule, names in plan.ignored.items()},
+        "twin_labels": plan.twins,
     }
 
 
@@ -55,8 +66,7 @@ def _current(settings: Settings) -> tuple[Lake | None, Base | None]:
         lake = open_read_only(settings)
     except NoLakeError:
         return None, None
-    if lake.bucket() not in (None, settings.bucket):
-        lake.check_bucket()  # says what is wrong; of a lake that is bound to none yet it would write
+    check_source(lake)
     published = publications(lake)
     return lake, Base(published[-1], lake.state("publications").main) if published else None
 
@@ -96,11 +106,18 @@ def render(plan: Document) -> Iterable[RenderableType]:
         yield f"{left}; readers keep {plan['readers_model_id']} until none do."
     if plan["other_work"]:
         yield f"Besides: {plan['other_work']}."
-    if not plan["work"]:
+    yield from (question["text"] for question in plan["undecided"])
+    if plan["pin"]:
+        yield f"{plan['pin']}. A run would end without work."
+    elif not plan["work"]:
         yield "Nothing to do."
     for action in _ORDER:
         yield from _listed(action.value, plan["keys"][action], counts[action])
     yield from _listed("pending", plan["pending"], counts["pending"])
+    for rule, names in plan["ignored"].items():
+        yield f"\nignored as {rule} {Names(**names)}. {meaning_of(rule)}"
+    for labels in plan["twin_labels"]:
+        yield f"\nThe labels {spelled(labels)} differ in case, form or spaces only: are they one label?"
 
 
 def _listed(action: str, entries: list[Document], total: int) -> Iterable[RenderableType]:

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 
 from fruits.cli.output import Document, fields
-from fruits.lake.publication import choose, publications, roll_back
+from fruits.cli.place import person
+from fruits.errors import FruitsError
+from fruits.lake.publication import choose, publications, roll_back, same_content
+from fruits.run.pin import current_pin, pinned
 
 if TYPE_CHECKING:
     from fruits.lake.catalog import Lake
@@ -29,10 +32,22 @@ def preview(lake: "Lake", wanted: str) -> str:
     )
 
 
-def run(lake: "Lake", wanted: str) -> dict[str, Any]:
-    """Roll back; returns which publication was current before, and which is now."""
+def run(lake: "Lake", wanted: str, why: str | None = None) -> dict[str, Any]:
+    """Roll back; returns which publication was current before, and which is now. With ``why`` readers stay there.
+
+    Raises:
+        FruitsError: when there is no such publication, it can't be read any more, or readers are pinned to another.
+    """
     before = publications(lake)
-    after = roll_back(lake, wanted)
+    chosen = choose(lake, before, wanted)
+    if why is None:
+        pin = current_pin(lake.settings)
+        if pin and not same_content(chosen, before[-1]):
+            raise FruitsError(f"{pin}; `fruits unpin` first, or add --pin --why to pin readers to the other one")
+        after = roll_back(lake, wanted)
+    else:
+        with pinned(lake.settings, chosen, person(), why) as pin:
+            after = roll_back(lake, wanted)
     return {
         "before": before[-1].publication_id,
         "rolled_back_to": choose(lake, before, wanted).publication_id,
@@ -42,6 +57,7 @@ def run(lake: "Lake", wanted: str) -> dict[str, Any]:
         "model_id": after.model_id,
         "pca_id": after.pca_id,
         "features": (after.counts or {}).get("features", 0),
+        "pin": str(pin) if pin else None,
     }
 
 
@@ -49,6 +65,7 @@ def render(done: Document) -> Iterable[RenderableType]:
     """For a terminal."""
     if not done["changed"]:
         yield f"Nothing to do: readers see {done['rolled_back_to']} already."
+        yield from filter(None, [done["pin"]])
         return
     yield fields(
         [
@@ -59,7 +76,10 @@ def render(done: Document) -> Iterable[RenderableType]:
             ("pca", done["pca_id"]),
         ]
     )
-    yield (
-        "\nThe next run compares the bucket with these tables and brings newer photos back. To stay here, pause "
-        "the DAG fruit_features in Airflow's UI. DAGs that follow the asset fruits_embeddings are not told."
+    stays = f"{done['pin']}. `fruits unpin` lets runs publish again."
+    follows = (
+        "The next run compares the bucket with these tables and brings newer photos back. To stay here: "
+        "`fruits pin --why ...`."
     )
+    next_run = stays if done["pin"] else follows
+    yield f"\n{next_run} fruit_watchdog tells the DAGs that follow the asset fruits_embeddings."

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 
 from fruits.cli.output import Document, ago, fields, share, table
+from fruits.cli.pin import describe
+from fruits.lake.approvals import Approval, read_approvals
 from fruits.lake.publication import Publication, publications, readable
+from fruits.run.decisions import described
 from fruits.run.documents import RunDocuments
 from fruits.serve.state import State, error_of, outcome_of, read_state, runs, wall_seconds
 from fruits.settings import Settings
@@ -26,7 +29,9 @@ def read(settings: Settings, lake: "Lake", *, newest: int, with_publications: bo
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
+        "pin": describe(settings),
         "publication": _current(state) if state else None,
+        "approvals": [_approval(one) for one in read_approvals(settings)],
         "runs": [describe_run(key, documents) for key, documents in islice(runs(settings), newest)],
         "publications": _history(lake, published) if with_publications else None,
     }
@@ -43,6 +48,11 @@ def _current(state: State) -> dict[str, Any]:
     }
 
 
+def _approval(one: Approval) -> dict[str, Any]:
+    text = f"{one.question} Approved by {one.approved_by}; the next run does it." if one.decided else described(one)
+    return {**one.to_document(), "text": text, "command": None if one.decided else one.command}
+
+
 def _row(publication: Publication) -> dict[str, Any]:
     return {
         "publication_id": publication.publication_id,
@@ -54,6 +64,7 @@ def _row(publication: Publication) -> dict[str, Any]:
         "features": (publication.counts or {}).get("features", 0),
         "quarantined": (publication.counts or {}).get("quarantine", 0),
         "remaining": (publication.counts or {}).get("remaining", 0),
+        "ignored": (publication.counts or {}).get("ignored", 0),
     }
 
 
@@ -85,6 +96,7 @@ def describe_run(key: str, documents: RunDocuments) -> dict[str, Any]:
         "seconds": round(wall_seconds(documents), 1),
         **{name: counts.get(name, 0) for name in _CHANGES},
         "pending": counts.get("pending"),
+        "ignored": counts.get("ignored"),
         "publication_id": published.publication_id if published else None,
         "error": error_of(documents),
     }
@@ -93,10 +105,12 @@ def describe_run(key: str, documents: RunDocuments) -> dict[str, Any]:
 def render(status: Document) -> Iterable[RenderableType]:
     """For a terminal."""
     current = status["publication"]
-    yield fields([("lake", status["lake"]), ("bucket", status["bucket"])])
+    yield fields([("lake", status["lake"]), ("bucket", status["bucket"]), ("pinned", status["pin"])])
     yield _publication_fields(current) if current else "nothing published yet"
+    for approval in status["approvals"]:
+        yield f"\n{approval['text']}"
     if status["runs"]:
-        columns = ("run", "started", "outcome", ">seconds", *(f">{name}" for name in _CHANGES), ">pending")
+        columns = ("run", "started", "outcome", ">seconds", *(f">{name}" for name in _CHANGES), ">pending", ">ignored")
         yield ""
         yield table(columns, (_run_row(run) for run in status["runs"]))
         for run in status["runs"]:
@@ -136,6 +150,7 @@ def _publication_fields(current: Document) -> RenderableType:
                 + (f"; not: {', '.join(broken)}" if broken else ""),
             ),
             ("remaining", f"{current['remaining']:,} objects that its run left over"),
+            ("ignored", f"{current['ignored']:,} objects that are none of ours (FRUITS_IGNORE)"),
         ]
     )
 
@@ -149,6 +164,7 @@ def _run_row(run: Document) -> tuple[object, ...]:
         run["seconds"],
         *changes,
         run["pending"],
+        run["ignored"],
     )
 
 

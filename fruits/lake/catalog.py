@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.io import FileIO
     from pyiceberg.table import DataScan, FileScanTask, Table
+    from pyiceberg.table.snapshots import Snapshot
 
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
 _PROPERTY_TRIES = 20
-_BUCKET_PROPERTY = "fruits.bucket"
 _FORMAT_PROPERTY = "fruits.lake-format"
 
-LAKE_FORMAT = 2
+LAKE_FORMAT = 3
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
@@ -220,6 +220,8 @@ class Lake:
     ) -> "DataScan":
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
 
+        A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
+
         Raises:
             FruitsError: when the snapshot has expired.
         """
@@ -229,8 +231,10 @@ class Lake:
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
-        if snapshot_id is not None:
-            check_snapshot(table, snapshot_id)
+        snapshot = check_snapshot(table, snapshot_id) if snapshot_id is not None else None
+        if snapshot is not None and snapshot.schema_id is not None:
+            schema = table.schemas()[snapshot.schema_id]
+            columns = [column for column in columns if column == "*" or column in schema.column_names]
         return table.scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
 
     def read(self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str) -> pa.Table:
@@ -305,43 +309,26 @@ class Lake:
 
     def set_format(self) -> None:
         """Record that the lake has the format of this software."""
-        self._set_property(_FORMAT_PROPERTY, str(LAKE_FORMAT))
+        self.set_properties({_FORMAT_PROPERTY: str(LAKE_FORMAT)})
 
-    def _set_property(self, name: str, value: str) -> None:
-        """Set a property, again when another commit was quicker: PyIceberg repeats only commits of rows."""
+    def properties(self) -> Mapping[str, str]:
+        """What the lake says of itself: the properties of its table ``publications``."""
+        return dict(self.table("publications").properties)
+
+    def set_properties(self, properties: Mapping[str, str]) -> None:
+        """Record what the lake says of itself; again when another commit was quicker."""
         from pyiceberg.exceptions import CommitFailedException
 
         for tries_left in reversed(range(_PROPERTY_TRIES)):
             try:
                 with self.table("publications").transaction() as transaction:
-                    transaction.set_properties({name: value})
-            except CommitFailedException:
+                    transaction.set_properties(dict(properties))
+            except CommitFailedException:  # PyIceberg repeats only commits of rows
                 if not tries_left:
                     raise
                 time.sleep(0.05)
             else:
                 return
-
-    def bucket(self) -> str | None:
-        """The bucket whose photos the lake holds; None when it is bound to none yet."""
-        bound: str | None = self.table("publications").properties.get(_BUCKET_PROPERTY)
-        return bound
-
-    def check_bucket(self) -> None:
-        """See that the lake holds the photos of the settings' bucket; a new lake is bound to it.
-
-        Raises:
-            FruitsError: when it holds another bucket's: reconciling would remove all of them.
-        """
-        self.check_location()
-        bound = self.bucket()
-        if bound is None:
-            self._set_property(_BUCKET_PROPERTY, self.settings.bucket)
-        elif bound != self.settings.bucket:
-            raise FruitsError(
-                f"lake {self.settings.lake} holds the photos of bucket {bound!r}, not of {self.settings.bucket!r}; set "
-                "FRUITS_BUCKET to that one, or FRUITS_LAKE and FRUITS_CATALOG_URI to another lake"
-            )
 
     def check_location(self) -> None:
         """See that the catalog's tables are the lake's: in Glue, say, another lake may have the same database.
@@ -368,6 +355,12 @@ class Lake:
         )
         return any(scan.to_arrow().num_rows for scan in scans)
 
+    def some_keys(self, snapshot_id: int | None, most: int) -> list[str]:
+        """Keys of at most ``most`` photos that were read once, from ``features`` at a snapshot (None: now)."""
+        scan = self.table("features").scan(selected_fields=("key",), limit=most, snapshot_id=snapshot_id)
+        keys: list[str] = scan.to_arrow()["key"].to_pylist()
+        return keys
+
     def _create_missing_tables(self) -> None:
         from pyiceberg.exceptions import NoSuchNamespaceError
 
@@ -383,6 +376,26 @@ class Lake:
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
+            else:
+                self._add_missing_columns(definition)
+
+    def _add_missing_columns(self, definition: TableDefinition) -> None:
+        """Add the nullable columns that a table of an earlier release lacks; its rows have null there.
+
+        Software of that release goes on reading the table, and published snapshots are read as they were.
+        """
+        from pyiceberg.exceptions import CommitFailedException
+
+        for last in (False, True):
+            table = self.table(definition.name)
+            if set(definition.schema.names) <= set(table.schema().column_names):
+                return
+            try:
+                with table.update_schema() as change:
+                    change.union_by_name(definition.schema)
+            except CommitFailedException:  # another process was quicker, maybe with the same columns
+                if last:
+                    raise
 
     def _check_nothing_is_published(self) -> None:
         """See that no empty catalog is put over tables that another one knows: maintenance would remove their files.
@@ -421,17 +434,19 @@ class Lake:
             # Otherwise another process was quicker.
 
 
-def check_snapshot(table: "Table", snapshot_id: int) -> None:
-    """Raise unless a table still has a snapshot.
+def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":
+    """The snapshot of a table.
 
     Raises:
-        FruitsError: naming table and snapshot.
+        FruitsError: when it has expired; names table and snapshot.
     """
-    if table.snapshot_by_id(snapshot_id) is None:
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
         raise FruitsError(
             f"table {table.name()[-1]}: snapshot {snapshot_id} has expired, and its rows are gone; clear a run that "
             "needs them from `wait_for_lease`, or choose a newer publication (`fruits status --publications`)"
         )
+    return snapshot
 
 
 def _properties(definition: TableDefinition) -> dict[str, str]:

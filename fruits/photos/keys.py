@@ -2,10 +2,13 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import date
 
 from fruits.errors import FruitsError
+from fruits.photos.ignore import IgnoreRules
 from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
 
@@ -22,7 +25,11 @@ _SPLIT_NAMES = {
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
+    "dev": "validation",
+    "eval": HELD_OUT_SPLIT,
+    "evaluation": HELD_OUT_SPLIT,
 }
+_SET = re.compile(r"[ _-]?(?:set|split|images)$")  # test_set, train-images
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_SEGMENTS = frozenset({"", ".", ".."})
@@ -71,24 +78,31 @@ class KeyPattern:
             return None
         return PhotoKey(label, self._split(groups.get("split"), key), day)
 
+    def names_split(self, key: str) -> bool:
+        """Whether the key names the photo's split; else a hash of the key decides."""
+        match = self.regex.fullmatch(key)
+        return match is not None and bool(match.groupdict().get("split"))
+
     def _split(self, name: str | None, key: str) -> str:
         if name:
-            return _SPLIT_NAMES.get(name.lower(), name.lower())
+            split = name.lower()
+            return _SPLIT_NAMES.get(_SET.sub("", split), split)
         share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) / 2**32
         return HELD_OUT_SPLIT if share < self.holdout_share else FIT_SPLIT
 
 
 @dataclass(frozen=True)
 class KeyRules:
-    """The rules for keys: a pattern, and the allowed labels (empty: any label)."""
+    """The rules for keys: a pattern, the allowed labels (empty: any label), and which objects are none of ours."""
 
     pattern: KeyPattern
     labels: frozenset[str] = frozenset()
+    ignore: IgnoreRules = field(default_factory=IgnoreRules)
 
     @classmethod
     def of(cls, settings: Settings) -> "KeyRules":
         """The rules of the settings."""
-        return cls(KeyPattern.of(settings), frozenset(settings.labels))
+        return cls(KeyPattern.of(settings), frozenset(settings.labels), IgnoreRules.of(settings))
 
     def judge(self, key: str) -> tuple[str | None, str | None, Reason | None]:
         """Label and split of a key, or the reason why the key is refused."""
@@ -98,6 +112,42 @@ class KeyRules:
         if self.labels and parsed.label not in self.labels:
             return None, None, Reason.UNKNOWN_LABEL
         return parsed.label, parsed.split, None
+
+
+def twin_labels(labels: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """The labels that differ only in case, Unicode form, spaces or invisible characters, as sorted groups.
+
+    Such labels are probably one label. NFC and NFD are the forms of Unicode Standard Annex 15.
+    """
+    groups: dict[str, list[str]] = {}
+    for label in sorted(set(labels)):
+        plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+        kept = (c for c in plain if unicodedata.category(c) not in ("Zs", "Cf", "Cc"))
+        groups.setdefault("".join(kept), []).append(label)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def spelled(labels: Iterable[str]) -> str:
+    """Labels for a message, with other letters than ASCII's written out: two forms of one label look the same."""
+    return " and ".join(map(ascii, labels))
+
+
+def nothing_to_fit(pattern: KeyPattern, keys: Iterable[str]) -> str:
+    """Why a run can fit no PCA although it has photos of these ``keys``, all held out, and what to do."""
+    known = list(keys)
+    by_hash = sum(not pattern.names_split(key) for key in known)
+    photos = f"all {len(known):,} photos are" if len(known) > 1 else "the only photo is"
+    if not by_hash:
+        return (
+            f"{photos} held out, because their keys name a split such as `Test`: the PCA is fitted on the split "
+            "`train`. Add photos as Training/<label>/<file>, or correct FRUITS_KEY_PATTERN"
+        )
+    named = f", and keys name the split of {len(known) - by_hash:,}" if by_hash < len(known) else ""
+    return (
+        f"{photos} held out: where keys name no split, a hash of the key holds out a share of "
+        f"{pattern.holdout_share:g} (FRUITS_HOLDOUT_SHARE), here {by_hash:,}{named}. A photo's split depends on its "
+        "key alone. Add photos, name the split in the folders as Training/<label>/<file>, or set FRUITS_HOLDOUT_SHARE=0"
+    )
 
 
 def check_prefix(prefix: str) -> str:

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.denials import explain
+from fruits.photos.ignore import IgnoreRules
 from fruits.settings import Settings
-from fruits.stores import list_client, server_name
+from fruits.stores import list_client, list_requester, server_name
+
+_PAGE = 1_000  # keys of a page of the listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +28,21 @@ class ListedObject:
 def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
     """The objects whose key starts with ``prefix`` (any string, not only a folder), in the server's order.
 
-    Keys that end in ``/`` are left out: the S3 console creates them to show empty folders.
-
     Raises:
         FruitsError: when bucket, credentials or server are wrong; names the cause and the next step.
     """
     try:
-        pages = list_client(settings).get_paginator("list_objects_v2").paginate(Bucket=settings.bucket, Prefix=prefix)
+        paginator = list_client(settings).get_paginator("list_objects_v2")
+        pages = paginator.paginate(Bucket=settings.bucket, Prefix=prefix, **list_requester(settings))
         for page in pages:
             for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):
-                    yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
+                yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
     except (BotoCoreError, ClientError) as error:
         raise explain(error, server_name(settings), settings.bucket) from error
+
+
+def first_photos(settings: Settings, prefix: str) -> list[ListedObject]:
+    """Of the first page of the listing the objects that no rule ignores; else the first object, if any."""
+    page = list(islice(list_objects(settings, prefix), _PAGE))
+    ignore = IgnoreRules.of(settings)
+    return [item for item in page if ignore.rule_of(item.key) is None] or page[:1]

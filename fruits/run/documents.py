@@ -1,4 +1,6 @@
-"""Run documents: each task of a run leaves one JSON document, ``runs/<run key>/<task>.json``, whatever its outcome.
+"""Run documents: each task of a run leaves one JSON document, whatever its outcome.
+
+The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake.
 
 A document is parsed once, here. A document of an earlier release is brought into today's form by ``migration``.
 """
@@ -17,8 +19,10 @@ from obstore.store import ObjectStore
 import fruits
 from fruits.analysis.gates import Gate
 from fruits.denials import denials_explained
-from fruits.errors import FruitsError, TransientError
+from fruits.errors import ConflictError, FruitsError, TransientError
+from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
+from fruits.photos.quarantine import Pending
 from fruits.run.migration import upgraded
 from fruits.run.request import Frozen, MaintenanceRequest
 from fruits.run.state import PlannedRun
@@ -34,7 +38,9 @@ TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish"
 class Featurized(Frozen):
     """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that it wrote.
 
-    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch.
+    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch. ``pending`` are photos
+    that could not be read now, by cause. ``manifest`` is the name of the manifest without them, and ``carried_out`` the
+    number of its entries by action; both are None when the plan's own manifest was carried out as it is.
     """
 
     images: int
@@ -45,6 +51,14 @@ class Featurized(Frozen):
     images_per_second: float
     removed: int
     wrote: Snapshots | None
+    pending: Mapping[str, int] = {}
+    manifest: str | None = None
+    carried_out: Mapping[str, int] | None = None
+
+    @property
+    def due(self) -> int:
+        """Photos that the next run has to read: those that are pending and were not gone."""
+        return sum(count for cause, count in self.pending.items() if cause != Pending.VANISHED)
 
 
 class Projected(Frozen):
@@ -73,13 +87,17 @@ class Probe(Frozen):
 
 
 class Validated(Frozen):
-    """What ``validate`` found, and the snapshots that it measured: exactly these may be published."""
+    """What ``validate`` found, and the snapshots that it measured: exactly these may be published.
+
+    ``approvals`` are those of required gates that failed.
+    """
 
     features: int
     quarantine: Mapping[str, int]
     probe: Probe
     gates: tuple[Gate, ...]
     snapshots: Snapshots | None
+    approvals: tuple[Approval, ...] = ()
 
 
 class Published(Frozen):
@@ -131,6 +149,7 @@ class TaskDocument(Frozen, Generic[Result]):
         seconds: Wall seconds by phase.
         error: Why it failed.
         retryable: Whether a retry may succeed; a person must fix anything else.
+        conflict: Whether the task failed because another run had published since the plan.
         result: What the task did; None when it did not get that far.
     """
 
@@ -147,6 +166,7 @@ class TaskDocument(Frozen, Generic[Result]):
     seconds: Mapping[str, float] = {}
     error: str | None = None
     retryable: bool = True
+    conflict: bool = False
     result: Result | None = None
 
     def writer(self, run: str) -> Writer:
@@ -232,9 +252,19 @@ _DOCUMENTS: Mapping[TaskName, type[TaskDocument[Any]]] = {
 }
 
 
+def run_folder(settings: Settings, run: str) -> str:
+    """The folder of a run's documents and manifest in the lake; ``run`` is the run's key.
+
+    Namespaces of one lake have runs of the same keys. Up to 0.2.0 a folder was ``runs/<run key>``; a run that has such
+    a folder keeps it.
+    """
+    old = f"runs/{run}"
+    return old if any(list_files(lake_store(settings), old)) else f"runs/{settings.namespace}/{run}"
+
+
 def run_store(settings: Settings, run: str) -> ObjectStore:
-    """The folder of a run's documents and manifest; ``run`` is the run's key."""
-    return lake_store(settings, f"runs/{run}")
+    """The store of a run's documents and manifest; ``run`` is the run's key."""
+    return lake_store(settings, run_folder(settings, run))
 
 
 def read_documents(settings: Settings, run: str) -> RunDocuments:
@@ -243,10 +273,10 @@ def read_documents(settings: Settings, run: str) -> RunDocuments:
     Raises:
         FruitsError: when a document is none that this release knows.
     """
-    store = lake_store(settings)  # to open the run's own folder would create it
+    store, folder = lake_store(settings), run_folder(settings, run)  # to open the run's own folder would create it
     found = {}
     for task in get_args(TaskName):
-        if document := _read_document(store, f"runs/{run}/{task}.json", task):
+        if document := _read_document(store, f"{folder}/{task}.json", task):
             found[document.task] = document
     return RunDocuments(**found)
 
@@ -268,7 +298,9 @@ def last_written(settings: Settings) -> dict[str, datetime]:
     """When anything in a run's folder was last written, by the run's key, the newest first; from one listing."""
     written: dict[str, datetime] = {}
     for item in list_files(lake_store(settings), "runs"):  # to open the folder itself would create it
-        run = item["path"].split("/")[1]
+        _, *namespace, run, _ = item["path"].split("/")
+        if namespace not in ([], [settings.namespace]):
+            continue
         written[run] = max(written.get(run, item["last_modified"]), item["last_modified"])
     newest = sorted(written, key=lambda run: (written[run], run), reverse=True)
     return {run: written[run] for run in newest}
@@ -316,6 +348,7 @@ class TaskRecorder(Generic[Result]):
             known = isinstance(error, FruitsError)
             values["error"] = str(error) if known else repr(error)
             values["retryable"] = not known or isinstance(error, TransientError)
+            values["conflict"] = isinstance(error, ConflictError)
         self.document = self.document.model_copy(update=values)
 
 
@@ -378,7 +411,7 @@ def _write(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
 
 def find_plan(settings: Settings, run: str) -> PlannedRun | None:
     """The plan of a run, by the run's key; None when the run has no finished plan, or is one of maintenance."""
-    document = _read_document(lake_store(settings), f"runs/{run}/plan.json", "plan")
+    document = _read_document(lake_store(settings), f"{run_folder(settings, run)}/plan.json", "plan")
     planned = document.done if document else None
     return planned if isinstance(planned, PlannedRun) else None
 
@@ -392,8 +425,8 @@ def read_plan(settings: Settings, run: str) -> PlannedRun:
     planned = find_plan(settings, run)
     if planned is None:
         raise FruitsError(
-            f"run {run}: no finished plan in {settings.lake}/runs/{run}; clear the run from `wait_for_lease`, or "
-            "correct --run"
+            f"run {run}: no finished plan in {settings.lake}/{run_folder(settings, run)}; clear the run from "
+            "`wait_for_lease`, or correct --run"
         )
     return planned
 

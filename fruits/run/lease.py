@@ -4,24 +4,28 @@ Of two runs planned from one base only the first can be published, and the work 
 run acquires the lease before it plans, and the others wait. The lease only spares work: that the tables stay right is
 up to the publication's compare-and-swap.
 
-A lease is a file ``leases/<number>.json`` in the lake. The process that creates the file of the next number holds the
-lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks works. It
-releases it when it is published, has nothing to do or fails for good. A lease that was not renewed for ``DURATION`` has
-expired: its run died.
+A lease is a file ``leases/<namespace>/<number>.json`` in the lake. The process that creates the file of the next number
+holds the lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks
+works. It releases it when it is published, has nothing to do or fails for good.
+
+Nobody renews a lease between two tasks, and nobody releases the lease of a run that a person marked as failed. So a run
+that waits asks Airflow about the run that holds a silent lease. The lease of an ended run is free at once, and an
+active run keeps its lease for ``PATIENCE``. Where nobody knows the run, a lease that was not renewed for ``DURATION``
+has expired.
 """
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
 
 from fruits.errors import FruitsError, TransientError
-from fruits.run.migration import take_over_turn
+from fruits.run.migration import take_over_lease
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
 
@@ -30,33 +34,65 @@ log = logging.getLogger("fruits")
 DURATION = timedelta(minutes=5)
 """A lease not renewed for so long has expired. Longer than the pause before a failed task is tried again."""
 
+PATIENCE = timedelta(hours=1)
+"""So long an active run keeps its lease without renewing it: its next task may wait for a slot or for a retry."""
+
+_QUIET = timedelta(minutes=1)  # a lease renewed since belongs to a task at work, so nobody needs to ask
 _RENEW_SECONDS = 30.0
+
+AirflowRun = tuple[str, str]
+"""A run as Airflow knows it: id of the DAG, id of the run."""
+
+IsActive = Callable[[AirflowRun], bool | None]
+"""Whether a run is queued or running; False when it has ended, None when Airflow does not know it."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease: its number, the key of the run that holds it, when it was last renewed, whether it was released."""
+    """A lease.
+
+    Attributes:
+        number: Its number.
+        run: Key of the run that holds it.
+        renewed_at: When it was last renewed.
+        released: Whether it was released.
+        airflow_run: The run as Airflow knows it; None when no DAG's sensor acquired the lease.
+    """
 
     number: int
     run: str
     renewed_at: datetime
     released: bool = False
+    airflow_run: AirflowRun | None = None
 
-    def is_free(self, now: datetime) -> bool:
+    def is_free(self, now: datetime, is_active: IsActive = lambda _: None) -> bool:
         """Whether another run may acquire the next lease."""
-        return self.released or now - self.renewed_at > DURATION
+        if self.released:
+            return True
+        silence = now - self.renewed_at
+        active = is_active(self.airflow_run) if self.airflow_run and silence > _QUIET else None
+        if active is None:
+            return silence > DURATION
+        return not active or silence > PATIENCE
 
 
-def acquire_lease(settings: Settings, run: str) -> Lease | None:
-    """Acquire the lease for ``run``, or renew it; returns the lease of another run that is in the way, if any."""
+def acquire_lease(
+    settings: Settings, run: str, airflow_run: AirflowRun | None = None, is_active: IsActive = lambda _: None
+) -> Lease | None:
+    """Acquire the lease for ``run``, or renew it; returns the lease of another run that is in the way, if any.
+
+    ``airflow_run`` is kept with the lease, so that runs which wait can ask by ``is_active`` about this one.
+    """
     store, now = _store(settings), datetime.now(UTC)
     last = _last(settings)
-    if last is not None and not last.is_free(now):
-        if last.run != run:
+    ours = last is not None and last.run == run
+    if last is not None and not (last.is_free(now) if ours else last.is_free(now, is_active)):
+        if not ours:
             return last
-        _write(store, Lease(last.number, run, now))
+        _write(store, replace(last, renewed_at=now, airflow_run=airflow_run or last.airflow_run))
         return None
-    lease = Lease(last.number + 1 if last else 1, run, now)
+    known = last.airflow_run if last is not None and ours else None
+    lease = Lease(last.number + 1 if last else 1, run, now, airflow_run=airflow_run or known)
     try:
         _write(store, lease, create=True)
     except AlreadyExistsError:
@@ -104,7 +140,7 @@ def release_lease(settings: Settings, run: str) -> None:
     last = _last(settings)
     if last is not None and last.run == run and not last.released:
         # Under a number of its own: a renewal that is under way in another process can't undo the release.
-        released = Lease(last.number + 1, run, datetime.now(UTC), released=True)
+        released = replace(last, number=last.number + 1, renewed_at=datetime.now(UTC), released=True)
         with suppress(AlreadyExistsError):  # the lease had expired, and is another run's by now
             _write(store, released, create=True)
         _remove_older(store, released.number)
@@ -116,6 +152,24 @@ def _release_quietly(settings: Settings, run: str) -> None:
         release_lease(settings, run)
     except (BaseError, FruitsError, OSError) as error:
         log.warning("run %s: its lease can't be released: %s", run, error)
+
+
+def waiting_run(settings: Settings) -> AirflowRun | None:
+    """The run of Airflow that was the last to begin to wait for the lease, among those that cover everything."""
+    try:
+        document = read_json(lake_store(settings), _waiting_path(settings))
+    except FileNotFoundError:
+        return None
+    return document["dag_id"], document["run_id"]
+
+
+def note_waiting(settings: Settings, run: AirflowRun) -> None:
+    """Note that a run which covers everything begins to wait for the lease."""
+    write_json(lake_store(settings), _waiting_path(settings), {"dag_id": run[0], "run_id": run[1]})
+
+
+def _waiting_path(settings: Settings) -> str:
+    return f"waiting/{settings.namespace}.json"
 
 
 def current_lease(settings: Settings) -> Lease | None:
@@ -131,7 +185,7 @@ def _renew(settings: Settings, run: str, stop: threading.Event) -> None:
             if last is None or last.run != run or last.released:
                 log.warning("run %s lost its lease: it was released, or not renewed for %s", run, DURATION)
                 return
-            _write(_store(settings), Lease(last.number, run, datetime.now(UTC)))
+            _write(_store(settings), replace(last, renewed_at=datetime.now(UTC)))
         except (BaseError, FruitsError, OSError) as error:  # the next try may succeed; if none does, the lease expires
             log.warning("run %s: its lease can't be renewed: %s", run, error)
 
@@ -143,8 +197,10 @@ def _last(settings: Settings) -> Lease | None:
             document = read_json(store, max(names))
         except FileNotFoundError:  # removed by the run that acquired the next lease, so there is a newer one
             continue
-        return Lease(**{**document, "renewed_at": datetime.fromisoformat(document["renewed_at"])})
-    return _last(settings) if take_over_turn(settings) else None
+        airflow_run = tuple(document.get("airflow_run") or ()) or None
+        renewed_at = datetime.fromisoformat(document["renewed_at"])
+        return Lease(**{**document, "renewed_at": renewed_at, "airflow_run": airflow_run})
+    return _last(settings) if take_over_lease(settings) else None
 
 
 def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:
@@ -161,4 +217,4 @@ def _name(number: int) -> str:
 
 
 def _store(settings: Settings) -> ObjectStore:
-    return lake_store(settings, "leases")
+    return lake_store(settings, f"leases/{settings.namespace}")

@@ -1,8 +1,9 @@
-"""From lake format 1, that of Fruits 0.1, to format 2.
+"""From lake formats 1, that of Fruits 0.1, and 2 to format 3.
 
-Tables are the same in both. Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
+Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
 in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under way goes on: its documents are read as
-``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``.
+``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and
+pins by namespace, and approvals in publications; a run that an earlier release planned keeps its folder.
 """
 
 from collections.abc import Mapping
@@ -49,24 +50,30 @@ _LAST: Mapping[str, str] = {
 def migrate(lake: Lake) -> None:
     """Bring a lake to this release's format; a lake that has it is left alone."""
     if lake.format() < LAKE_FORMAT:
-        take_over_turn(lake.settings)
+        take_over_lease(lake.settings)
         lake.set_format()
 
 
-def take_over_turn(settings: Settings) -> bool:
-    """Make a lease of the turn that a run of format 1 holds, so that the run goes on; whether there was a turn."""
+def take_over_lease(settings: Settings) -> bool:
+    """Take over what an earlier release holds, so that its run goes on; whether there was a turn or a lease.
+
+    Format 1 had ``turns/``; releases up to 0.2.0 had one lease for all namespaces, ``leases/<number>.json``.
+    """
     store = lake_store(settings)
     turns = sorted(item["path"] for item in list_files(store, "turns"))
-    if turns:
+    old = turns or sorted(item["path"] for item in list_files(store, "leases") if item["path"].count("/") == 1)
+    if old:
         try:
-            turn = read_json(store, turns[-1])
+            held = read_json(store, old[-1])
         except FileNotFoundError:  # another process was quicker
             return True
-        lease = {**{name: turn[name] for name in ("number", "run", "renewed_at")}, "released": turn["ended"]}
+        released = held["ended"] if turns else held["released"]
+        lease = {**{name: held[name] for name in ("number", "run", "renewed_at")}, "released": released}
+        name = old[-1].rpartition("/")[2]
         with suppress(AlreadyExistsError):
-            write_json(store, turns[-1].replace("turns/", "leases/", 1), lease, create=True)
-        remove_files(store, *turns)
-    return bool(turns)
+            write_json(store, f"leases/{settings.namespace}/{name}", lease, create=True)
+        remove_files(store, *old)
+    return bool(old)
 
 
 def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments") -> "RunDocuments":

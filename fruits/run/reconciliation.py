@@ -1,14 +1,15 @@
 """What is to be done with each object: the listing against the tables, by key and ETag. Pure functions; no I/O."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time
 
 from fruits.photos.entry import WORK, Action, Entry
-from fruits.photos.keys import KeyPattern, KeyRules
+from fruits.photos.ignore import IgnoreRules, Names
+from fruits.photos.keys import KeyPattern, KeyRules, twin_labels
 from fruits.photos.listing import ListedObject
-from fruits.photos.quarantine import SETTINGS_REASONS, Reason
+from fruits.photos.quarantine import SETTINGS_REASONS, Reason, Rereading
 from fruits.run.request import RunRequest
 
 
@@ -21,6 +22,8 @@ class KnownObject:
     label: str | None = None
     split: str | None = None
     reason: str | None = None
+    limit: int | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Plan:
     """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action.
 
     ``remaining`` objects will await work after the run: those a limit left over, and others outside the run's scope.
-    ``unknown_keys`` were asked for, and are neither in the bucket nor in the tables.
+    ``unknown_keys`` were asked for, and are neither in the bucket nor in the tables. ``ignored`` are the objects that
+    are none of ours, by rule. ``twins`` are labels that are probably one (``twin_labels``).
     """
 
     entries: tuple[Entry, ...]
@@ -36,6 +40,18 @@ class Plan:
     counts: Mapping[Action, int] = field(default_factory=dict)
     remaining: int = 0
     unknown_keys: tuple[str, ...] = ()
+    ignored: Mapping[str, Names] = field(default_factory=dict)
+    twins: tuple[tuple[str, ...], ...] = ()
+
+    def without(self, withheld: Sequence[Entry]) -> "Plan":
+        """The plan without entries that wait for a person's approval."""
+        keys = {entry.key for entry in withheld}
+        left_out = Counter(entry.action for entry in withheld)
+        return replace(
+            self,
+            entries=tuple(entry for entry in self.entries if entry.key not in keys),
+            counts={action: count - left_out[action] for action, count in self.counts.items()},
+        )
 
 
 def make_plan(
@@ -44,16 +60,21 @@ def make_plan(
     rules: KeyRules,
     request: RunRequest,
     listed_prefix: str | None = None,
+    rereading: Rereading | None = None,
 ) -> Plan:
     """Reconcile the listing with the tables, by key and ETag, inside the scope of ``request``.
 
     ``listed_prefix`` is what ``listed`` lists, by default the request's prefix. Photos to featurize are taken oldest
-    first, so a limited run leaves the newest for the next one. Deletions are never left over.
+    first, so a limited run leaves the newest for the next one. Deletions are never left over. The row of an object that
+    a rule now ignores is deleted: the object is none of ours. ``rereading`` says which quarantined objects are worth
+    another read.
     """
     listed_prefix = request.prefix if listed_prefix is None else listed_prefix
     counts: Counter[Action] = Counter()
     photos: list[Entry] = []
     seen: set[str] = set()
+    labels: set[str | None] = set()
+    ignored: dict[str, Names] = {}
 
     def is_retry(entry: Entry) -> bool:
         row = known.get(entry.key)
@@ -62,13 +83,14 @@ def make_plan(
     in_scope = _scope(request, rules.pattern)
     outside = 0
     reconcile = request.model_copy(update={"mode": "reconcile", "retry_quarantined": False})
-    for item in listed:
+    for item in _ours(listed, rules.ignore, in_scope, ignored):
         seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
         if not in_scope(item.key, item.last_modified):
-            outside += _entry(item, known.get(item.key), rules, reconcile).action in WORK
+            outside += _entry(item, known.get(item.key), rules, reconcile, rereading).action in WORK
             continue
-        entry = _entry(item, known.get(item.key), rules, request)
+        entry = _entry(item, known.get(item.key), rules, request, rereading)
         counts[entry.action] += 1
+        labels.add(entry.label)
         if entry.action in WORK:
             photos.append(entry)
     gone = [
@@ -88,8 +110,27 @@ def make_plan(
         pending=tuple(later),
         counts={action: counts[action] for action in Action},
         remaining=outside + len(gone) - len(deletions) + len(later),
-        unknown_keys=tuple(key for key in request.keys if key not in seen and key not in known),
+        unknown_keys=tuple(
+            key for key in request.keys if key not in seen and key not in known and not rules.ignore.rule_of(key)
+        ),
+        ignored=dict(sorted(ignored.items())),
+        twins=twin_labels(label for label in labels if label),
     )
+
+
+def _ours(
+    listed: Iterable[ListedObject],
+    ignore: IgnoreRules,
+    in_scope: Callable[[str, datetime], bool],
+    ignored: dict[str, Names],
+) -> Iterator[ListedObject]:
+    """The objects that no rule ignores. Those of the others that are in scope are counted in ``ignored``."""
+    for item in listed:
+        rule = ignore.rule_of(item.key)
+        if rule is None:
+            yield item
+        elif in_scope(item.key, item.last_modified):
+            ignored[rule] = ignored.get(rule, Names()).and_also(item.key)
 
 
 def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime], bool]:
@@ -109,9 +150,15 @@ def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime]
     return in_scope
 
 
-def _entry(item: ListedObject, row: KnownObject | None, rules: KeyRules, request: RunRequest) -> Entry:
+def _entry(
+    item: ListedObject,
+    row: KnownObject | None,
+    rules: KeyRules,
+    request: RunRequest,
+    rereading: Rereading | None,
+) -> Entry:
     label, split, rejection = rules.judge(item.key)
-    action = _action(item, row, (label, split, rejection), request)
+    action = _action(item, row, (label, split, rejection), request, rereading)
     return Entry(item.key, item.etag, item.size, item.last_modified, action, label, split, rejection)
 
 
@@ -120,6 +167,7 @@ def _action(
     row: KnownObject | None,
     judged: tuple[str | None, str | None, Reason | None],
     request: RunRequest,
+    rereading: Rereading | None,
 ) -> Action:
     label, split, rejection = judged
     if row is None:
@@ -132,6 +180,6 @@ def _action(
     if rejection is not None:
         return Action.QUARANTINED if row.reason == rejection else Action.UPDATE
     # Listed, so what was gone is back, with the same bytes.
-    if request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS:
-        return Action.UPDATE
-    return Action.QUARANTINED
+    again = request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS
+    again = again or (rereading is not None and rereading.is_due(item.key, row.reason, row.limit, row.decoder))
+    return Action.UPDATE if again else Action.QUARANTINED

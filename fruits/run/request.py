@@ -1,11 +1,12 @@
 """What a run was asked to do: params, how it was started, its data interval and the settings, resolved. No I/O."""
 
+import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from fruits.analysis.pca import RefitPolicy
 from fruits.errors import FruitsError
@@ -21,11 +22,67 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 5.0 is 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _keys(value: object) -> object:
+    """One text is one key; keys are sorted, each of them once."""
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list | tuple) or not all(isinstance(key, str) for key in listed):
+        raise ValueError("expected a list of keys")
+    return tuple(sorted({key.strip() for key in listed if key.strip()}))
+
+
+def _allowance(value: object) -> object:
+    """True, false or the start of a digest; the trigger form gives text."""
+    text = str(value).strip().lower() if isinstance(value, bool | str) else ""
+    if text in ("true", "false"):
+        return text == "true"
+    if not re.fullmatch("[0-9a-f]{8,64}", text):
+        raise ValueError("expected true or a digest")
+    return text
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+class RunParams(Frozen):
+    """The params of a run of ``fruit_features``: their names, types and defaults, for the trigger form and the CLI.
+
+    A field's description says what a refusal says was expected.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    prefix: str | None = Field(None, description="the start of object keys, such as 'Training/'")
+    keys: Annotated[tuple[str, ...], BeforeValidator(_keys)] = Field(
+        (), description="a list of object keys, such as ['Training/Kiwi/1.jpg']"
+    )
+    mode: Mode = Field("auto", description="auto, reconcile, interval or rebuild")
+    backbone: str | None = Field(None, description="the name of a backbone, such as 'MobileNetV2'")
+    weights: str | None = Field(None, description="'default', 'imagenet', a path or a URI")
+    n_components: Annotated[int | float | None, BeforeValidator(count_or_share)] = Field(
+        None, description="a count (1, 2, ...) or a share of variance between 0 and 1"
+    )
+    refit: RefitPolicy = Field("auto", description="auto, always or never")
+    limit: Whole | None = Field(None, ge=1, description="a number of photos of at least 1, or nothing for all")
+    retry_quarantined: bool = Field(False, description="true or false")
+    allow_deletes: Annotated[bool | str, BeforeValidator(_allowance)] = Field(
+        False, description="true, or the digest that `fruits status` shows, of at least 8 characters"
+    )
+    dry_run: bool = Field(False, description="true or false")
+    settle_seconds: Whole = Field(10, ge=0, description="a whole number of seconds")
+    sensor_timeout: Whole | None = Field(None, ge=1, description="a whole number of seconds of at least 1")
+
+
 class RunRequest(Frozen):
     """What a run was asked to do, resolved from params, events, interval and settings.
 
     ``interval`` is half open, in UTC. ``limit`` bounds the photos featurized, None means all. ``backbone`` and
     ``weights`` are None where the run was not asked for any: it then serves readers the backbone that is due.
+    ``allow_deletes`` approves deletions beyond the bounds: those with this digest, or any (True).
     """
 
     prefix: str
@@ -38,6 +95,7 @@ class RunRequest(Frozen):
     refit: RefitPolicy = "auto"
     limit: int | None = None
     retry_quarantined: bool = False
+    allow_deletes: bool | str = False
     dry_run: bool = False
 
 
@@ -57,87 +115,66 @@ def resolve_request(
     Raises:
         FruitsError: naming the param, what was expected and what to do.
     """
-    mode = _mode(params.get("mode") or "auto", run_type)
+    asked = _parsed(RunParams, params)
+    mode = _resolved(asked.mode, run_type)
     if mode == "interval" and data_interval is None:
         raise FruitsError(
             "mode 'interval' needs a data interval; start the run as a backfill, or choose mode 'reconcile'"
         )
-    prefix = check_prefix(str(params.get("prefix") or settings.prefix))
+    prefix = check_prefix(asked.prefix or settings.prefix)
     if not prefix.startswith(settings.prefix):
         raise FruitsError(
             f"prefix {prefix!r}: it is outside FRUITS_PREFIX, {settings.prefix!r}, where no sweep would keep photos up "
             "to date; correct the param `prefix`"
         )
-    keys = tuple(sorted({key.strip() for key in params.get("keys") or () if key.strip()}))
-    outside = [key for key in keys if not key.startswith(prefix)]
+    outside = [key for key in asked.keys if not key.startswith(prefix)]
     if outside:
         raise FruitsError(
             f"keys: {outside[0]!r} does not start with the prefix {prefix!r}; correct the key or the prefix"
         )
-    limit = _limit(params.get("limit"))
-    if mode == "rebuild" and limit:
+    if mode == "rebuild" and asked.limit:
         raise FruitsError("mode 'rebuild' with a limit would take the same photos each time; leave `limit` empty")
     return RunRequest(
         prefix=prefix,
         mode=mode,
-        keys=keys,
+        keys=asked.keys,
         interval=data_interval if mode == "interval" else None,
-        backbone=params.get("backbone") or None,
-        weights=params.get("weights") or None,
-        n_components=_n_components(params.get("n_components"), settings),
-        refit=_refit(params.get("refit") or "auto"),
-        limit=limit,
-        retry_quarantined=bool(params.get("retry_quarantined")),
-        dry_run=bool(params.get("dry_run")),
+        backbone=asked.backbone,
+        weights=asked.weights,
+        n_components=settings.n_components if asked.n_components is None else asked.n_components,
+        refit=asked.refit,
+        limit=asked.limit,
+        retry_quarantined=asked.retry_quarantined,
+        allow_deletes=asked.allow_deletes,
+        dry_run=asked.dry_run,
     )
 
 
-def _mode(mode: Mode, run_type: str) -> Literal["reconcile", "interval", "rebuild"]:
+def _resolved(mode: Mode, run_type: str) -> Literal["reconcile", "interval", "rebuild"]:
     if mode == "auto":
         return "interval" if run_type == "backfill" else "reconcile"
-    if mode not in ("reconcile", "interval", "rebuild"):
-        raise FruitsError(f"mode {mode!r}: expected auto, reconcile, interval or rebuild")
     return mode
 
 
-def _refit(refit: RefitPolicy) -> RefitPolicy:
-    if refit not in get_args(RefitPolicy):
-        raise FruitsError(f"refit {refit!r}: expected {', '.join(get_args(RefitPolicy))}")
-    return refit
+_DAYS = "a whole number of days of at least 1"
 
 
-def _n_components(value: Any, settings: Settings) -> int | float:
-    if value in (None, ""):
-        return settings.n_components
-    try:
-        return count_or_share(value)
-    except ValueError as error:
-        raise FruitsError(f"n_components {value!r}: {error}") from None
-
-
-def _limit(value: Any) -> int | None:
-    if value in (None, "", 0):
-        return None
-    if isinstance(value, int) and value > 0:
-        return value
-    raise FruitsError(f"limit {value!r}: expected a number of photos of at least 1, or nothing for all")
-
-
-@dataclass(frozen=True)
-class MaintenanceRequest:
-    """What a maintenance run was asked to do.
+class MaintenanceRequest(Frozen):
+    """What a maintenance run was asked to do; the params of ``fruit_maintenance`` have the same names.
 
     A publication is retained while it is younger than ``retention_days`` or among the newest
     ``retention_publications``. A run that was not heard of for ``abandoned_days`` is taken for dead. Files that no
     table refers to are removed when they are older than ``orphan_days``. ``rewrite_all`` sorts every file again.
     """
 
-    retention_days: int
-    retention_publications: int
-    abandoned_days: int = 3
-    orphan_days: int = 3
-    rewrite_all: bool = False
-    dry_run: bool = False
+    model_config = ConfigDict(strict=True, extra="ignore")  # documents of earlier releases
+
+    retention_days: Whole = Field(ge=1, description=_DAYS)
+    retention_publications: Whole = Field(ge=1, description="a whole number of at least 1")
+    abandoned_days: Whole = Field(3, ge=1, description=_DAYS)
+    orphan_days: Whole = Field(3, ge=1, description=_DAYS)
+    rewrite_all: bool = Field(False, description="true or false")
+    dry_run: bool = Field(False, description="true or false")
 
 
 def resolve_maintenance(params: Mapping[str, Any], settings: Settings) -> MaintenanceRequest:
@@ -146,13 +183,41 @@ def resolve_maintenance(params: Mapping[str, Any], settings: Settings) -> Mainte
     Raises:
         FruitsError: naming the param, what was expected and what to do.
     """
-    values = {
+    from_settings = {
         "retention_days": settings.retention_days,
         "retention_publications": settings.retention_publications,
-        **{name: value for name, value in params.items() if value is not None},
     }
-    request = MaintenanceRequest(**values)
-    for name, value in asdict(request).items():
-        if not isinstance(value, bool) and (not isinstance(value, int) or value < 1):
-            raise FruitsError(f"{name} {value!r}: expected a whole number of at least 1; correct the param")
-    return request
+    return _parsed(MaintenanceRequest, params, from_settings)
+
+
+Params = TypeVar("Params", bound=BaseModel)
+
+
+def _parsed(
+    model: type[Params],
+    params: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> Params:
+    """``params`` as a ``model``. None and empty text are defaults, but neither true nor false.
+
+    Raises:
+        FruitsError: naming the param, and what was expected or the name that is nearest.
+    """
+    if not isinstance(params, Mapping):
+        raise FruitsError(f'params {params!r}: expected an object of names and values, such as {{"limit": 100}}')
+    fields = model.model_fields
+    for name in params:
+        if name not in fields:
+            nearest = difflib.get_close_matches(str(name).lower(), fields, 1)
+            advice = f"did you mean {nearest[0]!r}?" if nearest else f"the params are {', '.join(fields)}."
+            raise FruitsError(f"param {name!r}: there is no such param; {advice} Correct the conf and start a new run.")
+    given = {
+        name: value for name, value in params.items() if value not in (None, "") or fields[name].annotation is bool
+    }
+    try:
+        return model.model_validate({**(defaults or {}), **given})
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise FruitsError(
+            f"{name} {params.get(name)!r}: expected {fields[name].description}; correct the param"
+        ) from None

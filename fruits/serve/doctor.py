@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -34,6 +33,7 @@ LEAST_DISK_BYTES, LOW_DISK_BYTES = 1_000_000_000, 5_000_000_000
 MANY_MESSAGES = 1_000
 _SECONDS = 30.0
 _MOST_SHOWN = 3
+_PHOTOS_ASKED = 10
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ def lake_checks(settings: Settings) -> list[Check]:
         Check("catalog", lambda: catalog(settings)),
         Check("lake", lambda: lake(settings)),
         Check("lake of this bucket", lambda: lake_of_bucket(settings)),
+        Check("pin", lambda: pin(settings)),
         Check("backbone", lambda: backbone(settings)),
         Check("event queue", lambda: queue(settings)),
     ]
@@ -266,26 +267,25 @@ def credentials() -> Found:
 
 def bucket(settings: Settings) -> Found:
     """Whether the bucket can be listed and an object in it read."""
-    from fruits.photos.listing import list_objects
-    from fruits.stores import check_photo
+    from fruits.photos.listing import first_photos
+    from fruits.stores import check_photos
 
-    first = next(islice(list_objects(settings, settings.prefix), 1), None)
+    first = first_photos(settings, settings.prefix)[:_PHOTOS_ASKED]
     place = f"s3://{settings.bucket}/{settings.prefix}"
-    if first is None:
+    if not first:
         return Found(f"{place} is empty", "warn", "upload photos as [Training|Test]/<label>/<file>")
-    if first.size:
-        check_photo(settings, first.key)
-    return Found(f"{place} can be listed, and {first.key} be read")
+    check_photos(settings, (item.key for item in first if item.size))
+    return Found(f"{place} can be listed, and photos there be read")
 
 
 def clock(settings: Settings) -> Found:
     """How far this machine's clock is from the S3 server's."""
     from botocore.exceptions import ClientError
 
-    from fruits.stores import list_client
+    from fruits.stores import list_client, list_requester
 
     try:
-        answer = list_client(settings).list_objects_v2(Bucket=settings.bucket, MaxKeys=1)
+        answer = list_client(settings).list_objects_v2(Bucket=settings.bucket, MaxKeys=1, **list_requester(settings))
     except ClientError as error:  # an error tells the time, too
         answer = error.response
     headers: Mapping[str, str] = answer["ResponseMetadata"].get("HTTPHeaders", {})
@@ -341,14 +341,30 @@ def lake(settings: Settings) -> Found:
 def lake_of_bucket(settings: Settings) -> Found:
     """Whether the lake holds this bucket's photos."""
     from fruits.lake.reader import open_read_only
+    from fruits.lake.source import PhotoSource, recorded_source
 
-    bound = open_read_only(settings).bucket()
-    if bound == settings.bucket:
-        return Found(f"it holds the photos of s3://{bound}")
-    if bound is None:
+    recorded, source = recorded_source(open_read_only(settings)), PhotoSource.of(settings)
+    if recorded is None:
         return Found("it is bound to no bucket yet; the first run does that")
-    fix = "set FRUITS_BUCKET to that one, or FRUITS_LAKE and FRUITS_CATALOG_URI to another lake"
-    return Found(f"it holds the photos of {bound!r}, not of {settings.bucket!r}", "fail", fix)
+    if recorded.agrees_with(source):
+        return Found(f"it holds the photos of {recorded}")
+    fix = (
+        "correct FRUITS_S3_ENDPOINT, FRUITS_BUCKET or FRUITS_PREFIX, or set FRUITS_LAKE and FRUITS_CATALOG_URI to "
+        "another lake; `fruits move-photos` if the photos have moved"
+    )
+    return Found(f"it holds the photos of {recorded}, not of {source}", "fail", fix)
+
+
+def pin(settings: Settings) -> Found:
+    """Whether readers are pinned to a publication: runs then publish nothing."""
+    from fruits.lake.reader import open_read_only
+    from fruits.run.pin import current_pin
+
+    open_read_only(settings)  # to look for a pin makes the lake's folder
+    pinned = current_pin(settings)
+    if pinned is None:
+        return Found("readers follow each run")
+    return Found(str(pinned), "warn", "`fruits unpin` lets runs publish again")
 
 
 def backbone(settings: Settings) -> Found:

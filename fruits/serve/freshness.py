@@ -16,10 +16,12 @@ def last_up_to_date(settings: Settings) -> datetime | None:
 def up_to_date_at(documents: RunDocuments, prefix: str) -> datetime | None:
     """When a run brought the tables up to date; None when it did not, or was asked for a part of the photos only.
 
-    A run that leaves objects over does not count. So a run under a new backbone counts once readers have that backbone.
+    A run that leaves objects over does not count, nor does a run under a pin. So a run under a new backbone counts once
+    readers have that backbone.
     """
     planned = documents.planned
-    if planned is None or planned.remaining:
+    featurized = documents.featurized
+    if planned is None or planned.remaining or planned.pinned or (featurized and featurized.due):
         return None
     request = planned.request
     if request.dry_run or request.keys or request.mode == "interval" or request.prefix != prefix:

@@ -11,11 +11,12 @@ from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.run.documents import RunDocuments, last_written, read_documents
+from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 
 log = logging.getLogger("fruits")
 
-RunOutcome = Literal["published", "nothing to do", "dry run", "failed", "running", "unfinished"]
+RunOutcome = Literal["published", "nothing to do", "pinned", "dry run", "failed", "running", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,15 @@ def outcome_of(documents: RunDocuments) -> RunOutcome:
         return "running"
     if planned is None:
         return "unfinished"
+    return _outcome_of_plan(planned)
+
+
+def _outcome_of_plan(planned: PlannedRun) -> RunOutcome:
+    """What became of a run whose plan alone is finished."""
     if planned.request.dry_run:
         return "dry run"
+    if planned.pinned:
+        return "pinned"
     return "unfinished" if planned.work else "nothing to do"
 
 

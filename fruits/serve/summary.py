@@ -7,11 +7,13 @@ from typing import Any
 from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
+from fruits.photos.ignore import Names
+from fruits.run.decisions import described
 from fruits.run.documents import RunDocuments, read_documents
 from fruits.serve.state import State, read_state, wall_seconds
 from fruits.settings import Settings
 
-_OBJECTS = ("create", "update", "delete", "unchanged", "quarantined", "pending")
+_OBJECTS = ("create", "update", "delete", "unchanged", "quarantined", "pending", "ignored")
 _GATE = ("name", "severity", "passed", "value", "threshold")
 
 
@@ -40,7 +42,9 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         "wall_seconds": round(wall_seconds(documents), 1),
         "jvm_started": sum(document.attempt for document in spark_jobs if document),
         "work": planned.work,
-        "objects": {name: planned.counts[name] for name in _OBJECTS},
+        "pinned": planned.pinned,
+        "objects": {name: planned.counts.get(name, 0) for name in _OBJECTS},
+        "ignored": {rule: names.to_document() for rule, names in planned.ignored.items()},
         "features": (publication.counts or {}).get("features", 0) if publication else 0,
         "quarantine": dict(state.quarantine) if state else {},
         "featurize": {
@@ -59,6 +63,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         },
         "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
+        "undecided": [described(question) for question in planned.undecided],
         "catalog": describe_catalog(settings),
     }
 
@@ -99,6 +104,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ("objects", ", ".join(f"{objects[name]:,} {name}" for name in _OBJECTS)),
         ("features", f"{summary['features']:,} photos, backbone {summary['model_id']}"),
         ("quarantine", ", ".join(f"{count} {reason}" for reason, count in quarantine.items()) or "empty"),
+        *[("ignored", f"{rule} {Names(**names)}") for rule, names in summary["ignored"].items()],
         *_featurize_rows(featurize),
         *_pca_rows(pca, probe),
         ("gates", _gates(summary["gates"])),
@@ -107,7 +113,10 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ("tables", f"{summary['catalog']['uri']} (Iceberg, namespace {summary['catalog']['namespace']})"),
     ]
     lines = [f"  {name:<11} {value}" for name, value in rows]
-    if not summary["work"]:
+    lines += [f"  waits       {question}" for question in summary["undecided"]]
+    if summary["pinned"]:
+        lines.insert(0, f"{summary['pinned']}: the run published nothing; `fruits unpin` lets runs go on.")
+    elif not summary["work"] and not summary["undecided"]:
         lines.insert(0, "Nothing to do: every photo in the bucket is already in the tables.")
     return "\n".join(lines)
 

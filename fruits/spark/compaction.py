@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import change_refs
 from fruits.lake.schemas import PUBLICATIONS, TableDefinition, TableName
+from fruits.run.documents import run_store
 from fruits.run.upkeep import (
     FEWEST_SMALL_FILES,
     LARGEST_DELETED_SHARE,
@@ -17,7 +18,7 @@ from fruits.run.upkeep import (
 )
 from fruits.settings import Settings
 from fruits.spark.tables import Tables
-from fruits.stores import lake_store, list_files, remove_files
+from fruits.stores import list_files, remove_files
 
 if TYPE_CHECKING:
     from py4j.java_gateway import JavaObject  # type: ignore[import-untyped]
@@ -172,5 +173,5 @@ def remove_orphans(tables: Tables, name: TableName, older_than: datetime, *, dry
 def remove_run_folders(settings: Settings, upkeep: Upkeep) -> None:
     """Delete the documents and manifests of old runs."""
     for key in upkeep.old_folders:
-        store = lake_store(settings, f"runs/{key}")
+        store = run_store(settings, key)
         remove_files(store, *[item["path"] for item in list_files(store)])

@@ -24,6 +24,7 @@ from fruits.run.documents import (
     check_tasks_before,
     read_documents,
     read_plan,
+    run_folder,
     run_store,
     task_document,
 )
@@ -76,18 +77,27 @@ class Job:
         return self.recorder.phase(name)
 
     def manifest(self) -> Manifest:
-        """The run's manifest.
+        """The run's manifest: the plan's for `featurize`, and for later jobs what `featurize` carried out of that.
 
         Raises:
             FruitsError: when maintenance has removed the run's folder.
         """
+        document = self.documents.featurize if self.recorder.document.task != "featurize" else None
+        carried_out = document.done.manifest if document and document.done else None
+        name = carried_out or self.run.manifest
         try:
-            return Manifest.read(run_store(self.settings, self.run.key), self.run.manifest)
+            return Manifest.read(run_store(self.settings, self.run.key), name)
         except FileNotFoundError:
             raise FruitsError(
-                f"run {self.run.key}: its manifest {self.run.manifest} is gone from {self.settings.lake}/runs; clear "
-                "the run from `wait_for_lease`, so that it is planned again"
+                f"run {self.run.key}: its manifest {name} is gone from {self.settings.lake}/runs; clear the run from "
+                "`wait_for_lease`, so that it is planned again"
             ) from None
+
+    @property
+    def remaining(self) -> int:
+        """Objects that await work after this run: those that the plan left over, and photos that are pending."""
+        document = self.documents.featurize
+        return self.run.remaining + (document.done.due if document and document.done else 0)
 
     def start_branches(self, *names: TableName) -> None:
         """Fork the attempt's branches of tables from the job's starting snapshots."""
@@ -157,8 +167,8 @@ def _run_maintenance(settings: Settings, run: str, work: Callable[[MaintenanceJo
     planned = document.done if document else None
     if planned is None:
         raise FruitsError(
-            f"run {run}: no finished plan of maintenance in {settings.lake}/runs/{run}; clear the run from "
-            "`wait_for_lease`, or correct --run"
+            f"run {run}: no finished plan of maintenance in {settings.lake}/{run_folder(settings, run)}; clear the run "
+            "from `wait_for_lease`, or correct --run"
         )
     with (
         _attempt("maintain", settings, planned, dry_run=planned.request.dry_run) as (lake, recorder),
@@ -244,7 +254,7 @@ def _parser(task: TaskName, description: str) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Settings come from FRUITS_* variables: docs/configuration.md. Exit codes: 0 done, 1 defect, "
-        "2 bad input, 3 a required gate failed, 4 another run published in between.",
+        "2 bad input, 3 a required gate failed, 4 another run published in between, 5 try the same again later.",
     )
     parser.add_argument("--run", required=True, metavar="KEY", help="key of the run: its folder in the lake")
     return parser

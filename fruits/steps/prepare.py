@@ -3,19 +3,25 @@
 import logging
 import os
 import subprocess
-from itertools import islice
 
 from fruits.backbones.stage import staged_card
-from fruits.errors import FruitsError
+from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import NoLakeError, open_read_only
-from fruits.photos.listing import list_objects
+from fruits.lake.source import bind_source, check_source
+from fruits.photos.listing import first_photos
+from fruits.run.manifest import spread
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.stores import check_lake, check_photo
+from fruits.stores import can_read_any, check_lake, check_photos, photo_store
 
 log = logging.getLogger("fruits")
+
+
+_PHOTOS_ASKED = 32
+"""So many photos, spread over the first page, may be denied before the whole bucket counts as denied."""
+_PUBLISHED_ASKED = 8
 
 
 def prepare(settings: Settings, request: RunRequest) -> None:
@@ -26,16 +32,19 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     Raises:
         FruitsError: says what is missing and what to do.
     """
-    first = next(islice(list_objects(settings, request.prefix), 1), None)
-    if first is not None and first.size:
-        check_photo(settings, first.key, denials_only=True)
+    first = [item.key for item in first_photos(settings, request.prefix) if item.size]
+    try:
+        check_photos(settings, spread(first, _PHOTOS_ASKED))
+    except DeniedError:
+        if not _published_photo_readable(settings):
+            raise
     if request.dry_run:
         check_for_dry_run(settings, request)
         return
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
-    lake.check_bucket()
+    bind_source(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
 
@@ -44,21 +53,29 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
     """Check lake and backbone without making anything.
 
     Raises:
-        FruitsError: when the lake or its backbone is not there yet, or the lake holds another bucket's photos.
+        FruitsError: when the lake or its backbone is not there yet, or the lake holds other photos.
     """
     advice = "`fruits plan` shows what the first run would do, or start the run without `dry_run`"
     try:
         lake = open_read_only(settings)
     except NoLakeError as error:
         raise FruitsError(f"dry run: {error}. A dry run makes nothing; {advice}") from error
-    if lake.bucket() not in (None, settings.bucket):
-        lake.check_bucket()  # says what is wrong; a lake that is bound to no bucket yet would be bound
+    check_source(lake)
     chosen = with_backbone(settings, request)
     if staged_card(chosen) is None:
         raise FruitsError(
             f"dry run: backbone {chosen.backbone} with weights {chosen.weights} is not in {settings.lake}/models, and "
             f"a dry run does not build it; {advice}"
         )
+
+
+def _published_photo_readable(settings: Settings) -> bool:
+    """Whether a photo that was read before can still be read: then only some objects are denied."""
+    try:
+        keys = open_read_only(settings).some_keys(None, _PUBLISHED_ASKED)
+    except FruitsError:
+        return False
+    return can_read_any(photo_store(settings), keys)
 
 
 def with_backbone(settings: Settings, request: RunRequest) -> Settings:
@@ -75,6 +92,7 @@ def stage_missing(settings: Settings) -> None:
 
     Raises:
         FruitsError: says what is missing and what to do.
+        TransientError: when the build may succeed later.
     """
     if staged_card(settings) is not None:
         return
@@ -90,4 +108,5 @@ def stage_missing(settings: Settings) -> None:
     environment = {**os.environ, "FRUITS_BACKBONE": settings.backbone, "FRUITS_WEIGHTS": settings.weights}
     build = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if build.returncode:
-        raise FruitsError(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")
+        kind = TransientError if build.returncode == ExitCode.TRANSIENT else FruitsError
+        raise kind(build.stderr.strip() or f"{' '.join(command)} failed with exit code {build.returncode}")

@@ -5,9 +5,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fruits.errors import FruitsError
+from fruits.lake.approvals import Approval, read_approvals, withdraw
 from fruits.lake.branches import check_lineage, drop_run_branches
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, current_base, publication_id, publish, published_from
+from fruits.lake.publication import (
+    Publication,
+    current_base,
+    publication_id,
+    publications,
+    publish,
+    published_from,
+)
 from fruits.run.documents import (
     Published,
     RunDocuments,
@@ -19,6 +27,7 @@ from fruits.run.documents import (
 )
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.migration import migrate, with_snapshots
+from fruits.run.pin import check_unpinned
 from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
 
@@ -37,15 +46,36 @@ def publish_run(settings: Settings, run: str) -> Publication:
     Raises:
         ConflictError: when another run published since this one was planned.
         TransientError: when another run holds the lease.
-        FruitsError: when a task before has not succeeded, or ran again after a later one.
+        FruitsError: when a task before has not succeeded, or ran again after a later one, or readers are pinned.
     """
     with hold_lease(settings, run):
         lake = Lake.open(settings)
         migrate(lake)
         publication = _publish(lake, run)
+        withdraw(settings, used_approvals(settings, publication))
     release_lease(settings, run)
     log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))
     return publication
+
+
+def rows_before(settings: Settings, run: str) -> int:
+    """Rows of the publication that a run started from."""
+    return read_plan(settings, run).base.publication.rows
+
+
+def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:
+    """What a publication leaves behind: the approvals that it records, and questions about gates of earlier runs.
+
+    A run that was planned before can't publish any more, so its findings need no approval.
+    """
+    used = {(approval.kind, approval.digest) for approval in publication.approvals}
+    return [
+        one
+        for one in read_approvals(settings)
+        if publication.published_at
+        and one.asked_at < publication.published_at
+        and (one.kind == "gates" or (one.kind, one.digest) in used)
+    ]
 
 
 def published_run(settings: Settings, run: str) -> Publication | None:
@@ -58,11 +88,17 @@ def published_run(settings: Settings, run: str) -> Publication | None:
     return published_from(Lake.open(settings), planned.base, planned.run_id)
 
 
+def current_publication(settings: Settings) -> Publication:
+    """The publication that readers see; there must be one."""
+    return publications(Lake.open(settings))[-1]
+
+
 def _publish(lake: Lake, run: str) -> Publication:
     planned = read_plan(lake.settings, run)
     with task_document(lake.settings, "publish", run, planned.run_id, planned.planned_at) as document:
         published = published_from(lake, planned.base, planned.run_id)
         if published is None:
+            check_unpinned(lake.settings)
             documents = with_snapshots(lake, planned, read_documents(lake.settings, run))
             check_tasks_before("publish", planned, documents)
             check_written_by_run(lake, planned, documents)
@@ -108,13 +144,19 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
         run_id=planned.run_id,
         published_at=datetime.now(UTC),
         gates=validated.gates,
+        approvals=(*planned.approvals, *validated.approvals),
         **_for_readers(planned, documents, validated),
     )
 
 
 def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Validated) -> dict[str, Any]:
     """Backbone, PCA version, probe and counts."""
+    featurized = documents.featurize.done if documents.featurize else None
     counts = {**planned.counts, "remaining": planned.remaining}
+    if featurized and featurized.carried_out is not None:
+        counts |= featurized.carried_out
+        for name in ("pending", "remaining"):
+            counts[name] += featurized.due
     if planned.building:
         base = planned.base.publication
         kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}

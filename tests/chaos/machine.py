@@ -83,7 +83,7 @@ class Histories(RuleBasedStateMachine):
         self.world.run_on(runs[choice % len(runs)], first, faults)
 
     @precondition(lambda self: self.published)
-    @rule(faults=faults, abandoned_days=st.sampled_from([3, 3, 0]))
+    @rule(faults=faults, abandoned_days=st.sampled_from([3, 3, 1]))
     def maintain(self, faults: list[Fault], abandoned_days: int) -> None:
         self.world.keep_house(self.next_run("maintenance"), faults, abandoned_days=abandoned_days)
 

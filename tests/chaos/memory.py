@@ -34,6 +34,7 @@ class Snapshot:
     files: int = 0
     properties: Mapping[str, str] = field(default_factory=dict)
     timestamp_ms: int = 0
+    schema_id: int | None = None
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -149,6 +150,11 @@ class MemoryTable:
     def location(self) -> str:
         """Where the table's files would be."""
         return f"{self.catalog.warehouse}/{'/'.join(self.identifier)}"
+
+    def schema(self) -> Any:
+        """The names of the columns."""
+        names = next(iter(self.metadata.snapshots.values())).rows.column_names
+        return SimpleNamespace(column_names=names, fields=[SimpleNamespace(name=name) for name in names])
 
     def refresh(self) -> "MemoryTable":
         """The table as of now."""

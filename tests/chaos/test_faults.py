@@ -103,7 +103,7 @@ def test_a_job_whose_starting_snapshots_have_expired_says_what_to_do(memory):
     memory.sweep("first")
     memory.put(FIRST[0], b"other")
     memory.sweep("second")
-    memory.keep_house("maintenance", abandoned_days=0)
+    memory.keep_house("maintenance", abandoned_days=1)
     with pytest.raises(FruitsError, match=r"snapshot \d+ of table \w+ is gone, .*clear the run from"):
         memory.attempt("featurize", "first")
 
@@ -111,7 +111,7 @@ def test_a_job_whose_starting_snapshots_have_expired_says_what_to_do(memory):
 def test_a_job_whose_manifest_is_gone_says_what_to_do(memory):
     memory.runs["run"] = memory.request()
     memory.run_on("run", "prepare", last="plan")
-    for file in (memory.folder / "lake" / "runs" / run_key("run")).glob("manifest*"):
+    for file in (memory.folder / "lake" / "runs" / "fruits" / run_key("run")).glob("manifest*"):
         file.unlink()
     with pytest.raises(FruitsError, match="its manifest .* is gone from .*; clear the run from `wait_for_lease`"):
         memory.attempt("featurize", "run")
@@ -188,7 +188,7 @@ class TestADryRun:
         real.attempt("prepare", "dry")
         real.attempt("plan", "dry")
         changed = dict(files_of(real.folder).items() ^ before.items())
-        folder = f"lake/runs/{run_key('dry')}/"
+        folder = f"lake/runs/fruits/{run_key('dry')}/"
         assert {name.removeprefix(folder).partition("_")[0] for name in changed} == {"plan.json", "manifest"}
         assert read_documents(real.settings, run_key("dry")).planned.counts["update"] == 1
 
@@ -223,7 +223,7 @@ class TestAnUnreadableDocument:
     def test_is_named_and_passed_over_by_the_status(self, damaged, caplog):
         with caplog.at_level(logging.WARNING, "fruits"):
             assert [key for key, _ in runs(damaged.settings)] == [run_key("good")]
-        assert f"run document runs/{run_key('damaged')}/plan.json" in caplog.text
+        assert f"run document runs/fruits/{run_key('damaged')}/plan.json" in caplog.text
 
     def test_does_not_stop_maintenance_which_keeps_what_the_run_wrote(self, damaged):
         branches = set(Lake(damaged.settings).state("features").refs)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -41,6 +41,7 @@ from fruits.settings import Settings
 from fruits.spark import job as jobs
 from fruits.spark.executors import matrix
 from fruits.steps import plan as planning
+from fruits.steps import plan_maintenance as maintenance
 from fruits.steps import prepare as preparing
 from fruits.steps.plan import plan_run
 from fruits.steps.plan_maintenance import plan_maintenance
@@ -184,7 +185,7 @@ class World:
 
     def keep_house(self, run_id: str, faults: Sequence[Fault] = (), *, abandoned_days: int = 3) -> None:
         """A run of maintenance, again after an error that may pass."""
-        request = MaintenanceRequest(0, 2, abandoned_days=abandoned_days)
+        request = MaintenanceRequest(retention_days=1, retention_publications=2, abandoned_days=abandoned_days)
         faulty = Faulty(self, run_id, faults)
         faulty.task = "maintain"
         with effects_watched(faulty):
@@ -356,14 +357,16 @@ def subject(kind: str, path: str) -> str:
     if kind == "commit":
         return f"commit to {path}"
     folder, _, name = path.rpartition("/")
-    if folder.endswith("leases"):
+    if "/leases" in folder:
         return f"{kind} of the lease"
     return f"{kind} of {'the manifest' if name.startswith('manifest') else name}"
 
 
 @cache
 def _settings() -> Settings:
-    return Settings.load(lake="file:///nowhere", catalog_uri="sqlite:////nowhere", max_quarantined_share=1)
+    return Settings.load(
+        lake="file:///nowhere", catalog_uri="sqlite:////nowhere", max_quarantined_share=1, keep_last_of_label=False
+    )
 
 
 class NoThread:
@@ -379,6 +382,41 @@ class NoThread:
         """Nothing ran."""
 
 
+def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
+    """Let the library find the world's bucket, backbone, clocks and catalog."""
+
+    def listed(_: Settings, prefix: str) -> Iterator[ListedObject]:
+        for key, photo in sorted(made.bucket.items()):
+            if key.startswith(prefix):
+                yield ListedObject(key, photo.etag, photo.size, photo.last_modified)
+
+    patch.setattr(planning, "list_objects", listed)
+    for module in (planning, preparing):
+        patch.setattr(module, "staged_card", lambda _: CARD)
+    patch.setattr(planning, "read_card", lambda *_: CARD)
+    patch.setattr(preparing, "first_photos", lambda *_: [])
+    patch.setattr(preparing, "check_photos", lambda *_: None)
+    for module in (maintenance, made.maintain):  # publications and folders are past the retention of a day
+        patch.setattr(module, "datetime", clock(lambda: timedelta(hours=36)))
+    patch.setattr(leases, "datetime", clock(lambda: made.offset))
+    patch.setattr(leases, "threading", SimpleNamespace(Event=threading.Event, Thread=NoThread))
+    if memory := made.memory:
+        patch.setattr(catalogs, "open_catalog", lambda _: memory)
+        patch.setattr(readers, "open_catalog", lambda _, **__: memory)
+        patch.setattr(readers, "_local_parts", lambda _: [])
+
+
+def clock(offset: Callable[[], timedelta]) -> type[datetime]:
+    """A `datetime` whose `now` is ahead."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + offset()
+
+    return Ahead
+
+
 @contextmanager
 def world(*, real: bool = False) -> Iterator[World]:
     """A new bucket and a new lake: in memory, or on a SQLite file and in a folder."""
@@ -390,28 +428,7 @@ def world(*, real: bool = False) -> Iterator[World]:
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         stack.callback(shutil.rmtree, folder)
         made = World(settings, stack.enter_context(numpy_jobs()), memory, folder)
-
-        def listed(_: Settings, prefix: str) -> Iterator[ListedObject]:
-            for key, photo in sorted(made.bucket.items()):
-                if key.startswith(prefix):
-                    yield ListedObject(key, photo.etag, photo.size, photo.last_modified)
-
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz: Any = None) -> Any:
-                return datetime.now(tz) + made.offset
-
-        for module in (planning, preparing):
-            patch.setattr(module, "list_objects", listed)
-            patch.setattr(module, "staged_card", lambda _: CARD)
-        patch.setattr(planning, "read_card", lambda *_: CARD)
-        patch.setattr(preparing, "check_photo", lambda *_, **__: None)
-        patch.setattr(leases, "datetime", Clock)
-        patch.setattr(leases, "threading", SimpleNamespace(Event=threading.Event, Thread=NoThread))
-        if memory:
-            patch.setattr(catalogs, "open_catalog", lambda _: memory)
-            patch.setattr(readers, "open_catalog", lambda _, **__: memory)
-            patch.setattr(readers, "_local_parts", lambda _: [])
+        replace_the_outside(patch, made)
         for number, key in enumerate(FIRST):
             made.put(key, f"first {number}".encode())
         yield made

@@ -21,11 +21,18 @@ def test_a_backfill_covers_its_interval_and_any_other_run_everything(
     from airflow.sdk.api.datamodels._generated import DagRunType
 
     start, end = (None, None) if run_type == "asset_triggered" else (START, END)
-    run = SimpleNamespace(run_type=DagRunType(run_type), data_interval_start=start, data_interval_end=end)
+    run = SimpleNamespace(
+        dag_id="fruit_features",
+        run_type=DagRunType(run_type),
+        conf={},
+        data_interval_start=start,
+        data_interval_end=end,
+    )
     params = {name: param.value for name, param in module.PARAMS.items()}
     context: dict[str, Any] = {"dag_run": run, "params": params}
     monkeypatch.setattr(module, "get_current_context", lambda: context)
     monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: None)
+    monkeypatch.setattr(module, "skip_when_another_waits", lambda context, settings: None)
     monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
     monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
 
@@ -33,3 +40,46 @@ def test_a_backfill_covers_its_interval_and_any_other_run_everything(
 
     assert request["mode"] == mode
     assert request["interval"] == (["2026-11-20T00:00:00Z", "2026-11-21T00:00:00Z"] if mode == "interval" else None)
+
+
+def test_an_unknown_param_is_refused_by_the_first_task(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.api.datamodels._generated import DagRunType
+    from airflow.sdk.exceptions import AirflowFailException
+
+    run = SimpleNamespace(run_type=DagRunType.MANUAL, data_interval_start=None, data_interval_end=None)
+    params = {name: param.value for name, param in module.PARAMS.items()} | {"dryrun": True}
+    monkeypatch.setattr(module, "get_current_context", lambda: {"dag_run": run, "params": params})
+    monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: pytest.fail("it went on"))
+    monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
+
+    with pytest.raises(AirflowFailException, match=r"'dryrun': .* did you mean 'dry_run'"):
+        module.prepare.function()
+
+
+@pytest.mark.parametrize("keys", ["Training/Kiwi/1.jpg", ["Training/Kiwi/1.jpg"], [], None])
+def test_the_form_takes_one_key_as_text(module: ModuleType, keys: object) -> None:
+    assert module.PARAMS["keys"].resolve(keys) == keys
+
+
+@pytest.mark.parametrize(("before", "told"), [(7, True), (6, False), (5, False)])
+def test_a_publication_that_shrinks_is_told(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, before: int, told: bool
+) -> None:
+    from fruits.lake.publication import Publication
+
+    publication = Publication(2, {}, "pub-000002-abcdef", counts={"features": 5, "quarantine": 1})
+    sent: list[Any] = []
+    monkeypatch.setattr("fruits.steps.publish.publish_run", lambda settings, run: publication)
+    monkeypatch.setattr("fruits.steps.publish.current_publication", lambda settings: publication)
+    monkeypatch.setattr("fruits.steps.publish.rows_before", lambda settings, run: before)
+    monkeypatch.setattr("fruits.airflow.metrics.send", lambda gauges: None)
+    monkeypatch.setattr(module, "announce", lambda context, publication, current: {})
+    monkeypatch.setattr(module, "alert", sent.append)
+    monkeypatch.setattr(module, "get_current_context", dict)
+    monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
+
+    module.publish.function("run")
+
+    assert bool(sent) is told

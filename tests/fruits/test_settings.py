@@ -166,6 +166,45 @@ def test_the_lake_may_be_a_folder_or_a_bucket(lake, kind, warehouse):
     assert (settings.lake_kind, settings.warehouse) == (kind, warehouse)
 
 
+@pytest.mark.parametrize(
+    ("bucket", "prefix", "lake", "named"),
+    [
+        ("fruits", "", "s3://fruits/lake", "FRUITS_LAKE: s3://fruits/lake is among the photos, s3://fruits/,"),
+        ("fruits", "", "s3://fruits", "FRUITS_LAKE: s3://fruits is among the photos"),
+        ("fruits", "photos/", "s3://fruits/photos/lake", "among the photos, s3://fruits/photos/"),
+        ("fruits", "photos", "s3://fruits/photos-lake", "among the photos, s3://fruits/photos,"),
+        ("fruits", "photos/", "s3://fruits/photos", "among the photos"),
+        ("fruits", "photos/", "s3://fruits", "FRUITS_PREFIX: the photos, s3://fruits/photos/, are inside the lake"),
+        ("fruits", "lake/photos/", "s3://fruits/lake", "are inside the lake s3://fruits/lake"),
+    ],
+)
+def test_a_lake_among_the_photos_or_around_them_is_refused(bucket, prefix, lake, named):
+    message = refusal(bucket=bucket, prefix=prefix, lake=lake)
+    assert named in message
+    assert "set FRUITS_LAKE to another bucket" in message
+
+
+@pytest.mark.parametrize(
+    ("bucket", "prefix", "lake"),
+    [
+        ("fruits", "photos/", "s3://fruits/lake"),
+        ("fruits", "photos/", "s3://fruits/photos-lake"),
+        ("fruits", "lake-photos/", "s3://fruits/lake"),
+        ("fruits", "", "s3://fruits-lake"),
+        ("fruits", "", "file:///fruits"),
+    ],
+)
+def test_a_lake_beside_the_photos_is_fine(bucket, prefix, lake):
+    assert Settings.load(**{**REQUIRED, "bucket": bucket, "prefix": prefix, "lake": lake}).lake == lake
+
+
+@pytest.mark.parametrize("setting", ["catalog_name", "namespace"])
+@pytest.mark.parametrize("name", ["f; DROP TABLE x", "a.b", "fruits-prod", "a`b", "a'b", "", "1a", "früchte", "a\n"])
+def test_a_name_that_reaches_sql_is_a_plain_identifier(setting, name):
+    assert f"FRUITS_{setting.upper()} is {name!r}" in refusal(**{setting: name})
+    assert getattr(Settings.load(**REQUIRED, **{setting: "fruits_2"}), setting) == "fruits_2"
+
+
 EMR = {
     "engine": "emr-serverless",
     "emr_application": "00f1",

@@ -174,7 +174,8 @@ def test_the_first_run_publishes_every_photo(first: Ran, installation: Installat
 def test_the_summary_says_what_was_done(first: Ran) -> None:
     summary = first.summary
     assert summary["objects"] == {
-        "create": SOUND + len(BROKEN), "update": 0, "delete": 0, "unchanged": 0, "quarantined": 0, "pending": 0
+        "create": SOUND + len(BROKEN), "update": 0, "delete": 0, "unchanged": 0, "quarantined": 0, "pending": 0,
+        "ignored": 0,
     }  # fmt: skip
     assert summary["features"] == SOUND
     assert summary["quarantine"] == {reason: list(BROKEN.values()).count(reason) for reason in sorted(BROKEN.values())}
@@ -224,7 +225,8 @@ def test_the_summary_opens_the_published_tables(first: Ran, installation: Instal
 
 def test_running_again_finds_nothing_to_do_and_starts_no_jvm(first: Ran, second: Ran) -> None:
     assert second.summary["objects"] == {
-        "create": 0, "update": 0, "delete": 0, "unchanged": SOUND, "quarantined": len(BROKEN), "pending": 0
+        "create": 0, "update": 0, "delete": 0, "unchanged": SOUND, "quarantined": len(BROKEN), "pending": 0,
+        "ignored": 0,
     }  # fmt: skip
     assert first.jvms >= first.summary["jvm_started"] > 0
     assert second.jvms == second.summary["jvm_started"] == 0
@@ -238,7 +240,8 @@ def test_running_again_finds_nothing_to_do_and_starts_no_jvm(first: Ran, second:
 
 def test_only_what_changed_is_featurized(second: Ran, third: Ran) -> None:
     assert third.summary["objects"] == {
-        "create": 4, "update": 2, "delete": 1, "unchanged": SOUND - 3, "quarantined": len(BROKEN), "pending": 0
+        "create": 4, "update": 2, "delete": 1, "unchanged": SOUND - 3, "quarantined": len(BROKEN), "pending": 0,
+        "ignored": 0,
     }  # fmt: skip
     assert third.summary["featurize"]["images"] == 6
     assert third.summary["features"] == SOUND + 4 - 1
@@ -246,6 +249,7 @@ def test_only_what_changed_is_featurized(second: Ran, third: Ran) -> None:
     changed = {key for key, row in third.features.items() if second.features.get(key) != row}
     assert changed == keys([*ADDED, *REPLACED])
     assert second.features.keys() - third.features.keys() == keys([DELETED])
+    assert "so their rows leave the tables: 1\n" in third.out
     assert {third.features[key][1] for key in changed} == {third.summary["run_id"]}
     assert all(third.features[key][0] != second.features[key][0] for key in keys(REPLACED))
 
@@ -382,20 +386,6 @@ def test_prepare_says_so_when_the_credentials_are_wrong(
         stores._credentials.cache_clear()
     assert str(settings.s3_endpoint) in str(raised.value)
     assert secret_key not in str(raised.value)
-
-
-def test_prepare_goes_on_past_a_photo_that_lies_in_an_archive(
-    stack: Stack, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import obstore
-
-    def archived(*_: Any, **__: Any) -> None:
-        raise obstore.exceptions.PermissionDeniedError("403 Forbidden: <Code>InvalidObjectState</Code>")
-
-    stack.client().put_object(Bucket=settings.bucket, Key="Kiwi/1.jpg", Body=b"photo")
-    monkeypatch.setattr(obstore, "get_range", archived)
-    with pytest.raises(FruitsError, match="no Python at"):  # the next thing that is missing here
-        prepare(settings.model_copy(update={"jobs_env": tmp_path}), RunRequest(prefix=""))
 
 
 def test_prepare_says_so_when_there_is_no_jobs_environment(settings: Settings, tmp_path: Path) -> None:

@@ -241,14 +241,14 @@ def events(cluster, application):
 
 class TestAClusterThatCannot:
     def test_workers_that_are_too_small_end_the_wait(self, chain, submit, planned):
-        error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, seconds=5, **{"spark.executor.memory": "64g"})
+        error = self.failure(chain, submit, planned, ExitCode.TRANSIENT, seconds=5, **{"spark.executor.memory": "64g"})
         assert "no executor within 5 s (FRUITS_EXECUTOR_SECONDS)" in error
         assert "spark.executor.memory 64g" in error
 
     def test_executors_that_cannot_start_end_the_wait(self, chain, submit, planned):
         """The master starts them again and again: a worker's Java does as an older Spark or a wrong option would."""
         options = {"spark.executor.extraJavaOptions": "-XX:MaxMetaspaceSize=none"}
-        error = self.failure(chain, submit, planned, ExitCode.BAD_INPUT, seconds=5, **options)
+        error = self.failure(chain, submit, planned, ExitCode.TRANSIENT, seconds=5, **options)
         assert "no executor within 5 s" in error
         assert "executors end as soon as they begin (work/<application>/<number>/stderr on a worker" in error
 

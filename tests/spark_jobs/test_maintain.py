@@ -53,7 +53,7 @@ def age(path, days):
 
 def files_of(settings, *without):
     """All files of a lake and when they were written, but for leases, and the folders of the runs in ``without``."""
-    ignored = {folder(settings) / "leases", *(folder(settings) / "runs" / run_key(run) for run in without)}
+    ignored = {folder(settings) / "leases", *(folder(settings) / "runs" / "fruits" / run_key(run) for run in without)}
     return {
         str(path): path.stat().st_mtime_ns
         for path in folder(settings).rglob("*")
@@ -124,7 +124,7 @@ def seen(chain, new_settings):
         path.write_text("{}")
     age(old, 4)
     age(folder(settings) / "runs" / "ancient", 40)
-    age(folder(settings) / "runs" / run_key("dead"), 4)
+    age(folder(settings) / "runs" / "fruits" / run_key("dead"), 4)
     seen = SimpleNamespace(settings=settings, base_of_live=plans["live"].base)
     seen.live = chain.branch_rows(settings, "live", "features")
     seen.publications = publications(Lake.open(settings))
@@ -144,7 +144,7 @@ def seen(chain, new_settings):
         old=old.exists(),
         young=young.exists(),
         ancient=list((folder(settings) / "runs" / "ancient").glob("*")),
-        changes=(folder(settings) / "runs" / run_key("changes") / "plan.json").exists(),
+        changes=(folder(settings) / "runs" / "fruits" / run_key("changes") / "plan.json").exists(),
     )
     files = files_of(settings)
     seen.again = maintain(chain, settings, "again")

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from fruits.analysis.gates import Gate
+from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
 from fruits.run.documents import Featurized, Projected, TaskDocument
 from fruits.run.state import PlannedRun
@@ -107,7 +108,8 @@ class Building:
 class Overview:
     """What readers see now. ``publication`` is None in an empty lake, ``work`` when its run's documents are gone.
 
-    ``history`` has the newest publication last.
+    ``history`` has the newest publication last. ``pin`` says who pinned readers to the publication, and why.
+    ``questions`` wait for a person's approval.
     """
 
     lake: str
@@ -116,6 +118,8 @@ class Overview:
     tables: Tables | None
     work: Work | None
     history: Sequence[PastPublication]
+    pin: str | None = None
+    questions: Sequence[Approval] = ()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import fruits
+from fruits.photos.ignore import meaning_of, readable
 from fruits.photos.quarantine import Reason
+from fruits.run.decisions import described
 from fruits.run.request import RunRequest
 from fruits.serve.report import charts
 from fruits.serve.report.content import Overview, RunReport
@@ -25,6 +27,7 @@ OUTCOMES = {
         "Nothing to do",
         "The tables already held every photo in scope.",
     ),
+    "pinned": ("calm", "Pinned", "Readers stay on a publication, as a person decided: the run published nothing."),
     "dry run": ("calm", "Dry run", "The run planned, and stopped there as it was asked to. Nothing was changed."),
     "failed": ("bad", "Failed", "Nothing of this run is published. Readers are where they were."),
     "running": ("busy", "Running", "A task is under way, or was ended from outside. Nothing of this run is published."),
@@ -93,8 +96,11 @@ def _environment() -> Environment:
         "moment": lambda moment: f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "jpeg": lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
         "explained": _explained,
+        "meaning": lambda rule: _with_code(meaning_of(rule)),
+        "readable": readable,
         "shortened": charts.shortened,
         "scope": _scope,
+        "described": described,
     }
     environment.filters |= filters
     return environment
@@ -103,7 +109,11 @@ def _environment() -> Environment:
 def _explained(reason: str) -> Markup:
     """A reason's description; what stands between backticks becomes code."""
     said = _REASONS.get(reason, "A reason that this version of the software does not know.")
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(said))))  # noqa: S704 -- escaped before
+    return _with_code(said)
+
+
+def _with_code(text: str) -> Markup:
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 -- escaped before
 
 
 def _percent(share: float | None) -> str:
@@ -149,6 +159,7 @@ def _scope(request: RunRequest) -> dict[str, str]:
         "Refit": request.refit,
         "Limit": f"{request.limit:,} photos" if request.limit else "",
         "Retry quarantined": "yes" if request.retry_quarantined else "",
+        "Allow deletions": "yes" if request.allow_deletes is True else request.allow_deletes or "",
         "Dry run": "yes" if request.dry_run else "",
     }
     return {name: value for name, value in rows.items() if value}

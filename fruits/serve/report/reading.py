@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import obstore
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fruits.errors import FruitsError
+from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.reader import explain_lake_errors, open_read_only
 from fruits.lake.schemas import DATA_TABLES, TableName
-from fruits.run.documents import RunDocuments, read_documents
+from fruits.run.documents import RunDocuments, last_written, read_documents
+from fruits.run.pin import current_pin
 from fruits.run.state import PlannedRun, run_key
 from fruits.serve.report.content import (
     Building,
@@ -32,7 +33,6 @@ from fruits.serve.report.content import (
 from fruits.serve.report.pictures import add_pictures
 from fruits.serve.state import error_of, fitted_version, fitted_versions, outcome_of
 from fruits.settings import Settings
-from fruits.stores import lake_store
 
 MOST_POINTS = 2_000
 MOST_ROWS_READ = 1_000_000
@@ -61,6 +61,7 @@ def read_overview(settings: Settings) -> Overview:
             return Overview(settings.lake, settings.bucket, None, None, None, ())
         current = published[-1]
         documents = read_documents(settings, run_key(_dag_run_id(current))).current()
+        pin = current_pin(settings)
         made_it = documents.plan is not None and documents.plan.run_id == current.run_id
         return Overview(
             lake=settings.lake,
@@ -69,6 +70,8 @@ def read_overview(settings: Settings) -> Overview:
             tables=read_tables(lake, current.snapshots, str(current.model_id), current.pca_id),
             work=_work(documents) if made_it else None,
             history=_history(lake, published),
+            pin=str(pin) if pin else None,
+            questions=[one for one in read_approvals(settings) if not one.decided],
         )
 
 
@@ -157,13 +160,12 @@ def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
 
 
 def _documents_of(settings: Settings, key: str) -> RunDocuments:
-    folders = obstore.list_with_delimiter(lake_store(settings), "runs")["common_prefixes"]
-    known = {folder.rpartition("/")[2] for folder in folders}
+    known = last_written(settings)
     documents = read_documents(settings, key).current() if key in known else RunDocuments()
     if documents.of_maintenance:
         raise UnknownRunError(f"run {key}: it is a run of maintenance, which has no report; its log says what it did")
     if not documents:
-        shown = ", ".join(sorted(known, reverse=True)[:_KNOWN_SHOWN]) or "none"
+        shown = ", ".join(list(known)[:_KNOWN_SHOWN]) or "none"
         raise UnknownRunError(
             f"run {key}: there are no documents of it in {settings.lake}/runs. Either it has not come to its task "
             "`plan` yet, or there was no such run, or its documents have expired. `airflow dags list-runs "

@@ -1,13 +1,12 @@
 """Alerts, sent by a real Airflow (scheduler, DAG processor, triggerer) to stand-ins of SNS, Slack and a mail server."""
 
 import json
+import re
 import socketserver
-import sqlite3
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
@@ -20,13 +19,21 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from fruits.errors import FruitsError
+from fruits.run import lease
+from fruits.run.lease import current_lease
+from fruits.run.state import run_key
+from fruits.serve.doctor import Finding
+from fruits.serve.watch import news
 from fruits.settings import DagSettings, Settings
 from local import ui
 from local.airflow import airflow_environment
+from local.stack import running_server
 from tests.runs import document, planned, write_documents
 
 pytestmark = pytest.mark.airflow
 
+ROOT = Path(__file__).parents[3]
 TOPIC = "arn:aws:sns:eu-west-1:123456789012:fruit-alerts"
 HOURS = 6
 LONG_AGO = datetime.now(UTC) - timedelta(hours=HOURS, minutes=1)
@@ -37,18 +44,17 @@ ERROR = "s3://fruits/{{ 7 * 7 }}<!channel>.jpg: fix this"
 DAGS = """
 from datetime import timedelta
 
-from airflow.sdk import DAG, Asset, get_current_context, task
+from airflow.sdk import DAG, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from fruits.airflow.alerts import alert_failure, deadline, keep_error
+from fruits.airflow.alerts import alert_failure, keep_error
+from fruits.airflow.errors import non_retryable
+from fruits.airflow.replan import replan_on_conflict
+from fruits.airflow.sensors import LeaseSensor
+from fruits.airflow.tasks import EMBEDDINGS, announce
+from fruits.errors import ConflictError
+from fruits.lake.publication import Publication
 
-EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
 SETTINGS = {"schedule": None, "default_args": {"on_failure_callback": keep_error}}
-
-
-def at_once():
-    made = deadline()
-    made.interval = timedelta(0)
-    return made
 
 
 with DAG("failing", on_failure_callback=alert_failure, **SETTINGS):
@@ -68,20 +74,12 @@ with DAG("failing", on_failure_callback=alert_failure, **SETTINGS):
     prepare() >> publish()
     compact()
 
-with DAG("late", deadline=at_once(), **SETTINGS):
+with DAG("publishing", **SETTINGS):
 
-    @task
+    @task(inlets=[EMBEDDINGS], outlets=[EMBEDDINGS])
     def publish():
-        pass
-
-    publish()
-
-with DAG("in_time", deadline=deadline(), **SETTINGS):
-
-    @task(outlets=[EMBEDDINGS])
-    def publish():
-        published = {"publication_id": "pub-000007-abc", "sequence": 7, "counts": {"create": 3}}
-        get_current_context()["outlet_events"][EMBEDDINGS].extra = published
+        published = Publication(7, {}, "pub-000007-abc", run_id="manual__1", counts={"create": 3})
+        return announce(get_current_context(), published, published)
 
     publish()
 
@@ -93,6 +91,33 @@ with DAG("follower", schedule=EMBEDDINGS):
         return [dict(event.extra) for event in events]
 
     follow()
+
+with DAG("overtaken", params={"always": False}, **SETTINGS):
+
+    @task
+    def plan():
+        return get_current_context()["dag_run"].clear_number
+
+    @task(retries=2, retry_delay=timedelta(seconds=1))
+    def publish(planned):
+        context = get_current_context()
+        with non_retryable(), replan_on_conflict(context):
+            if not planned or context["params"]["always"]:
+                raise ConflictError("another run published after run x was planned")
+        return planned
+
+    publish(plan())
+
+with DAG("waiting", **SETTINGS):
+    LeaseSensor(task_id="wait_for_lease")
+
+with DAG("fruit_features", schedule=None, is_paused_upon_creation=True):
+
+    @task
+    def plan():
+        get_current_context()["ti"].xcom_push("counts", {"create": 1_200, "update": 0})
+
+    plan()
 """
 
 
@@ -231,17 +256,35 @@ def module(channels: Channels, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 class TestWithoutAirflow:
-    def test_without_a_channel_there_is_no_alert_and_no_deadline(self, module: Any) -> None:
+    def test_without_a_channel_there_is_no_alert(self, module: Any) -> None:
         module.alert_failure({})  # does not even look at the run
         assert module.send(module.Message("a subject", "a text")) == []
-        assert module.deadline() is None
 
     def test_only_the_channels_that_are_set_are_told(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FRUITS_ALERT_EMAIL", "a@example.org")
-        monkeypatch.setenv("FRUITS_ALERT_AFTER_HOURS", "3")
         assert [channel for channel, _ in module._notifiers(DagSettings.load())] == ["email"]
-        assert module.deadline().interval == timedelta(hours=3)
-        assert module.deadline().callback.kwargs == {"hours": 3}
+
+    def test_a_wrong_setting_silences_no_channel_that_is_right(
+        self, module: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in {
+            "FRUITS_ALERT_EMAIL": "a@example.org",
+            "FRUITS_ALERT_SNS_TOPIC": "a typo",
+            "FRUITS_ALERT_AFTER_HOURS": "six",
+            "FRUITS_ENGINE": "emr-serverless",  # without the settings that it needs
+        }.items():
+            monkeypatch.setenv(name, value)
+        settings = DagSettings.of_alerts()
+        assert [channel for channel, _ in module._notifiers(settings)] == ["email"]
+        assert settings.alert_after_hours == 6
+
+    def test_the_watchdogs_alert_names_what_began_with_its_fix_and_what_is_over(self, module: Any) -> None:
+        finding = Finding("DAG", "fail", "fruit_features is paused", "switch the DAG on")
+        message = module.watch_message(news({"tables": "no run for 7 h"}, [finding]))
+        assert message.subject == "fruits: DAG, tables is over"
+        assert message.text == (
+            "DAG: fruit_features is paused.\nWhat to do: switch the DAG on.\n\nOver: tables: no run for 7 h."
+        )
 
     def test_a_run_without_a_failed_task_still_alerts(self, module: Any) -> None:
         """Airflow then gives a callback hardly anything."""
@@ -249,6 +292,21 @@ class TestWithoutAirflow:
         message = module.failure_message({"dag": dag, "run_id": "scheduled__1", "reason": "timed_out"})
         assert "timed_out" in message.text
         assert "/dags/fruit_features/runs/scheduled__1" in message.text
+
+    def test_an_alert_that_cannot_be_sent_does_not_fail_the_task(
+        self, module: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(message: Any) -> list[str]:
+            raise FruitsError(f"alert not sent by slack: {message.subject}")
+
+        monkeypatch.setenv("FRUITS_ALERT_SLACK_CHANNEL", "#fruits")
+        monkeypatch.setattr(module, "send", refuse)
+        module.alert(module.shrunk_message(1_000, 520, "pub-000003-abcdef"))
+        assert "alert not sent by slack: Fruits: 480 rows fewer" in caplog.text
+
+    def test_a_publication_that_shrinks_is_told_with_both_sizes(self, module: Any) -> None:
+        text = module.shrunk_message(1_000, 520, "pub-000003-abcdef").text
+        assert "pub-000003-abcdef has 520 rows; the one before had 1,000" in text
 
     def test_an_endless_error_is_cut(self, module: Any) -> None:
         ti = SimpleNamespace(
@@ -303,15 +361,16 @@ class Airflow:
     def start(self, dag: str) -> str:
         return str(self.ask(f"dags/{dag}/dagRuns", "POST", {"logical_date": None})["dag_run_id"])
 
-    def rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.data / "airflow" / "airflow.db", timeout=30)) as database:
-            return database.execute(query, values).fetchall()
+    def ended(self, dag: str, run: str) -> str | None:
+        """The state of a run that has ended."""
+        state = str(self.ask(f"dags/{dag}/dagRuns/{run}")["state"])
+        return state if state in ("success", "failed") else None
 
-    def callback(self, run: str) -> tuple[str, str] | None:
-        """State and outcome of what a run's deadline called."""
-        query = """SELECT callback.state, output FROM deadline JOIN callback ON callback.id = callback_id
-            JOIN dag_run ON dag_run.id = dagrun_id WHERE run_id = ? AND callback.state IN ('success', 'failed')"""
-        return next(iter(self.rows(query, run)), None)
+    def finish(self, dag: str) -> str:
+        """Start a run and wait for its end; returns its id."""
+        run = self.start(dag)
+        assert wait_for(lambda: self.ended(dag, run)) == "success"
+        return run
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
@@ -330,6 +389,8 @@ def airflow(channels: Channels, tmp_path_factory: pytest.TempPathFactory) -> Ite
     dags = data.parent / "dags"
     dags.mkdir()
     (dags / "dags.py").write_text(f"ERROR = {ERROR!r}\n{DAGS}")
+    watchdog = (ROOT / "dags" / "fruit_watchdog.py").read_text()
+    (dags / "fruit_watchdog.py").write_text(re.sub(r"schedule=.*", "schedule=None,", watchdog))
     ours = {
         **channels.environment,
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
@@ -347,52 +408,37 @@ def airflow(channels: Channels, tmp_path_factory: pytest.TempPathFactory) -> Ite
             with urllib.request.urlopen(request, timeout=30) as answer:
                 token = json.load(answer)["access_token"]
             started = Airflow(data, running["url"], token)
-            wait_for(lambda: started.ask("dags")["total_entries"] == 4)
+            wait_for(lambda: started.ask("dags")["total_entries"] == 7)
             yield started
         finally:
             ui.stop(data)
 
 
-@dataclass(frozen=True)
-class Runs:
-    """Runs that were started together, by DAG, and their deadlines' outcome."""
-
-    failing: str
-    late: str
-    in_time: str
-
-
 @pytest.fixture(scope="module")
-def dead_slack(airflow: Airflow, channels: Channels) -> Runs:
-    """Runs while Slack refuses everything, and no run has ever brought the tables up to date."""
+def dead_slack(airflow: Airflow, channels: Channels) -> str:
+    """A run that fails while Slack refuses everything."""
     channels.inbox.slack_works = False
-    return Runs(*map(airflow.start, ("failing", "late", "in_time")))
+    return airflow.start("failing")
 
 
 @pytest.fixture(scope="module")
-def all_well(airflow: Airflow, channels: Channels, dead_slack: Runs) -> Runs:
-    """Runs while every channel works, after the time when one did not; the last good run is too long ago."""
-    wait_for(lambda: channels.told(dead_slack.failing, dead_slack.late))
-    wait_for(lambda: airflow.callback(dead_slack.late))
+def all_well(airflow: Airflow, channels: Channels, dead_slack: str) -> str:
+    """A run that fails while every channel works, after the time when one did not."""
+    wait_for(lambda: channels.told(dead_slack))
     channels.inbox.slack_works = True
-    leave_plan(lake_of(airflow), "long_ago", LONG_AGO)
-    return Runs(*map(airflow.start, ("failing", "late", "in_time")))
+    return airflow.start("failing")
 
 
 @pytest.mark.slow
 @pytest.mark.story
 class TestThroughAirflow:
-    def test_a_dead_channel_stops_no_other(self, airflow: Airflow, channels: Channels, dead_slack: Runs) -> None:
-        told = wait_for(lambda: channels.told(dead_slack.failing, dead_slack.late))
+    def test_a_dead_channel_stops_no_other(self, airflow: Airflow, channels: Channels, dead_slack: str) -> None:
+        told = wait_for(lambda: channels.told(dead_slack))
         assert {channel for channel, _ in told} == {"sns", "mail"}
-        assert "ended: unknown" in channels.sent("sns", dead_slack.late)[0]
-        state, outcome = wait_for(lambda: airflow.callback(dead_slack.late))
-        assert state == "failed"
-        assert "alert not sent by slack" in outcome
-        assert airflow.ask(f"dags/failing/dagRuns/{dead_slack.failing}")["state"] == "failed"
+        assert airflow.ended("failing", dead_slack) == "failed"
 
-    def test_a_failed_run_is_told_to_everybody_once(self, airflow: Airflow, channels: Channels, all_well: Runs) -> None:
-        run = all_well.failing
+    def test_a_failed_run_is_told_to_everybody_once(self, airflow: Airflow, channels: Channels, all_well: str) -> None:
+        run = all_well
         wait_for(lambda: len(channels.told(run)) == 3)
         (text,), (slack,), (mail,) = (channels.sent(channel, run) for channel in ("sns", "slack", "mail"))
 
@@ -407,38 +453,71 @@ class TestThroughAirflow:
         assert mail.startswith(f"a@example.org, b@example.org\nfailing failed: {run}\n")
         assert escaped(ERROR) in mail
 
-    def test_stale_tables_are_told_when_a_deadline_passes(
-        self, airflow: Airflow, channels: Channels, all_well: Runs
+    def test_a_publication_is_announced_once_and_another_dag_follows(self, airflow: Airflow) -> None:
+        first, second = airflow.finish("publishing"), airflow.finish("publishing")
+        states = [
+            airflow.ask(f"dags/publishing/dagRuns/{run}/taskInstances/publish")["state"] for run in (first, second)
+        ]
+        assert states == ["success", "skipped"], "the second one is what clearing `publish` alone does"
+        (followed,) = wait_for(lambda: airflow.ask("dags/follower/dagRuns?state=success")["dag_runs"])
+        path = f"dags/follower/dagRuns/{followed['dag_run_id']}/taskInstances/follow/xcomEntries/return_value"
+        (event,) = airflow.ask(f"{path}?deserialize=true")["value"]
+        assert (event["publication_id"], event["sequence"], event["kind"]) == ("pub-000007-abc", 7, "run")
+
+    def test_an_overtaken_run_plans_again_once(self, airflow: Airflow) -> None:
+        once = airflow.finish("overtaken")
+        path = f"dags/overtaken/dagRuns/{once}/taskInstances"
+        assert airflow.ask(f"{path}/publish/xcomEntries/return_value")["value"] == 1, "planned anew, by the same run"
+        assert airflow.ask(f"{path}/plan")["try_number"] == 2
+        conf = {"logical_date": None, "conf": {"always": True}}
+        always = str(airflow.ask("dags/overtaken/dagRuns", "POST", conf)["dag_run_id"])
+        assert wait_for(lambda: airflow.ended("overtaken", always)) == "failed"
+        assert airflow.ask(f"dags/overtaken/dagRuns/{always}/taskInstances/plan")["try_number"] == 2
+
+    def test_a_run_that_waits_takes_the_lease_of_a_run_that_has_ended(self, airflow: Airflow, all_well: str) -> None:
+        """Task and triggerer ask Airflow: five minutes would pass for a run that Airflow does not know."""
+        assert wait_for(lambda: airflow.ended("failing", all_well)) == "failed"
+        hold_silently(lake_of(airflow), ("failing", "unknown"))
+        run = airflow.start("waiting")
+        path = f"dags/waiting/dagRuns/{run}/taskInstances/wait_for_lease"
+        wait_for(lambda: airflow.ask(path)["state"] == "deferred")
+        hold_silently(lake_of(airflow), ("failing", all_well))
+        assert wait_for(lambda: airflow.ended("waiting", run), seconds=100) == "success"
+        assert current_lease(lake_of(airflow)).run == run_key(run)
+
+    def test_an_ended_run_has_a_note(self, airflow: Airflow) -> None:
+        airflow.ask("dags/fruit_features", "PATCH", {"is_paused": False})
+        run = airflow.finish("fruit_features")
+        airflow.ask("dags/fruit_features", "PATCH", {"is_paused": True})
+        assert airflow.ask(f"dags/fruit_features/dagRuns/{run}")["note"] == "1,200 create"
+
+    def test_the_watchdog_tells_once_and_when_it_is_over(
+        self, airflow: Airflow, channels: Channels, all_well: str
     ) -> None:
-        run = all_well.late
-        assert wait_for(lambda: airflow.callback(run)) == ("success", "alert sent by sns, slack, email")
-        (text,) = channels.sent("sns", run)
-        assert f"No run of late has brought the tables up to date for {HOURS} hours" in text
+        wait_for(lambda: len(channels.told(all_well)) == 3)
+        photos = running_server(airflow.data)
+        assert photos is not None
+        photos.client().put_object(Bucket="fruits", Key="Training/Kiwi/1.jpg", Body=b"photo")
+        leave_plan(lake_of(airflow), "long_ago", LONG_AGO)
+        for _ in range(2):
+            airflow.finish("fruit_watchdog")
+        (text,) = wait_for(lambda: channels.sent("sns", "fruits: "))
+        assert text.startswith("fruits: tables, DAG\n")
         assert f"ended: {LONG_AGO:%Y-%m-%d %H:%M} UTC" in text
-        assert f"Run {run} should have done so and is " in text
-        assert f"{airflow.url}/dags/late/runs/manual__" in text
+        assert "fruit_features is paused" in text
 
-    def test_a_run_that_succeeded_in_time_has_no_deadline_any_more(self, airflow: Airflow, all_well: Runs) -> None:
-        deadlines = "SELECT count(*) FROM deadline JOIN dag_run ON dag_run.id = dagrun_id WHERE run_id = ?"
-        run = all_well.in_time
-        wait_for(lambda: airflow.ask(f"dags/in_time/dagRuns/{run}")["state"] == "success")
-        wait_for(lambda: airflow.rows(deadlines, run) == [(0,)], seconds=20)
-        assert airflow.rows(deadlines, all_well.failing) == [(0,)], "it never had one"
-        assert airflow.rows(deadlines, all_well.late) == [(1,)]
-
-    def test_another_dag_follows_the_publications(self, airflow: Airflow, all_well: Runs) -> None:
-        followed = wait_for(lambda: airflow.ask("dags/follower/dagRuns?state=success")["dag_runs"])
-        path = f"dags/follower/dagRuns/{followed[0]['dag_run_id']}/taskInstances/follow/xcomEntries/return_value"
-        events = airflow.ask(f"{path}?deserialize=true")["value"]
-        assert (events[0]["publication_id"], events[0]["sequence"]) == ("pub-000007-abc", 7)
-
-    def test_no_alert_when_another_run_did_the_work(self, airflow: Airflow, channels: Channels, all_well: Runs) -> None:
-        wait_for(lambda: airflow.callback(all_well.late))
         leave_plan(lake_of(airflow), "another", datetime.now(UTC))
-        run = airflow.start("late")
-        state, outcome = wait_for(lambda: airflow.callback(run))
-        assert (state, outcome[:13]) == ("success", "up to date at")
-        assert channels.told(run) == []
+        airflow.ask("dags/fruit_features", "PATCH", {"is_paused": False})
+        for _ in range(2):
+            airflow.finish("fruit_watchdog")
+        assert wait_for(lambda: len(channels.sent("mail", "fruits: ")) == 2)
+        assert "fruits: tables is over, DAG is over" in channels.sent("mail", "fruits: ")[1]
+
+
+def hold_silently(settings: Settings, airflow_run: tuple[str, str]) -> None:
+    """Hold the lease for a run that has not renewed it for a while."""
+    since = datetime.now(UTC) - timedelta(minutes=2)
+    lease._write(lease._store(settings), lease.Lease(1, "holder", since, airflow_run=airflow_run))
 
 
 def escaped(text: str) -> str:

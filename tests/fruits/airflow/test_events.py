@@ -39,6 +39,7 @@ def events(server: EventQueue) -> Iterator[Any]:
         from fruits.airflow import events as fruits_events
 
         patch.setattr(fruits_events, "_PAUSE_SECONDS", 0.2)
+        patch.setattr(fruits_events, "_REST_SECONDS", 0.2)
         yield fruits_events
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
 from fruits.run.documents import TaskName, run_store
@@ -128,11 +129,12 @@ class TestSparkJob:
     @pytest.mark.parametrize(
         "content",
         [
-            {"state": "failed", "retryable": True, "error": "ZeroDivisionError()"},
-            {"state": "running"},
+            {"state": "failed", "retryable": True, "error": "ZeroDivisionError()", "code": ExitCode.UNEXPECTED},
+            {"state": "failed", "retryable": True, "error": "no answer", "code": ExitCode.TRANSIENT},
+            {"state": "running", "code": 137},
             None,
         ],
-        ids=["defect", "killed", "never started"],
+        ids=["defect", "transient", "killed", "never started"],
     )
     def test_any_other_failure_is_retried(
         self, operators: Any, settings: Settings, submitted: Submitted, content: dict[str, Any] | None
@@ -140,9 +142,9 @@ class TestSparkJob:
         from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
         if content:
-            leave_document(settings, submitted, **content, code=1)
+            leave_document(settings, submitted, **content)
         else:
-            submitted.job_does("", code=1)
+            submitted.job_does("", code=ExitCode.TRANSIENT)
         with pytest.raises(AirflowException) as raised:
             spark_job(operators).execute({})
         assert not isinstance(raised.value, AirflowFailException)
@@ -189,5 +191,5 @@ def leave_document(
     """Have the job leave a run document, by default of a start a minute from now, and end with an exit code."""
     left = document(task, started_at=started or datetime.now(UTC) + timedelta(minutes=1), **content)
     write_json(run_store(settings, "prepared"), f"{task}.json", left.model_dump(mode="json"))
-    runs = Path(settings.lake.removeprefix("file://")) / "runs"
+    runs = Path(settings.lake.removeprefix("file://")) / "runs" / settings.namespace
     submitted.job_does(f"mkdir -p {runs}/{RUN} && mv {runs}/prepared/{task}.json {runs}/{RUN}/{task}.json", code)

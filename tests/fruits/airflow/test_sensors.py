@@ -8,16 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from airflow.sdk.api.datamodels._generated import DagRunType
 from obstore.exceptions import GenericError
 
 from fruits.errors import TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import QUARANTINE
-from fruits.run.lease import acquire_lease, current_lease, release_lease
+from fruits.run.lease import acquire_lease, current_lease, release_lease, waiting_run
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from local.airflow import airflow_environment
@@ -33,6 +35,8 @@ def sensors(stack: Stack) -> Iterator[Any]:
         environment = airflow_environment(stack)
         for name in (name for name in environment if name.startswith("AIRFLOW")):
             patch.setenv(name, environment[name])
+        patch.setenv("FRUITS_LAKE", "file:///nowhere")
+        patch.setenv("FRUITS_CATALOG_URI", "sqlite:////nowhere/catalog.db")
         from fruits.airflow import sensors
 
         yield sensors
@@ -81,9 +85,15 @@ class TaskInstance:
         return {"prepare": {"request": {"prefix": self.prefix}}}[task_ids]
 
 
-def run_params(prefix: str = "", **params: Any) -> dict[str, Any]:
+def dag_run(run_type: str = "manual", **conf: Any) -> Any:
+    """A run as its tasks know it."""
+    return SimpleNamespace(dag_id="fruit_features", run_type=DagRunType(run_type), conf=conf)
+
+
+def run_params(prefix: str = "", run_type: str = "manual", **params: Any) -> dict[str, Any]:
     """The context of a task."""
-    return {"params": {"settle_seconds": 60, "sensor_timeout": 3600, **params}, "ti": TaskInstance(prefix)}
+    params = {"settle_seconds": 60, "sensor_timeout": 3600, **params}
+    return {"params": params, "ti": TaskInstance(prefix), "dag_run": dag_run(run_type)}
 
 
 @pytest.fixture
@@ -102,6 +112,37 @@ def present_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
     return sensors.PhotosPresentSensor(
         task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, wildcard_match=True, deferrable=True
     )
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_requests_say_who_pays_where_that_is_set(
+    sensors: Any, put: Callable[..., None], bucket: str, lake: Settings, monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    """Every request of the sensors: those of a task, and those of our trigger."""
+    from aiobotocore.client import AioBaseClient
+    from botocore.client import BaseClient
+
+    payers = []
+
+    def watched(real: Any) -> Any:
+        def call(self: Any, operation_name: str, params: Any) -> Any:
+            payers.append(params.get("RequestPayer"))
+            return real(self, operation_name, params)
+
+        return call
+
+    monkeypatch.setenv("FRUITS_REQUESTER_PAYS", str(pays))
+    put("Kiwi/1.jpg")
+    for kind in (AioBaseClient, BaseClient):
+        monkeypatch.setattr(kind, "_make_api_call", watched(kind._make_api_call))
+    present_sensor(sensors, bucket).execute(run_params())
+    settled_sensor(sensors, bucket).execute(run_params(settle_seconds=0))
+    trigger = sensors.UploadsSettledTrigger(
+        bucket_name=bucket, prefix="", inactivity_period=0, aws_conn_id="aws_default"
+    )
+    assert asyncio.run(event_of(trigger))["status"] == "success"
+    assert len(payers) >= 3
+    assert set(payers) == {"requester" if pays else None}
 
 
 def deferral(sensor: Any, **params: Any) -> Any:
@@ -144,6 +185,17 @@ class TestPhotosPresent:
         put("Test/Apple/1.jpg")
         deferred = deferral(present_sensor(sensors, bucket, "Training/"), sensor_timeout=77)
         assert deferred.timeout == timedelta(seconds=77)
+
+    @pytest.mark.parametrize("run_type", ["scheduled", "asset_triggered", "backfill"])
+    def test_an_empty_bucket_is_no_failure_of_a_run_that_nobody_asked_for(
+        self, sensors: Any, bucket: str, put: Callable[..., None], lake: Settings, run_type: str
+    ) -> None:
+        from airflow.sdk.exceptions import AirflowSkipException
+
+        with pytest.raises(AirflowSkipException, match=f"s3://{bucket}/ is empty .* nothing to do. Upload photos"):
+            present_sensor(sensors, bucket).execute(run_params(run_type=run_type))
+        put("Training/Apple/1.jpg")
+        present_sensor(sensors, bucket).execute(run_params(run_type=run_type))
 
     def test_the_wait_ends_when_a_photo_comes(
         self, sensors: Any, bucket: str, put: Callable[..., None], listings: list[float], lake: Settings
@@ -316,8 +368,8 @@ class TestLease:
     def sensor(self, sensors: Any) -> Any:
         return sensors.LeaseSensor(task_id="wait_for_lease")
 
-    def context(self, run_id: str, **params: Any) -> dict[str, Any]:
-        return {"run_id": run_id, "params": params}
+    def context(self, run_id: str, run_type: str = "manual", **params: Any) -> dict[str, Any]:
+        return {"run_id": run_id, "params": params, "dag_run": dag_run(run_type)}
 
     def test_a_run_waits_deferred_while_another_works_and_then_holds_the_lease(
         self, sensors: Any, lake: Settings
@@ -342,6 +394,38 @@ class TestLease:
         getattr(self.sensor(sensors), deferred.value.method_name)(self.context("second"), event)
         assert current_lease(lake).run == run_key("second")
 
+    @pytest.mark.parametrize(("run_type", "noted"), [("scheduled", True), ("manual", False), ("backfill", False)])
+    def test_a_sweep_that_waits_is_noted_for_the_next_ones(
+        self, sensors: Any, lake: Settings, run_type: str, noted: bool
+    ) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        acquire_lease(lake, "somebody")
+        with pytest.raises(TaskDeferred):
+            self.sensor(sensors).execute(self.context("waits", run_type))
+        assert waiting_run(lake) == (("fruit_features", "waits") if noted else None)
+
+    @pytest.mark.parametrize(("counts", "active"), [((1,), True), ((0, 1), False), ((0, 0), None)])
+    def test_airflow_tells_whether_a_run_is_active(
+        self, sensors: Any, monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], active: bool | None
+    ) -> None:
+        asked, left = [], list(counts)
+
+        def count(dag_id: str, run_ids: list[str], states: list[str]) -> int:
+            asked.append((dag_id, run_ids, states))
+            return left.pop(0)
+
+        monkeypatch.setattr(sensors.RuntimeTaskInstance, "get_dr_count", count)
+        assert sensors.is_active(("fruit_features", "manual__1")) is active
+        assert asked[0] == ("fruit_features", ["manual__1"], ["queued", "running"])
+
+    def test_an_airflow_that_does_not_answer_tells_nothing(self, sensors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: Any, **__: Any) -> int:
+            raise RuntimeError("no supervisor")
+
+        monkeypatch.setattr(sensors.RuntimeTaskInstance, "get_dr_count", broken)
+        assert sensors.is_active(("fruit_features", "manual__1")) is None
+
     def test_a_dry_run_waits_for_nobody(self, sensors: Any, lake: Settings) -> None:
         acquire_lease(lake, "somebody")
         self.sensor(sensors).execute(self.context("dry", dry_run=True))
@@ -365,7 +449,7 @@ class TestLease:
         class Heard(sensors.LeaseTrigger):
             log = Log()
 
-        def answer(settings: Settings, run: str) -> Any:
+        def answer(settings: Settings, run: str, *_: Any) -> Any:
             if hiccups:
                 raise hiccups.pop(0)
             return acquire_lease(settings, run)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fruits.analysis.gates import Findings, Gate, evaluate, failed
+from fruits.analysis.gates import Findings, Gate, evaluate, failed, wilson_interval
 from fruits.settings import Settings
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
@@ -119,14 +119,14 @@ def test_what_does_not_apply_passes_without_a_value(finding):
     [
         ("explained_variance", {"min_explained_variance": 0.96}, {}),
         ("quarantined_share", {"max_quarantined_share": 0.004}, {}),
-        ("probe", {"min_probe_ratio": 1.0}, {}),
+        ("probe", {"min_probe_ratio": 1.0}, {"held_out_rows": 1_000}),
         ("drift", {"refit_drift": 0.005}, {}),
     ],
 )
 def test_a_threshold_comes_from_the_settings(name, variable, finding):
-    stricter = SETTINGS.model_copy(update=variable)
-    assert not_passed(GOOD, stricter) == [name]
-    (gate,) = [gate for gate in evaluate(GOOD, stricter) if gate.name == name]
+    stricter, findings = SETTINGS.model_copy(update=variable), replace(GOOD, **finding)
+    assert not_passed(findings, stricter) == [name]
+    (gate,) = [gate for gate in evaluate(findings, stricter) if gate.name == name]
     assert [gate.threshold] == list(variable.values())
 
 
@@ -157,6 +157,59 @@ def test_a_gate_survives_its_document():
 
 
 def test_a_probe_of_a_few_held_out_photos_warns_and_does_not_stop_the_run():
-    few = replace(GOOD, probe_embedded=0.5, held_out_rows=4)
+    few = replace(GOOD, probe_embedded=0.5, held_out_rows=49)
     assert not_passed(few) == ["probe"]
     assert failed(evaluate(few, SETTINGS)) == ()
+
+
+def gate_of(name: str, **findings: object) -> Gate:
+    (gate,) = [gate for gate in evaluate(replace(GOOD, **findings), SETTINGS) if gate.name == name]
+    return gate
+
+
+@pytest.mark.parametrize(
+    ("quarantined", "rows", "passed"),
+    [
+        *((1, 4, True), (2, 5, True), (3, 10, True), (2, 2, False), (8, 20, False), (30, 100, False), (25, 100, True)),
+        *((200, 999, True), (220, 999, True), (230, 999, False), (200, 1_000, True), (201, 1_000, False)),
+    ],
+)
+def test_a_quarantined_share_fails_when_its_sample_can_tell(quarantined, rows, passed):
+    gate = gate_of("quarantined_share", quarantined=quarantined, rows=rows, expected_rows=rows)
+    assert gate.passed is passed
+    assert gate.value == quarantined / rows, "the value is the measured one"
+    if quarantined / rows > SETTINGS.max_quarantined_share and rows < 1_000:
+        assert ("too few objects to tell" in gate.detail) is passed
+        assert "95 % interval" in gate.detail
+
+
+@pytest.mark.parametrize(
+    ("raw", "embedded", "held_out", "passed"),
+    [
+        (1.0, 14 / 19, 19, True),
+        (0.95, 0.5, 4, True),
+        (1.0, 0.0, 1, True),
+        (0.95, 0.7, 50, False),
+        (0.95, 0.5, 200, False),
+        (0.95, 0.84, 200, True),
+        (0.95, 0.84, 1_000, False),
+        (0.95, 0.86, 1_000, True),
+        (0.95, 0.5, 0, False),
+    ],
+)
+def test_a_probe_fails_when_its_held_out_photos_can_tell(raw, embedded, held_out, passed):
+    """A probe of no held-out photos was measured in an earlier run, on photos that are gone: its value decides."""
+    gate = gate_of("probe", probe_raw=raw, probe_embedded=embedded, held_out_rows=held_out)
+    assert gate.passed is passed
+    assert gate.value == pytest.approx(embedded / raw)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.2, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("n", [1, 4, 19, 200])
+def test_an_interval_ends_where_the_score_test_does(share, n):
+    """Both ends solve the score equation |p - bound| = z sqrt(bound (1 - bound) / n): Wilson's definition."""
+    low, high = wilson_interval(share, n)
+    assert 0 <= low <= share <= high <= 1
+    for bound in (low, high):
+        if 0 < bound < 1:
+            assert abs(share - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)

@@ -16,6 +16,7 @@ from fruits.cli.app import app
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publication_id
 from fruits.lake.schemas import DATA_TABLES
+from fruits.lake.source import bind_source
 from fruits.run.documents import task_document
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes
@@ -59,6 +60,7 @@ def variables(settings: Settings) -> dict[str, str]:
         "FRUITS_LAKE": settings.lake,
         "FRUITS_CATALOG_URI": settings.catalog_uri.get_secret_value(),
         "FRUITS_BUCKET": settings.bucket,
+        "FRUITS_PREFIX": settings.prefix or None,
         "FRUITS_S3_ENDPOINT": settings.s3_endpoint,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -111,7 +113,7 @@ def new_lake(stack, staged_models, fake_run) -> Callable[[Path], Settings]:
         )
         card = staged_card(settings)
         assert card is not None
-        Lake.open(settings).check_bucket()
+        bind_source(Lake.open(settings))
         for seed in (0, 3):
             run = fake_run(settings)
             pca_id = run.write(vectors(seed), card.model_id)
@@ -128,9 +130,9 @@ def published(new_lake, tmp_path_factory) -> Settings:
     """Such a lake with two runs' documents, and a bucket in which a run finds work. Not to be changed by tests."""
     settings = new_lake(tmp_path_factory.mktemp("published"))
     # In the order of their keys, which is also that of uploads within one second: a limit takes the oldest first.
-    for key in ("stray.jpg", "train/Banana/0.jpg", "train/Kiwi/new.jpg"):
+    for key in ("stray.jpg", "train/Banana/0.jpg", "train/Kiwi/new.jpg", "train/kiwi/._new.jpg"):
         write_bytes(photo_store(settings), key, b"not a photo")
-    some = {"create": 7, "update": 1, "delete": 2, "pending": 3}
+    some = {"create": 7, "update": 1, "delete": 2, "pending": 3, "ignored": 5}
     quiet = planned("scheduled__1", key="scheduled_1", work=False, counts=NO_OBJECTS)
     busy = planned("manual__2", key="manual_2", counts={**NO_OBJECTS, **some})
     for run in (quiet, busy):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fruits.errors import ExitCode, FruitsError
+from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.settings import Settings
 from local.stack import running_stack, server_pid, stop_s3
 
@@ -24,7 +24,15 @@ READING = [
     ("export", "embeddings", "-o", "{tmp}/out.csv"),
     ("report", "-o", "{tmp}/out.html"),
 ]
-ON_A_LAKE = [*READING, ("identify", __file__), ("rollback", "1", "--yes"), ("quarantine", "retry")]
+ON_A_LAKE = [
+    *READING,
+    ("identify", __file__),
+    ("rollback", "1", "--yes"),
+    ("quarantine", "retry"),
+    ("pin", "--why", "x"),
+    ("unpin",),
+    ("move-photos", "--why", "x", "--yes"),
+]
 HEAVY = ("tensorflow", "pyspark", "pyiceberg", "pyarrow", "boto3", "numpy", "pydantic")
 
 
@@ -118,7 +126,7 @@ def test_a_catalog_that_is_no_database_is_named(fruits, published, tmp_path):
 
 def test_a_server_that_is_not_there_is_named(fruits, published):
     wrong = published.model_copy(update={"s3_endpoint": "http://127.0.0.1:9"})
-    assert "127.0.0.1:9" in refused(fruits("plan", settings=wrong))
+    assert "127.0.0.1:9" in refused(fruits("plan", settings=wrong), ExitCode.TRANSIENT)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +147,11 @@ def test_a_server_that_is_not_there_is_named(fruits, published):
         (("quarantine", "list", "--prefix", "nope"), "prefix 'nope'.*there are 2"),
         (("quarantine", "retry", "no.jpg"), "'no.jpg': not in quarantine"),
         (("rollback", "pub-000009", "--yes"), "pub-000002-.*, pub-000001-"),
-        (("rollback", "1", "--json"), "needs --yes"),
+        (("rollback", "1", "--yes", "--pin"), "--pin and --why go together"),
+        (("rollback", "1", "--yes", "--why", "x"), "--pin and --why go together"),
+        (("pin", "1", "--why", "x"), "readers see pub-000002-.*rollback 1 --pin"),
+        (("pin", "--why", " "), "add --why"),
+        (("move-photos", "--why", " ", "--yes"), "add --why"),
         (("status", "--runs", "few"), "Invalid value for '--runs'"),
         (("nonsense",), "nonsense"),
     ],
@@ -149,6 +161,40 @@ def test_bad_input_is_named_and_ends_with_the_code_for_it(fruits, published, arg
     told = refused(fruits(*with_folder(arguments, tmp_path), settings=published))
     assert re.search(said, told, re.DOTALL), told
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        (("plan", "--prefix", "/train"), "without a leading slash", ExitCode.BAD_INPUT),
+        (("plan", "--limit", "0"), "Invalid value for '--limit'", ExitCode.BAD_INPUT),
+        (("quarantine", "retry", "no.jpg"), "'no.jpg': not in quarantine", ExitCode.BAD_INPUT),
+        (("quarantine", "list", "--nonsense"), "No such option: --nonsense", ExitCode.BAD_INPUT),
+        (("rollback", "1"), "needs --yes", ExitCode.BAD_INPUT),
+        (("pin",), "Missing option '--why'", ExitCode.BAD_INPUT),
+        (("nonsense",), "nonsense", ExitCode.BAD_INPUT),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, tuple) else None,
+)
+def test_as_json_an_error_is_one_document_too(fruits, published, arguments, said, code):
+    result = fruits(*arguments, "--json", settings=published)
+    assert result.exit_code == code
+    error = json.loads(result.stdout)["error"]
+    assert said in error["message"]
+    assert error["exit_code"] == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(TransientError("busy"), ExitCode.TRANSIENT), (ZeroDivisionError("busy"), ExitCode.UNEXPECTED)]
+)
+def test_as_json_a_transient_error_and_a_defect_have_codes_of_their_own(fruits, monkeypatch, error, code):
+    def fail(data):
+        raise error
+
+    monkeypatch.setattr("fruits.cli.doctor.examine", fail)
+    result = fruits("doctor", "--json")
+    assert json.loads(result.stdout) == {"error": {"message": "busy", "exit_code": code}}
+    assert result.exit_code == code
 
 
 def test_an_error_cannot_act_on_the_terminal(fruits, monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,10 @@ from fruits.errors import ExitCode, FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.run.documents import task_document
-from fruits.run.request import RunRequest
+from fruits.run.lease import current_lease
+from fruits.run.request import RunRequest, resolve_request
+from fruits.steps.plan import plan_run
+from fruits.stores import photo_store, write_bytes
 from tests.runs import NO_OBJECTS, planned, planned_maintenance
 
 pytestmark = pytest.mark.jobs
@@ -40,7 +44,8 @@ class TestStatus:
             ("scheduled_1", "nothing to do"),
         ]
         newest = said["runs"][0]
-        assert (newest["create"], newest["update"], newest["delete"], newest["pending"]) == (7, 1, 2, 3)
+        names = ("create", "update", "delete", "pending", "ignored")
+        assert tuple(newest[name] for name in names) == (7, 1, 2, 3, 5)
         assert "the disk is full" in newest["error"]
         assert [run["run"] for run in answer("status", "--runs", 1, settings=published)["runs"]] == ["manual_2"]
 
@@ -94,8 +99,9 @@ class TestPlan:
     def test_it_counts_and_names_what_a_run_would_do(self, answer, published):
         plan = answer("plan", settings=published)
         assert plan["counts"] == {
-            "create": 2, "update": 1, "delete": 13, "unchanged": 0, "quarantined": 0, "pending": 0,
+            "create": 2, "update": 1, "delete": 13, "unchanged": 0, "quarantined": 0, "pending": 0, "ignored": 1,
         }  # fmt: skip
+        assert plan["ignored"] == {"hidden": {"count": 1, "examples": ["train/kiwi/._new.jpg"]}}
         assert {entry["key"]: entry["rejection"] for entry in plan["keys"]["create"]} == {
             "stray.jpg": "key_pattern",
             "train/Kiwi/new.jpg": None,
@@ -120,11 +126,11 @@ class TestPlan:
         said = answer("plan", *options, settings=published)["counts"]
         assert {name: said[name] for name in counts} == counts
 
-    def test_it_is_the_plan_that_the_dag_would_make(self, answer, new_lake, tmp_path):
-        from fruits.run.request import resolve_request
-        from fruits.steps.plan import plan_run
-        from fruits.stores import photo_store, write_bytes
+    def test_it_names_what_is_ignored_with_the_rule_and_what_to_do(self, fruits, published):
+        text = " ".join(fruits("plan", settings=published).stdout.split())
+        assert "ignored as hidden 1: train/kiwi/._new.jpg. Hidden files and folders" in text
 
+    def test_it_is_the_plan_that_the_dag_would_make(self, answer, new_lake, tmp_path):
         settings = new_lake(tmp_path)
         write_bytes(photo_store(settings), "train/Kiwi/9.jpg", b"x")
         said = answer("plan", "--keys", "all", settings=settings)
@@ -147,7 +153,7 @@ class TestPlan:
     def test_another_buckets_lake_is_refused(self, fruits, published, bucket):
         result = fruits("plan", settings=published.model_copy(update={"bucket": bucket}))
         assert result.exit_code == ExitCode.BAD_INPUT
-        assert f"holds the photos of bucket {published.bucket!r}" in result.stderr
+        assert f"holds the photos of s3://{published.bucket}/" in result.stderr
 
 
 class TestIdentify:
@@ -292,6 +298,45 @@ class TestQuarantine:
         assert conf_of_retry(found, (), everything=True)["keys"] == []
 
 
+class TestStale:
+    """`fruits doctor --stale`: what a cron job goes by is the exit code."""
+
+    def test_a_lake_that_runs_keep_up_to_date_is_fine(self, answer, published, tmp_path, monkeypatch):
+        monkeypatch.setattr(airflow.sys, "prefix", str(tmp_path / "jobs"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        found = answer("doctor", "--stale", settings=published)
+        assert (found["ok"], [one["state"] for one in found["checks"]]) == (True, ["ok"])
+
+    def test_a_paused_dag_is_found(self, fruits, published, tmp_path, monkeypatch):
+        fake_airflow(tmp_path, monkeypatch, paused="True")
+        result = fruits("doctor", "--stale", "--json", settings=published)
+        assert result.exit_code == ExitCode.BAD_INPUT
+        assert [one["check"] for one in json.loads(result.stdout)["checks"]] == ["DAG"]
+
+    def test_an_airflow_that_does_not_answer_is_found(self, fruits, published, tmp_path, monkeypatch):
+        fake_airflow(tmp_path, monkeypatch, paused="False", fails="no database")
+        result = fruits("doctor", "--stale", "--json", settings=published)
+        assert result.exit_code == ExitCode.BAD_INPUT
+        (finding,) = json.loads(result.stdout)["checks"]
+        assert (finding["check"], finding["found"]) == ("airflow", "airflow dags details: no database")
+
+    def test_airflows_answers_become_a_schedule(self):
+        answers = {
+            "details": [{"is_paused": "False", "next_dagrun_logical_date": "2026-11-22 11:05:00+00:00"}],
+            "list-runs": [{"run_id": "backfill__1", "state": "queued"}],
+            "list-import-errors": [{"filepath": "/dags/fruit_features.py", "error": "Traceback\n  wrong setting\n"}],
+        }
+
+        class Fake:
+            def ask(self, _, command, *arguments):
+                return [] if "running" in arguments else answers[command]
+
+        schedule = airflow.schedule_of(Fake())
+        assert (schedule.paused, schedule.queued, schedule.running) == (False, 1, 0)
+        assert schedule.next_sweep == datetime(2026, 11, 22, 11, 5, tzinfo=UTC)
+        assert schedule.import_errors == {"fruit_features.py": "wrong setting"}
+
+
 def fake_airflow(tmp_path: Path, monkeypatch, *, paused: str, fails: str = ""):
     """An `airflow` that answers as Airflow's does, after a line of its log; returns what reads the calls of it."""
     program, log = tmp_path / "airflow" / "bin" / "airflow", tmp_path / "calls"
@@ -319,7 +364,7 @@ class TestRollback:
         assert len(publications(Lake.open(settings))) == 2
         done = fruits("rollback", "1", settings=settings, input="y\n")
         assert done.exit_code == 0, done.output
-        assert "The next run compares the bucket with these tables" in done.stdout
+        assert "To stay here: `fruits pin --why ...`" in done.stdout
         first, _, third = publications(Lake.open(settings))
         assert third.snapshots == first.snapshots
         assert answer("models", settings=settings)["backbones"][0]["features"] == 6
@@ -339,7 +384,71 @@ class TestRollback:
         assert (again["changed"], again["publication_id"]) == (False, done["publication_id"])
 
 
+class TestPin:
+    def test_a_rollback_may_stay_and_runs_end_without_work_until_it_is_lifted(self, fruits, answer, new_lake, tmp_path):
+        settings = new_lake(tmp_path)
+        write_bytes(photo_store(settings), "train/Kiwi/9.jpg", b"x")
+        done = fruits("rollback", "1", "--yes", "--pin", "--why", "a bad camera", settings=settings)
+        assert done.exit_code == 0, done.output
+        assert re.search("pinned readers to pub-000001-.*: a bad camera. `fruits unpin` lets runs", done.stdout)
+
+        planned = plan_run(settings, resolve_request({}, settings), "scheduled__1")
+        assert (planned.work, planned.counts["create"]) == (False, 1)
+        assert planned.pinned.endswith(": a bad camera")
+        assert current_lease(settings) is None
+        status = answer("status", settings=settings)
+        assert status["pin"] == planned.pinned == answer("plan", settings=settings)["pin"]
+        assert status["runs"][0]["outcome"] == "pinned"
+        assert planned.pinned in fruits("status", settings=settings).stdout
+        page = tmp_path / "report.html"
+        for run in ((), ("scheduled__1",)):
+            answer("report", *run, "-o", page, settings=settings)
+            assert ": a bad camera" in page.read_text()
+
+        again = fruits("rollback", "2", "--yes", settings=settings)
+        assert "`fruits unpin` first, or add --pin --why" in again.stderr
+        assert answer("unpin", settings=settings) == {"changed": True}
+        assert answer("unpin", settings=settings) == {"changed": False}
+        assert plan_run(settings, resolve_request({}, settings), "scheduled__2").work
+
+    def test_readers_stay_on_what_they_see(self, fruits, answer, new_lake, tmp_path):
+        settings = new_lake(tmp_path)
+        assert answer("pin", "2", "--why", "holidays", settings=settings)["pin"]["sequence"] == 2
+        assert not plan_run(settings, resolve_request({}, settings), "scheduled__1").work
+        assert "Runs end without work from now on" in fruits("pin", "--why", "more holidays", settings=settings).stdout
+        for said in ("Readers follow the runs again.", "Nothing to do: there is no pin."):
+            assert said in fruits("unpin", settings=settings).stdout
+
+
+class TestMovePhotos:
+    def test_another_prefix_is_refused_until_a_person_says_that_it_is_meant(self, fruits, answer, new_lake, tmp_path):
+        settings = new_lake(tmp_path)
+        write_bytes(photo_store(settings), "train/Kiwi/9.jpg", b"x")
+        elsewhere = settings.model_copy(update={"prefix": "train/"})
+        request = resolve_request({}, elsewhere)
+        with pytest.raises(FruitsError, match="holds the photos of .*`fruits move-photos`"):
+            plan_run(elsewhere, request, "scheduled__1")
+        assert "`fruits move-photos`" in fruits("plan", settings=elsewhere).stderr
+        why = ("--why", "only train is ours")
+        refused = fruits("move-photos", *why, settings=elsewhere, input="n\n")
+        assert (refused.exit_code, "12 features" in refused.stderr) == (ExitCode.BAD_INPUT, True)
+
+        done = answer("move-photos", *why, "--yes", settings=elsewhere)
+        assert (done["changed"], done["now"]) == (True, f"s3://{settings.bucket}/train/ on this machine")
+        assert plan_run(elsewhere, request, "scheduled__2").work
+        with pytest.raises(FruitsError, match="holds the photos of .*/train/ on this machine, not of"):
+            plan_run(settings, resolve_request({"dry_run": True}, settings), "manual__3")
+        again = fruits("move-photos", *why, settings=elsewhere, input="")
+        assert "Nothing to do: the lake holds the photos of" in again.stdout
+
+
 class TestOutput:
+    def test_a_number_that_is_none_is_null(self, capsys):
+        document = {"a": float("nan"), "b": [float("inf"), 1.5, {"c": -float("inf")}], "d": ("x", None, True)}
+        print_answer(document, lambda it: [], as_json=True)
+        found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert found == {"a": None, "b": [None, 1.5, {"c": None}], "d": ["x", None, True]}
+
     def test_a_line_that_is_no_table_cannot_act_on_the_terminal_either(self, capsys):
         """Such as a run's error, in which object keys stand."""
         document = {"error": "\x1b[31mKiwi\r\x9b2J: mend\nthis"}

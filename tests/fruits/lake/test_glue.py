@@ -23,6 +23,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Base, Publication, current_base, publications, publish
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.schemas import FEATURES, TABLES
+from fruits.lake.source import bind_source
 from fruits.serve.doctor import catalog as doctor_catalog
 from fruits.serve.summary import describe_catalog
 from fruits.settings import Settings
@@ -105,7 +106,7 @@ class TestLake:
         self, settings: Settings, operations: set[str], allowed: Callable[[str], set[str]]
     ) -> None:
         lake = Lake.open(settings)
-        lake.check_bucket()
+        bind_source(lake)
         assert operations <= allowed("Airflow")
         operations.clear()
         lake = Lake.open(settings)  # as a job does: everything is there
@@ -143,9 +144,9 @@ class TestLake:
     def test_another_lake_in_the_same_database_is_refused(
         self, settings: Settings, make_settings: Callable[..., Settings]
     ) -> None:
-        Lake.open(settings).check_bucket()
+        bind_source(Lake.open(settings))
         other = make_settings("s3", catalog_uri="glue://", namespace=settings.namespace, bucket=settings.bucket)
-        for look in (lambda: open_read_only(other), lambda: Lake.open(other).check_bucket()):
+        for look in (lambda: open_read_only(other), lambda: bind_source(Lake.open(other))):
             with pytest.raises(
                 FruitsError, match=rf"FRUITS_LAKE is {other.lake}, but .* in {settings.lake};.*NAMESPACE"
             ):

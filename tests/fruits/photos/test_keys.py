@@ -1,4 +1,6 @@
+import re
 import time
+import unicodedata
 from datetime import date
 
 import pytest
@@ -6,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fruits.errors import FruitsError
-from fruits.photos.keys import FIT_SPLIT, HELD_OUT_SPLIT, KeyPattern, PhotoKey, check_prefix
+from fruits.photos.keys import (
+    FIT_SPLIT,
+    HELD_OUT_SPLIT,
+    KeyPattern,
+    PhotoKey,
+    check_prefix,
+    nothing_to_fit,
+    spelled,
+    twin_labels,
+)
 from fruits.settings import Settings
 
 
@@ -39,6 +50,25 @@ DAY = date(2026, 11, 20)
         ("Test/100% Kiwi & co+/a b#1?.jpg", "100% Kiwi & co+", "test", None),
         ("Tester/Kiwi/1.jpg", "Kiwi", "train", None),
         ("Training/Test Fruit/1.jpg", "Test Fruit", "train", None),
+        ("test/Fruit/Apple/Golden-Delicious/1.jpg", "Golden-Delicious", "test", None),
+        ("photos/Test/Kiwi/session 2/0.jpg", "session 2", "test", None),
+        ("Test/dt=2026-11-20/Kiwi/1.jpg", "Kiwi", "test", DAY),
+        ("Kiwi/train/1.jpg", "Kiwi", "train", None),
+        ("Fruit/Kiwi/Test/1.jpg", "Kiwi", "test", None),
+        ("Kiwi/train/images/1.jpg", "images", "train", None),
+        ("train/test/Kiwi/1.jpg", "Kiwi", "test", None),
+        ("dev/Kiwi/1.jpg", "Kiwi", "validation", None),
+        ("eval/Kiwi/1.jpg", "Kiwi", "test", None),
+        ("evaluation/Kiwi/1.jpg", "Kiwi", "test", None),
+        ("test_set/Kiwi/1.jpg", "Kiwi", "test", None),
+        ("Training Set/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("train-images/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("valid_split/Kiwi/1.jpg", "Kiwi", "validation", None),
+        ("trainset/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("split=test/Kiwi/1.jpg", "Kiwi", "test", None),
+        ("testdata/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("contest/Kiwi/1.jpg", "Kiwi", "train", None),
+        ("Development/Kiwi/1.jpg", "Kiwi", "train", None),
     ],
 )
 def test_a_layout_is_read(key, label, split, day):
@@ -51,6 +81,9 @@ def test_a_layout_is_read(key, label, split, day):
         "stray.jpg",
         "Training/stray.jpg",
         "test/stray.jpg",
+        "dev/stray.jpg",
+        "Test/test_set/stray.jpg",
+        "Kiwi/size=3/1.jpg",
         "Training/Kiwi/",
         "Kiwi/",
         "",
@@ -83,6 +116,44 @@ def test_a_pattern_whose_label_may_be_absent_takes_only_keys_that_have_one():
     pattern = key_pattern(key_pattern=r"(?:(?P<label>[a-z]+)/)?[^/]+", holdout_share=0)
     assert pattern.parse("fig/1.jpg") == PhotoKey("fig", FIT_SPLIT, None)
     assert pattern.parse("1.jpg") is None
+
+
+RELEASED = re.compile(
+    r"(?i)(?:.*?/)??(?:dt=(?P<date>\d{4}-\d{2}-\d{2})/(?:.*?/)??)?"
+    r"(?:(?P<split>train|training|test|testing|val|valid|validation)/)?"
+    r"(?P<label>(?!(?:train|training|test|testing|val|valid|validation)/)[^/=]+)/(?P<file>[^/]+)"
+)
+"""The default pattern of releases 0.1 and 0.2."""
+
+FOLDERS = [
+    "Training",
+    "test",
+    "val",
+    "dev",
+    "eval_set",
+    "Kiwi",
+    "Apple Red 1",
+    "dt=2026-11-20",
+    "dt=2026-11-21",
+    "a=b",
+    "contest",
+]
+SPLITS = frozenset({"Training", "test", "val", "dev", "eval_set"})
+
+
+@given(st.lists(st.sampled_from(FOLDERS), max_size=6))
+def test_a_key_is_read_as_in_earlier_releases_unless_those_lost_its_split(folders):
+    key = "/".join([*folders, "1.jpg"])
+    before, now = KeyPattern(RELEASED, 0).parse(key), NO_HOLDOUT.parse(key)
+    split_before = before is not None and RELEASED.fullmatch(key)["split"]
+    if not SPLITS & set(folders):
+        assert now == before
+    elif split_before and "dev" not in folders and "eval_set" not in folders:
+        assert now == before, "it had its split already"
+    elif now is not None:
+        assert now.label not in SPLITS
+        assert NO_HOLDOUT.names_split(key)
+        assert before is None or now.date == before.date
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
@@ -124,6 +195,49 @@ def test_a_long_key_is_judged_at_once():
     start = time.process_time()
     PATTERN.parse("dt=2026-11-20/" * 36 + "a/" * 250)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("key", ["test/" * 200 + "a=1/1.jpg", "a=1/" * 250 + "1.jpg", "split=" * 150 + "/1.jpg"])
+def test_a_long_key_that_is_not_taken_is_judged_at_once(key):
+    start = time.process_time()
+    assert PATTERN.parse(key) is None
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "twins"),
+    [
+        (["Kiwi", "kiwi", "Fig"], [("Kiwi", "kiwi")]),
+        (["Apple 6", "Apple  6", "apple\u00a06", "Apple 7"], [("Apple  6", "Apple 6", "apple\u00a06")]),
+        (["Kiwi", "Kiwi ", "Kiwi\u200e"], [("Kiwi", "Kiwi ", "Kiwi\u200e")]),
+        ([unicodedata.normalize(form, "Pêche") for form in ("NFC", "NFD")], [("Pe\u0302che", "P\xeache")]),
+        (["Apple Red 1", "Apple Red 11", "Apple Red"], []),
+        (["Straße", "STRASSE"], [("STRASSE", "Straße")]),
+    ],
+    ids=["case", "spaces", "invisible", "Unicode form", "different", "sharp s"],
+)
+def test_a_label_that_is_there_twice_but_for_case_form_or_spaces_is_noticed(labels, twins):
+    assert twin_labels(labels) == twin_labels(labels[::-1]) == tuple(twins)
+
+
+def test_two_forms_of_a_label_are_told_apart_in_a_message():
+    assert spelled(("Pe\u0302che", "P\xeache")) == r"'Pe\u0302che' and 'P\xeache'"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ([f"Kiwi/{n}.jpg" for n in (5, 6, 8, 10, 13)], ["all 5 photos are held out", "FRUITS_HOLDOUT_SHARE), here 5."]),
+        (["Kiwi/5.jpg"], ["the only photo is held out", "0.2 (FRUITS_HOLDOUT_SHARE)"]),
+        (["Kiwi/5.jpg", "Test/Kiwi/1.jpg"], ["all 2 photos are held out", "here 1, and keys name the split of 1."]),
+        (["Test/Kiwi/1.jpg", "val/Kiwi/1.jpg"], ["their keys name a split such as `Test`", "Training/<label>/<file>"]),
+    ],
+    ids=["by hash", "one", "both", "by name"],
+)
+def test_photos_that_are_all_held_out_are_told_why(keys, expected):
+    said = nothing_to_fit(PATTERN, keys)
+    assert [part for part in expected if part not in said] == []
+    assert ("FRUITS_HOLDOUT_SHARE" in said) == any(key.startswith("Kiwi") for key in keys)
 
 
 @pytest.mark.parametrize("prefix", ["", "Training/", "Train", "a/b c/ü"])

@@ -7,7 +7,7 @@ import pytest
 
 from fruits import stores
 from fruits.errors import FruitsError, TransientError
-from fruits.photos.listing import ListedObject, list_objects
+from fruits.photos.listing import ListedObject, first_photos, list_objects
 from fruits.stores import photo_store, read_bytes
 from local.stack import free_ports
 
@@ -60,11 +60,12 @@ def test_a_prefix_is_the_start_of_a_key_not_only_a_folder(settings, put):
     assert listed == {prefix: sorted(key for key in KEYS if key.startswith(prefix)) for prefix in prefixes}
 
 
-def test_the_markers_of_empty_folders_are_left_out(settings, put, stack, bucket):
-    put("Training/", "Training/Kiwi/", "Training/Kiwi/1.jpg")
-    listed = {item["Key"] for item in stack.client().list_objects_v2(Bucket=bucket)["Contents"]}
-    assert "Training/Kiwi/" in listed, "the server keeps no markers: this test tells nothing"
-    assert keys(settings) == ["Training/Kiwi/1.jpg"]
+def test_the_first_photo_is_no_litter_where_there_is_another_object(settings, put):
+    assert first_photos(settings, "") == []
+    put("Training/", "Training/.DS_Store")
+    assert first_photos(settings, "")[0].key in ("Training/", "Training/.DS_Store"), "better than none"
+    put("Training/Kiwi/1.jpg")
+    assert first_photos(settings, "")[0].key == "Training/Kiwi/1.jpg"
 
 
 def test_a_strange_key_does_not_hide_the_others(settings, put):

@@ -3,6 +3,7 @@
 A `job` below leaves what a Spark job does: rows on the branch of its attempt, and its document.
 """
 
+import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -15,7 +16,7 @@ from fruits.errors import FruitsError, TransientError
 from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import save_statistics
-from fruits.lake.publication import current_base, publications
+from fruits.lake.publication import Publication, current_base, publications
 from fruits.lake.schemas import DATA_TABLES, QUARANTINE
 from fruits.run.documents import (
     Featurized,
@@ -27,6 +28,7 @@ from fruits.run.documents import (
     read_plan,
     task_document,
 )
+from fruits.run.pin import remove_pin, set_pin
 from fruits.run.request import RunRequest
 from fruits.run.state import WRITTEN, PlannedRun, run_key
 from fruits.settings import Settings
@@ -144,6 +146,17 @@ def test_a_run_publishes_exactly_the_snapshots_that_were_measured(lake, planned)
     publication = publish_run(lake.settings, KEY)
     assert publication.snapshots == read_documents(lake.settings, KEY).validate.result.snapshots
     assert published_marks(lake) == [writers["featurize"].attempt]
+
+
+def test_a_run_that_was_planned_before_a_pin_does_not_publish(lake, planned):
+    jobs(lake, "featurize", "pca", "validate")
+    stay = Publication(3, current_base(lake).publication.snapshots, "pub-000003-abcdef")
+    set_pin(lake.settings, stay, by="anna", why="a bad camera")
+    assert re.match(
+        r"anna pinned readers to pub-000003-abcdef on .*: a bad camera; nothing was published", refusal(lake)
+    )
+    remove_pin(lake.settings)
+    assert publish_run(lake.settings, KEY).sequence == 1
 
 
 def test_each_attempt_has_a_branch_of_its_own_and_starts_from_the_plan_again(lake, planned):

@@ -17,7 +17,7 @@ from fruits.run.documents import (
     task_document,
 )
 from fruits.run.state import run_key
-from fruits.stores import read_json, write_json
+from fruits.stores import exists, lake_store, read_json, write_json
 from tests.runs import RUN_ID, START, document, featurized, planned, projected, published, validated, write_documents
 
 KEY = "manual_1"
@@ -126,11 +126,40 @@ def test_runs_and_tasks_do_not_mix(settings):
     assert not read_documents(settings, "manual_3")
 
 
+def test_namespaces_of_one_lake_have_run_folders_of_their_own(settings):
+    """The hourly runs of both have the same ids, and so the same keys."""
+    other = settings.model_copy(update={"namespace": "other"})
+    for namespace, run_id in ((settings, "of fruits"), (other, "of other")):
+        with task_document(namespace, "plan", KEY, run_id):
+            pass
+    assert [read_documents(one, KEY).plan.run_id for one in (settings, other)] == ["of fruits", "of other"]
+    assert [read_documents(one, KEY).plan.attempt for one in (settings, other)] == [1, 1]
+    with task_document(other, "plan", "manual_2", "of other"):
+        pass
+    assert list(last_written(settings)) == [KEY]
+    assert set(last_written(other)) == {KEY, "manual_2"}
+
+
+def test_a_run_of_an_earlier_release_goes_on_in_its_folder(settings):
+    """Up to 0.2.0 a folder was named by the run's key alone."""
+    old = document("plan", 0, planned(), run_id="of the earlier release")
+    write_json(lake_store(settings), f"runs/{KEY}/plan.json", old.model_dump(mode="json"))
+    assert read_documents(settings, KEY).plan == old
+    assert find_plan(settings, KEY) == old.result
+    with task_document(settings, "featurize", KEY, "of the earlier release"):
+        pass
+    with task_document(settings, "plan", "manual_2", "a new run"):
+        pass
+    assert [one.task for one in read_documents(settings, KEY)] == ["plan", "featurize"]
+    assert set(last_written(settings)) == {KEY, "manual_2"}
+    assert exists(lake_store(settings), f"runs/{KEY}/featurize.json")
+
+
 def test_a_document_is_a_json_file_where_the_docs_say(make_settings):
     settings = make_settings("file")
     with task_document(settings, "publish", KEY, "manual__1") as task:
         task.record(published(publication_id="Pomme d'été"))
-    path = Path(settings.lake.removeprefix("file://")) / "runs" / KEY / "publish.json"
+    path = Path(settings.lake.removeprefix("file://")) / "runs" / "fruits" / KEY / "publish.json"
     assert json.loads(path.read_text())["result"]["publication_id"] == "Pomme d'été"
 
 

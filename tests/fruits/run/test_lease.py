@@ -3,15 +3,17 @@
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from threading import Barrier
 
 import pytest
 
 from fruits.errors import FruitsError, TransientError
 from fruits.run import lease as module
-from fruits.run.lease import acquire_lease, current_lease, hold_lease, release_lease
+from fruits.run.lease import Lease, acquire_lease, current_lease, hold_lease, release_lease
 from fruits.settings import Settings
+from fruits.stores import lake_store, write_json
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -54,6 +56,25 @@ def test_only_one_of_many_acquires_the_lease(settings):
         release_lease(settings, f"run-{round_}-{found.index(None)}")
 
 
+def test_namespaces_of_one_lake_have_leases_of_their_own(settings):
+    other = settings.model_copy(update={"namespace": "other"})
+    assert acquire_lease(settings, "scheduled_1") is None
+    assert acquire_lease(other, "scheduled_2") is None
+    release_lease(other, "scheduled_2")
+    assert current_lease(settings).run == "scheduled_1"
+
+
+def test_the_lease_of_an_earlier_release_is_taken_over(settings):
+    """Up to 0.2.0 a lake had one lease for all namespaces."""
+    held = {"number": 7, "run": "first", "renewed_at": datetime.now(UTC).isoformat(), "released": False}
+    write_json(lake_store(settings, "leases"), "000000007.json", held)
+    assert acquire_lease(settings, "second").run == "first"
+    assert acquire_lease(settings, "first") is None
+    release_lease(settings, "first")
+    assert acquire_lease(settings, "second") is None
+    assert current_lease(settings).number == 8
+
+
 def test_nobody_waits_for_ever_for_a_run_that_died(settings, monkeypatch):
     acquire_lease(settings, "dead")
     monkeypatch.setattr(module, "DURATION", timedelta(0))
@@ -62,6 +83,42 @@ def test_nobody_waits_for_ever_for_a_run_that_died(settings, monkeypatch):
     assert acquire_lease(settings, "dead").run == "next", "it comes back to life: another run holds the lease now"
     release_lease(settings, "dead")
     assert current_lease(settings).run == "next"
+
+
+@pytest.mark.parametrize(
+    ("active", "minutes", "free"),
+    [
+        (False, 0.5, False),  # renewed just now: a task works, and Airflow is not asked
+        (False, 1.5, True),  # a person marked the run as failed: nobody renews or releases its lease
+        (True, 6, False),  # between two tasks: the next one waits for a slot or for a retry
+        (True, 61, True),  # the DAG was paused: others are not held up for ever
+        (None, 4, False),  # another Airflow's run
+        (None, 6, True),
+    ],
+)
+def test_a_silent_lease_is_as_alive_as_its_run(active, minutes, free):
+    asked = []
+
+    def is_active(run):
+        asked.append(run)
+        return active
+
+    now = datetime.now(UTC)
+    lease = Lease(1, "holder", now - timedelta(minutes=minutes), airflow_run=("fruit_features", "manual__1"))
+    assert lease.is_free(now, is_active) == free
+    assert asked == ([("fruit_features", "manual__1")] if minutes > 1 else [])
+    assert replace(lease, released=True).is_free(now, is_active)
+
+
+def test_the_run_that_waits_knows_whom_to_ask_about(settings, monkeypatch):
+    monkeypatch.setattr(module, "_QUIET", timedelta(0))
+    acquire_lease(settings, "first", ("fruit_features", "manual__1"))
+    with hold_lease(settings, "first"):
+        pass  # a task renews the lease without naming the run again
+    runs = []
+    assert acquire_lease(settings, "second", is_active=lambda run: runs.append(run) or True).run == "first"
+    assert runs == [("fruit_features", "manual__1")]
+    assert acquire_lease(settings, "second", is_active=lambda _: False) is None
 
 
 def test_a_task_at_work_renews_the_lease(settings, monkeypatch):

@@ -11,7 +11,7 @@ from fruits.errors import FruitsError
 from fruits.photos.entry import WORK, Action
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject
-from fruits.photos.quarantine import Reason
+from fruits.photos.quarantine import Reason, Rereading
 from fruits.run.reconciliation import KnownObject, Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -196,6 +196,58 @@ def test_limited_runs_end_where_one_unlimited_run_does(listed, known, limit, unr
     assert runs <= len(listed) + 1
 
 
+LITTER = st.sampled_from(
+    ["Kiwi/", "a/Kiwi/._0.jpg", "a/__MACOSX/Kiwi/1.jpg", "b/_SUCCESS", "dt=2026-11-20/Kiwi/1.txt", ".x/Kiwi/1.jpg"]
+)
+
+
+@given(listings(), st.sets(LITTER), tables(), requests())
+def test_ignored_objects_are_a_state_of_their_own_and_change_nothing_else(listed, litter, known, request_):
+    ignored = [ListedObject(key, "one", 9, START) for key in sorted(litter)]
+    rules = KeyRules(RULES.pattern, frozenset({"Kiwi", "Fig"}), RULES.ignore)
+    without = make_plan(listed, known, rules, request_)
+    plan = make_plan([*ignored, *listed], known, rules, request_)
+    assert replace(plan, ignored={}) == without
+    in_scope = sorted(key for key in litter if covered(request_, key, START))
+    assert sum(names.count for names in plan.ignored.values()) == len(in_scope)
+    assert {key for names in plan.ignored.values() for key in names.examples} == set(in_scope)
+    assert plan == make_plan([*listed[::-1], *ignored[::-1]], known, rules, request_)
+
+
+def test_the_row_of_an_object_that_a_changed_rule_ignores_is_planned_to_leave():
+    listed = [KIWI, ListedObject("Test/old/1.jpg", "one", 9, START), ListedObject("Test/Kiwi/.1.jpg", "one", 9, START)]
+    known = {
+        KIWI.key: FEATURE,
+        "Test/old/1.jpg": replace(FEATURE, label="old"),
+        "Test/Kiwi/.1.jpg": KnownObject("one", START, reason="not_an_image"),
+    }
+    rules = KeyRules.of(Settings.load(**LAKE, ignore="default,old/"))
+    plan = make_plan(listed, known, rules, EVERYTHING)
+    assert [(entry.key, entry.action) for entry in plan.entries] == [
+        ("Test/Kiwi/.1.jpg", Action.DELETE),
+        ("Test/old/1.jpg", Action.DELETE),
+    ]
+    assert {rule: names.examples for rule, names in plan.ignored.items()} == {
+        "hidden": ("Test/Kiwi/.1.jpg",),
+        "old/": ("Test/old/1.jpg",),
+    }
+    assert not make_plan(listed, apply(plan, known), rules, EVERYTHING).entries
+    back = make_plan(listed, apply(plan, known), RULES, EVERYTHING)
+    assert [(entry.key, entry.action) for entry in back.entries] == [("Test/old/1.jpg", Action.CREATE)]
+
+
+def test_an_ignored_key_that_was_asked_for_is_not_unknown():
+    request_ = asked("", keys=("Kiwi/.1.jpg",))
+    plan = make_plan([ListedObject("Kiwi/.1.jpg", "one", 9, START)], {}, RULES, request_)
+    assert (plan.unknown_keys, plan.entries) == ((), ())
+    assert plan.ignored["hidden"].examples == ("Kiwi/.1.jpg",)
+
+
+def test_labels_that_are_probably_one_are_found_among_all_photos():
+    listed = [KIWI, replace(KIWI, key="Test/kiwi/2.jpg"), replace(KIWI, key="Test/Fig/1.jpg")]
+    assert make_plan(listed, {KIWI.key: FEATURE}, RULES, EVERYTHING).twins == (("Kiwi", "kiwi"),)
+
+
 @given(listings(), st.integers(1, 4))
 def test_a_limit_takes_the_oldest_photos_and_counts_the_rest(listed, limit):
     plan = make_plan(listed, {}, RULES, changed(EVERYTHING, limit=limit))
@@ -370,3 +422,40 @@ def test_a_backfill_does_not_delete_what_was_overwritten_after_its_interval():
     plan = make_plan(listed, known, RULES, asked("", "interval", interval=(START, START + DAY)))
     assert plan.entries == ()
     assert one(listed[0], known[KIWI.key]) == Action.UPDATE
+
+
+REREADING = Rereading(100, 1_000, "pillow-2", frozenset({KIWI.key}))
+
+
+@pytest.mark.parametrize(
+    ("reason", "row", "taken"),
+    [
+        ("too_many_bytes", {"limit": 99}, True),
+        ("too_many_bytes", {"limit": 100}, False),
+        ("too_many_bytes", {"limit": 101}, False),
+        ("too_many_pixels", {"limit": 999}, True),
+        ("too_many_pixels", {"limit": 1_000}, False),
+        ("too_many_pixels", {}, True),  # the row of an earlier release
+        ("corrupt", {"decoder": "pillow-1"}, True),
+        ("unsupported_format", {"decoder": "pillow-2"}, False),
+        ("not_an_image", {}, True),
+        ("too_small", {}, False),
+        ("empty", {}, False),
+        ("incomplete", {}, False),
+    ],
+)
+def test_what_a_limit_or_a_decoder_refused_is_taken_again_under_another(reason, row, taken):
+    listed = [replace(KIWI, key="Test/Kiwi/2.jpg")]
+    known = {listed[0].key: KnownObject("one", START, reason=reason, **row)}
+    plan = make_plan(listed, known, RULES, EVERYTHING, "", REREADING)
+    assert plan.counts[Action.UPDATE if taken else Action.QUARANTINED] == 1
+    assert len(plan.entries) == taken
+
+
+@pytest.mark.parametrize("reason", ["archived", "denied", "kms_key"])
+def test_what_was_refused_is_taken_again_when_it_answers(reason):
+    listed = [KIWI, replace(KIWI, key="Test/Kiwi/2.jpg")]
+    known = {item.key: KnownObject("one", START, reason=reason) for item in listed}
+    plan = make_plan(listed, known, RULES, EVERYTHING, "", REREADING)
+    assert [(entry.key, entry.action) for entry in plan.entries] == [(KIWI.key, Action.UPDATE)]
+    assert plan.counts[Action.QUARANTINED] == 1

@@ -56,13 +56,23 @@ class TestRequest:
 
     def test_what_is_left_empty_comes_from_the_settings(self, settings):
         request = resolve_maintenance({"dry_run": True, "retention_days": None}, settings)
-        assert request == MaintenanceRequest(7, 3, dry_run=True)
+        assert request == MaintenanceRequest(retention_days=7, retention_publications=3, dry_run=True)
 
     def test_params_win_over_settings(self, settings):
         request = resolve_maintenance({"retention_days": 90, "orphan_days": 5}, settings)
-        assert request == MaintenanceRequest(90, 3, orphan_days=5)
+        assert request == MaintenanceRequest(retention_days=90, retention_publications=3, orphan_days=5)
 
-    @pytest.mark.parametrize("wrong", [{"retention_days": 0}, {"orphan_days": -1}, {"abandoned_days": "soon"}])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"retention_days": 0},
+            {"orphan_days": -1},
+            {"abandoned_days": "soon"},
+            {"retention_publications": True},
+            {"dry_run": "false"},
+            {"dryrun": True},
+        ],
+    )
     def test_a_param_out_of_range_is_refused_by_name(self, settings, wrong):
         with pytest.raises(FruitsError, match=next(iter(wrong))):
             resolve_maintenance(wrong, settings)

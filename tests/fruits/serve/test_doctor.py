@@ -7,6 +7,7 @@ import pytest
 
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
+from fruits.lake.source import bind_source
 from fruits.serve import doctor
 from fruits.serve.doctor import Check, Found, examine
 from fruits.settings import Settings
@@ -138,7 +139,7 @@ class TestLake:
     def sound(self, settings, staged_models):
         """Settings of a lake and a bucket in which nothing is wrong."""
         shutil.copytree(staged_models, Path(settings.lake.removeprefix("file://")) / "models")
-        Lake.open(settings).check_bucket()
+        bind_source(Lake.open(settings))
         write_bytes(photo_store(settings), "train/Kiwi/1.jpg", b"x")
         return settings
 
@@ -149,7 +150,7 @@ class TestLake:
     def test_where_nothing_is_wrong_nothing_is_found(self, sound):
         states = self.states(sound)
         assert set(states.values()) == {"ok"}, examine(doctor.lake_checks(sound))
-        assert len(states) == 9
+        assert len(states) == 10
 
     def test_it_leaves_the_lake_as_it_was(self, sound):
         folder = Path(sound.lake.removeprefix("file://"))
@@ -170,7 +171,7 @@ class TestLake:
         ("change", "failing"),
         [
             ({"bucket": "no-such-bucket"}, {"bucket", "lake of this bucket"}),
-            ({"catalog_uri": "sqlite:////nowhere/catalog.db"}, {"catalog", "lake of this bucket", "backbone"}),
+            ({"catalog_uri": "sqlite:////nowhere/catalog.db"}, {"catalog", "lake of this bucket", "pin", "backbone"}),
             ({"weights": "/nowhere/weights.h5"}, {"backbone"}),
         ],
         ids=["bucket", "catalog", "weights"],  # a set has another order in another process

@@ -5,7 +5,9 @@ import pytest
 from pydantic import SecretStr
 
 from fruits.analysis.gates import Gate
+from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
+from fruits.photos.ignore import Names
 from fruits.run.documents import RunDocuments
 from fruits.serve.state import FittedVersion, State
 from fruits.serve.summary import as_text, describe_catalog, summarise
@@ -13,7 +15,7 @@ from fruits.settings import Settings
 from tests.runs import document, featurized, planned, projected, published, validated
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
-COUNTS = {"create": 5, "update": 2, "delete": 1, "unchanged": 1_234, "quarantined": 3, "pending": 7}
+COUNTS = {"create": 5, "update": 2, "delete": 1, "unchanged": 1_234, "quarantined": 3, "pending": 7, "ignored": 4}
 IDLE = {**dict.fromkeys(COUNTS, 0), "unchanged": 1_241}
 GATES = (
     Gate("probe", "required", True, 0.97, 0.9, "kept"),
@@ -44,7 +46,8 @@ def task(name, result, **changed):
     return document(name, 0, result, run_id="manual__1", wall_seconds=2.5, **changed)
 
 
-PLAN = task("plan", planned("manual__1", counts=COUNTS))
+IGNORED = {"hidden": Names.of([".DS_Store", "Kiwi/._1.jpg"]), "sidecar": Names.of(["a.txt", "b.txt"])}
+PLAN = task("plan", planned("manual__1", counts=COUNTS, ignored=IGNORED))
 DOCUMENTS = RunDocuments(
     PLAN,
     task("featurize", featurized(images=7, images_per_second=70.3), attempt=2),
@@ -62,6 +65,7 @@ def test_a_summary_says_what_the_run_did():
     found = summary()
     assert json.loads(json.dumps(found)) == found
     assert found["objects"] == COUNTS
+    assert found["ignored"]["hidden"] == {"count": 2, "examples": [".DS_Store", "Kiwi/._1.jpg"]}
     assert (found["run_id"], found["publication_id"], found["features"]) == (
         "manual__1",
         PUBLICATION.publication_id,
@@ -74,6 +78,14 @@ def test_a_summary_says_what_the_run_did():
     assert [(gate["name"], gate["passed"]) for gate in found["gates"]] == [("probe", True), ("drift", False)]
     assert found["seconds"] == dict.fromkeys(("plan", "featurize", "pca", "validate", "publish"), 2.5)
     assert found["wall_seconds"] == 2.5 * 5
+
+
+def test_what_waits_for_an_approval_is_no_nothing_to_do():
+    question = Approval("deletions", "ab" * 32, "Remove 480 rows?", 480, "run", PUBLICATION.published_at)
+    plan = task("plan", planned("manual__1", counts=IDLE, work=False, undecided=(question,)))
+    text = as_text(summary(RunDocuments(plan)))
+    assert f"Remove 480 rows? This waits for a person's approval. To approve: `{question.command}`" in text
+    assert "Nothing to do" not in text
 
 
 def test_each_attempt_of_a_spark_job_started_a_jvm():
@@ -107,9 +119,11 @@ def test_a_run_before_any_publication_says_so():
 
 def test_the_text_has_every_figure():
     lines = dict(line.split(maxsplit=1) for line in as_text(summary()).splitlines())
-    assert lines["objects"] == "5 create, 2 update, 1 delete, 1,234 unchanged, 3 quarantined, 7 pending"
+    assert lines["objects"] == "5 create, 2 update, 1 delete, 1,234 unchanged, 3 quarantined, 7 pending, 4 ignored"
     assert lines["features"] == "1,240 photos, backbone lite0-0123"
     assert lines["quarantine"] == "1 key_pattern, 3 truncated"
+    assert "  ignored     hidden 2: .DS_Store, Kiwi/._1.jpg\n" in as_text(summary())
+    assert lines["ignored"] == "sidecar 2: a.txt, b.txt"
     assert lines["featurize"] == "7 photos at 70 img/s (core seconds: get 0.1, infer 1.2)"
     assert lines["pca"] == "pca-1 (fit): k = 64 of n = 1,000 photos, 95.1% of the variance explained"
     assert lines["probe"] == "held-out accuracy 0.910 on features, 0.885 on embeddings"

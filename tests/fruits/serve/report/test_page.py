@@ -11,7 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from fruits.analysis.gates import Gate
+from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
+from fruits.photos.ignore import Names
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import TaskDocument, TaskName
 from fruits.run.request import RunRequest
@@ -106,7 +108,11 @@ REQUEST = RunRequest(
     dry_run=True,
 )
 PLANNED = planned(
-    "manual__1", request=REQUEST, counts={"create": 1_234, "pending": 7}, other_work="readers use another backbone"
+    "manual__1",
+    request=REQUEST,
+    counts={"create": 1_234, "pending": 7, "ignored": 1_004},
+    other_work="readers use another backbone",
+    ignored={"hidden": Names(1_004, (".DS_Store", "Kiwi/._1.jpg\u202f"))},
 )
 RUN = RunReport(
     lake="file:///lake",
@@ -169,6 +175,11 @@ def pages() -> dict[str, str]:
     runs = {outcome: replace(RUN, outcome=outcome, error="it <failed>") for outcome in OUTCOMES}
     reports = {"overview": OVERVIEW, "empty": EMPTY, "bare": BARE, **runs}
     return {**{name: render(one, MOMENT) for name, one in reports.items()}, "message": render_message("a", "b")}
+
+
+def test_a_run_names_what_it_ignored_and_what_to_do():
+    text = " ".join(Page(render(RUN, MOMENT)).text.split())
+    assert r"1,004 ignored as hidden: .DS_Store, Kiwi/._1.jpg\u202f and 1,002 more. Hidden files and folders" in text
 
 
 def hostile(value: Any) -> Any:
@@ -275,6 +286,23 @@ def test_a_run_shows_what_it_was_asked_and_what_is_left():
         "fitted anew: first fit", "never",
     ):  # fmt: skip
         assert shown in text, shown
+
+
+def test_what_waits_for_an_approval_and_who_approved_is_shown():
+    question = Approval("deletions", "ab" * 32, "Remove 480 rows?", 480, "run", MOMENT, {"reasons": ["a bound"]})
+    decided = replace(question, question="Switch?").approved("ada", "it is better", "Airflow")
+    run = replace(RUN, planned=planned("manual__1", undecided=(question,), approvals=(decided,)))
+    overview = replace(OVERVIEW, publication=replace(PUBLICATION, approvals=(decided,)), questions=[question])
+    for report in (run, overview):
+        text = " ".join(Page(render(report, MOMENT)).text.split())
+        for shown in (
+            "Remove 480 rows?",
+            "a bound",
+            f"fruits approve {question.short}",
+            "Approved by ada",
+            "it is better",
+        ):
+            assert shown in text, shown
 
 
 def test_what_a_run_was_not_asked_is_not_shown():

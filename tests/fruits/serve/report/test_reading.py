@@ -49,7 +49,7 @@ KEY = run_key(RUN_ID)
 
 
 def run_folders(settings):
-    return obstore.list_with_delimiter(lake_store(settings, "runs"))["common_prefixes"]
+    return obstore.list_with_delimiter(lake_store(settings, f"runs/{settings.namespace}"))["common_prefixes"]
 
 
 def test_an_overview_tells_what_readers_see(filled):
@@ -90,6 +90,7 @@ def test_a_published_run(filled):
     assert (found.planned.counts, found.gates, found.pca.action) == (COUNTS, GATES, "fit")
     assert found.tables.map.shown == 90
     assert "7 pending" in render(found)
+    assert "3 not read" in render(found)
 
 
 @pytest.mark.parametrize("key", ["nope", "../../etc", "", ".", "manual_", "a/b"])
@@ -111,8 +112,8 @@ def test_a_run_of_the_maintenance_has_no_report(published):
         read_run(published, key)
 
 
-def planned_as(work=True, dry_run=False):
-    return document("plan", 0, planned(work=work, request=RunRequest(prefix="", dry_run=dry_run)))
+def planned_as(work=True, dry_run=False, pinned=None):
+    return document("plan", 0, planned(work=work, pinned=pinned, request=RunRequest(prefix="", dry_run=dry_run)))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,7 @@ def planned_as(work=True, dry_run=False):
         ([document("plan", 0, state="failed", error="no")], "failed"),
         ([planned_as()], "unfinished"),
         ([planned_as(work=False)], "nothing to do"),
+        ([planned_as(work=False, pinned="anna pinned readers")], "pinned"),
         ([planned_as(dry_run=True)], "dry run"),
         ([planned_as(work=False, dry_run=True)], "dry run"),
         ([planned_as(), document("featurize", 1, state="running")], "running"),

@@ -1,0 +1,45 @@
+"""``fruits pin`` and ``fruits unpin``: readers stay on a publication, until they may follow the runs again."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+
+from fruits.cli.output import Document
+from fruits.cli.place import person
+from fruits.run.pin import current_pin, remove_pin, set_pin, to_pin
+from fruits.settings import Settings
+
+if TYPE_CHECKING:
+    from fruits.lake.catalog import Lake
+
+
+def run(lake: "Lake", wanted: str | None, why: str) -> dict[str, Any]:
+    """Pin readers to the publication that they see.
+
+    Raises:
+        FruitsError: when readers see another one, or no reason is given.
+    """
+    pin = set_pin(lake.settings, to_pin(lake, wanted), person(), why)
+    return {"pin": pin.model_dump(mode="json"), "shown": str(pin)}
+
+
+def render(done: Document) -> Iterable[RenderableType]:
+    """For a terminal."""
+    yield f"{done['shown']}. Runs end without work from now on; `fruits unpin` lets them publish again."
+
+
+def lift(settings: Settings) -> dict[str, Any]:
+    """Take the pin away; returns whether there was one."""
+    return {"changed": remove_pin(settings)}
+
+
+def render_lifted(done: Document) -> Iterable[RenderableType]:
+    """For a terminal."""
+    yield "Readers follow the runs again." if done["changed"] else "Nothing to do: there is no pin."
+
+
+def describe(settings: Settings) -> str | None:
+    """The pin for a person; None when there is none."""
+    pin = current_pin(settings)
+    return str(pin) if pin else None

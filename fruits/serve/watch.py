@@ -1,0 +1,193 @@
+"""What no failed run would say: tables that no run keeps up to date, and why.
+
+A paused DAG, a DAG file that cannot be imported or a typo in a setting makes no run, and hence no alert of a red run.
+So somebody has to look from outside: the DAG `fruit_watchdog`, or `fruits doctor --stale` from cron.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+from fruits.photos.listing import list_objects
+from fruits.serve.doctor import Finding
+from fruits.serve.freshness import up_to_date_at
+from fruits.serve.state import runs
+from fruits.settings import Settings
+
+DAG_ID = "fruit_features"
+LATE_SWEEP = timedelta(hours=3)
+"""Sweeps are hourly; Airflow starts no sweep for so long only when something is wrong."""
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """How up to date the tables are.
+
+    Attributes:
+        last: When a run last brought the tables up to date; None when no run ever did.
+        since: When the oldest known run was planned; None when there is no run.
+        pending: Photos that the newest plan left for later runs.
+        empty: Whether there is nothing to keep up to date: no photo and no row.
+    """
+
+    last: datetime | None = None
+    since: datetime | None = None
+    pending: int = 0
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What Airflow makes of the DAG.
+
+    Attributes:
+        paused: Whether the DAG is paused.
+        next_sweep: Start of the hour that the next sweep is for; None when Airflow plans no sweep.
+        queued: Runs that are queued.
+        running: Runs that are running.
+        import_errors: The last line of the error of each DAG file that cannot be imported, by file.
+    """
+
+    paused: bool = False
+    next_sweep: datetime | None = None
+    queued: int = 0
+    running: int = 0
+    import_errors: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """All that is known at a moment; None where nobody could look, and ``errors`` says why, by check."""
+
+    now: datetime
+    alert_after: timedelta
+    freshness: Freshness | None = None
+    schedule: Schedule | None = None
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+
+def stale(observation: Observation) -> list[Finding]:
+    """What is wrong, each with its fix; empty when all is well."""
+    findings = [
+        Finding(check, "fail", error, "fix the error; until then nobody can see whether the tables are up to date")
+        for check, error in observation.errors.items()
+    ]
+    if observation.freshness is not None:
+        findings += _stale_tables(observation.freshness, observation.now, observation.alert_after)
+    if observation.schedule is not None:
+        findings += _idle_schedule(observation.schedule, observation.now)
+    return findings
+
+
+def _stale_tables(freshness: Freshness, now: datetime, alert_after: timedelta) -> Iterator[Finding]:
+    reference = freshness.last or freshness.since
+    if freshness.empty or reference is None or now - reference <= alert_after:
+        return
+    hours = (now - reference) / timedelta(hours=1)
+    found = f"no run has brought the tables up to date for {hours:.0f} h; the last run that did so ended: "
+    found += f"{freshness.last:%Y-%m-%d %H:%M} UTC" if freshness.last else "never"
+    if freshness.pending:
+        found += f"; {freshness.pending:,} photos are pending"
+    yield Finding("tables", "fail", found, "look at the newest runs: `fruits status`; readers see the last publication")
+
+
+def _idle_schedule(schedule: Schedule, now: datetime) -> Iterator[Finding]:
+    for file, error in schedule.import_errors.items():
+        fix = "fix the file or the setting that the error names; until then Airflow starts no run of its DAG"
+        yield Finding(f"import of {file}", "fail", error, fix)
+    if schedule.paused:
+        yield Finding("DAG", "fail", f"{DAG_ID} is paused, so no run starts", "switch the DAG on in Airflow's UI")
+        return
+    if schedule.next_sweep is not None and now - schedule.next_sweep > LATE_SWEEP:
+        found = f"the sweep for the hour from {schedule.next_sweep:%Y-%m-%d %H:%M} UTC has not started"
+        fix = f"see that the scheduler runs, and end runs of {DAG_ID} that wait for photos or are queued for days"
+        yield Finding("sweeps", "fail", found, fix)
+    if schedule.queued and not schedule.running:
+        found = f"{schedule.queued} runs are queued and none runs"
+        fix = (
+            "a cleared run of a cancelled or paused backfill stays queued: mark the run as failed in Airflow's UI; "
+            "otherwise see that the scheduler runs"
+        )
+        yield Finding("queue", "fail", found, fix)
+
+
+@dataclass(frozen=True)
+class News:
+    """How the findings have changed since the last alert.
+
+    Attributes:
+        begun: Findings that no alert has named yet.
+        over: Findings that an alert has named and that are over: their text by check.
+        alerted: Findings that alerts have named once this change is sent: their text by check.
+    """
+
+    begun: Sequence[Finding]
+    over: Mapping[str, str]
+    alerted: Mapping[str, str]
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to alert of."""
+        return bool(self.begun or self.over)
+
+
+def news(alerted: Mapping[str, str], findings: Sequence[Finding]) -> News:
+    """Compare the findings with those that alerts have named, so that each begins once and ends once."""
+    current = {finding.check: alerted.get(finding.check, finding.found) for finding in findings}
+    return News(
+        begun=[finding for finding in findings if finding.check not in alerted],
+        over={check: found for check, found in alerted.items() if check not in current},
+        alerted=current,
+    )
+
+
+def observe_tables(settings: Settings) -> Freshness:
+    """Read from the run documents how up to date the tables are: the newest runs, down to the one that brought them so.
+
+    Raises:
+        FruitsError: when the lake cannot be read.
+    """
+    pending: int | None = None
+    since = None
+    for _, documents in runs(settings):
+        if (planned := documents.planned) is not None:
+            pending = int(planned.counts.get("pending", 0)) if pending is None else pending
+            since = planned.planned_at
+        if moment := up_to_date_at(documents, settings.prefix):
+            return Freshness(moment, since, pending or 0)
+    return Freshness(None, since, pending or 0)
+
+
+def is_empty(settings: Settings) -> bool:
+    """Whether there is nothing to keep up to date: no object under the prefix, and no row in the tables."""
+    from fruits.lake.reader import NoLakeError, open_read_only
+
+    if next(islice(list_objects(settings, settings.prefix), 1), None) is not None:
+        return False
+    try:
+        return not open_read_only(settings).holds(settings.prefix)
+    except NoLakeError:
+        return True
+
+
+def observe(settings: Settings, schedule: Schedule | None, errors: Mapping[str, str]) -> Observation:
+    """Look at the lake; Airflow's part is handed in by the caller, who knows how to ask Airflow."""
+    from fruits.denials import denials_explained
+
+    found = dict(errors)
+    freshness = None
+    now, alert_after = datetime.now(UTC), timedelta(hours=settings.alert_after_hours)
+    try:
+        with denials_explained():
+            freshness = observe_tables(settings)
+            if any(_stale_tables(freshness, now, alert_after)):
+                freshness = replace(freshness, empty=is_empty(settings))
+    except Exception as error:  # noqa: BLE001 -- a lake that does not answer is a finding
+        found["lake"] = f"{settings.lake} cannot be read: {str(error).partition(chr(10))[0]}"
+    return Observation(
+        now=now,
+        alert_after=alert_after,
+        freshness=freshness,
+        schedule=schedule,
+        errors=found,
+    )
