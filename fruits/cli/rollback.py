@@ -81,4 +81,4 @@ def render(done: Document) -> Iterable[RenderableType]:
         "The next run compares the bucket with these tables and brings newer photos back. To stay here: "
         "`fruits pin --why ...`."
     )
-    yield f"\n{stays if done['pin'] else follows} fruit_watchdog tells the DAGs that follow the asset fruits_embeddings."
+    yield f"\n{stays if done['pin'] else follows} fruit_watchdog tells DAGs that follow the asset fruits_embeddings."
