@@ -26,12 +26,12 @@ from fruits.analysis.pca import fit, transform
 from fruits.backbones.stage import load_backbone, stage
 from fruits.photos.entry import Action, Entry
 from fruits.photos.featurize import featurize_entries
+from fruits.photos.fetch import PhotoServer
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject, list_objects
 from fruits.run.reconciliation import KnownObject, make_plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.stores import photo_store
 from local.mirror import mirror
 from local.stack import environment_of, temporary_stack
 from sample_photos import generate
@@ -122,8 +122,7 @@ def from_bucket(photos: int) -> tuple[float, float]:
         listed = list(list_objects(settings, "photos/"))
         backbone = load_backbone(settings, stage(settings).model_id)
         entries = [Entry(one.key, one.etag, one.size, one.last_modified, Action.CREATE, "x", "train") for one in listed]
-        store = photo_store(settings)
-        featurizing = best(lambda: list(featurize_entries(entries, store, backbone, settings)), times=2)
+        featurizing = best(lambda: list(featurize_entries(entries, PhotoServer(settings), backbone, settings)), times=2)
         return listing, featurizing / len(listed)
 
 

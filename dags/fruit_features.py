@@ -23,6 +23,11 @@ day's photos only: by the date in the key, `dt=2026-11-20/`, or else by LastModi
 **Another backbone.** A run or a backfill with the param `backbone` builds the new backbone's rows beside the rows that
 readers use. The run that clears the backlog switches readers to the new backbone, once its gates have passed.
 
+**Approvals.** More deletions than FRUITS_MAX_DELETED_SHARE and FRUITS_MAX_DELETIONS allow within 24 hours, and the last
+photos of a label, wait for a person's approval; so do a rebuild, a refit and a switch of backbone of more rows than
+FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Approve in the DAG `fruit_approval`, or by
+`fruits approve`.
+
 **Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
 between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the finished run left. A
 sweep or an event's run is skipped while another one waits: that one will find the same photos. A run that ended without
@@ -43,9 +48,10 @@ the nearest param. Nothing has been done then.
 **Pin.** After `fruits pin` readers stay on a publication. Each run then ends green after `plan`, and the log of `plan`
 says who pinned readers and why. `fruits unpin` lets runs publish again.
 
-**Alerts.** A failed run alerts the channels that are set (SNS, Slack, e-mail); `fruit_watchdog` alerts of what no run
-would say. A publication is an event of the asset `fruits_embeddings`, which may schedule other DAGs. The note of an ended
-run has its publication and its counts, or its error.
+**Alerts.** A failed run, something that waits for an approval, and a publication with fewer rows than the one before
+alert the channels that are set (SNS, Slack, e-mail); `fruit_watchdog` alerts of what no run would say. A publication is
+an event of the asset `fruits_embeddings`, which may schedule other DAGs. The note of an ended run has its publication and
+its counts, or its error.
 
 Every task leaves `runs/<namespace>/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
 """  # noqa: E501 -- rows of a table
@@ -55,7 +61,8 @@ from typing import Any
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, Param, get_current_context, task
 
-from fruits.airflow.alerts import alert_failure
+from fruits.airflow.alerts import alert, alert_failure, shrunk_message
+from fruits.airflow.approvals import ASKED, announce_questions
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
 from fruits.airflow.operators import spark_job
@@ -130,6 +137,13 @@ PARAMS = {
     "retry_quarantined": Param(
         False, type="boolean", title="Retry quarantined", description="Read the photos in quarantine again."
     ),
+    "allow_deletes": Param(
+        None,
+        type=["null", "string", "boolean"],
+        title="Allow deletions",
+        description="Approves deletions that wait for an approval: their digest, as `fruits status` shows it, or true "
+        "for any (but not when the bucket lists nothing at all). Empty: a person decides.",
+    ),
     "dry_run": Param(False, type="boolean", title="Dry run", description="Plan, log what the run would do, and stop."),
     "settle_seconds": Param(
         10,
@@ -165,7 +179,7 @@ def prepare() -> dict[str, Any]:
     return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
 
 
-@task.short_circuit(inlets=[PHOTOS])
+@task.short_circuit(inlets=[PHOTOS], outlets=[ASKED])
 def plan(prepared: dict[str, Any]) -> str:
     """Write the manifest: see fruits/steps/plan.py. Returns the run key; an empty one skips the rest of the run."""
     from fruits.run.request import RunRequest
@@ -177,6 +191,8 @@ def plan(prepared: dict[str, Any]) -> str:
     with non_retryable():
         planned = plan_run(Settings.load(), request, context["run_id"])
     context["ti"].xcom_push("counts", dict(planned.counts))
+    if not request.dry_run:
+        announce_questions(planned.newly_asked, context)
     if planned.pinned:
         context["ti"].xcom_push("pinned", planned.pinned)
     return planned.key if planned.work and not request.dry_run else ""
@@ -187,15 +203,18 @@ def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
     from fruits.airflow import metrics
     from fruits.settings import Settings
-    from fruits.steps.publish import current_publication, publish_run
+    from fruits.steps.publish import current_publication, publish_run, rows_before
 
     context = get_current_context()
     with non_retryable(), replan_on_conflict(context):
         settings = Settings.load()
         publication = publish_run(settings, run)
         current = current_publication(settings)
+        before = rows_before(settings, run)
     extra = announce(context, publication, current)
     metrics.send(metrics.of_publication(publication))
+    if publication.rows < before:
+        alert(shrunk_message(before, publication.rows, publication.publication_id))
     return extra
 
 

@@ -9,10 +9,11 @@ PyArrow and Spark report.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from botocore.exceptions import ClientError, HTTPClientError, NoCredentialsError
 from botocore.exceptions import ConnectionError as NoConnectionError
-from obstore.exceptions import BaseError, GenericError, PermissionDeniedError
+from obstore.exceptions import BaseError, GenericError, PermissionDeniedError, UnauthenticatedError
 
 from fruits.errors import DeniedError, FruitsError, TransientError
 
@@ -26,8 +27,29 @@ _REMEDIES = {
     "ExpiredToken": "the session token has expired; fetch new credentials",
 }
 _DENIED = frozenset({"AccessDenied", "AccessDeniedException", "AuthorizationError", "403"})
-_TRANSIENT = frozenset({"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout"})
+_TRANSIENT = frozenset(
+    {
+        *("SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted", "ServerBusy"),
+        *("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "BandwidthLimitExceeded"),
+    }
+)
 _SERVER_ERROR = 500
+_TRY_AGAIN = frozenset({408, 409, 429})  # a GET that meets a conflict came while another request was under way
+_NOT_FOUND = 404
+_UNAUTHORIZED = 401
+_OF_THE_CALLER = frozenset(
+    {
+        *_REMEDIES,
+        *("RequestTimeTooSkewed", "InvalidToken", "AuthorizationHeaderMalformed", "TokenRefreshRequired"),
+        *("AccountProblem", "NotSignedUp", "InvalidSecurity", "PermanentRedirect", "InvalidBucketName"),
+    }
+)
+"""Codes of refusals that are about credentials, clock, region or bucket: every object would meet them."""
+
+Refusal = Literal[
+    "caller", "transient", "vanished", "archived", "customer_key", "kms_key", "denied", "incomplete", "refused"
+]
+"""Why a GET of one object failed. ``caller``: every GET would; ``transient``: the same GET may succeed later."""
 _NO_MORE_WORDS = frozenset({"", "Access Denied", "Forbidden"})
 
 _PERMISSIONS = {
@@ -39,7 +61,17 @@ _PERMISSIONS = {
 """The permission that an operation of S3 needs."""
 
 _NAMED_BY_AWS = re.compile(r'not authorized to perform: (\S+?)(?: on resource: "?([^\s"]+)"?)?(?:[\s<]|$)')
-_IN_OBSTORE_MESSAGE = re.compile(r"<Code>(?P<code>\w+)</Code>(?:<Message>(?P<message>[^<]*))?|\(code: (?P<bulk>\w+)\)")
+_IN_OBSTORE_MESSAGE = re.compile(
+    r"<Code>(?P<code>[\w.]+)</Code>(?:\s*<Message>(?P<message>[^<]*))?|\(code: (?P<bulk>\w+)\)"
+)
+_OBSTORE_STATUS = re.compile(r"status code: (\d{3})\b")
+_WRONG_REGION = "redirect without LOCATION"
+_CREDENTIALS_MAY_COME = re.compile(
+    r"CredentialRetrievalError|MetadataRetrievalError|TimeoutError|EndpointConnectionError|ConnectionClosedError"
+)
+_CUSTOMER_KEY = re.compile(r"form of Server Side Encryption|SSE-C|customer.provided.key", re.IGNORECASE)
+_KMS_KEY = re.compile(r"\bkms\b|customer master key|ciphertext refers", re.IGNORECASE)
+_CUT_OFF = re.compile(r"IncompleteBody|UnexpectedEof|Content-Range header|416 Range")
 _DENIED_IN_TEXT = re.compile(r"ACCESS_DENIED|Access Denied|Insufficient Lake Formation permission")
 _OPERATION_IN_TEXT = re.compile(r"(?:during|when calling the) (\w+) operation")
 
@@ -56,7 +88,7 @@ def explain(error: Exception, server: str, bucket: str, permission: str = "", ke
     """
     code, _ = _answer(error)
     reason = " ".join(str(error).partition("\n\n")[0].split())  # obstore adds debugging notes after an empty line
-    if _is_transient(error, code):
+    if is_transient(error):
         reason = reason.rpartition(" - ")[2]  # obstore says first how often it has tried
         return TransientError(
             f"S3 server {server}: it does not answer; check FRUITS_S3_ENDPOINT and the network ({reason})."
@@ -128,10 +160,53 @@ def _answer(error: Exception) -> tuple[str, str]:
     return ("AccessDenied" if isinstance(error, PermissionDeniedError) else ""), ""  # an answer to HEAD has no body
 
 
-def _is_transient(error: Exception, code: str) -> bool:
-    if isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return code in _TRANSIENT or status >= _SERVER_ERROR
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later: throttling, an answer of 5xx, a timeout, a cut connection."""
+    code, status = error_code(error), _status(error)
+    if isinstance(error, ClientError) or status:
+        return code in _TRANSIENT or status >= _SERVER_ERROR or status in _TRY_AGAIN
+    if isinstance(error, UnauthenticatedError):  # of the credentials' provider: no request was made
+        return bool(_CREDENTIALS_MAY_COME.search(str(error)))
     if isinstance(error, GenericError):
-        return code in _TRANSIENT or not code
+        return code in _TRANSIENT or not (code or _WRONG_REGION in str(error))
     return isinstance(error, NoConnectionError | HTTPClientError)
+
+
+def refusal(error: Exception) -> Refusal:
+    """Why a GET of one object failed, from an exception of obstore.
+
+    The codes are those of Amazon S3's error responses; other servers answer with a status alone.
+    """
+    code, words = _answer(error)
+    status = _status(error)
+    if _CUT_OFF.search(str(error)):
+        return "incomplete"
+    if is_transient(error):
+        return "transient"
+    missing = isinstance(error, FileNotFoundError) or status == _NOT_FOUND
+    signs: tuple[tuple[object, Refusal], ...] = (
+        (code in _OF_THE_CALLER or status == _UNAUTHORIZED or not (code or status or missing), "caller"),
+        (missing, "vanished"),
+        (code == "InvalidObjectState", "archived"),
+        (_CUSTOMER_KEY.search(words), "customer_key"),
+        (code.startswith("KMS.") or (code in _DENIED and _KMS_KEY.search(words)), "kms_key"),
+        (isinstance(error, PermissionDeniedError), "denied"),
+    )
+    return next((meaning for sign, meaning in signs if sign), "refused")
+
+
+def server_words(error: Exception) -> str:
+    """The server's answer in a few words: code and message, or else the status."""
+    code, words = _answer(error)
+    status = _status(error)
+    if code and (words or not status):
+        return f"{code}: {words}" if words and words != code else code
+    return f"status {status}" if status else " ".join(str(error).partition("\n\n")[0].split())
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status of the answer; 0 without an answer."""
+    if isinstance(error, ClientError):
+        return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    found = _OBSTORE_STATUS.search(str(error).partition("\n\n")[0])
+    return int(found[1]) if found else 0

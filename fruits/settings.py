@@ -159,6 +159,20 @@ class Settings(DagSettings):
 
     s3_endpoint: str | None = Field(default=None, description="URL of the S3 server; unset means AWS.")
     s3_region: str = Field(default="us-east-1", description="Region of the S3 server, of Glue and of EMR Serverless.")
+    s3_timeout_seconds: int = Field(
+        default=60, ge=1, le=600, description="How long one answer of the S3 server may take, in seconds."
+    )
+    s3_retry_seconds: int = Field(
+        default=90,
+        ge=1,
+        le=240,
+        description="How long a request without an answer is tried again, in seconds. When the server has answered no "
+        "GET of a Spark worker for so long, the worker's other photos stay pending.",
+    )
+    requester_pays: bool = Field(
+        default=False,
+        description="Whether we pay for requests to the bucket of photos, as a requester-pays bucket asks.",
+    )
 
     lake: str = Field(
         description="Where tables, backbones, manifests and run documents live: `file:///folder` or `s3://bucket/prefix`."
@@ -227,6 +241,29 @@ class Settings(DagSettings):
         description="Gate: least accuracy of the linear probe on embeddings, as a share of its accuracy on features.",
     )
     probe_rows: int = Field(default=20_000, ge=100, description="Most photos the linear probe is fitted on.")
+
+    max_deleted_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Deletions of more than this share of the rows within 24 hours, and of more than "
+        "FRUITS_FEW_DELETIONS rows, wait for a person's approval.",
+    )
+    few_deletions: int = Field(
+        default=50, ge=0, description="So many deletions within 24 hours need no approval, whatever their share."
+    )
+    max_deletions: int = Field(
+        default=10_000, ge=0, description="More deletions than this within 24 hours wait for a person's approval."
+    )
+    keep_last_of_label: bool = Field(
+        default=True, description="Deletions of the last photos of a label wait for a person's approval."
+    )
+    approval_rows: int = Field(
+        default=100_000,
+        ge=0,
+        description="A rebuild, a requested refit and a switch of backbone wait for a person's approval when more rows "
+        "than this are concerned.",
+    )
 
     retention_days: int = Field(
         default=30, ge=1, description="Publications stay readable, and can be rolled back to, for so many days."

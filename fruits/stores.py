@@ -10,9 +10,10 @@ then. An error of obstore that a watcher raises is explained like a real one.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -28,13 +29,19 @@ from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
-from fruits.denials import NO_CREDENTIALS, error_code, explain
-from fruits.errors import DeniedError, FruitsError
+from fruits.denials import NO_CREDENTIALS, error_code, explain, is_transient, refusal
+from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
-    from obstore.store import ClientConfig, S3Config
+    from obstore.store import ClientConfig, RetryConfig, S3Config
+
+_METADATA_SERVICE = {"metadata_service_timeout": 5, "metadata_service_num_attempts": 4}
+"""Seconds and attempts for the instance's metadata service. botocore's own, 1 and 1, make one slow answer an error."""
+
+_MOST_RETRIES = 10
+"""Of a request that was not answered; ``s3_retry_seconds`` may end them earlier."""
 
 Effect = Literal["put", "delete", "commit"]
 Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"]
@@ -44,12 +51,17 @@ _watchers: list[Callable[[Effect, str], None]] = []
 
 def photo_store(settings: Settings) -> S3Store:
     """The bucket of photos. Safe to share between threads; not picklable: open it where it is used."""
-    return _s3_store(settings, settings.bucket)
+    return _s3_store(settings, settings.bucket, requester_pays=settings.requester_pays)
+
+
+def list_requester(settings: Settings) -> dict[str, str]:
+    """The argument of a request for the photos' listing that says who pays."""
+    return {"RequestPayer": "requester"} if settings.requester_pays else {}
 
 
 def list_client(settings: Settings) -> Any:
     """A boto3 client of the S3 server. Unlike obstore, it lists object keys as they are and by any prefix."""
-    session = botocore.session.get_session()
+    session = _aws_session()
     # botocore's own parser of timestamps takes half the time of a listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     return boto3.Session(botocore_session=session).client(
@@ -205,23 +217,46 @@ def errors_explained(store: ObjectStore, permission: Permission, path: str = "")
         raise explain(error, server, store.config["bucket"], permission, key) from error
 
 
-def check_photo(settings: Settings, key: str, *, denials_only: bool = False) -> None:
-    """Check that an object of the bucket can be read. An object that was deleted meanwhile is no error.
+def can_read_any(store: ObjectStore, keys: Iterable[str], *, archived: bool = True) -> bool:
+    """Whether the bucket lets us read: asks for a byte of one object after the other until one is given.
 
-    With ``denials_only``, errors of this one object pass: it may be archived, or encrypted with another KMS key.
+    An archived object counts (unless ``archived`` is false): S3 says so only to those who may read. Whatever else is
+    wrong with single objects (denied, encrypted with another key, gone) leaves the question open. False when no object
+    answered it.
 
     Raises:
-        FruitsError: says which permission is missing, or what is wrong.
+        FruitsError: when credentials, bucket or server are wrong.
+        TransientError: when the server does not answer.
     """
-    store = photo_store(settings)
-    try:
-        with suppress(FileNotFoundError, ValueError), errors_explained(store, "s3:GetObject", key):
-            # A ValueError comes from keys that obstore does not accept as paths.
+    for key in keys:
+        try:
             obstore.get_range(store, key, start=0, length=1)
-    except FruitsError as error:
-        of_all_photos = isinstance(error, DeniedError) and error.permission.startswith("s3:GetObject")
-        if of_all_photos or not denials_only:
-            raise
+        except ValueError:  # obstore takes no such key as a path
+            continue
+        except (BaseError, FileNotFoundError) as error:
+            problem = refusal(error)
+            if problem in ("caller", "transient"):
+                with errors_explained(store, "s3:GetObject", key):
+                    raise
+            if (problem == "archived" and archived) or "416 Range" in str(error):  # an empty object has no first byte
+                return True
+            continue
+        return True
+    return False
+
+
+def check_photos(settings: Settings, keys: Iterable[str]) -> None:
+    """Check that photos can be read: at least one of ``keys``, unless all of them are gone.
+
+    Raises:
+        FruitsError: the refusal of the first one; says which permission is missing, or what is wrong.
+    """
+    store, asked = photo_store(settings), list(keys)
+    if can_read_any(store, asked):
+        return
+    for key in asked:
+        with suppress(FileNotFoundError, ValueError), errors_explained(store, "s3:GetObject", key):
+            obstore.get_range(store, key, start=0, length=1)
 
 
 def check_lake(settings: Settings, caller: str) -> None:
@@ -245,23 +280,50 @@ def _full_path(store: ObjectStore, path: str) -> str:
     return "/".join(filter(None, (str(getattr(store, "prefix", None) or ""), path)))
 
 
-def _s3_store(settings: Settings, bucket: str, prefix: str | None = None) -> S3Store:
-    place: S3Config = {"region": settings.s3_region, "virtual_hosted_style_request": True}
-    client: ClientConfig = {"timeout": "60s"}
+def _s3_store(settings: Settings, bucket: str, prefix: str | None = None, *, requester_pays: bool = False) -> S3Store:
+    place: S3Config = {
+        "region": settings.s3_region,
+        "virtual_hosted_style_request": True,
+        "request_payer": requester_pays,
+    }
+    client: ClientConfig = {"timeout": f"{settings.s3_timeout_seconds}s"}
     if settings.s3_endpoint:
         place |= {"endpoint": settings.s3_endpoint, "virtual_hosted_style_request": False}
         client |= {"allow_http": True}
-    return S3Store(bucket, prefix=prefix, config=place, client_options=client, credential_provider=_credentials())
+    # obstore waits a random part of each pause, so that many clients do not come back at the same moment.
+    retry: RetryConfig = {
+        "max_retries": _MOST_RETRIES,
+        "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=15), "base": 2},
+        "retry_timeout": timedelta(seconds=settings.s3_retry_seconds),
+    }
+    return S3Store(
+        bucket,
+        prefix=prefix,
+        config=place,
+        client_options=client,
+        retry_config=retry,
+        credential_provider=_credentials(),
+    )
+
+
+def _aws_session() -> botocore.session.Session:
+    """A session of botocore that bears a slow answer of the instance's metadata service."""
+    session = botocore.session.get_session()
+    for name, value in _METADATA_SERVICE.items():
+        if f"AWS_{name.upper()}" not in os.environ:
+            session.set_config_variable(name, value)
+    return session
 
 
 @cache
 def _credentials() -> Boto3CredentialProvider:
     """boto3's whole chain of credentials: environment, profile, SSO, container, instance role."""
     try:
-        session = boto3.Session()
+        session = boto3.Session(botocore_session=_aws_session())
         credentials = session.get_credentials()
     except BotoCoreError as error:
-        raise FruitsError(f"AWS credentials: {error}") from error
+        kind = TransientError if is_transient(error) else FruitsError
+        raise kind(f"AWS credentials: {error}") from error
     if credentials is None:
         raise FruitsError(f"S3: {NO_CREDENTIALS}.")
     return Boto3CredentialProvider(session)

@@ -36,7 +36,9 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
         log = stack.data / "logs" / f"run-{time.strftime('%Y%m%dT%H%M%S')}.log"
         log.parent.mkdir(exist_ok=True)
         _say(f"running the DAG fruit_features through Airflow; full log in {log}")
-        ended = run_dag(stack, "fruit_features", {"settle_seconds": 0, **_requested()}, log, _say)
+        ended = run_dag(
+            stack, "fruit_features", {"settle_seconds": 0, "allow_deletes": True, **_requested()}, log, _say
+        )
         reported = ended.run_id is not None and _write_report(settings, run_key(ended.run_id), report_path)
         if not ended.succeeded or ended.run_id is None:
             for error in ended.errors or (f"the run failed; see {log}",):
@@ -96,6 +98,8 @@ def _upload(photos: Path, settings: Settings) -> None:
         f"{photos} -> s3://{settings.bucket}/{settings.prefix}: {done.uploaded:,} uploaded, {done.removed:,} removed, "
         f"{done.unchanged:,} as they were"
     )
+    if done.removed:  # the person chose the folder, so nobody else has to approve
+        _say(f"photos that are not in {photos}, so their rows leave the tables: {done.removed:,}")
     for line in done.folder.remarks():
         _say(f"  {line}")
 

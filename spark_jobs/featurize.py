@@ -7,11 +7,21 @@ attempt's own branch, and the run's featurize.json. Running it again starts from
 import logging
 import sys
 from dataclasses import asdict
+from typing import Any
 
-from fruits.run.documents import Featurized
+from fruits.photos.entry import WORK, Action
+from fruits.run.documents import Featurized, run_store
 from fruits.run.manifest import Manifest
 from fruits.run.state import WRITTEN
-from fruits.spark.featurizing import NO_OUTCOMES, OutcomeCounts, count_outcomes, disk_only, outcomes_of, write_outcomes
+from fruits.spark.featurizing import (
+    NO_OUTCOMES,
+    OutcomeCounts,
+    carried_out,
+    count_outcomes,
+    disk_only,
+    outcomes_of,
+    write_outcomes,
+)
 from fruits.spark.job import Job, run_job
 from fruits.spark.session import progress
 
@@ -25,39 +35,65 @@ def main(argv: list[str] | None = None) -> int:
 
 def featurize(job: Job) -> None:
     """Bring the attempt's branches of `features` and `quarantine` to what the manifest asks for."""
-    manifest = job.manifest()
+    planned = job.manifest()
     job.start_branches(*WRITTEN["featurize"])
-    with job.phase("remove"):
-        for name in WRITTEN["featurize"]:
-            job.tables.delete_keys(name, manifest.replaced_keys, job.run.model_id)
-    photos = manifest.photos
-    counts = featurize_photos(job, photos) if len(photos) else NO_OUTCOMES
+    photos = planned.photos
+    if len(photos):
+        counts, manifest = featurize_photos(job, planned, photos)
+    else:
+        counts, manifest = NO_OUTCOMES, planned
+        remove_replaced(job, planned)
     seconds = job.recorder.document.seconds.get("featurize", 0.0)
     result = Featurized(
         **asdict(counts),
         images_per_second=round(counts.images / seconds, 1) if seconds else 0.0,
-        removed=len(manifest) - len(photos),
+        removed=manifest.count(Action.DELETE),
         wrote=job.wrote(*WRITTEN["featurize"]),
+        **save_carried_out(job, planned, manifest),
     )
     job.recorder.record(result)
     log.info(
-        "%d photos: %d features, quarantined %s, %.1f img/s",
+        "%d photos: %d features, quarantined %s, pending %s, %.1f img/s",
         result.images,
         result.features,
         dict(result.quarantine),
+        dict(result.pending),
         result.images_per_second,
     )
 
 
-def featurize_photos(job: Job, photos: Manifest) -> OutcomeCounts:
-    """Featurize once, count, then write: a photo that can't be read is quarantined, and never stops the rest."""
+def featurize_photos(job: Job, planned: Manifest, photos: Manifest) -> tuple[OutcomeCounts, Manifest]:
+    """Featurize once, count, then write: a photo that can't be read is quarantined or pending, and stops nothing.
+
+    Rows are removed last: those of a photo that is pending stay.
+    """
     outcomes = outcomes_of(job, photos).persist(disk_only())
-    with job.phase("featurize"), progress(job.tables.spark, "featurize", len(photos)):
-        counts = count_outcomes(outcomes)
-    with job.phase("write"):
-        write_outcomes(job, outcomes, counts)
-    outcomes.unpersist()
-    return counts
+    try:
+        with job.phase("featurize"), progress(job.tables.spark, "featurize", len(photos)):
+            counts = count_outcomes(outcomes)
+        manifest = carried_out(job, planned, outcomes, counts)
+        remove_replaced(job, manifest)
+        with job.phase("write"):
+            write_outcomes(job, outcomes, counts)
+    finally:
+        outcomes.unpersist()
+    return counts, manifest
+
+
+def remove_replaced(job: Job, manifest: Manifest) -> None:
+    """Take the rows of updated and deleted objects out of the tables."""
+    with job.phase("remove"):
+        for name in WRITTEN["featurize"]:
+            job.tables.delete_keys(name, manifest.replaced_keys, job.run.model_id)
+
+
+def save_carried_out(job: Job, planned: Manifest, manifest: Manifest) -> dict[str, Any]:
+    """Write the manifest that was carried out for the jobs after this one; returns what the document says of it."""
+    if manifest is planned:
+        return {}
+    name = f"carried_out_{job.recorder.document.token}.parquet"
+    manifest.write(run_store(job.settings, job.run.key), name)
+    return {"manifest": name, "carried_out": {action.value: manifest.count(action) for action in WORK}}
 
 
 if __name__ == "__main__":

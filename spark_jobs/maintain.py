@@ -98,6 +98,7 @@ def publish_compacted(job: MaintenanceJob, base: Base, after: Snapshots) -> Publ
         publication_id=publication_id(sequence, snapshots),
         run_id=job.planned.run_id,
         published_at=datetime.now(UTC),
+        approvals=(),
     )
     try:
         return publish(job.lake, base, job.tables.writer, publication, onto=after["publications"])

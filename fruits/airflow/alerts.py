@@ -37,6 +37,29 @@ def alert_failure(context: Context) -> None:
         send(failure_message(context))
 
 
+def alert(message: Message) -> None:
+    """Send an alert if a channel is set; one that cannot be sent is logged, because the task's work is done."""
+    if not any(_notifiers(DagSettings.load())):
+        return
+    try:
+        send(message)
+    except FruitsError as error:
+        log.error("%s", error)
+
+
+def shrunk_message(before: int, after: int, publication_id: str | None) -> Message:
+    """The alert of a publication with fewer rows than the one before."""
+    return Message(
+        subject=f"Fruits: {before - after:,} rows fewer",
+        text=f"""Publication {publication_id} has {after:,} rows; the one before had {before:,}.
+
+Readers no longer see {before - after:,} photos, because they are gone from the bucket.
+
+What to do: nothing, if somebody deleted these photos. Otherwise bring the photos back, or go back to the publication
+before by `fruits rollback`.""",
+    )
+
+
 def keep_error(context: Context) -> None:
     """Keep a failed task's error in an XCom for the alert: Airflow tells a DAG's callback no exception."""
     if error := context.get("exception"):

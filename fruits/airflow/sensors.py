@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+from airflow.providers.amazon.aws.sensors.base_aws import AwsBaseSensor
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
 from airflow.sdk import BaseSensorOperator, Context
@@ -31,6 +33,7 @@ from fruits.lake.catalog import Lake
 from fruits.run.lease import AirflowRun, acquire_lease, note_waiting
 from fruits.run.state import run_key
 from fruits.settings import Settings
+from fruits.stores import list_requester
 
 log = logging.getLogger("fruits")
 
@@ -40,7 +43,15 @@ _MIN_LISTING_PAUSE = 1.0  # seconds; S3's LastModified has a resolution of one s
 _LEASE_PAUSE = 3.0  # seconds between two attempts to acquire the lease
 
 
-class PhotosPresentSensor(S3KeySensor):
+class _PayingSensor(AwsBaseSensor[S3Hook]):
+    """A sensor whose requests are paid by us, where the bucket asks for that (``FRUITS_REQUESTER_PAYS``)."""
+
+    @property
+    def _hook_parameters(self) -> dict[str, Any]:
+        return {**super()._hook_parameters, "requester_pays": Settings.load().requester_pays}
+
+
+class PhotosPresentSensor(_PayingSensor, S3KeySensor):
     """Waits until there is an object under the prefix, for as long as the run's param ``sensor_timeout`` allows.
 
     A run that nobody asked for (a sweep, an event, a backfill) does not wait: an empty bucket is no failure, and the
@@ -65,6 +76,8 @@ class PhotosPresentSensor(S3KeySensor):
                 f"no object under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
                 "correct the param `prefix`, or set `sensor_timeout` to wait for photos"
             )
+        if Settings.load().requester_pays:
+            self.deferrable = False  # the provider's trigger (9.39) takes no such parameter
         super().execute(context)
 
     def poke(self, context: Context) -> bool:
@@ -87,7 +100,7 @@ class PhotosPresentSensor(S3KeySensor):
             ) from None
 
 
-class UploadsSettledSensor(S3KeysUnchangedSensor):
+class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
     """Waits until no upload came in under the prefix for the run's param ``settle_seconds``.
 
     The sensor compares the newest LastModified with the clock. So photos that are older than that need no wait, and an
@@ -142,7 +155,8 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
             yield TriggerEvent({"status": "error", "message": str(error)})
 
     async def _newest(self, client: Any) -> datetime | None:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket_name, Prefix=self.prefix)
+        paginator, payer = client.get_paginator("list_objects_v2"), list_requester(Settings.load())
+        pages = paginator.paginate(Bucket=self.bucket_name, Prefix=self.prefix, **payer)
         return max([item["LastModified"] async for page in pages for item in page.get("Contents", ())], default=None)
 
 

@@ -94,6 +94,7 @@ def event_extra(publication: "Publication") -> dict[str, Any]:
         "model_id": publication.model_id,
         "pca_id": publication.pca_id,
         "counts": dict(publication.counts or {}),
+        "rows": publication.rows,
     }
 
 

@@ -280,6 +280,40 @@ def move_photos(
 
 
 @app.command()
+def approve(
+    digest: Annotated[
+        str | None, typer.Argument(help="Start of the digest: `fruits status`. Default: the only question.")
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Run whose failed gates to approve: its key, or its run id.")] = None,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="With --run: each required gate that failed, one after the other.")
+    ] = None,
+    why: Annotated[str, typer.Option(help="The reason, which the publication keeps.")] = "",
+    by: Annotated[str | None, typer.Option(help="Who approves. Default: your user name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Approve what waits for a person: deletions beyond the bounds, failed gates, a large rebuild."""
+    from fruits.cli import approve as command
+    from fruits.cli.output import answer, warn
+    from fruits.cli.place import opened
+
+    if as_json and not yes:
+        raise FruitsError("approve --json does not ask, so it needs --yes")
+    with opened(data, "lake") as place:
+        question = command.find(place.settings, digest, run, gate or ())
+        if not yes:
+            for line in command.preview(question):
+                warn(line)
+            why = why or typer.prompt("Why", err=True)
+            if not typer.confirm("Approve?", err=True):
+                raise typer.Exit(ExitCode.BAD_INPUT)
+        document = command.run(place.settings, question, by=by, why=why)
+    answer(document, command.render, as_json=as_json)
+
+
+@app.command()
 def doctor(
     *,
     stale: Annotated[

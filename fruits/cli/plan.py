@@ -9,6 +9,7 @@ from fruits.backbones.card import Card
 from fruits.backbones.stage import staged_card
 from fruits.cli.output import Document, fields, table
 from fruits.cli.pin import describe
+from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Base, publications
 from fruits.lake.reader import NoLakeError, open_read_only
@@ -16,6 +17,7 @@ from fruits.lake.source import check_source
 from fruits.photos.entry import Action, Entry
 from fruits.photos.ignore import Names, meaning_of
 from fruits.photos.keys import spelled
+from fruits.run.decisions import described
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -33,7 +35,8 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     """
     lake, base = _current(settings)
     card = _card(settings, request, lake)
-    reconciliation = reconcile(settings, request, lake, base, card)
+    approvals = read_approvals(settings) if lake else ()
+    reconciliation = reconcile(settings, request, lake, base, card, approvals=approvals)
     plan = reconciliation.plan
     return {
         "lake": settings.lake,
@@ -49,6 +52,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
         "remaining": plan.remaining,
         "work": reconciliation.work,
         "other_work": reconciliation.other_work,
+        "undecided": [{**one.to_document(), "text": described(one)} for one in reconciliation.decisions.undecided],
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending[:keys]],
         "ignored": {rule: names.to_document() for rule, names in plan.ignored.items()},
@@ -102,6 +106,7 @@ def render(plan: Document) -> Iterable[RenderableType]:
         yield f"{left}; readers keep {plan['readers_model_id']} until none do."
     if plan["other_work"]:
         yield f"Besides: {plan['other_work']}."
+    yield from (question["text"] for question in plan["undecided"])
     if plan["pin"]:
         yield f"{plan['pin']}. A run would end without work."
     elif not plan["work"]:

@@ -81,4 +81,5 @@ def render(done: Document) -> Iterable[RenderableType]:
         "The next run compares the bucket with these tables and brings newer photos back. To stay here: "
         "`fruits pin --why ...`."
     )
-    yield f"\n{stays if done['pin'] else follows} fruit_watchdog tells DAGs that follow the asset fruits_embeddings."
+    next_run = stays if done["pin"] else follows
+    yield f"\n{next_run} fruit_watchdog tells the DAGs that follow the asset fruits_embeddings."

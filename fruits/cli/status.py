@@ -9,7 +9,9 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document, ago, fields, share, table
 from fruits.cli.pin import describe
+from fruits.lake.approvals import Approval, read_approvals
 from fruits.lake.publication import Publication, publications, readable
+from fruits.run.decisions import described
 from fruits.run.documents import RunDocuments
 from fruits.serve.state import State, error_of, outcome_of, read_state, runs, wall_seconds
 from fruits.settings import Settings
@@ -29,6 +31,7 @@ def read(settings: Settings, lake: "Lake", *, newest: int, with_publications: bo
         "bucket": settings.bucket,
         "pin": describe(settings),
         "publication": _current(state) if state else None,
+        "approvals": [_approval(one) for one in read_approvals(settings)],
         "runs": [describe_run(key, documents) for key, documents in islice(runs(settings), newest)],
         "publications": _history(lake, published) if with_publications else None,
     }
@@ -43,6 +46,11 @@ def _current(state: State) -> dict[str, Any]:
         "probe": {"raw": publication.probe_raw, "embedded": publication.probe_embedded},
         "gates": [asdict(gate) for gate in publication.gates],
     }
+
+
+def _approval(one: Approval) -> dict[str, Any]:
+    text = f"{one.question} Approved by {one.approved_by}; the next run does it." if one.decided else described(one)
+    return {**one.to_document(), "text": text, "command": None if one.decided else one.command}
 
 
 def _row(publication: Publication) -> dict[str, Any]:
@@ -99,6 +107,8 @@ def render(status: Document) -> Iterable[RenderableType]:
     current = status["publication"]
     yield fields([("lake", status["lake"]), ("bucket", status["bucket"]), ("pinned", status["pin"])])
     yield _publication_fields(current) if current else "nothing published yet"
+    for approval in status["approvals"]:
+        yield f"\n{approval['text']}"
     if status["runs"]:
         columns = ("run", "started", "outcome", ">seconds", *(f">{name}" for name in _CHANGES), ">pending", ">ignored")
         yield ""

@@ -13,6 +13,7 @@ from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
+from fruits.stores import before_effect
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -207,13 +208,21 @@ class Lake:
     def scan(
         self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str
     ) -> "DataScan":
-        """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value."""
+        """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
+
+        A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
+        """
         from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
         condition: Any = AlwaysTrue()
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
-        return self.table(name).scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
+        table = self.table(name)
+        snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        if snapshot is not None and snapshot.schema_id is not None:
+            schema = table.schemas()[snapshot.schema_id]
+            columns = [column for column in columns if column == "*" or column in schema.column_names]
+        return table.scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
 
     def read(self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str) -> pa.Table:
         """The rows of a ``scan``, all of them in memory."""
@@ -323,6 +332,12 @@ class Lake:
         )
         return any(scan.to_arrow().num_rows for scan in scans)
 
+    def some_keys(self, snapshot_id: int | None, most: int) -> list[str]:
+        """Keys of at most ``most`` photos that were read once, from ``features`` at a snapshot (None: now)."""
+        scan = self.table("features").scan(selected_fields=("key",), limit=most, snapshot_id=snapshot_id)
+        keys: list[str] = scan.to_arrow()["key"].to_pylist()
+        return keys
+
     def _create_missing_tables(self) -> None:
         from pyiceberg.exceptions import NoSuchNamespaceError
 
@@ -336,6 +351,27 @@ class Lake:
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
+            else:
+                self._add_missing_columns(definition)
+
+    def _add_missing_columns(self, definition: TableDefinition) -> None:
+        """Add the nullable columns that a table of an earlier release lacks; its rows have null there.
+
+        Software of that release goes on reading the table, and published snapshots are read as they were.
+        """
+        from pyiceberg.exceptions import CommitFailedException
+
+        for last in (False, True):
+            table = self.table(definition.name)
+            if set(definition.schema.names) <= set(table.schema().column_names):
+                return
+            before_effect("commit", definition.name)
+            try:
+                with table.update_schema() as change:
+                    change.union_by_name(definition.schema)
+            except CommitFailedException:  # another process was quicker, maybe with the same columns
+                if last:
+                    raise
 
     def _check_nothing_is_published(self) -> None:
         """See that no empty catalog is put over tables that another one knows: maintenance would remove their files.

@@ -5,6 +5,7 @@ is published or nothing. Moving ``main`` of the other tables to the row's snapsh
 (the publisher, the next plan) completes it if a crash came between.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from fruits.analysis.gates import Gate
 from fruits.errors import ConflictError, FruitsError, TransientError
+from fruits.lake.approvals import Approval
 from fruits.lake.branches import (
     Snapshots,
     Writer,
@@ -29,6 +31,7 @@ from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
 _MOST_CHOICES = 10
 
+_REPEATING = ("rollback__", "maintenance__")  # starts of run ids
 _SETTLE_TRIES = 10
 _MOST_FILES = 50  # of publications: each costs whoever reads them an open
 
@@ -48,6 +51,17 @@ class Publication:
     probe_raw: float | None = None
     probe_embedded: float | None = None
     gates: tuple[Gate, ...] = ()
+    approvals: tuple[Approval, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows that readers see: features and quarantined objects."""
+        return sum((self.counts or {}).get(name, 0) for name in ("features", "quarantine"))
+
+    @property
+    def made_by_run(self) -> bool:
+        """Whether a run made it; a rollback and a compaction repeat the counts of an older publication."""
+        return not str(self.run_id).startswith(_REPEATING)
 
 
 @dataclass(frozen=True)
@@ -141,13 +155,16 @@ def _conflict(run_id: str | None) -> ConflictError:
 
 def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -> None:
     """Append the row. At ``_MOST_FILES`` files, rewrite all rows into one file, because readers open every file."""
-    rows = _to_rows(publication)
+    # A lake that no run of this release has opened yet has fewer columns.
+    columns = [name for name in PUBLICATIONS.schema.names if name in _columns(lake)]
+    rows = _to_rows(publication).select(columns)
     snapshot = lake.table("publications").snapshot_by_id(start)
     files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
     if files < _MOST_FILES:
         commit_rows(lake, "publications", lambda change: change.append(rows, **writer.commit), branch=writer.branch)
         return
-    together = pa.concat_tables([lake.read("publications", start).cast(rows.schema), rows])
+    earlier = pa.Table.from_pylist(lake.read("publications", start).to_pylist(), schema=rows.schema)
+    together = pa.concat_tables([earlier, rows])
     commit_rows(lake, "publications", lambda change: change.overwrite(together, **writer.commit), branch=writer.branch)
 
 
@@ -181,6 +198,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
         publication_id=publication_id(sequence, chosen.snapshots),
         run_id=f"rollback__{moment.isoformat()}",
         published_at=moment,
+        approvals=(),
     )
     for name in DATA_TABLES:  # else maintenance might let them expire before the row is there
         change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
@@ -265,10 +283,28 @@ def _to_rows(publication: Publication) -> pa.Table:
         "probe_raw": publication.probe_raw,
         "probe_embedded": publication.probe_embedded,
         "gates": [asdict(gate) for gate in publication.gates],
+        "approvals": [_approval_to_row(approval) for approval in publication.approvals],
     }
     return pa.Table.from_pylist([row], schema=PUBLICATIONS.schema)
 
 
 def _from_row(row: Mapping[str, Any]) -> Publication:
-    mappings = {"snapshots": dict(row["snapshots"]), "counts": dict(row["counts"])}
-    return Publication(**{**row, **mappings, "gates": tuple(Gate(**gate) for gate in row["gates"])})
+    values = {
+        "snapshots": dict(row["snapshots"]),
+        "counts": dict(row["counts"]),
+        "gates": tuple(Gate(**gate) for gate in row["gates"]),
+        "approvals": tuple(_approval_from_row(approval) for approval in row.get("approvals") or ()),
+    }
+    return Publication(**{**row, **values})
+
+
+def _approval_to_row(approval: Approval) -> dict[str, Any]:
+    return {**asdict(approval), "details": json.dumps(approval.details, ensure_ascii=False)}
+
+
+def _approval_from_row(row: Mapping[str, Any]) -> Approval:
+    return Approval(**{**row, "details": json.loads(row["details"])})
+
+
+def _columns(lake: Lake) -> list[str]:
+    return [field.name for field in lake.table("publications").schema().fields]

@@ -120,7 +120,10 @@ class PublishedRows:
         """The rows, as ``Lake.batches`` reads them."""
         snapshot_id, names = self.publication.snapshots[self.name], self.schema.names
         for batch in self.lake.batches(self.name, snapshot_id, names, **self._belonging):
-            yield batch.cast(self.schema)
+            missing = [field for field in self.schema if field.name not in batch.schema.names]
+            for field in missing:  # columns that are newer than the snapshot
+                batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))  # noqa: PLW2901
+            yield batch.select(names).cast(self.schema)
 
     @property
     def _belonging(self) -> dict[str, Any]:

@@ -57,6 +57,22 @@ GATE = pa.struct(
     ]
 )
 
+APPROVAL = pa.struct(
+    [
+        _column("kind", pa.string(), "`deletions`, `gates`, `rebuild`, `refit` or `backbone`."),
+        _column("digest", pa.string(), "SHA-256 of exactly what was asked."),
+        _column("question", pa.string(), "What happens on approval."),
+        _column("number", pa.int64(), "How many rows or gates it is about."),
+        _column("details", pa.string(), "First keys, rows by label, reasons or measured values, as JSON."),
+        _column("run", pa.string(), "Key of the run that asked."),
+        _column("asked_at", TIMESTAMP, "When it was asked."),
+        _column("approved_at", TIMESTAMP, "When it was approved."),
+        _column("approved_by", pa.string(), "Who approved."),
+        _column("via", pa.string(), "By which way."),
+        _column("why", pa.string(), "The reason that was given."),
+    ]
+)
+
 FEATURES = TableDefinition(
     "features",
     "a live object under a backbone",
@@ -86,6 +102,8 @@ QUARANTINE = TableDefinition(
             _column("reason", pa.string(), "Reason code."),
             _column("detail", pa.string(), "What was found and what was expected."),
             _RUN_ID,
+            _column("limit", pa.int64(), "The limit that refused the object; null for other reasons.", nullable=True),
+            _column("decoder", pa.string(), "The decoder that refused it; null for other reasons.", nullable=True),
         ]
     ),
     sort_by="key",
@@ -169,6 +187,7 @@ PUBLICATIONS = TableDefinition(
             _column("probe_raw", pa.float64(), "Held-out accuracy of the linear probe on features.", nullable=True),
             _column("probe_embedded", pa.float64(), "The same on embeddings.", nullable=True),
             _column("gates", _list(GATE), "What the gates found."),
+            _column("approvals", _list(APPROVAL), "The decisions of people that it rests on.", nullable=True),
         ]
     ),
     sort_by="sequence",

@@ -1,12 +1,14 @@
 """Photos: from an object's bytes to upright RGB pixels, a backbone's input and a perceptual hash.
 
 Everything here is a pure function of the bytes. A photo that cannot be read raises :class:`UnreadablePhotoError`, which
-carries the reason code of its quarantine. No bytes raise anything else.
+carries the reason code of its quarantine. Bytes raise nothing else, but ``MemoryError`` on too
+small a machine.
 """
 
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,7 @@ from PIL import (
 
 from fruits.backbones.card import Preprocessing
 from fruits.errors import FruitsError
+from fruits.photos.headers import find_problem, tiff_problem
 from fruits.photos.quarantine import Reason
 
 # Pillow warns about metadata that we do not use. `catch_warnings` around each photo would race between threads.
@@ -71,7 +74,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIGNED = 2  # of a TIFF's SampleFormat
 _SIDES_SWAPPED = frozenset({5, 6, 7, 8})
+
+_NOT_DECODED = re.compile(r"unknown pixel mode|decoder \S+ not available|Unsupported BMP|unsupported|not supported")
+_TOO_COSTLY = re.compile(r"Decompressed data too large|Too much memory used in text|out of memory")
+"""Pillow's words for a variant that it does not read, and for its own bounds on memory."""
+
+_STRIP_PIXELS = 1 << 20
+"""Pixels that are converted at once: each step of a conversion takes a copy's memory."""
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -104,6 +115,10 @@ class Limits:
 
     max_bytes: int
     max_pixels: int
+
+    def of(self, reason: Reason) -> int | None:
+        """The limit that a reason names; None for other reasons."""
+        return {Reason.TOO_MANY_BYTES: self.max_bytes, Reason.TOO_MANY_PIXELS: self.max_pixels}.get(reason)
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,9 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
     """
     opener = _recognise(data, limits)
     name = str(opener.format)
-    # The WebP and GIF plugins allocate a canvas while they read the header, so Pillow's own guard must know our limit.
+    if problem := find_problem(data, name, limits.max_pixels):
+        raise UnreadablePhotoError(*problem)
+    # The GIF plugin allocates a canvas while it reads the header, so Pillow's own guard must know our limit.
     # Pillow refuses photos of more than twice the limit; the check below refuses the rest.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     stream = io.BytesIO(data)
@@ -250,16 +267,30 @@ def _recognise(data: bytes, limits: Limits) -> type[ImageFile.ImageFile]:
 
 
 def _largest_part(file: ImageFile.ImageFile) -> int:
-    """Pixels that are decoded at once: the image's, or those of a TIFF's tile, which may be larger than the image."""
+    """Pixels that are decoded at once: the image's, or those of a TIFF's tile, which may be larger than the image.
+
+    Raises:
+        UnreadablePhotoError: for a TIFF of signed 8-bit values, which Pillow takes for unsigned ones.
+    """
     tile = 0
     if isinstance(file, TiffImagePlugin.TiffImageFile):
+        bits, signed, _ = _tiff_samples(file)
+        if signed and bits == 8:  # noqa: PLR2004 -- bits
+            raise UnreadablePhotoError(Reason.UNSUPPORTED_FORMAT, "TIFF of signed 8-bit values")
         tile = int(file.tag_v2.get(TiffImagePlugin.TILEWIDTH, 0)) * int(file.tag_v2.get(TiffImagePlugin.TILELENGTH, 0))
     return max(file.width * file.height, tile)
 
 
-def _unreadable(error: Exception, measured: str, data: bytes, limits: Limits, *, ended: bool) -> UnreadablePhotoError:
+def _unreadable(error: Exception, measured: str, data: bytes, limits: Limits, *, ended: bool) -> Exception:
     """The reason behind a plugin's exception. ``ended``: the plugin had read all of ``data``."""
+    if isinstance(error, UnreadablePhotoError | MemoryError):
+        return error
     message = str(error) or type(error).__name__
+    if _NOT_DECODED.search(message):
+        detail = f"{measured}, of a kind that Pillow does not read ({message})"
+        return UnreadablePhotoError(Reason.UNSUPPORTED_FORMAT, detail)
+    if _TOO_COSTLY.search(message):
+        return UnreadablePhotoError(Reason.TOO_COSTLY, f"{measured}, {len(data):,} bytes: {message}")
     if isinstance(error, Image.DecompressionBombError):
         detail = f"{measured} declares more than twice the {limits.max_pixels:,} pixels expected at most"
         return UnreadablePhotoError(Reason.TOO_MANY_PIXELS, detail)
@@ -273,7 +304,10 @@ def _unreadable(error: Exception, measured: str, data: bytes, limits: Limits, *,
 
 def _orientation(file: ImageFile.ImageFile) -> int:
     """The EXIF orientation of a loaded file; 1 (upright) when the file has no readable one."""
+    exif = file.info.get("exif") or b""
     try:
+        if exif and tiff_problem(exif.removeprefix(b"Exif\0\0")):
+            return 1
         return int(file.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - damaged metadata must not cost the photo
         return 1
@@ -286,28 +320,58 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _grey(image).convert("RGB")
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
         white = Image.new("RGB", image.size, "white")
-        white.paste(layer, mask=layer)
+        for top, bottom in _strips(image.height, image.width):
+            layer = image.crop((0, top, image.width, bottom)).convert("RGBA")
+            white.paste(layer, (0, top), mask=layer)
         return white
     return image.convert("RGB")
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """A photo of 16-bit or 32-bit grey values, in 8 bits.
+def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """First and last row of strips that cover a photo."""
+    rows = max(1, _STRIP_PIXELS // width)
+    return ((top, min(height, top + rows)) for top in range(0, height, rows))
 
-    16 bits span 0..65535. 32-bit photos have no agreed white: white is 65535 for integers and 1.0 for floats if all
-    values lie between 0 and that number. Otherwise the values are stretched from their minimum to their maximum. NaN
-    and infinity become black.
+
+def _grey(image: Image.Image) -> Image.Image:
+    """A photo of 12-bit, 16-bit or 32-bit grey values, in 8 bits.
+
+    12 and 16 bits span their range. 32-bit photos have no agreed white: white is 65535 for integers and 1.0 for floats
+    if all values lie between 0 and that number. Otherwise the values are stretched from their minimum to their maximum.
+    NaN and infinity become black, or the least value. A TIFF may say that 0 is white.
     """
     values = np.asarray(image)
+    bits, signed, white_is_zero = _tiff_samples(image)
+    grey = np.empty(values.shape, np.uint8)
+    strips = [slice(*rows) for rows in _strips(*values.shape)]
     if image.mode.startswith("I;16"):
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    values = values.astype(np.float64)
-    finite = np.isfinite(values)
-    values[~finite] = values[finite].min() if finite.any() else 0.0
-    low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
-    if values.min() < low or values.max() > high:
-        low, high = values.min(), values.max()
-    span = (high - low) or 1.0
-    return Image.fromarray(np.rint((values - low) * (255.0 / span)).astype(np.uint8))
+        for rows in strips:
+            grey[rows] = values[rows] >> (bits - 8)
+    else:
+        if image.mode == "I" and not signed:
+            values = values.view(np.uint32)
+        finite = [part[np.isfinite(part)] for part in (values[rows] for rows in strips)]
+        least = min((float(part.min()) for part in finite if part.size), default=0.0)
+        most = max((float(part.max()) for part in finite if part.size), default=0.0)
+        low, high = 0.0, 1.0 if image.mode == "F" else 65535.0
+        if least < low or most > high:
+            low, high = least, most
+        span = (high - low) or 1.0
+        for rows in strips:
+            part = values[rows].astype(np.float64)
+            part[~np.isfinite(part)] = least
+            grey[rows] = np.rint((part - low) * (255.0 / span))
+    return Image.fromarray(255 - grey if white_is_zero else grey)
+
+
+def _tiff_samples(image: Image.Image) -> tuple[int, bool, bool]:
+    """Bits of a grey value, whether it is signed, and whether 0 is white: what Pillow's modes do not tell of a TIFF."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16, True, False
+    tags = image.tag_v2
+    return (
+        int(tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]),
+        tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == _SIGNED,
+        tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0,
+    )

@@ -11,15 +11,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import obstore
-from obstore.store import ObjectStore
 
 from fruits.backbones.runtime import Backbone
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_side, perceptual_hash, preprocess
 from fruits.photos.entry import Entry
-from fruits.photos.quarantine import Reason
+from fruits.photos.fetch import Fetched, PendingPhotoError, PhotoServer
+from fruits.photos.quarantine import DECODER, DECODER_REASONS, Pending, Reason
 from fruits.settings import Settings
-from fruits.stores import errors_explained
 
 STAGES = ("get", "decode", "preprocess", "infer")
 """The phases of a photo, in which its seconds are counted. ``get`` is the time that inference waits for the bytes."""
@@ -39,9 +37,10 @@ class Feature:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of an entry of the manifest: either ``feature`` or ``reason`` is set.
+    """The outcome of an entry of the manifest: one of ``feature``, ``reason`` and ``pending`` is set.
 
     ``etag``, ``size`` and ``last_modified`` belong to the bytes that were read; the plan may have seen older ones.
+    ``limit`` is the limit that a reason names, ``decoder`` what judged the bytes, if that decided.
     """
 
     entry: Entry
@@ -50,83 +49,71 @@ class Outcome:
     last_modified: datetime
     feature: Feature | None = None
     reason: Reason | None = None
+    pending: Pending | None = None
     detail: str = ""
+    limit: int | None = None
+    decoder: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """An object's bytes, ETag, size and date. ``data`` is None for an object larger than the limit."""
-
-    data: bytes | None
-    etag: str
-    size: int
-    last_modified: datetime
-
-
 def featurize_entries(
-    entries: Iterable[Entry], store: ObjectStore, backbone: Backbone, settings: Settings
+    entries: Iterable[Entry], server: PhotoServer, backbone: Backbone, settings: Settings
 ) -> Iterator[Outcome]:
     """The outcome of each entry, in order. ``settings.gets_in_flight`` objects are fetched ahead of the inference.
 
-    A photo that can't be decoded is an outcome, not an error.
+    A photo that can't be read is an outcome, not an error.
 
     Raises:
         FruitsError: when the bucket can't be read at all.
     """
     limits = Limits(settings.max_photo_bytes, settings.max_photo_pixels)
     with ThreadPoolExecutor(settings.gets_in_flight, thread_name_prefix="get") as pool:
-        for entry, fetched in _fetch_ahead(entries, store, settings, pool):
-            yield _outcome(entry, fetched, backbone, limits)
+        for entry, fetching in _fetch_ahead(entries, server, settings.gets_in_flight, pool):
+            yield _outcome(entry, fetching, backbone, limits)
 
 
 def _fetch_ahead(
-    entries: Iterable[Entry], store: ObjectStore, settings: Settings, pool: ThreadPoolExecutor
-) -> Iterator[tuple[Entry, Future[Fetched | None] | None]]:
-    """Each entry with the future of its bytes. Up to ``settings.gets_in_flight`` requests run at any time."""
+    entries: Iterable[Entry], server: PhotoServer, in_flight: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Entry, Future[Fetched] | None]]:
+    """Each entry with the future of its bytes. Up to ``in_flight`` requests run at any time."""
 
-    def submit(entry: Entry) -> tuple[Entry, Future[Fetched | None] | None]:
-        return entry, None if entry.rejection else pool.submit(_fetch, entry.key, store, settings)
+    def submit(entry: Entry) -> tuple[Entry, Future[Fetched] | None]:
+        return entry, None if entry.rejection else pool.submit(server.fetch, entry.key)
 
     remaining = iter(entries)
-    window = deque(submit(entry) for entry in islice(remaining, settings.gets_in_flight))
+    window = deque(submit(entry) for entry in islice(remaining, in_flight))
     while window:
         yield window.popleft()
         window.extend(submit(entry) for entry in islice(remaining, 1))
 
 
-def _fetch(key: str, store: ObjectStore, settings: Settings) -> Fetched | None:
-    """The object's bytes; None when the object is gone."""
-    try:
-        with errors_explained(store, "s3:GetObject", key):
-            answer = obstore.get(store, key)
-            meta = answer.meta
-            too_large = meta["size"] > settings.max_photo_bytes
-            data = None if too_large else answer.bytes().to_bytes()
-    except FileNotFoundError:
-        return None
-    return Fetched(data, (meta["e_tag"] or "").strip('"'), meta["size"], meta["last_modified"])
-
-
-def _outcome(entry: Entry, fetching: Future[Fetched | None] | None, backbone: Backbone, limits: Limits) -> Outcome:
+def _outcome(entry: Entry, fetching: Future[Fetched] | None, backbone: Backbone, limits: Limits) -> Outcome:
+    planned = entry.etag, entry.size, entry.last_modified
     if entry.rejection:
-        return _quarantined(entry, entry.rejection, entry.rejection.description)
+        return Outcome(entry, *planned, reason=entry.rejection, detail=entry.rejection.description)
     assert fetching is not None  # noqa: S101 -- entries without rejection are always fetched
     clock = _Clock()
-    fetched = fetching.result()
-    clock.lap("get")
-    if fetched is None:
-        return _quarantined(entry, Reason.GONE, Reason.GONE.description)
-    read = fetched.etag, fetched.size, fetched.last_modified
+    read = planned
     try:
+        fetched = fetching.result()
+        clock.lap("get")
+        read = fetched.etag, fetched.size, fetched.last_modified
         feature = _featurize(fetched, backbone, limits, clock)
     except UnreadablePhotoError as error:
-        return Outcome(entry, *read, reason=error.reason, detail=error.detail, seconds=clock.seconds)
+        return Outcome(
+            entry,
+            *read,
+            reason=error.reason,
+            detail=error.detail,
+            limit=limits.of(error.reason),
+            decoder=DECODER if error.reason in DECODER_REASONS else None,
+            seconds=clock.seconds,
+        )
+    except PendingPhotoError as error:
+        return Outcome(entry, *planned, pending=error.pending, detail=error.detail, seconds=clock.seconds)
+    except MemoryError:  # the photo is not to blame: beside fewer workers, or in a larger one, it may fit
+        return Outcome(entry, *planned, pending=Pending.MEMORY, detail="out of memory", seconds=clock.seconds)
     return Outcome(entry, *read, feature=feature, seconds=clock.seconds)
-
-
-def _quarantined(entry: Entry, reason: Reason, detail: str) -> Outcome:
-    return Outcome(entry, entry.etag, entry.size, entry.last_modified, reason=reason, detail=detail)
 
 
 def _featurize(fetched: Fetched, backbone: Backbone, limits: Limits, clock: "_Clock") -> Feature:

@@ -10,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fruits.denials import explain
 from fruits.photos.ignore import IgnoreRules
 from fruits.settings import Settings
-from fruits.stores import list_client, server_name
+from fruits.stores import list_client, list_requester, server_name
 
 _PAGE = 1_000  # keys of a page of the listing
 
@@ -32,7 +32,8 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
         FruitsError: when bucket, credentials or server are wrong; names the cause and the next step.
     """
     try:
-        pages = list_client(settings).get_paginator("list_objects_v2").paginate(Bucket=settings.bucket, Prefix=prefix)
+        paginator = list_client(settings).get_paginator("list_objects_v2")
+        pages = paginator.paginate(Bucket=settings.bucket, Prefix=prefix, **list_requester(settings))
         for page in pages:
             for item in page.get("Contents", ()):
                 yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
@@ -40,8 +41,8 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
         raise explain(error, server_name(settings), settings.bucket) from error
 
 
-def first_photo(settings: Settings, prefix: str) -> ListedObject | None:
-    """The first object that no rule ignores, among the first page of the listing; else the first object, if any."""
+def first_photos(settings: Settings, prefix: str) -> list[ListedObject]:
+    """Of the first page of the listing the objects that no rule ignores; else the first object, if any."""
     page = list(islice(list_objects(settings, prefix), _PAGE))
     ignore = IgnoreRules.of(settings)
-    return next((item for item in page if ignore.rule_of(item.key) is None), page[0] if page else None)
+    return [item for item in page if ignore.rule_of(item.key) is None] or page[:1]

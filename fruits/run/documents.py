@@ -21,7 +21,9 @@ import fruits
 from fruits.analysis.gates import Gate
 from fruits.denials import denials_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
+from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
+from fruits.photos.quarantine import Pending
 from fruits.run.migration import upgraded
 from fruits.run.request import Frozen, MaintenanceRequest
 from fruits.run.state import PlannedRun
@@ -37,7 +39,9 @@ TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish"
 class Featurized(Frozen):
     """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that it wrote.
 
-    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch.
+    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch. ``pending`` are photos
+    that could not be read now, by cause. ``manifest`` is the name of the manifest without them, and ``carried_out`` the
+    number of its entries by action; both are None when the plan's own manifest was carried out as it is.
     """
 
     images: int
@@ -48,6 +52,14 @@ class Featurized(Frozen):
     images_per_second: float
     removed: int
     wrote: Snapshots | None
+    pending: Mapping[str, int] = {}
+    manifest: str | None = None
+    carried_out: Mapping[str, int] | None = None
+
+    @property
+    def due(self) -> int:
+        """Photos that the next run has to read: those that are pending and were not gone."""
+        return sum(count for cause, count in self.pending.items() if cause != Pending.VANISHED)
 
 
 class Projected(Frozen):
@@ -76,13 +88,17 @@ class Probe(Frozen):
 
 
 class Validated(Frozen):
-    """What ``validate`` found, and the snapshots that it measured: exactly these may be published."""
+    """What ``validate`` found, and the snapshots that it measured: exactly these may be published.
+
+    ``approvals`` are those of required gates that failed.
+    """
 
     features: int
     quarantine: Mapping[str, int]
     probe: Probe
     gates: tuple[Gate, ...]
     snapshots: Snapshots | None
+    approvals: tuple[Approval, ...] = ()
 
 
 class Published(Frozen):

@@ -1,7 +1,7 @@
 """The manifest: which objects a run works on and what it does with each, as one Parquet file in the lake."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -33,8 +33,12 @@ DEFAULT_NAME = "manifest.parquet"
 def write_manifest(store: ObjectStore, entries: Sequence[Entry], name: str = DEFAULT_NAME) -> None:
     """Write the entries of a run to its folder."""
     columns = {name: [getattr(entry, name) for entry in entries] for name in MANIFEST_SCHEMA.names}
+    _write(pa.table(columns, schema=MANIFEST_SCHEMA), store, name)
+
+
+def _write(table: pa.Table, store: ObjectStore, name: str) -> None:
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd")
     write_bytes(store, name, buffer.getvalue())
 
 
@@ -59,13 +63,47 @@ class Manifest:
         return Manifest(self.table.filter(pc.not_equal(self.table["action"], Action.DELETE.value)))
 
     @property
+    def readable_keys(self) -> list[str]:
+        """Keys of the objects that are to be read."""
+        read = pc.and_(pc.not_equal(self.table["action"], Action.DELETE.value), pc.is_null(self.table["rejection"]))
+        keys: list[str] = self.table.filter(read)["key"].to_pylist()
+        return keys
+
+    @property
     def replaced_keys(self) -> pa.Table:
         """Keys of objects whose rows leave the tables: updated and deleted ones; one column, ``key``."""
         return self.table.filter(pc.not_equal(self.table["action"], Action.CREATE.value)).select(["key"])
 
+    def without(self, pending: Collection[str], gone: Collection[str], *, rebuilt: bool) -> "Manifest":
+        """The manifest as it was carried out: what was not read is as if the plan had not named it.
+
+        Objects that are ``gone`` leave the tables. The rows of ``pending`` objects stay, so the next run sees that they
+        are due; a rebuild takes these rows out, because the next run would see nothing due in them.
+        """
+        keys = self.table["key"]
+        removed = [*gone, *(pending if rebuilt else ())]
+        is_removed = pc.is_in(keys, pa.array(removed, pa.string()))
+        is_unread = pc.or_(is_removed, pc.is_in(keys, pa.array(list(pending), pa.string())))
+        had_rows = pc.not_equal(self.table["action"], Action.CREATE.value)
+        deleted = self.table.filter(pc.and_(is_removed, had_rows))
+        action = pa.array([Action.DELETE.value] * deleted.num_rows, pa.string())
+        place = deleted.schema.get_field_index("action")
+        deleted = deleted.set_column(place, self.table.schema.field("action"), action)
+        return Manifest(pa.concat_tables([self.table.filter(pc.invert(is_unread)), deleted]))
+
+    def write(self, store: ObjectStore, name: str) -> None:
+        """Write the manifest to a run's folder."""
+        _write(self.table, store, name)
+
     def count(self, action: Action) -> int:
         """How many entries have an action."""
         return int(pc.sum(pc.equal(self.table["action"], action.value)).as_py() or 0)
+
+
+def spread(items: Sequence[str], most: int) -> list[str]:
+    """At most ``most`` of ``items``, evenly spread over them."""
+    step = max(1, -(-len(items) // most))
+    return list(items[::step])
 
 
 def entries_of(batch: pa.RecordBatch) -> Iterator[Entry]:

@@ -3,7 +3,7 @@
 Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
 in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under way goes on: its documents are read as
 ``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and
-pins by namespace; a run that an earlier release planned keeps its folder.
+pins by namespace, and approvals in publications; a run that an earlier release planned keeps its folder.
 """
 
 from collections.abc import Mapping

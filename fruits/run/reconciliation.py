@@ -1,15 +1,15 @@
 """What is to be done with each object: the listing against the tables, by key and ETag. Pure functions; no I/O."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time
 
 from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.ignore import IgnoreRules, Names
 from fruits.photos.keys import KeyPattern, KeyRules, twin_labels
 from fruits.photos.listing import ListedObject
-from fruits.photos.quarantine import SETTINGS_REASONS, Reason
+from fruits.photos.quarantine import SETTINGS_REASONS, Reason, Rereading
 from fruits.run.request import RunRequest
 
 
@@ -22,6 +22,8 @@ class KnownObject:
     label: str | None = None
     split: str | None = None
     reason: str | None = None
+    limit: int | None = None
+    decoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Plan:
     ignored: Mapping[str, Names] = field(default_factory=dict)
     twins: tuple[tuple[str, ...], ...] = ()
 
+    def without(self, withheld: Sequence[Entry]) -> "Plan":
+        """The plan without entries that wait for a person's approval."""
+        keys = {entry.key for entry in withheld}
+        left_out = Counter(entry.action for entry in withheld)
+        return replace(
+            self,
+            entries=tuple(entry for entry in self.entries if entry.key not in keys),
+            counts={action: count - left_out[action] for action, count in self.counts.items()},
+        )
+
 
 def make_plan(
     listed: Iterable[ListedObject],
@@ -48,12 +60,14 @@ def make_plan(
     rules: KeyRules,
     request: RunRequest,
     listed_prefix: str | None = None,
+    rereading: Rereading | None = None,
 ) -> Plan:
     """Reconcile the listing with the tables, by key and ETag, inside the scope of ``request``.
 
     ``listed_prefix`` is what ``listed`` lists, by default the request's prefix. Photos to featurize are taken oldest
     first, so a limited run leaves the newest for the next one. Deletions are never left over. The row of an object that
-    a rule now ignores is deleted: the object is none of ours.
+    a rule now ignores is deleted: the object is none of ours. ``rereading`` says which quarantined objects are worth
+    another read.
     """
     listed_prefix = request.prefix if listed_prefix is None else listed_prefix
     counts: Counter[Action] = Counter()
@@ -72,9 +86,9 @@ def make_plan(
     for item in _ours(listed, rules.ignore, in_scope, ignored):
         seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
         if not in_scope(item.key, item.last_modified):
-            outside += _entry(item, known.get(item.key), rules, reconcile).action in WORK
+            outside += _entry(item, known.get(item.key), rules, reconcile, rereading).action in WORK
             continue
-        entry = _entry(item, known.get(item.key), rules, request)
+        entry = _entry(item, known.get(item.key), rules, request, rereading)
         counts[entry.action] += 1
         labels.add(entry.label)
         if entry.action in WORK:
@@ -136,9 +150,15 @@ def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime]
     return in_scope
 
 
-def _entry(item: ListedObject, row: KnownObject | None, rules: KeyRules, request: RunRequest) -> Entry:
+def _entry(
+    item: ListedObject,
+    row: KnownObject | None,
+    rules: KeyRules,
+    request: RunRequest,
+    rereading: Rereading | None,
+) -> Entry:
     label, split, rejection = rules.judge(item.key)
-    action = _action(item, row, (label, split, rejection), request)
+    action = _action(item, row, (label, split, rejection), request, rereading)
     return Entry(item.key, item.etag, item.size, item.last_modified, action, label, split, rejection)
 
 
@@ -147,6 +167,7 @@ def _action(
     row: KnownObject | None,
     judged: tuple[str | None, str | None, Reason | None],
     request: RunRequest,
+    rereading: Rereading | None,
 ) -> Action:
     label, split, rejection = judged
     if row is None:
@@ -159,6 +180,6 @@ def _action(
     if rejection is not None:
         return Action.QUARANTINED if row.reason == rejection else Action.UPDATE
     # Listed, so what was gone is back, with the same bytes.
-    if request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS:
-        return Action.UPDATE
-    return Action.QUARANTINED
+    again = request.retry_quarantined or row.reason == Reason.GONE or row.reason in SETTINGS_REASONS
+    again = again or (rereading is not None and rereading.is_due(item.key, row.reason, row.limit, row.decoder))
+    return Action.UPDATE if again else Action.QUARANTINED

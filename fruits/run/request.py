@@ -1,6 +1,7 @@
 """What a run was asked to do: params, how it was started, its data interval and the settings, resolved. No I/O."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,6 +35,16 @@ def _keys(value: object) -> object:
     return tuple(sorted({key.strip() for key in listed if key.strip()}))
 
 
+def _allowance(value: object) -> object:
+    """True, false or the start of a digest; the trigger form gives text."""
+    text = str(value).strip().lower() if isinstance(value, bool | str) else ""
+    if text in ("true", "false"):
+        return text == "true"
+    if not re.fullmatch("[0-9a-f]{8,64}", text):
+        raise ValueError("expected true or a digest")
+    return text
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 
 
@@ -58,6 +69,9 @@ class RunParams(Frozen):
     refit: RefitPolicy = Field("auto", description="auto, always or never")
     limit: Whole | None = Field(None, ge=1, description="a number of photos of at least 1, or nothing for all")
     retry_quarantined: bool = Field(False, description="true or false")
+    allow_deletes: Annotated[bool | str, BeforeValidator(_allowance)] = Field(
+        False, description="true, or the digest that `fruits status` shows, of at least 8 characters"
+    )
     dry_run: bool = Field(False, description="true or false")
     settle_seconds: Whole = Field(10, ge=0, description="a whole number of seconds")
     sensor_timeout: Whole | None = Field(None, ge=1, description="a whole number of seconds of at least 1")
@@ -68,6 +82,7 @@ class RunRequest(Frozen):
 
     ``interval`` is half open, in UTC. ``limit`` bounds the photos featurized, None means all. ``backbone`` and
     ``weights`` are None where the run was not asked for any: it then serves readers the backbone that is due.
+    ``allow_deletes`` approves deletions beyond the bounds: those with this digest, or any (True).
     """
 
     prefix: str
@@ -80,6 +95,7 @@ class RunRequest(Frozen):
     refit: RefitPolicy = "auto"
     limit: int | None = None
     retry_quarantined: bool = False
+    allow_deletes: bool | str = False
     dry_run: bool = False
 
 
@@ -129,6 +145,7 @@ def resolve_request(
         refit=asked.refit,
         limit=asked.limit,
         retry_quarantined=asked.retry_quarantined,
+        allow_deletes=asked.allow_deletes,
         dry_run=asked.dry_run,
     )
 

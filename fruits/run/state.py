@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from fruits.backbones.card import Card
+from fruits.lake.approvals import Approval
 from fruits.lake.publication import Base
 from fruits.lake.schemas import TableName
 from fruits.photos.ignore import Names
@@ -37,6 +38,8 @@ class PlannedRun(Frozen):
         other_work: Why the run goes on although no photo changed; None when there is no such reason.
         manifest: Name of the manifest in the run's folder: each plan has its own.
         unknown_keys: Keys that were asked for and are neither in the bucket nor in the tables.
+        undecided: What the run left out, because it waits for a person's approval.
+        approvals: The approvals that the run uses.
         pinned: Who pinned readers to a publication, when and why: the run has no work then. None without a pin.
         ignored: Objects that are none of ours, by the rule that ignores them.
     """
@@ -55,6 +58,8 @@ class PlannedRun(Frozen):
     other_work: str | None = None
     manifest: str = "manifest.parquet"
     unknown_keys: tuple[str, ...] = ()
+    undecided: tuple[Approval, ...] = ()
+    approvals: tuple[Approval, ...] = ()
     pinned: str | None = None
     ignored: Mapping[str, Names] = {}
 
@@ -62,6 +67,11 @@ class PlannedRun(Frozen):
     def model_id(self) -> str:
         """Identity of the run's backbone."""
         return self.backbone.model_id
+
+    @property
+    def newly_asked(self) -> tuple[Approval, ...]:
+        """What this plan asked for the first time."""
+        return tuple(one for one in self.undecided if one.run == self.key and one.asked_at >= self.planned_at)
 
 
 def run_key(run_id: str) -> str:

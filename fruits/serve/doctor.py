@@ -33,6 +33,7 @@ LEAST_DISK_BYTES, LOW_DISK_BYTES = 1_000_000_000, 5_000_000_000
 MANY_MESSAGES = 1_000
 _SECONDS = 30.0
 _MOST_SHOWN = 3
+_PHOTOS_ASKED = 10
 
 
 @dataclass(frozen=True)
@@ -266,26 +267,25 @@ def credentials() -> Found:
 
 def bucket(settings: Settings) -> Found:
     """Whether the bucket can be listed and an object in it read."""
-    from fruits.photos.listing import first_photo
-    from fruits.stores import check_photo
+    from fruits.photos.listing import first_photos
+    from fruits.stores import check_photos
 
-    first = first_photo(settings, settings.prefix)
+    first = first_photos(settings, settings.prefix)[:_PHOTOS_ASKED]
     place = f"s3://{settings.bucket}/{settings.prefix}"
-    if first is None:
+    if not first:
         return Found(f"{place} is empty", "warn", "upload photos as [Training|Test]/<label>/<file>")
-    if first.size:
-        check_photo(settings, first.key)
-    return Found(f"{place} can be listed, and {first.key} be read")
+    check_photos(settings, (item.key for item in first if item.size))
+    return Found(f"{place} can be listed, and photos there be read")
 
 
 def clock(settings: Settings) -> Found:
     """How far this machine's clock is from the S3 server's."""
     from botocore.exceptions import ClientError
 
-    from fruits.stores import list_client
+    from fruits.stores import list_client, list_requester
 
     try:
-        answer = list_client(settings).list_objects_v2(Bucket=settings.bucket, MaxKeys=1)
+        answer = list_client(settings).list_objects_v2(Bucket=settings.bucket, MaxKeys=1, **list_requester(settings))
     except ClientError as error:  # an error tells the time, too
         answer = error.response
     headers: Mapping[str, str] = answer["ResponseMetadata"].get("HTTPHeaders", {})

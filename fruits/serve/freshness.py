@@ -20,7 +20,8 @@ def up_to_date_at(documents: RunDocuments, prefix: str) -> datetime | None:
     readers have that backbone.
     """
     planned = documents.planned
-    if planned is None or planned.remaining or planned.pinned:
+    featurized = documents.featurized
+    if planned is None or planned.remaining or planned.pinned or (featurized and featurized.due):
         return None
     request = planned.request
     if request.dry_run or request.keys or request.mode == "interval" or request.prefix != prefix:

@@ -8,6 +8,7 @@ from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
 from fruits.photos.ignore import Names
+from fruits.run.decisions import described
 from fruits.run.documents import RunDocuments, read_documents
 from fruits.serve.state import State, read_state, wall_seconds
 from fruits.settings import Settings
@@ -62,6 +63,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         },
         "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
+        "undecided": [described(question) for question in planned.undecided],
         "catalog": describe_catalog(settings),
     }
 
@@ -111,9 +113,10 @@ def as_text(summary: Mapping[str, Any]) -> str:
         ("tables", f"{summary['catalog']['uri']} (Iceberg, namespace {summary['catalog']['namespace']})"),
     ]
     lines = [f"  {name:<11} {value}" for name, value in rows]
+    lines += [f"  waits       {question}" for question in summary["undecided"]]
     if summary["pinned"]:
         lines.insert(0, f"{summary['pinned']}: the run published nothing; `fruits unpin` lets runs go on.")
-    elif not summary["work"]:
+    elif not summary["work"] and not summary["undecided"]:
         lines.insert(0, "Nothing to do: every photo in the bucket is already in the tables.")
     return "\n".join(lines)
 

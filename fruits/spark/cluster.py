@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fruits.errors import EXECUTOR_ERROR, FruitsError, TransientError
+from fruits.errors import DeniedError, FruitsError, TransientError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,6 +31,9 @@ _CAUSES = {
     ),
 }
 """What Spark says of an executor that it could not use, and what that means."""
+
+_RAISED = re.compile(rf"{re.escape(FruitsError.__module__)}\.(?P<kind>\w*Error): (?P<message>[^\n]*)")
+"""A ``FruitsError`` that was raised on an executor."""
 
 _PASSING = {
     r"(Cannot run program [^\n]*)": "{0}",  # no memory, no rights, another kind of CPU: in its own words
@@ -141,12 +144,13 @@ def executor_errors() -> Iterator[None]:
 
 def explain_failure(account: str) -> FruitsError | None:
     """What a person is told of a failed stage; None when that is a defect."""
-    if EXECUTOR_ERROR in account:
-        return FruitsError(account.split(EXECUTOR_ERROR, 1)[1].splitlines()[0])
+    if raised := _RAISED.search(account):
+        kinds: dict[str, type[FruitsError]] = {"TransientError": TransientError, "DeniedError": DeniedError}
+        return kinds.get(raised["kind"], FruitsError)(raised["message"])
     host = re.search(r"\(TID \d+\) \((\S+) executor", account)
     where = f"worker {host[1]}" if host else "cluster"
-    for kind, causes in ((FruitsError, _CAUSES), (TransientError, _PASSING)):
+    for error, causes in ((FruitsError, _CAUSES), (TransientError, _PASSING)):
         for sign, meaning in causes.items():
             if found := re.search(sign, account):
-                return kind(f"{where}: {meaning.format(*found.groups())}")
+                return error(f"{where}: {meaning.format(*found.groups())}")
     return None

@@ -4,7 +4,8 @@ A function travels to the executors with its arguments; the module is imported t
 than it needs, and an executor never imports TensorFlow.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,22 +14,22 @@ from fruits.analysis.moments import Moments, merge_all, moments_of, to_bytes
 from fruits.analysis.pca import PCA, transform
 from fruits.backbones.stage import load_backbone_once
 from fruits.errors import FruitsError
-from fruits.lake.schemas import EMBEDDINGS, FEATURES
+from fruits.lake.schemas import EMBEDDINGS, FEATURES, QUARANTINE
 from fruits.photos.featurize import STAGES, Outcome, featurize_entries
+from fruits.photos.fetch import PhotoServer
 from fruits.run.manifest import entries_of
 from fruits.settings import Settings
 from fruits.spark.release import BatchFunction
-from fruits.stores import photo_store
 
 OUTCOME_SCHEMA = pa.schema(
     [
         *(field.with_nullable(True) for field in FEATURES.schema),
-        pa.field("reason", pa.string()),
-        pa.field("detail", pa.string()),
+        pa.field("pending", pa.string()),
+        *(QUARANTINE.schema.field(name).with_nullable(True) for name in ("reason", "detail", "limit", "decoder")),
         *(pa.field(f"seconds_{phase}", pa.float64()) for phase in STAGES),
     ]
 )
-"""A photo's outcome: a row of `features`, or a reason and a detail; and the seconds that each phase took."""
+"""A photo's outcome: a row of `features`, or one of `quarantine`, or why it is pending; and the seconds by phase."""
 
 MOMENTS_SCHEMA = pa.schema([("moments", pa.binary())])
 SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.float64())])
@@ -36,14 +37,17 @@ SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.floa
 _PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format", "vector")
 
 
-def featurize(settings: Settings, model_id: str, run_id: str, rows_per_batch: int = 64) -> BatchFunction:
-    """From entries of the manifest to outcomes, with ``OUTCOME_SCHEMA``."""
+def featurize(
+    settings: Settings, model_id: str, run_id: str, witnesses: Sequence[str] = (), rows_per_batch: int = 64
+) -> BatchFunction:
+    """From entries of the manifest to outcomes, with ``OUTCOME_SCHEMA``; for ``witnesses`` see ``PhotoServer``."""
 
     def outcomes(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         entries = (entry for batch in batches for entry in entries_of(batch))
         backbone = load_backbone_once(settings, model_id)
+        server = _server_once(settings, run_id, tuple(witnesses))
         rows = []
-        for outcome in featurize_entries(entries, photo_store(settings), backbone, settings):
+        for outcome in featurize_entries(entries, server, backbone, settings):
             rows.append(_outcome_row(outcome, model_id, run_id))
             if len(rows) == rows_per_batch:
                 yield pa.RecordBatch.from_pylist(rows, OUTCOME_SCHEMA)
@@ -51,6 +55,12 @@ def featurize(settings: Settings, model_id: str, run_id: str, rows_per_batch: in
         yield pa.RecordBatch.from_pylist(rows, OUTCOME_SCHEMA)
 
     return outcomes
+
+
+@lru_cache(maxsize=1)
+def _server_once(settings: Settings, run_id: str, witnesses: tuple[str, ...]) -> PhotoServer:  # noqa: ARG001
+    """The server of a run's photos, one for each worker and run: what one task learns of it, the next task knows."""
+    return PhotoServer(settings, witnesses)
 
 
 def _outcome_row(outcome: Outcome, model_id: str, run_id: str) -> dict[str, object]:
@@ -62,8 +72,8 @@ def _outcome_row(outcome: Outcome, model_id: str, run_id: str) -> dict[str, obje
         "last_modified": outcome.last_modified,
         "model_id": model_id,
         "run_id": run_id,
-        "reason": outcome.reason,
-        "detail": outcome.detail,
+        "pending": outcome.pending,
+        **{name: getattr(outcome, name) for name in ("reason", "detail", "limit", "decoder")},
         **{f"seconds_{phase}": seconds for phase, seconds in outcome.seconds.items()},
     }
     if feature is None:

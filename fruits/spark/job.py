@@ -76,8 +76,16 @@ class Job:
         return self.recorder.phase(name)
 
     def manifest(self) -> Manifest:
-        """The run's manifest."""
-        return Manifest.read(run_store(self.settings, self.run.key), self.run.manifest)
+        """The run's manifest: the plan's for `featurize`, and for later jobs what `featurize` carried out of that."""
+        document = self.documents.featurize if self.recorder.document.task != "featurize" else None
+        carried_out = document.done.manifest if document and document.done else None
+        return Manifest.read(run_store(self.settings, self.run.key), carried_out or self.run.manifest)
+
+    @property
+    def remaining(self) -> int:
+        """Objects that await work after this run: those that the plan left over, and photos that are pending."""
+        document = self.documents.featurize
+        return self.run.remaining + (document.done.due if document and document.done else 0)
 
     def start_branches(self, *names: TableName) -> None:
         """Fork the attempt's branches of tables from the job's starting snapshots."""

@@ -48,7 +48,7 @@ def reason_to_refit(job: Job, current: PCAVersion | None, fit_rows: int) -> tupl
     """
     drift, measured = measure_drift(job, current) if current else (None, 0)
     settings, request = job.settings, job.run.request
-    if current is not None and request.refit == "auto" and job.run.remaining:
+    if current is not None and request.refit == "auto" and job.remaining:
         return None, drift
     reason = refit_reason(
         request.refit,

@@ -1,14 +1,16 @@
 """The task `plan`: reconcile bucket and tables, and write the run's manifest. Needs no JVM."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from fruits.analysis.pca import components_asked
 from fruits.backbones.card import Card
 from fruits.backbones.stage import read_card, staged_card
 from fruits.errors import FruitsError
+from fruits.lake.approvals import Approval, ask, outdated, read_approvals, withdraw
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
@@ -19,9 +21,26 @@ from fruits.lake.publication import (
 )
 from fruits.lake.source import check_source
 from fruits.photos.entry import Action
+from fruits.photos.fetch import readable_again
 from fruits.photos.ignore import meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
 from fruits.photos.listing import list_objects
+from fruits.photos.quarantine import ACCESS_REASONS, Rereading
+from fruits.run.decisions import (
+    Decisions,
+    allowed_by,
+    check_requested,
+    continued,
+    decide,
+    deletions_question,
+    described,
+    lost_by_switch,
+    rebuild_question,
+    refit_question,
+    switch_question,
+    withheld_of,
+)
+from fruits.run.deletions import recent_deletions
 from fruits.run.documents import run_store, task_document
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
@@ -35,6 +54,8 @@ from fruits.steps.prepare import with_backbone
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
+_MOST_ASKED_AGAIN = 50
+"""Most refused objects that a plan asks for again: enough to notice that an archive was restored or access granted."""
 
 
 def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
@@ -67,8 +88,11 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))
-        reconciliation = reconcile(settings, request, lake, base, backbone, document.phase)
+        stored = read_approvals(settings)
+        reconciliation = reconcile(settings, request, lake, base, backbone, document.phase, run=key, approvals=stored)
+        undecided = reconciliation.decisions.undecided
         if not request.dry_run:
+            undecided = ask_person(settings, request, reconciliation, stored)
             check_fit(settings, lake, base, backbone, reconciliation)
         with document.phase("manifest"):
             manifest = f"manifest_{document.document.token}.parquet"
@@ -77,7 +101,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             key=key,
             run_id=document.document.run_id,
             planned_at=document.document.started_at,
-            request=request,
+            request=reconciliation.request,
             base=base,
             backbone=backbone,
             counts=reconciliation.counts,
@@ -89,6 +113,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             other_work=reconciliation.other_work,
             manifest=manifest,
             unknown_keys=reconciliation.plan.unknown_keys,
+            undecided=undecided,
+            approvals=reconciliation.decisions.approvals,
             ignored=reconciliation.plan.ignored,
         )
         document.record(planned)
@@ -142,6 +168,8 @@ class Reconciliation:
         readers_model_id: The backbone that readers use; None before the first publication.
         switching: Whether the run's backbone is another one.
         other_work: Why the run has to go on even when no photo changed; None when it has not.
+        request: What the run is to do, without a refit that waits for an approval.
+        decisions: What waits for a person's approval, and the approvals that the run uses.
     """
 
     plan: Plan
@@ -149,11 +177,13 @@ class Reconciliation:
     readers_model_id: str | None
     switching: bool
     other_work: str | None
+    request: RunRequest
+    decisions: Decisions
 
     @property
     def building(self) -> bool:
-        """Whether readers keep their backbone after this run, because objects remain under the new one."""
-        return self.switching and self.plan.remaining > 0
+        """Whether readers keep their backbone after this run: objects remain under the new one, or nobody approved."""
+        return self.switching and (self.plan.remaining > 0 or self.decisions.waits("backbone"))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -175,10 +205,14 @@ def reconcile(
     base: Base | None,
     card: Card | None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+    *,
+    run: str = "",
+    approvals: Sequence[Approval] = (),
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing.
 
-    Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work.
+    Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the
+    run's key, ``approvals`` are those of the lake.
 
     Raises:
         FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
@@ -194,20 +228,125 @@ def reconcile(
     with phase("list"):
         listed = list(list_objects(settings, prefix))
     rules = KeyRules.of(settings)
-    ours = any(rules.ignore.rule_of(item.key) is None for item in listed)
-    if not ours and not any(key.startswith(request.prefix) for key in known):
+    keys = {item.key for item in listed if rules.ignore.rule_of(item.key) is None}
+    if not keys and not any(key.startswith(request.prefix) for key in known):
         ignored = f" but {len(listed):,} that FRUITS_IGNORE leaves out, such as {listed[0].key!r}" if listed else ""
         raise FruitsError(
             f"s3://{settings.bucket}/{request.prefix}: no objects there{ignored}; upload photos as "
             "[Training|Test]/<label>/<file>, or correct the prefix"
         )
     with phase("plan"):
-        plan = make_plan(listed, known, rules, request, prefix)
+        plan = make_plan(listed, known, rules, request, prefix, rereading(settings, request, known))
     check_keys(plan, request)
+    if not (lake and base and card):
+        return Reconciliation(plan, len(known), readers, switching, None, request, Decisions())
+    plan, decisions = Review(settings, request, lake, base, card, known, keys, run, approvals).of(plan)
+    if decisions.waits("refit"):
+        request = request.model_copy(update={"refit": "never"})
     other_work = None
-    if lake and base and card and known:
+    if known and not decisions.waits("backbone"):
         other_work = work_without_photos(lake, base, card, request, settings, plan)
-    return Reconciliation(plan, len(known), readers, switching, other_work)
+    return Reconciliation(plan, len(known), readers, switching, other_work, request, decisions)
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a plan has seen of bucket and tables, to decide what waits for a person's approval.
+
+    Attributes:
+        settings: The settings.
+        request: What the run was asked.
+        lake: The lake.
+        base: The current publication.
+        card: The run's backbone.
+        known: The rows under that backbone.
+        listed: The keys that the bucket listed, without those that are ignored.
+        run: Key of the run.
+        approvals: The approvals of the lake.
+    """
+
+    settings: Settings
+    request: RunRequest
+    lake: Lake
+    base: Base
+    card: Card
+    known: Mapping[str, KnownObject]
+    listed: Collection[str]
+    run: str
+    approvals: Sequence[Approval]
+
+    def of(self, plan: Plan) -> tuple[Plan, Decisions]:
+        """The plan without the deletions that wait for an approval, and all decisions."""
+        readers = self.base.publication.model_id
+        switching = readers is not None and readers != self.card.model_id
+        recent = 0
+        if plan.counts[Action.DELETE] or switching:
+            published = publications(self.lake, self.base.publications_snapshot)
+            recent = recent_deletions(published, datetime.now(UTC))
+        allowed = allowed_by(self.request, self.settings, nothing_listed=not self.listed)
+        withheld = withheld_of(
+            plan, self.known, recent, self.settings, nothing_listed=not self.listed, stored=self.approvals
+        )
+        decisions = Decisions()
+        if withheld.entries:
+            place = f"s3://{self.settings.bucket}/{self.request.prefix}"
+            decisions = decide(
+                [deletions_question(withheld, len(self.known), place, self.run)], self.approvals, allowed
+            )
+        if decisions.undecided:
+            plan = plan.without(withheld.entries)
+        if readers is not None and switching and not plan.remaining:
+            decisions += decide(self._switch(readers, plan, recent), self.approvals, allowed)
+        return plan, decisions + decide(self._large_work(plan, switching=switching), self.approvals)
+
+    def _switch(self, readers: str, plan: Plan, recent: int) -> list[Approval]:
+        """The question whether readers get the run's backbone, when it is one."""
+        of_readers = known_objects(self.lake, self.base.publication.snapshots, readers)
+        lost = lost_by_switch(of_readers, self.listed, plan, self.known, recent, self.settings)
+        rows = len(self.known) + plan.counts[Action.CREATE] - plan.counts[Action.DELETE]
+        if rows <= self.settings.approval_rows and not lost.entries:
+            return []
+        return [switch_question(readers, self.card.model_id, rows, lost, self.run)]
+
+    def _large_work(self, plan: Plan, *, switching: bool) -> list[Approval]:
+        """The questions whether much is rebuilt or fitted again."""
+        request, model_id, rows = self.request, self.card.model_id, len(self.known)
+        if rows <= self.settings.approval_rows:
+            return []
+        questions = []
+        if request.mode == "rebuild" and plan.counts[Action.UPDATE] > self.settings.approval_rows:
+            questions.append(rebuild_question(request, model_id, plan, self.run))
+        if not switching and work_without_photos(self.lake, self.base, self.card, request, self.settings, plan):
+            questions.append(refit_question(request, model_id, rows, self.settings, self.run))
+        return questions
+
+
+def ask_person(
+    settings: Settings, request: RunRequest, reconciliation: Reconciliation, stored: Sequence[Approval]
+) -> tuple[Approval, ...]:
+    """Write down what waits for an approval, and take back earlier questions that no longer fit; returns the former.
+
+    Raises:
+        FruitsError: when the run was started for something that waits.
+    """
+    decisions = reconciliation.decisions
+    undecided = tuple(ask(settings, continued(question, stored)) for question in decisions.undecided)
+    whole = request.mode != "interval" and request.prefix == settings.prefix and not request.keys
+    if whole and not reconciliation.switching:
+        old = outdated(stored, (*undecided, *decisions.approvals), datetime.now(UTC))
+        withdraw(settings, old)
+        for one in old:
+            log.warning("approval %s no longer fits: %s", one.short, one.question)
+    check_requested(request, undecided)
+    return undecided
+
+
+def rereading(settings: Settings, request: RunRequest, known: Mapping[str, KnownObject]) -> Rereading:
+    """Which quarantined objects are worth another read today; asks the S3 server for a byte of some refused ones."""
+    refused = [key for key, row in known.items() if row.reason in ACCESS_REASONS and key.startswith(request.prefix)]
+    asks = refused and request.mode == "reconcile" and not request.retry_quarantined
+    readable = readable_again(settings, refused, _MOST_ASKED_AGAIN) if asks else frozenset()
+    return Rereading(settings.max_photo_bytes, settings.max_photo_pixels, readable=readable)
 
 
 def check_fit(settings: Settings, lake: Lake, base: Base, card: Card, reconciliation: Reconciliation) -> None:
@@ -293,7 +432,8 @@ def known_objects(lake: Lake, snapshots: Snapshots, model_id: str) -> dict[str, 
     """What the published tables hold under a backbone, by key."""
     columns = ("key", "etag", "last_modified")
     features = lake.read("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
-    quarantine = lake.read("quarantine", snapshots["quarantine"], (*columns, "reason"), model_id=model_id)
+    refused = (*columns, "reason", "limit", "decoder")
+    quarantine = lake.read("quarantine", snapshots["quarantine"], refused, model_id=model_id)
     return {
         row.pop("key"): KnownObject(**row)
         for table in (features, quarantine)
@@ -323,3 +463,11 @@ def _log(reconciliation: Reconciliation, request: RunRequest) -> None:
         )
     if reconciliation.other_work:
         log.info("plan: %s", reconciliation.other_work)
+    _log_decisions(reconciliation.decisions)
+
+
+def _log_decisions(decisions: Decisions) -> None:
+    for question in decisions.undecided:
+        log.warning("plan: %s", described(question))
+    for approval in decisions.approvals:
+        log.info("plan: %s Approved by %s: %s", approval.question, approval.approved_by, approval.why)

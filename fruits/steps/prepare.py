@@ -5,16 +5,23 @@ import os
 import subprocess
 
 from fruits.backbones.stage import staged_card
-from fruits.errors import ExitCode, FruitsError, TransientError
+from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
+from fruits.lake.reader import open_read_only
 from fruits.lake.source import bind_source, check_source
-from fruits.photos.listing import first_photo
+from fruits.photos.listing import first_photos
+from fruits.run.manifest import spread
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.stores import check_lake, check_photo
+from fruits.stores import can_read_any, check_lake, check_photos, photo_store
 
 log = logging.getLogger("fruits")
+
+
+_PHOTOS_ASKED = 32
+"""So many photos, spread over the first page, may be denied before the whole bucket counts as denied."""
+_PUBLISHED_ASKED = 8
 
 
 def prepare(settings: Settings, request: RunRequest) -> None:
@@ -23,15 +30,27 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     Raises:
         FruitsError: says what is missing and what to do.
     """
-    first = first_photo(settings, request.prefix)
-    if first is not None and first.size:
-        check_photo(settings, first.key, denials_only=True)
+    first = [item.key for item in first_photos(settings, request.prefix) if item.size]
+    try:
+        check_photos(settings, spread(first, _PHOTOS_ASKED))
+    except DeniedError:
+        if not _published_photo_readable(settings):
+            raise
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
     (check_source if request.dry_run else bind_source)(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
+
+
+def _published_photo_readable(settings: Settings) -> bool:
+    """Whether a photo that was read before can still be read: then only some objects are denied."""
+    try:
+        keys = open_read_only(settings).some_keys(None, _PUBLISHED_ASKED)
+    except FruitsError:
+        return False
+    return can_read_any(photo_store(settings), keys)
 
 
 def with_backbone(settings: Settings, request: RunRequest) -> Settings:

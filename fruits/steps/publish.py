@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fruits.errors import FruitsError
+from fruits.lake.approvals import Approval, read_approvals, withdraw
 from fruits.lake.branches import check_lineage, drop_run_branches
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publication_id, publications, publish, published_from
@@ -44,9 +45,30 @@ def publish_run(settings: Settings, run: str) -> Publication:
     migrate(lake)
     with hold_lease(settings, run):
         publication = _publish(lake, run)
+        withdraw(settings, used_approvals(settings, publication))
     release_lease(settings, run)
     log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))
     return publication
+
+
+def rows_before(settings: Settings, run: str) -> int:
+    """Rows of the publication that a run started from."""
+    return read_plan(settings, run).base.publication.rows
+
+
+def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:
+    """What a publication leaves behind: the approvals that it records, and questions about gates of earlier runs.
+
+    A run that was planned before can't publish any more, so its findings need no approval.
+    """
+    used = {(approval.kind, approval.digest) for approval in publication.approvals}
+    return [
+        one
+        for one in read_approvals(settings)
+        if publication.published_at
+        and one.asked_at < publication.published_at
+        and (one.kind == "gates" or (one.kind, one.digest) in used)
+    ]
 
 
 def published_run(settings: Settings, run: str) -> Publication | None:
@@ -113,13 +135,19 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
         run_id=planned.run_id,
         published_at=datetime.now(UTC),
         gates=validated.gates,
+        approvals=(*planned.approvals, *validated.approvals),
         **_for_readers(planned, documents, validated),
     )
 
 
 def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Validated) -> dict[str, Any]:
     """Backbone, PCA version, probe and counts."""
+    featurized = documents.featurize.done if documents.featurize else None
     counts = {**planned.counts, "remaining": planned.remaining}
+    if featurized and featurized.carried_out is not None:
+        counts |= featurized.carried_out
+        for name in ("pending", "remaining"):
+            counts[name] += featurized.due
     if planned.building:
         base = planned.base.publication
         kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}

@@ -66,3 +66,26 @@ def test_an_unknown_param_is_refused_by_the_first_task(module: ModuleType, monke
 @pytest.mark.parametrize("keys", ["Training/Kiwi/1.jpg", ["Training/Kiwi/1.jpg"], [], None])
 def test_the_form_takes_one_key_as_text(module: ModuleType, keys: object) -> None:
     assert module.PARAMS["keys"].resolve(keys) == keys
+
+
+@pytest.mark.parametrize(("before", "told"), [(7, True), (6, False), (5, False)])
+def test_a_publication_that_shrinks_is_told(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, before: int, told: bool
+) -> None:
+    from fruits.lake.publication import Publication
+
+    publication = Publication(2, {}, "pub-000002-abcdef", counts={"features": 5, "quarantine": 1})
+    sent: list[Any] = []
+    monkeypatch.setattr("fruits.steps.publish.publish_run", lambda settings, run: publication)
+    monkeypatch.setattr("fruits.steps.publish.current_publication", lambda settings: publication)
+    monkeypatch.setattr("fruits.steps.publish.rows_before", lambda settings, run: before)
+    monkeypatch.setattr("fruits.airflow.metrics.send", lambda gauges: None)
+    monkeypatch.setattr(module, "announce", lambda context, publication, current: {})
+    monkeypatch.setattr(module, "alert", sent.append)
+    monkeypatch.setattr(module, "get_current_context", dict)
+    monkeypatch.setenv("FRUITS_LAKE", "file:///lake")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "sqlite:////lake/catalog.db")
+
+    module.publish.function("run")
+
+    assert bool(sent) is told

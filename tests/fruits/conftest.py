@@ -25,7 +25,9 @@ Rows = Mapping[str, np.ndarray]  # feature vectors by keys `<split>/<label>/<fil
 
 
 class FakeRun:
-    """A run that writes what it is told, on the branches of a real lake."""
+    """A run that writes what it is told, on the branches of a real lake; ``n_components`` as its PCA says was asked."""
+
+    n_components = "0.95"
 
     def __init__(self, settings: Settings) -> None:
         self.lake = Lake.open(settings)
@@ -42,7 +44,7 @@ class FakeRun:
             fitted = [vector for key, vector in photos.items() if key.startswith(FIT_SPLIT)]
             pca = fit(moments_of(np.stack(fitted)), 0.95, 160)
         pca_id = pca_identity(model_id, pca)
-        version = PCAVersion(pca_id, model_id, pca, "0.95", None, 1, "first fit", self.key, NOW)
+        version = PCAVersion(pca_id, model_id, pca, self.n_components, None, 1, "first fit", self.key, NOW)
         save_version(self.lake, self.writer, version)
         embedding, residual = transform(pca, np.stack(list(photos.values())))
         common = [self._common(key, model_id) for key in photos]

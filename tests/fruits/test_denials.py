@@ -1,8 +1,8 @@
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
-from obstore.exceptions import GenericError, PermissionDeniedError
+from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
 
-from fruits.denials import denials_explained, explain, missing_permission
+from fruits.denials import denials_explained, explain, is_transient, missing_permission, refusal, server_words
 from fruits.errors import DeniedError, FruitsError, TransientError
 
 PLAIN = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
@@ -147,3 +147,46 @@ def test_a_server_that_may_answer_later_is_worth_another_attempt(error):
     assert str(explained).startswith(
         "S3 server http://x: it does not answer; check FRUITS_S3_ENDPOINT and the network ("
     )
+
+
+BY_PROVIDER = "The operation lacked valid authentication credentials for path External AWS credential provider: {}"
+
+
+@pytest.mark.parametrize(
+    ("error", "meaning"),
+    [
+        (UnauthenticatedError(BY_PROVIDER.format("CredentialRetrievalError: from iam-role")), "transient"),
+        (UnauthenticatedError(BY_PROVIDER.format("ReadTimeoutError: http://169.254.169.254")), "transient"),
+        (UnauthenticatedError(BY_PROVIDER.format("UnauthorizedSSOTokenError: expired")), "caller"),
+        (GenericError("Received redirect without LOCATION, this normally indicates a wrong region"), "caller"),
+        (of_obstore(PLAIN.replace("AccessDenied", "RequestTimeTooSkewed")), "caller"),
+        (of_obstore("", "429 Too Many Requests", GenericError), "transient"),
+        (of_obstore("", "400 Bad Request", GenericError), "refused"),
+        (of_obstore(PLAIN.replace("AccessDenied", "AllAccessDisabled")), "denied"),
+        (FileNotFoundError("Object at location x not found"), "vanished"),
+    ],
+)
+def test_a_get_that_failed_says_whether_another_object_or_another_time_would_do(error, meaning):
+    assert refusal(error) == meaning
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "405 Method Not Allowed", "416 Range Not Satisfiable"])
+def test_an_answer_of_4xx_without_xml_is_no_server_that_is_down(status):
+    error = of_obstore("", status, GenericError)
+    assert not is_transient(error)
+    assert not isinstance(explain(error, "http://x", "fruits"), TransientError)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (of_obstore(PLAIN), "AccessDenied: Access Denied"),
+        (of_obstore("", "503 Service Unavailable", GenericError), "status 503"),
+        (
+            GenericError("Generic S3 error: HTTP error: connection reset\n\nDebug"),
+            "Generic S3 error: HTTP error: connection reset",
+        ),
+    ],
+)
+def test_the_servers_words_are_few(error, words):
+    assert server_words(error) == words

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import BotoCoreError
-from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDeniedError
+from obstore.exceptions import AlreadyExistsError, GenericError
 
 from fruits import stores
-from fruits.errors import DeniedError, FruitsError, TransientError
+from fruits.errors import FruitsError, TransientError
 from fruits.photos.listing import list_objects
 from fruits.stores import (
     before_effect,
     check_lake,
-    check_photo,
+    check_photos,
     effects_watched,
     exists,
     head,
@@ -284,38 +284,6 @@ class TestWhatIsWrongWithS3:
         )
 
 
-ANSWER = "Error performing GET http://127.0.0.1:1/photos/a.jpg in 4ms - ... 403 Forbidden: <Error>{}</Error>"
-NAMED = (
-    "<Code>AccessDenied</Code><Message>User: x is not authorized to perform: {} on resource: arn:aws:s3:::a/b</Message>"
-)
-
-
-@pytest.mark.parametrize(
-    ("answer", "stops"),
-    [
-        ("<Code>AccessDenied</Code><Message>Access Denied</Message>", True),
-        (NAMED.format("s3:GetObject"), True),
-        ("<Code>InvalidObjectState</Code><Message>Not valid for the storage class</Message>", False),
-        (NAMED.format("kms:Decrypt"), False),
-        ("<Code>AccessDenied</Code><Message>The ciphertext refers to a key that does not exist</Message>", False),
-    ],
-    ids=["plain", "by name", "archived", "another key", "another account's key"],
-)
-def test_a_run_stops_only_when_photos_may_not_be_read_at_all(make_settings, monkeypatch, answer, stops):
-    def refused(*_, **__):
-        raise PermissionDeniedError(ANSWER.format(answer))
-
-    settings = make_settings()
-    monkeypatch.setattr(stores.obstore, "get_range", refused)
-    with pytest.raises(FruitsError, match="S3 server"):
-        check_photo(settings, "a.jpg")
-    if stops:
-        with pytest.raises(DeniedError, match="denies s3:GetObject"):
-            check_photo(settings, "a.jpg", denials_only=True)
-    else:
-        check_photo(settings, "a.jpg", denials_only=True)
-
-
 def test_a_lake_where_nothing_can_be_removed_keeps_one_object_of_each_caller(stack, make_settings, monkeypatch):
     def denied(*_, **__):
         raise GenericError("DeleteObjects request failed for key x: Access Denied (code: AccessDenied)")
@@ -342,8 +310,9 @@ def test_two_that_check_a_lake_at_once_do_not_disturb_each_other(make_settings, 
 def test_the_checks_of_bucket_and_lake_find_nothing_where_all_is_well(stack, make_settings, bucket):
     settings = make_settings("s3")
     stack.client().put_object(Bucket=bucket, Key="Kiwi/1.jpg", Body=b"photo")
-    check_photo(settings, "Kiwi/1.jpg")
-    check_photo(settings, "Kiwi/gone.jpg")
+    check_photos(settings, ["Kiwi/1.jpg"])
+    check_photos(settings, ["Kiwi/gone.jpg"])
+    check_photos(settings, [])
     check_lake(settings, "prepare")
     name = settings.lake.split("/")[2]
     assert stack.client().list_objects_v2(Bucket=name)["KeyCount"] == 0, "nothing is left behind"

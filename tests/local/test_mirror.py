@@ -118,6 +118,24 @@ def test_files_that_are_no_photos_are_left_out_and_named(settings, folder):
     assert len(contents(settings)) == 3
 
 
+def test_names_with_spaces_and_signs_of_any_kind_come_back_from_the_bucket_as_they_were(settings, tmp_path):
+    names = [
+        "at 3.15.10\u202fPM",
+        "v\u00a013.05.05",
+        "d\u2019écran",
+        "soft\u00adhyphen",
+        "wide\u3000space",
+        "\ufeffbom",
+        "\u200ewhats",
+    ]
+    names += ["100% & co+", "#1", "e\u0301 and \u00e9", "a\\b"]
+    folder = write(tmp_path / "odd", {f"Training/Kiwi/{name}.png": name.encode() for name in names})
+    assert mirror(folder, settings, silent).uploaded == len(names)
+    expected = {f"Training/Kiwi/{name}.png".replace("\\", "/"): name.encode() for name in names}
+    assert contents(settings) == expected
+    assert mirror(folder, settings, silent).unchanged == len(names)
+
+
 def test_a_folder_s_marker_in_the_bucket_stays(settings, folder, stack, bucket):
     stack.client().put_object(Bucket=bucket, Key="Test/Kiwi/", Body=b"")
     stack.client().put_object(Bucket=bucket, Key="Test/Kiwi/.DS_Store", Body=b"x")

@@ -249,6 +249,7 @@ def test_only_what_changed_is_featurized(second: Ran, third: Ran) -> None:
     changed = {key for key, row in third.features.items() if second.features.get(key) != row}
     assert changed == keys([*ADDED, *REPLACED])
     assert second.features.keys() - third.features.keys() == keys([DELETED])
+    assert "so their rows leave the tables: 1\n" in third.out
     assert {third.features[key][1] for key in changed} == {third.summary["run_id"]}
     assert all(third.features[key][0] != second.features[key][0] for key in keys(REPLACED))
 
@@ -385,20 +386,6 @@ def test_prepare_says_so_when_the_credentials_are_wrong(
         stores._credentials.cache_clear()
     assert str(settings.s3_endpoint) in str(raised.value)
     assert secret_key not in str(raised.value)
-
-
-def test_prepare_goes_on_past_a_photo_that_lies_in_an_archive(
-    stack: Stack, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import obstore
-
-    def archived(*_: Any, **__: Any) -> None:
-        raise obstore.exceptions.PermissionDeniedError("403 Forbidden: <Code>InvalidObjectState</Code>")
-
-    stack.client().put_object(Bucket=settings.bucket, Key="Kiwi/1.jpg", Body=b"photo")
-    monkeypatch.setattr(obstore, "get_range", archived)
-    with pytest.raises(FruitsError, match="no Python at"):  # the next thing that is missing here
-        prepare(settings.model_copy(update={"jobs_env": tmp_path}), RunRequest(prefix=""))
 
 
 def test_prepare_says_so_when_there_is_no_jobs_environment(settings: Settings, tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def test_a_row_says_what_was_read_where_the_object_changed_after_the_plan(chain,
     assert features[changed]["etag"] == hashlib.md5(chain.photo(50)).hexdigest()  # noqa: S324
     assert features[changed]["sha256"] == hashlib.sha256(chain.photo(50)).hexdigest()
     assert features[changed]["size"] == len(chain.photo(50))
-    assert {key: row["reason"] for key, row in quarantine.items()} == {gone: "gone", broken: "not_an_image"}
+    assert {key: row["reason"] for key, row in quarantine.items()} == {broken: "not_an_image"}
+    assert chain.documents(settings, "late").featurize.result.pending == {"vanished": 1}
     assert quarantine[broken]["etag"] == hashlib.md5(b"<html>").hexdigest()  # noqa: S324
 
 

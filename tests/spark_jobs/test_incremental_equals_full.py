@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fruits.errors import ExitCode
+from fruits.lake.approvals import approve, read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import roll_back
 from tests.spark_jobs.equality import assert_equal_moments, assert_equal_tables, statistics
@@ -106,7 +107,7 @@ def die(*args):
 @pytest.fixture(scope="module")
 def grown(chain, new_settings):
     """A history of runs, and what each left: photos added, replaced and deleted; nothing; a refit; the same run again
-    after its publication; a rollback and a run after it; all photos deleted.
+    after its publication; a rollback and a run after it; all photos deleted, which a person then approves.
     """
     settings = new_settings(min_probe_ratio=0)
     photos = chain.photos(12)
@@ -131,8 +132,18 @@ def grown(chain, new_settings):
     steps["after the rollback"] = step(chain, settings, "after the rollback", refit="always")
 
     chain.delete(settings, *(row["key"] for row in chain.rows(settings, "features")))
+    before = chain.heads(settings)
+    asking = chain.plan(settings, "asking")
+    assert chain.heads(settings) == before
+    approve(settings, asking.undecided[0], by="ada", why="the photos moved", via="fruits approve")
     steps["emptied"] = step(chain, settings, "emptied")
-    return SimpleNamespace(idle=idle, **{name.replace(" ", "_"): left for name, left in steps.items()})
+    assert read_approvals(settings) == []
+    return SimpleNamespace(
+        idle=idle,
+        asking=asking,
+        published=chain.published(settings),
+        **{name.replace(" ", "_"): left for name, left in steps.items()},
+    )
 
 
 class Step:
@@ -205,6 +216,13 @@ def without_run(rows):
     return [{**row, "run_id": None} for row in rows]
 
 
-def test_a_bucket_that_was_emptied_leaves_empty_tables(grown):
+def test_a_bucket_that_was_emptied_leaves_the_tables_as_they_are(grown):
+    assert (grown.asking.work, grown.asking.known_rows) == (False, 16)
+    assert [question.number for question in grown.asking.undecided] == [16]
+
+
+def test_a_person_approves_empty_tables_and_the_publication_says_who_and_why(grown):
+    (approval,) = grown.published.approvals
+    assert (approval.number, approval.approved_by, approval.why) == (16, "ada", "the photos moved")
     assert grown.emptied.documents.featurize.result.removed == 16
     assert (grown.emptied.features, grown.emptied.embeddings, grown.emptied.statistics.n) == ([], [], 0)

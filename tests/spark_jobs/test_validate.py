@@ -6,11 +6,13 @@ import pytest
 from fruits.analysis.gates import evaluate, failed
 from fruits.analysis.probe import probe_accuracy
 from fruits.errors import ExitCode, FruitsError
+from fruits.lake.approvals import approve, read_approvals, withdraw
 from fruits.lake.branches import start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.run.state import run_key
 from fruits.spark.measurements import Measured, measure
+from fruits.steps.publish import publication_of
 from sample_photos import BROKEN
 from tests.spark_jobs.conftest import replace_rows
 
@@ -111,6 +113,23 @@ class TestARequiredGateThatFails:
         assert self.refused(chain, strict, caplog) == {"quarantined_share", "explained_variance"}
         probe = gates_of(chain.documents(worked, RUN).validate)["probe"]
         assert (probe.severity, probe.passed) == ("warn", False), "three held-out photos prove nothing"
+
+    def test_a_person_approves_these_findings_of_this_run_and_no_others(self, chain, worked, caplog):
+        strict = worked.model_copy(update={"max_quarantined_share": 0.01, "min_explained_variance": 0.999})
+        withdraw(worked, read_approvals(worked))  # of the tests before
+        self.refused(chain, strict, caplog)
+        (question,) = read_approvals(worked)
+        assert set(question.details["gates"]) == {"quarantined_share", "explained_variance"}
+        assert f"fruits approve --run {run_key(RUN)} --gate explained_variance --gate quarantined_share" in caplog.text
+        decided = approve(worked, question, by="ada", why="few photos explain little", via="fruits approve")
+
+        stricter = strict.model_copy(update={"max_quarantined_share": 0.005})
+        self.refused(chain, stricter, caplog)
+        assert chain.submit("validate", strict, RUN) == ExitCode.OK
+        documents = chain.documents(worked, RUN)
+        assert documents.validate.done.approvals == (decided,)
+        assert publication_of(documents.planned, documents).approvals == (decided,)
+        withdraw(worked, read_approvals(worked))
 
     def test_a_photo_that_got_lost_and_the_document_names_what_was_measured(self, chain, worked, caplog):
         row = chain.branch_rows(worked, RUN, "features")[0]

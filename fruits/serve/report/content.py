@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from fruits.analysis.gates import Gate
+from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
 from fruits.run.documents import Featurized, Projected, TaskDocument
 from fruits.run.state import PlannedRun
@@ -108,6 +109,7 @@ class Overview:
     """What readers see now. ``publication`` is None in an empty lake, ``work`` when its run's documents are gone.
 
     ``history`` has the newest publication last. ``pin`` says who pinned readers to the publication, and why.
+    ``questions`` wait for a person's approval.
     """
 
     lake: str
@@ -117,6 +119,7 @@ class Overview:
     work: Work | None
     history: Sequence[PastPublication]
     pin: str | None = None
+    questions: Sequence[Approval] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 import fruits
 from fruits.photos.ignore import meaning_of, readable
 from fruits.photos.quarantine import Reason
+from fruits.run.decisions import described
 from fruits.run.request import RunRequest
 from fruits.serve.report import charts
 from fruits.serve.report.content import Overview, RunReport
@@ -99,6 +100,7 @@ def _environment() -> Environment:
         "readable": readable,
         "shortened": charts.shortened,
         "scope": _scope,
+        "described": described,
     }
     environment.filters |= filters
     return environment
@@ -157,6 +159,7 @@ def _scope(request: RunRequest) -> dict[str, str]:
         "Refit": request.refit,
         "Limit": f"{request.limit:,} photos" if request.limit else "",
         "Retry quarantined": "yes" if request.retry_quarantined else "",
+        "Allow deletions": "yes" if request.allow_deletes is True else request.allow_deletes or "",
         "Dry run": "yes" if request.dry_run else "",
     }
     return {name: value for name, value in rows.items() if value}

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fruits.errors import FruitsError
+from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.reader import explain_lake_errors, open_read_only
@@ -70,6 +71,7 @@ def read_overview(settings: Settings) -> Overview:
             work=_work(documents) if made_it else None,
             history=_history(lake, published),
             pin=str(pin) if pin else None,
+            questions=[one for one in read_approvals(settings) if not one.decided],
         )
 
 

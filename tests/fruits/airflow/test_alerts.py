@@ -19,6 +19,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from fruits.errors import FruitsError
 from fruits.run import lease
 from fruits.run.lease import current_lease
 from fruits.run.state import run_key
@@ -291,6 +292,21 @@ class TestWithoutAirflow:
         message = module.failure_message({"dag": dag, "run_id": "scheduled__1", "reason": "timed_out"})
         assert "timed_out" in message.text
         assert "/dags/fruit_features/runs/scheduled__1" in message.text
+
+    def test_an_alert_that_cannot_be_sent_does_not_fail_the_task(
+        self, module: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(message: Any) -> list[str]:
+            raise FruitsError(f"alert not sent by slack: {message.subject}")
+
+        monkeypatch.setenv("FRUITS_ALERT_SLACK_CHANNEL", "#fruits")
+        monkeypatch.setattr(module, "send", refuse)
+        module.alert(module.shrunk_message(1_000, 520, "pub-000003-abcdef"))
+        assert "alert not sent by slack: Fruits: 480 rows fewer" in caplog.text
+
+    def test_a_publication_that_shrinks_is_told_with_both_sizes(self, module: Any) -> None:
+        text = module.shrunk_message(1_000, 520, "pub-000003-abcdef").text
+        assert "pub-000003-abcdef has 520 rows; the one before had 1,000" in text
 
     def test_an_endless_error_is_cut(self, module: Any) -> None:
         ti = SimpleNamespace(

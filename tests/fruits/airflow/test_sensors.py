@@ -35,6 +35,8 @@ def sensors(stack: Stack) -> Iterator[Any]:
         environment = airflow_environment(stack)
         for name in (name for name in environment if name.startswith("AIRFLOW")):
             patch.setenv(name, environment[name])
+        patch.setenv("FRUITS_LAKE", "file:///nowhere")
+        patch.setenv("FRUITS_CATALOG_URI", "sqlite:////nowhere/catalog.db")
         from fruits.airflow import sensors
 
         yield sensors
@@ -110,6 +112,37 @@ def present_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
     return sensors.PhotosPresentSensor(
         task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, wildcard_match=True, deferrable=True
     )
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_requests_say_who_pays_where_that_is_set(
+    sensors: Any, put: Callable[..., None], bucket: str, lake: Settings, monkeypatch: pytest.MonkeyPatch, pays: bool
+) -> None:
+    """Every request of the sensors: those of a task, and those of our trigger."""
+    from aiobotocore.client import AioBaseClient
+    from botocore.client import BaseClient
+
+    payers = []
+
+    def watched(real: Any) -> Any:
+        def call(self: Any, operation_name: str, params: Any) -> Any:
+            payers.append(params.get("RequestPayer"))
+            return real(self, operation_name, params)
+
+        return call
+
+    monkeypatch.setenv("FRUITS_REQUESTER_PAYS", str(pays))
+    put("Kiwi/1.jpg")
+    for kind in (AioBaseClient, BaseClient):
+        monkeypatch.setattr(kind, "_make_api_call", watched(kind._make_api_call))
+    present_sensor(sensors, bucket).execute(run_params())
+    settled_sensor(sensors, bucket).execute(run_params(settle_seconds=0))
+    trigger = sensors.UploadsSettledTrigger(
+        bucket_name=bucket, prefix="", inactivity_period=0, aws_conn_id="aws_default"
+    )
+    assert asyncio.run(event_of(trigger))["status"] == "success"
+    assert len(payers) >= 3
+    assert set(payers) == {"requester" if pays else None}
 
 
 def deferral(sensor: Any, **params: Any) -> Any:

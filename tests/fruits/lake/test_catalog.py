@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 import numpy as np
@@ -18,6 +19,7 @@ from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
 from fruits.lake.publication import Publication, _to_rows
+from fruits.lake.reader import PublishedRows
 from fruits.lake.schemas import EMBEDDINGS, FEATURES, QUARANTINE, TABLES
 
 NAMES = {table.name for table in TABLES}
@@ -72,6 +74,49 @@ def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake):
     again = Lake.open(lake.settings)
     assert again.head("embeddings") is not None
     assert again.table("features").metadata.table_uuid == kept
+
+
+class TestTablesOfAnEarlierRelease:
+    """Columns that were added since come with the next opening for work; published snapshots are read as they were."""
+
+    @pytest.fixture
+    def old(self, lake):
+        """A lake whose `quarantine` lacks the newest columns and has a row."""
+        with lake.table("quarantine").update_schema() as change:
+            change.delete_column("limit").delete_column("decoder")
+        fields = [field for field in QUARANTINE.schema if field.name not in ("limit", "decoder")]
+        values = {"key": "a", "etag": "e", "model_id": "m", "reason": "corrupt", "detail": "d", "run_id": "r"}
+        row = {**values, "size": 1, "last_modified": datetime(2026, 1, 1, tzinfo=UTC)}
+        rows = pa.Table.from_pylist([row], schema=pa.schema(fields))
+        lake.table("quarantine").append(rows)
+        return lake
+
+    def test_columns_are_added_once_when_the_lake_is_opened(self, old):
+        before = old.head("quarantine")
+        opened = [Lake.open(old.settings).table("quarantine") for _ in range(2)]
+        assert [table.schema().column_names for table in opened] == [QUARANTINE.schema.names] * 2
+        assert opened[0].metadata == opened[1].metadata, "nothing is added without need"
+        assert opened[1].metadata.current_snapshot_id == before
+
+    def test_rows_from_before_have_null_there_and_can_be_read_at_their_snapshot(self, old):
+        columns, snapshot = ("key", "reason", "limit", "decoder"), old.head("quarantine")
+        opened = Lake.open(old.settings)
+        assert opened.read("quarantine", snapshot, columns).to_pylist() == [{"key": "a", "reason": "corrupt"}]
+        (batch,) = opened.batches("quarantine", snapshot, columns)
+        assert batch.to_pylist() == [{"key": "a", "reason": "corrupt"}]
+        publication = Publication(1, {"quarantine": snapshot}, model_id="m")
+        (row,) = [
+            row for batch in PublishedRows(opened, publication, "quarantine").batches() for row in batch.to_pylist()
+        ]
+        assert (list(row), row["limit"], row["decoder"]) == (QUARANTINE.schema.names, None, None)
+
+    def test_new_rows_have_them(self, old):
+        opened = Lake.open(old.settings)
+        values = {"key": "b", "etag": "e", "model_id": "m", "reason": "too_many_pixels", "detail": "d", "run_id": "r"}
+        row = {**values, "size": 1, "last_modified": datetime(2026, 1, 1, tzinfo=UTC), "limit": 9, "decoder": None}
+        opened.table("quarantine").append(pa.Table.from_pylist([row], schema=QUARANTINE.schema))
+        rows = {row["key"]: row["limit"] for row in opened.read("quarantine", None).to_pylist()}
+        assert rows == {"a": None, "b": 9}
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
@@ -205,7 +250,12 @@ class TestReading:
     def test_it_tells_whether_any_row_is_under_a_prefix(self, lake):
         assert not lake.holds("")
         lake.table("features").append(pa.Table.from_pylist([row("Training/a", "m")], schema=FEATURES.schema))
-        quarantined = dict.fromkeys(QUARANTINE.schema.names, "") | {"key": "stray", "size": 1, "last_modified": 0}
+        quarantined = dict.fromkeys(QUARANTINE.schema.names, "") | {
+            "key": "stray",
+            "size": 1,
+            "last_modified": 0,
+            "limit": 0,
+        }
         lake.table("quarantine").append(pa.Table.from_pylist([quarantined], schema=QUARANTINE.schema))
         assert {prefix for prefix in ("", "Train", "st", "Test/", "raining") if lake.holds(prefix)} == {
             "",
@@ -229,6 +279,7 @@ def numbered(table, keys, identity):
         "residual": 0.0,
         "size": 1,
         "last_modified": 0,
+        "limit": 0,
     }
     values = {name: pa.array([row.get(name, "")]) for name in table.schema.names}
     columns = [values[field.name].cast(field.type).take(pa.array([0] * len(keys))) for field in table.schema]

@@ -1,15 +1,18 @@
 import io
 import os
 import pickle
+import resource
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -27,7 +30,8 @@ from fruits.photos.decode import (
     perceptual_hash,
     preprocess,
 )
-from fruits.photos.quarantine import Reason
+from fruits.photos.quarantine import DECODER, Reason
+from sample_photos import draw as draw_photo
 
 LIMITS = Limits(max_bytes=20_000_000, max_pixels=20_000_000)
 ORIENTATION = 0x0112
@@ -248,6 +252,45 @@ class TestDecode:
         for data in (grey_png, big_endian):
             assert np.array_equal(pixels(read(data))[..., 1], values >> 8)
 
+    @pytest.mark.parametrize("white_is_zero", [False, True])
+    @pytest.mark.parametrize(("bits", "kind"), [(1, 1), (2, 1), (4, 1), (8, 1), (12, 1), (16, 1), (32, 1), (32, 3)])
+    def test_a_grey_tiff_of_any_depth_is_read_rightly_or_refused_by_name(
+        self, bits: int, kind: int, white_is_zero: bool
+    ) -> None:
+        levels = np.arange(256).reshape(16, 16)
+        values = levels / 255 if kind == 3 else levels * ((1 << bits) - 1) // 255
+        if bits in (8, 16, 32):
+            body = values.astype("<f4" if kind == 3 else f"<u{bits // 8}").tobytes()
+        else:  # bits are packed, the highest first
+            packed = "".join(f"{value:0{bits}b}" for value in values.ravel())
+            body = int(packed, 2).to_bytes(len(packed) // 8, "big")
+        size = {256: (3, 1, 16), 257: (3, 1, 16), 258: (3, 1, bits), 259: (3, 1, 1), 277: (3, 1, 1), 278: (3, 1, 16)}
+        tags = size | {262: (3, 1, int(not white_is_zero)), 273: (4, 1, 8), 279: (4, 1, len(body)), 339: (3, 1, kind)}
+        expected = np.rint(values * (255 / (1 if kind == 3 else (1 << bits) - 1)))
+        try:
+            grey = pixels(read(tiff(tags, body)))[..., 0]
+        except UnreadablePhotoError as error:
+            assert (error.reason, white_is_zero) == (Reason.UNSUPPORTED_FORMAT, True)  # noqa: PT017 -- read or refused
+            assert (bits, kind) in {(12, 1), (32, 1)}
+        else:
+            assert np.abs(grey - (255 - expected if white_is_zero else expected)).max() <= 1
+
+    @pytest.mark.parametrize(("bits", "kind"), [(8, 2), (10, 1), (14, 1), (24, 1)])
+    def test_a_tiff_whose_values_pillow_would_misread_is_refused_by_name(self, bits: int, kind: int) -> None:
+        size = {256: (3, 1, 16), 257: (3, 1, 16), 258: (3, 1, bits), 259: (3, 1, 1), 277: (3, 1, 1), 278: (3, 1, 16)}
+        tags = size | {262: (3, 1, 1), 273: (4, 1, 8), 279: (4, 1, 32 * bits), 339: (3, 1, kind)}
+        error = refusal(tiff(tags, b"\x80" * 32 * bits))
+        assert error.reason is Reason.UNSUPPORTED_FORMAT
+        assert "TIFF" in error.detail
+
+    def test_memory_that_is_short_is_not_the_photos_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def exhausted(*_: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(Image.core, "new", exhausted)
+        with pytest.raises(MemoryError):
+            read(FILES["PNG"])
+
     def test_a_colour_profile_changes_nothing(self) -> None:
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         assert np.array_equal(pixels(read(encoded(painting(), "PNG", icc_profile=profile))), np.asarray(painting()))
@@ -382,32 +425,39 @@ class TestRefusals:
         assert str(error).endswith("quarantined as not_an_image")
 
 
+WORDS = [b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80"]
+DAMAGE: dict[str, Callable[[st.DrawFn, bytes, int], bytes]] = {
+    "byte": lambda draw, data, at: data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :],
+    "word": lambda draw, data, at: data[:at] + draw(st.sampled_from(WORDS)) + data[at + 4 :],
+    "cut": lambda draw, data, at: data[:at] + data[at + draw(st.integers(1, 50)) :],
+    "insert": lambda draw, data, at: data[:at] + draw(st.binary(min_size=1, max_size=20)) + data[at:],
+    "repeat": lambda draw, data, at: (
+        data[:at] + data[at : at + draw(st.integers(1, 600))] * draw(st.sampled_from([2, 50, 500])) + data[at:]
+    ),
+    "end": lambda _, data, at: data[: at + 1],
+}
+
+
 @st.composite
 def damaged_files(draw: st.DrawFn) -> bytes:
-    """A file of any format with bytes changed, a part cut out or put in, or its end cut off."""
-    data = bytearray(FILES[draw(st.sampled_from(sorted(FILES)))])
-    # Headers are where the plugins' parsers are: half of the changes go there.
-    places = st.one_of(st.integers(0, min(200, len(data) - 1)), st.integers(0, len(data) - 1))
-    for _ in range(draw(st.integers(0, 8))):
-        place = min(draw(places), len(data) - 1)
-        match draw(st.sampled_from(["byte", "word", "cut", "insert", "end"])):
-            case "byte":
-                data[place] = draw(st.integers(0, 255))
-            case "word":
-                data[place : place + 4] = draw(
-                    st.sampled_from([b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\x80"])
-                )
-            case "cut":
-                del data[place : place + draw(st.integers(1, 50))]
-            case "insert":
-                data[place:place] = draw(st.binary(min_size=1, max_size=20))
-            case "end":
-                del data[place + 1 :]
-        if not data:
-            break
-    return bytes(data)
+    """A file of any format with bytes changed, a part cut out, put in or repeated, or its end cut off."""
+    data = draw(st.sampled_from(FUZZED))
+    for damage in draw(st.lists(st.sampled_from(sorted(DAMAGE)), max_size=8)):
+        # Headers are where the plugins' parsers are: half of the changes go there.
+        at = draw(st.one_of(st.integers(0, min(200, len(data) - 1)), st.integers(0, len(data) - 1)))
+        data = DAMAGE[damage](draw, data, at) or b"\0"
+    return data
 
 
+SECONDS_OF_A_PHOTO = 5
+BYTES_OF_ALL = 300_000_000
+FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "600"))
+"""How many files of a fuzz test; `FUZZ_EXAMPLES=100000` for a long one."""
+FUZZED = [
+    *FILES.values(),
+    *(encoded(Image.open(io.BytesIO(draw_photo("Kiwi", "Training", 1, size=(60, 90)))).convert("RGB"), kind)
+      for kind in ("JPEG", "PNG", "TIFF", "WEBP")),
+]  # fmt: skip
 SIGNATURES = [FILES[name][:size] for name in FILES for size in (4, 16, 60)] + [b"MM\0*", b"II+\0", b"BM"]
 FUZZ_LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
 
@@ -430,10 +480,15 @@ class TestAnyBytes:
     @example(b"RIFF\xff\xff\xff\xffWEBPVP8X")
     @example(b"GIF89a")
     @settings(
-        max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+        max_examples=FUZZ_EXAMPLES,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    def test_give_a_photo_or_a_reason(self, data: bytes) -> None:
+    def test_give_a_photo_or_a_reason_in_bounded_time_and_memory(self, data: bytes) -> None:
+        began, peak = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         outcome = photo_or_error(data)
+        assert time.thread_time() - began < SECONDS_OF_A_PHOTO
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < BYTES_OF_ALL
         if isinstance(outcome, Photo):
             assert outcome.image.mode == "RGB"
             assert outcome.width * outcome.height <= FUZZ_LIMITS.max_pixels
@@ -559,6 +614,10 @@ class TestPerceptualHash:
 
 
 class TestReason:
+    def test_the_decoder_is_the_pillow_that_is_installed(self) -> None:
+        """Another Pillow may read other files: change ``DECODER``, so that what was refused is read again."""
+        assert DECODER.split("+")[0] == f"pillow-{PIL.__version__}"
+
     def test_each_code_explains_itself(self) -> None:
         assert all(reason.description.endswith(".") and str(reason) == reason.value for reason in Reason)
         assert len({reason.description for reason in Reason}) == len(Reason)

@@ -11,12 +11,12 @@ from PIL import Image
 
 from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import FruitsError
-from fruits.photos import featurize as featurizing
-from fruits.photos.decode import decode, perceptual_hash, preprocess
+from fruits.photos import fetch as fetching
+from fruits.photos.decode import Limits, decode, perceptual_hash, preprocess
 from fruits.photos.entry import Action, Entry
 from fruits.photos.featurize import STAGES, featurize_entries
-from fruits.photos.quarantine import Reason
-from fruits.stores import photo_store
+from fruits.photos.fetch import PhotoServer
+from fruits.photos.quarantine import DECODER, Pending, Reason
 from local.stack import free_ports
 from sample_photos import BROKEN, generate
 
@@ -61,7 +61,7 @@ def put(stack, bucket):
 def featurize(settings):
     def run(*entries: Entry, backbone=None, **changed):
         chosen = settings.model_copy(update=changed)
-        return list(featurize_entries(entries, photo_store(chosen), backbone or MeanColour(), chosen))
+        return list(featurize_entries(entries, PhotoServer(chosen), backbone or MeanColour(), chosen))
 
     return run
 
@@ -69,11 +69,11 @@ def featurize(settings):
 @pytest.fixture
 def gets(monkeypatch):
     """The keys of the GETs that were made, and of those whose bytes were downloaded."""
-    made, downloaded, real_get = [], [], featurizing.obstore.get
+    made, downloaded, real_get = [], [], fetching.obstore.get
 
     class Watched:
         def __init__(self, key, answer):
-            self.key, self.answer, self.meta = key, answer, answer.meta
+            self.key, self.answer, self.meta, self.attributes = key, answer, answer.meta, answer.attributes
 
         def bytes(self):
             downloaded.append(self.key)
@@ -83,14 +83,14 @@ def gets(monkeypatch):
         made.append(key)
         return Watched(key, real_get(store, key))
 
-    monkeypatch.setattr(featurizing.obstore, "get", get)
+    monkeypatch.setattr(fetching.obstore, "get", get)
     return made, downloaded
 
 
 def test_a_readable_photo_yields_its_feature_and_what_it_is(put, featurize, settings):
     data = photo()
     (outcome,) = featurize(entry := put("Kiwi/a b%20ü.jpg", data))
-    decoded = decode(data, featurizing.Limits(10**9, 10**9), 8)
+    decoded = decode(data, Limits(10**9, 10**9), 8)
     assert (outcome.entry, outcome.reason, outcome.detail) == (entry, None, "")
     assert (outcome.etag, outcome.size) == (hashlib.md5(data).hexdigest(), len(data))  # noqa: S324 -- S3's
     feature = outcome.feature
@@ -114,11 +114,11 @@ def test_broken_photos_are_quarantined_for_their_reason_and_the_others_get_throu
     assert len(outcomes) == len(files) == len(unreadable) + 3
 
 
-def test_an_object_that_has_gone_is_quarantined_as_the_plan_knew_it(put, featurize, stack, bucket):
+def test_an_object_that_has_gone_is_pending_as_the_plan_knew_it(put, featurize, stack, bucket):
     entry, other = put("Kiwi/1.jpg", photo()), put("Kiwi/2.jpg", photo())
     stack.client().delete_object(Bucket=bucket, Key=entry.key)
     outcome, rest = featurize(entry, other)
-    assert (outcome.reason, outcome.detail) == (Reason.GONE, Reason.GONE.description)
+    assert (outcome.reason, outcome.feature, outcome.pending) == (None, None, Pending.VANISHED)
     assert (outcome.etag, outcome.size, outcome.last_modified) == (entry.etag, entry.size, PLANNED)
     assert rest.feature is not None
 
@@ -140,13 +140,27 @@ def test_a_photo_with_too_many_bytes_is_not_downloaded(put, featurize, gets):
     outcomes = featurize(put("large.jpg", large), put("small.jpg", small), max_photo_bytes=len(small))
     assert [outcome.reason for outcome in outcomes] == [Reason.TOO_MANY_BYTES, None]
     assert outcomes[0].detail == f"{len(large):,} bytes; at most {len(small):,} (FRUITS_MAX_PHOTO_BYTES)"
-    assert outcomes[0].size == len(large)
+    assert (outcomes[0].size, outcomes[0].limit, outcomes[0].decoder) == (len(large), len(small), None)
     assert gets == (["large.jpg", "small.jpg"], ["small.jpg"])
 
 
 def test_a_photo_with_too_many_pixels_is_quarantined(put, featurize):
     (outcome,) = featurize(put("Kiwi/1.jpg", photo(size=(40, 30))), max_photo_pixels=1_199)
-    assert outcome.reason == Reason.TOO_MANY_PIXELS
+    assert (outcome.reason, outcome.limit, outcome.decoder) == (Reason.TOO_MANY_PIXELS, 1_199, None)
+
+
+def test_a_verdict_of_the_decoder_names_the_decoder(put, featurize):
+    (outcome,) = featurize(put("Kiwi/1.jpg", b"<html>"))
+    assert (outcome.reason, outcome.limit, outcome.decoder) == (Reason.NOT_AN_IMAGE, None, DECODER)
+
+
+def test_a_worker_out_of_memory_blames_no_photo(put, featurize, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.core, "new", exhausted)
+    (outcome,) = featurize(put("Kiwi/1.jpg", photo()))
+    assert (outcome.reason, outcome.pending, outcome.etag) == (None, Pending.MEMORY, outcome.entry.etag)
 
 
 def test_a_rejected_object_is_never_fetched(put, featurize, gets):
@@ -164,13 +178,13 @@ def test_a_rejected_object_is_never_fetched(put, featurize, gets):
 
 def test_outcomes_come_in_the_order_of_the_entries_whichever_get_is_slow(put, featurize, monkeypatch):
     entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(12)]
-    real_get = featurizing.obstore.get
+    real_get = fetching.obstore.get
 
     def slow_for_even(store, key):
         time.sleep(0.05 if int(key[5:-4]) % 2 == 0 else 0)
         return real_get(store, key)
 
-    monkeypatch.setattr(featurizing.obstore, "get", slow_for_even)
+    monkeypatch.setattr(fetching.obstore, "get", slow_for_even)
     outcomes = featurize(*entries, gets_in_flight=4)
     assert [outcome.entry for outcome in outcomes] == entries
     assert [outcome.etag for outcome in outcomes] == [entry.etag for entry in entries]
@@ -188,7 +202,7 @@ def test_gets_overlap_with_each_other_and_with_the_inference(put, featurize, mon
     """Each GET waits for as many others as may be in flight: one after the other, they would wait in vain."""
     in_flight, count = 4, 12
     entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(count)]
-    real_get, together = featurizing.obstore.get, threading.Barrier(in_flight)
+    real_get, together = fetching.obstore.get, threading.Barrier(in_flight)
     started, inferred, ahead = [], [], []
 
     def get(store, key):
@@ -196,7 +210,7 @@ def test_gets_overlap_with_each_other_and_with_the_inference(put, featurize, mon
         together.wait(timeout=60)
         return real_get(store, key)
 
-    monkeypatch.setattr(featurizing.obstore, "get", get)
+    monkeypatch.setattr(fetching.obstore, "get", get)
     backbone = MeanColour(before=[lambda: (ahead.append(len(started) - len(inferred)), inferred.append(1))])
     outcomes = featurize(*entries, gets_in_flight=in_flight, backbone=backbone)
     assert [outcome.reason for outcome in outcomes] == [None] * count
@@ -209,7 +223,7 @@ def test_entries_are_taken_as_they_are_needed(put, settings):
     taken = []
     outcomes = featurize_entries(
         (taken.append(entry) or entry for entry in entries),
-        photo_store(settings),
+        PhotoServer(settings),
         MeanColour(),
         settings.model_copy(update={"gets_in_flight": 2}),
     )
@@ -222,18 +236,16 @@ def test_nothing_to_do_yields_nothing(featurize):
     assert featurize() == []
 
 
-@pytest.mark.parametrize(
-    ("wrong", "expected"),
-    [
-        ({"bucket": "no-such-bucket"}, "bucket 'no-such-bucket' does not exist"),
-        ({"s3_endpoint": "http://127.0.0.1:{port}"}, "it does not answer; check FRUITS_S3_ENDPOINT"),
-    ],
-    ids=["bucket", "server"],
-)
-def test_a_bucket_that_cannot_be_read_is_an_error_not_a_quarantine(put, featurize, wrong, expected):
-    entry = put("Kiwi/1.jpg", photo())
-    with pytest.raises(FruitsError, match=expected):
-        featurize(entry, **{name: value.format(port=free_ports(1)[0]) for name, value in wrong.items()})
+def test_a_bucket_that_cannot_be_read_is_an_error_not_a_quarantine(put, featurize):
+    with pytest.raises(FruitsError, match="bucket 'no-such-bucket' does not exist"):
+        featurize(put("Kiwi/1.jpg", photo()), bucket="no-such-bucket")
+
+
+def test_photos_of_a_server_that_is_down_are_pending(put, featurize):
+    entries = [put(f"Kiwi/{number}.jpg", photo()) for number in range(3)]
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    outcomes = featurize(*entries, s3_endpoint=nowhere, s3_retry_seconds=1)
+    assert [(outcome.reason, outcome.pending) for outcome in outcomes] == [(None, Pending.UNANSWERED)] * 3
 
 
 def test_a_defect_of_the_backbone_is_not_blamed_on_the_photo(put, featurize):

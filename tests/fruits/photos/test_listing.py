@@ -7,7 +7,7 @@ import pytest
 
 from fruits import stores
 from fruits.errors import FruitsError, TransientError
-from fruits.photos.listing import ListedObject, first_photo, list_objects
+from fruits.photos.listing import ListedObject, first_photos, list_objects
 from fruits.stores import photo_store, read_bytes
 from local.stack import free_ports
 
@@ -61,11 +61,11 @@ def test_a_prefix_is_the_start_of_a_key_not_only_a_folder(settings, put):
 
 
 def test_the_first_photo_is_no_litter_where_there_is_another_object(settings, put):
-    assert first_photo(settings, "") is None
+    assert first_photos(settings, "") == []
     put("Training/", "Training/.DS_Store")
-    assert first_photo(settings, "").key in ("Training/", "Training/.DS_Store"), "better than none"
+    assert first_photos(settings, "")[0].key in ("Training/", "Training/.DS_Store"), "better than none"
     put("Training/Kiwi/1.jpg")
-    assert first_photo(settings, "").key == "Training/Kiwi/1.jpg"
+    assert first_photos(settings, "")[0].key == "Training/Kiwi/1.jpg"
 
 
 def test_a_strange_key_does_not_hide_the_others(settings, put):

@@ -5,7 +5,7 @@ import pytest
 from fruits.photos.entry import Action, Entry
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import run_store
-from fruits.run.manifest import MANIFEST_SCHEMA, Manifest, entries_of, write_manifest
+from fruits.run.manifest import MANIFEST_SCHEMA, Manifest, entries_of, spread, write_manifest
 from fruits.settings import Settings
 
 MOMENT = datetime(2026, 11, 20, 12, 30, 15, 123456, tzinfo=UTC)
@@ -54,3 +54,40 @@ def test_it_says_what_is_featurized_what_leaves_and_how_much_of_each(store):
     assert manifest.replaced_keys.to_pydict() == {"key": ["Kiwi/2.jpg", "Fig/1.jpg"]}
     assert [manifest.count(action) for action in (Action.CREATE, Action.UPDATE, Action.DELETE)] == [2, 1, 1]
     assert Manifest(manifest.table.slice(0, 0)).count(Action.CREATE) == 0
+
+
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_what_was_not_read_is_as_if_the_plan_had_not_named_it(store, rebuilt):
+    entries = tuple(
+        Entry(f"Kiwi/{action}-{fate}", "etag", 1, MOMENT, action, "Kiwi", "train")
+        for action in (Action.CREATE, Action.UPDATE, Action.DELETE)
+        for fate in ("read", "pending", "gone")
+        if action != Action.DELETE or fate == "read"
+    )
+    write_manifest(store, entries)
+    pending, gone = ([entry.key for entry in entries if entry.key.endswith(fate)] for fate in ("pending", "gone"))
+    done = Manifest.read(store).without(pending, gone, rebuilt=rebuilt)
+    assert {entry.key.removeprefix("Kiwi/"): entry.action for entry in entries_in(done)} == {
+        "create-read": Action.CREATE,
+        "update-read": Action.UPDATE,
+        "delete-read": Action.DELETE,
+        "update-gone": Action.DELETE,
+        **({"update-pending": Action.DELETE} if rebuilt else {}),
+    }
+    done.write(store, "carried_out.parquet")
+    assert Manifest.read(store, "carried_out.parquet").table.equals(done.table)
+    assert done.table.schema.equals(MANIFEST_SCHEMA)
+
+
+def test_keys_to_read_are_neither_deleted_nor_rejected(store):
+    write_manifest(store, ENTRIES)
+    assert Manifest.read(store).readable_keys == [ENTRIES[0].key, ENTRIES[1].key]
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 3), (2, 3), (3, 3), (4, 3), (1_000, 32)])
+def test_a_sample_is_spread_over_all(count, most):
+    items = [str(number) for number in range(count)]
+    sample = spread(items, most)
+    assert min(count, most) // 2 <= len(sample) <= most
+    assert len(set(sample)) == len(sample)
+    assert not items or int(sample[-1]) >= count / 2 or count < most

@@ -1,20 +1,23 @@
 """Runs and leases of lake format 1 go on, and what is left of an earlier plan does not mix in."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 import pytest
 
 from fruits.errors import FruitsError
+from fruits.lake.approvals import Approval
 from fruits.lake.branches import start_branch
 from fruits.lake.catalog import LAKE_FORMAT, Lake
-from fruits.lake.publication import current_base
-from fruits.lake.schemas import DATA_TABLES
+from fruits.lake.publication import current_base, publications
+from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TABLES
 from fruits.run.documents import RunDocuments, find_plan, read_documents, run_store
 from fruits.run.lease import acquire_lease, current_lease
 from fruits.run.migration import migrate, with_snapshots
 from fruits.run.state import run_key
 from fruits.stores import lake_store, list_files, write_json
-from tests.runs import RUN_ID, document, featurized, planned, projected, validated
+from tests.runs import RUN_ID, START, document, featurized, planned, projected, validated
 
 KEY = run_key(RUN_ID)
 PLAN = {
@@ -95,6 +98,25 @@ def test_migrating_says_the_format_once(folder_lake):
     migrate(lake)
     migrate(lake)
     assert lake.format() == LAKE_FORMAT
+
+
+def test_a_lake_of_format_2_gets_the_column_of_approvals_and_keeps_its_publications(folder_lake, monkeypatch, fake_run):
+    columns = [field for field in PUBLICATIONS.schema if field.name != "approvals"]
+    old = replace(PUBLICATIONS, schema=pa.schema(columns))
+    with monkeypatch.context() as patch:
+        patch.setattr("fruits.lake.catalog.TABLES", (*TABLES[:-1], old))
+        first = fake_run(folder_lake).publish("lite0-0123", "pca-1")  # readers and rollbacks migrate nothing
+    lake = Lake.open(folder_lake)
+    assert publications(lake) == [first]
+    with lake.table("publications").transaction() as transaction:
+        transaction.set_properties({"fruits.lake-format": "2"})
+    migrate(lake)
+    migrate(lake)
+    assert lake.format() == LAKE_FORMAT
+    question = Approval("deletions", "d" * 64, "?", 3, "run", START, {"first_keys": ["a"]})
+    decided = question.approved("ada", "moved", "Airflow")
+    second = fake_run(folder_lake).publish_row(replace(first, sequence=2, run_id="second", approvals=(decided,)))
+    assert publications(lake) == [first, second]
 
 
 def test_a_lake_of_a_newer_format_is_refused_by_name(folder_lake):

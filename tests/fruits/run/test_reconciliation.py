@@ -11,7 +11,7 @@ from fruits.errors import FruitsError
 from fruits.photos.entry import WORK, Action
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject
-from fruits.photos.quarantine import Reason
+from fruits.photos.quarantine import Reason, Rereading
 from fruits.run.reconciliation import KnownObject, Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -422,3 +422,40 @@ def test_a_backfill_does_not_delete_what_was_overwritten_after_its_interval():
     plan = make_plan(listed, known, RULES, asked("", "interval", interval=(START, START + DAY)))
     assert plan.entries == ()
     assert one(listed[0], known[KIWI.key]) == Action.UPDATE
+
+
+REREADING = Rereading(100, 1_000, "pillow-2", frozenset({KIWI.key}))
+
+
+@pytest.mark.parametrize(
+    ("reason", "row", "taken"),
+    [
+        ("too_many_bytes", {"limit": 99}, True),
+        ("too_many_bytes", {"limit": 100}, False),
+        ("too_many_bytes", {"limit": 101}, False),
+        ("too_many_pixels", {"limit": 999}, True),
+        ("too_many_pixels", {"limit": 1_000}, False),
+        ("too_many_pixels", {}, True),  # the row of an earlier release
+        ("corrupt", {"decoder": "pillow-1"}, True),
+        ("unsupported_format", {"decoder": "pillow-2"}, False),
+        ("not_an_image", {}, True),
+        ("too_small", {}, False),
+        ("empty", {}, False),
+        ("incomplete", {}, False),
+    ],
+)
+def test_what_a_limit_or_a_decoder_refused_is_taken_again_under_another(reason, row, taken):
+    listed = [replace(KIWI, key="Test/Kiwi/2.jpg")]
+    known = {listed[0].key: KnownObject("one", START, reason=reason, **row)}
+    plan = make_plan(listed, known, RULES, EVERYTHING, "", REREADING)
+    assert plan.counts[Action.UPDATE if taken else Action.QUARANTINED] == 1
+    assert len(plan.entries) == taken
+
+
+@pytest.mark.parametrize("reason", ["archived", "denied", "kms_key"])
+def test_what_was_refused_is_taken_again_when_it_answers(reason):
+    listed = [KIWI, replace(KIWI, key="Test/Kiwi/2.jpg")]
+    known = {item.key: KnownObject("one", START, reason=reason) for item in listed}
+    plan = make_plan(listed, known, RULES, EVERYTHING, "", REREADING)
+    assert [(entry.key, entry.action) for entry in plan.entries] == [(KIWI.key, Action.UPDATE)]
+    assert plan.counts[Action.QUARANTINED] == 1

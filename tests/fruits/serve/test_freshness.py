@@ -11,7 +11,7 @@ from fruits.run.documents import RunDocuments, TaskDocument
 from fruits.run.request import RunRequest
 from fruits.serve.freshness import last_up_to_date, up_to_date_at
 from fruits.settings import Settings
-from tests.runs import document, planned, planned_maintenance, published, write_documents
+from tests.runs import document, featurized, planned, planned_maintenance, published, write_documents
 
 INTERVAL = (datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC))
 
@@ -21,6 +21,10 @@ def plan(
 ) -> TaskDocument[Any]:
     result = planned(work=work, remaining=remaining, pinned=pinned, request=RunRequest(**{"prefix": "", **request}))
     return document("plan", minute, result)
+
+
+def featurize(**pending: int) -> TaskDocument[Any]:
+    return document("featurize", 5, featurized(pending=pending))
 
 
 PLAN, WORK = plan(), plan(work=True)
@@ -36,6 +40,8 @@ PUBLISH = document("publish", 60, published())
         (RunDocuments(plan=WORK, publish=document("publish", 60, state="running", finished_at=None)), None),
         (RunDocuments(plan=WORK, publish=document("publish", 60, state="failed")), None),
         (RunDocuments(plan=plan(work=True, remaining=3), publish=PUBLISH), None),
+        (RunDocuments(plan=WORK, featurize=featurize(unanswered=1), publish=PUBLISH), None),
+        (RunDocuments(plan=WORK, featurize=featurize(vanished=1), publish=PUBLISH), PUBLISH.finished_at),
         (RunDocuments(plan_maintenance=document("plan_maintenance", 0, planned_maintenance())), None),
         (RunDocuments(plan=document("plan", state="running", finished_at=None)), None),
         (RunDocuments(plan=PLAN.model_copy(update={"state": "failed"})), None),

@@ -5,6 +5,7 @@ import pytest
 from pydantic import SecretStr
 
 from fruits.analysis.gates import Gate
+from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
 from fruits.photos.ignore import Names
 from fruits.run.documents import RunDocuments
@@ -77,6 +78,14 @@ def test_a_summary_says_what_the_run_did():
     assert [(gate["name"], gate["passed"]) for gate in found["gates"]] == [("probe", True), ("drift", False)]
     assert found["seconds"] == dict.fromkeys(("plan", "featurize", "pca", "validate", "publish"), 2.5)
     assert found["wall_seconds"] == 2.5 * 5
+
+
+def test_what_waits_for_an_approval_is_no_nothing_to_do():
+    question = Approval("deletions", "ab" * 32, "Remove 480 rows?", 480, "run", PUBLICATION.published_at)
+    plan = task("plan", planned("manual__1", counts=IDLE, work=False, undecided=(question,)))
+    text = as_text(summary(RunDocuments(plan)))
+    assert f"Remove 480 rows? This waits for a person's approval. To approve: `{question.command}`" in text
+    assert "Nothing to do" not in text
 
 
 def test_each_attempt_of_a_spark_job_started_a_jvm():

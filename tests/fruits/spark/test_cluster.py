@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from fruits.errors import EXECUTOR_ERROR, FruitsError, TransientError
+from fruits.errors import EXECUTOR_ERROR, DeniedError, FruitsError, TransientError
 from fruits.spark.cluster import _check_reachable, _where_to_look, executor_errors, explain_failure
 
 TASK = "Task 0 in stage 1.0 failed 4 times: Lost task 0.3 in stage 1.0 (TID 7) (10.0.0.5 executor 1): "
@@ -72,6 +72,10 @@ def test_an_executor_that_cannot_be_used_is_a_sentence(account: str, told: str) 
             'worker 10.0.0.5: Cannot run program "python": error=12, Cannot allocate memory',
         ),
         (
+            "Traceback ...\nfruits.errors.TransientError: S3 server x: it does not answer\nmore",
+            "S3 server x: it does not answer",
+        ),
+        (
             f'{TASK}java.io.IOException: Cannot run program "python": error=13, Permission denied',
             'worker 10.0.0.5: Cannot run program "python": error=13, Permission denied',
         ),
@@ -92,6 +96,12 @@ def test_who_waits_for_executors_is_sent_to_what_there_is(master: str, place: st
     told = _where_to_look(master)
     assert told.startswith(f"See {place}: ")
     assert ("work/<application>" in told) == (master != "yarn")
+
+
+def test_a_denial_of_an_executor_stays_one() -> None:
+    error = explain_failure(f"{TASK}Traceback ...\nfruits.errors.DeniedError: S3 server x: it denies s3:GetObject\n")
+    assert isinstance(error, DeniedError)
+    assert str(error) == "S3 server x: it denies s3:GetObject"
 
 
 def test_a_defect_stays_one() -> None:

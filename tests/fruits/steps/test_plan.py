@@ -7,6 +7,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import current_base
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject
+from fruits.run.decisions import Decisions
 from fruits.run.reconciliation import make_plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
@@ -31,8 +32,10 @@ def check(settings):
 
     def check_keys(keys, *, limit=None, known_rows=0):
         listed = [ListedObject(key, "one", 9, START) for key in keys]
-        plan = make_plan(listed, {}, KeyRules.of(settings), RunRequest(prefix="", limit=limit))
-        check_fit(settings, lake, base, card(), Reconciliation(plan, known_rows, None, False, None))
+        request = RunRequest(prefix="", limit=limit)
+        plan = make_plan(listed, {}, KeyRules.of(settings), request)
+        found = Reconciliation(plan, known_rows, None, False, None, request, Decisions())
+        check_fit(settings, lake, base, card(), found)
 
     return check_keys
 

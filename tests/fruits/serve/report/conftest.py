@@ -37,7 +37,8 @@ PCA_ID = "pca-1"
 LABELS = ("Apple Red", "Banana", "Kiwi")
 RATIOS = (0.5, 0.25, 0.125)
 COUNTS = {"create": 5, "update": 2, "delete": 1, "unchanged": 0, "quarantined": 0, "pending": 7}
-FEATURIZED = featurized(images=94, images_per_second=67.1, bytes=8_000_000, photo_seconds={"get": 0.1, "infer": 3.1})
+FEATURIZED = featurized(images=94, images_per_second=67.1, bytes=8_000_000, photo_seconds={"get": 0.1, "infer": 3.1},
+                        pending={"unanswered": 3, "vanished": 1})  # fmt: skip
 GATES = (
     Gate("probe", "required", True, 0.97, 0.9, "kept"),
     Gate("drift", "warn", False, 0.2, 0.05, "drifted"),

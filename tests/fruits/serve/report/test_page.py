@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from fruits.analysis.gates import Gate
+from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
 from fruits.photos.ignore import Names
 from fruits.photos.quarantine import Reason
@@ -285,6 +286,23 @@ def test_a_run_shows_what_it_was_asked_and_what_is_left():
         "fitted anew: first fit", "never",
     ):  # fmt: skip
         assert shown in text, shown
+
+
+def test_what_waits_for_an_approval_and_who_approved_is_shown():
+    question = Approval("deletions", "ab" * 32, "Remove 480 rows?", 480, "run", MOMENT, {"reasons": ["a bound"]})
+    decided = replace(question, question="Switch?").approved("ada", "it is better", "Airflow")
+    run = replace(RUN, planned=planned("manual__1", undecided=(question,), approvals=(decided,)))
+    overview = replace(OVERVIEW, publication=replace(PUBLICATION, approvals=(decided,)), questions=[question])
+    for report in (run, overview):
+        text = " ".join(Page(render(report, MOMENT)).text.split())
+        for shown in (
+            "Remove 480 rows?",
+            "a bound",
+            f"fruits approve {question.short}",
+            "Approved by ada",
+            "it is better",
+        ):
+            assert shown in text, shown
 
 
 def test_what_a_run_was_not_asked_is_not_shown():

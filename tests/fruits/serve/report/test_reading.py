@@ -90,6 +90,7 @@ def test_a_published_run(filled):
     assert (found.planned.counts, found.gates, found.pca.action) == (COUNTS, GATES, "fit")
     assert found.tables.map.shown == 90
     assert "7 pending" in render(found)
+    assert "3 not read" in render(found)
 
 
 @pytest.mark.parametrize("key", ["nope", "../../etc", "", ".", "manual_", "a/b"])

@@ -1,0 +1,80 @@
+"""``fruits approve``: a person's approval of what waits for one."""
+
+import getpass
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+
+from fruits.cli.output import Document, fields, printable
+from fruits.errors import FruitsError
+from fruits.lake.approvals import Approval, approve, chosen, read_approvals
+from fruits.run.state import run_key
+from fruits.settings import Settings
+
+
+def find(settings: Settings, digest: str | None, run: str | None, gates: Sequence[str]) -> Approval:
+    """The question that the arguments name.
+
+    Raises:
+        FruitsError: when there is none, there are several, or the gates are not those that failed.
+    """
+    known = read_approvals(settings)
+    if run is None:
+        if gates:
+            raise FruitsError("--gate: expected with --run, the run whose gates failed")
+        return chosen(known, digest)
+    of_run = [one for one in known if one.kind == "gates" and one.run in (run, run_key(run)) and not one.decided]
+    if not of_run:
+        raise FruitsError(f"run {run}: none of its gates waits for an approval; `fruits status` lists what waits")
+    question = of_run[-1]  # an earlier one is of an earlier attempt, whose findings no longer count
+    failed = set(question.details["gates"])
+    if set(gates) != failed:
+        raise FruitsError(
+            f"run {run}: the required gates that failed are {', '.join(sorted(failed))}; name each by --gate: an "
+            "approval is for all of them"
+        )
+    return question
+
+
+def preview(question: Approval) -> Iterator[str]:
+    """What a person reads before the decision."""
+    yield printable(question.question)
+    for reason in question.details.get("reasons", ()):
+        yield printable(f"  because {reason}")
+    for name, gate in question.details.get("gates", {}).items():
+        yield printable(f"  {name}: measured {gate['value']}, threshold {gate['threshold']}: {gate['detail']}")
+    labels = question.details.get("by_label", {})
+    for label, number in labels.items():
+        yield printable(f"  {number:,} of {label}")
+    if question.details.get("labels", 0) > len(labels):
+        yield f"  and of {question.details['labels'] - len(labels):,} more labels"
+    keys = question.details.get("first_keys", ())
+    for key in keys:
+        yield printable(f"  {key}")
+    if keys and question.number > len(keys):
+        yield f"  ... and {question.number - len(keys):,} more"
+    yield f"Digest {question.digest}, asked by run {question.run}"
+
+
+def run(settings: Settings, question: Approval, *, by: str | None, why: str) -> dict[str, Any]:
+    """Record the approval."""
+    return approve(settings, question, by=by or getpass.getuser(), why=why, via="fruits approve").to_document()
+
+
+def render(done: Document) -> Iterable[RenderableType]:
+    """For a terminal."""
+    yield fields(
+        [
+            ("approved", done["question"]),
+            ("digest", done["digest"]),
+            ("by", f"{done['approved_by']}, {done['approved_at'][:19]}Z"),
+            ("why", done["why"]),
+        ]
+    )
+    if done["kind"] == "gates":
+        yield f"\nClear the task `validate` of the run, downstream included: {done['run']}"
+    elif done["kind"] in ("rebuild", "refit"):
+        yield "\nStart the run again, or clear it from `wait_for_lease`."
+    else:
+        yield "\nThe next run does it, if the digest is still the same: at the next sweep, or start one now."

@@ -1,0 +1,266 @@
+"""The questions that runs ask a person: many deletions, a large rebuild or refit, a switch of backbone, failed gates.
+
+Values in, values out; the tasks `plan` and `validate` read the approvals and write the questions.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from fruits.analysis.gates import Gate
+from fruits.analysis.pca import components_asked
+from fruits.errors import FruitsError
+from fruits.lake.approvals import Approval, Kind, digest_of
+from fruits.lake.branches import Snapshots
+from fruits.photos.entry import Action, Entry
+from fruits.run.deletions import DeletionBounds, Withheld, withheld_deletions
+from fruits.run.reconciliation import KnownObject, Plan
+from fruits.run.request import RunRequest
+from fruits.run.state import PlannedRun
+from fruits.settings import Settings
+
+_FIRST_KEYS = 20
+_MOST_LABELS = 50
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What of a plan waits for an approval, and the approvals that it uses."""
+
+    undecided: tuple[Approval, ...] = ()
+    approvals: tuple[Approval, ...] = ()
+
+    def waits(self, kind: Kind) -> bool:
+        """Whether something of a kind waits."""
+        return any(approval.kind == kind for approval in self.undecided)
+
+    def __add__(self, other: "Decisions") -> "Decisions":
+        """Both together."""
+        return Decisions(self.undecided + other.undecided, self.approvals + other.approvals)
+
+
+def decide(
+    questions: Iterable[Approval], stored: Sequence[Approval], allowed: Callable[[Approval], bool] = lambda _: False
+) -> Decisions:
+    """Sort questions into undecided and approved ones, by what is stored; ``allowed`` approves by the run's params."""
+    by_digest = {(one.kind, one.digest): one for one in stored}
+    known = [by_digest.get((question.kind, question.digest), question) for question in questions]
+    answered = [
+        one.approved(f"the params of run {question.run}", "allow_deletes", "allow_deletes")
+        if not one.decided and allowed(one)
+        else one
+        for question, one in zip(questions, known, strict=True)
+    ]
+    return Decisions(
+        undecided=tuple(one for one in answered if not one.decided),
+        approvals=tuple(one for one in answered if one.decided),
+    )
+
+
+def allowed_by(request: RunRequest, settings: Settings, *, nothing_listed: bool) -> Callable[[Approval], bool]:
+    """Does the param ``allow_deletes`` approve a question?
+
+    A digest approves its question. True approves deletions and a switch that loses rows, but no empty listing and no
+    switch that waits for its size.
+    """
+    allow = request.allow_deletes
+    if isinstance(allow, str):
+        return lambda question: question.digest.startswith(allow)
+    return lambda question: (
+        allow and not nothing_listed and (question.kind == "deletions" or question.number <= settings.approval_rows)
+    )
+
+
+def withheld_of(
+    plan: Plan,
+    known: Mapping[str, KnownObject],
+    recent: int,
+    settings: Settings,
+    *,
+    nothing_listed: bool,
+    stored: Iterable[Approval],
+) -> Withheld:
+    """The deletions of a plan that wait for an approval."""
+    deletions = [entry for entry in plan.entries if entry.action is Action.DELETE]
+    if not deletions:
+        return Withheld()
+    named = {
+        key
+        for one in stored
+        if one.kind == "deletions" and not one.decided
+        for key in one.details.get("first_keys", ())
+    }
+    return withheld_deletions(
+        deletions,
+        _by_label(known),
+        recent,
+        DeletionBounds.of(settings),
+        arriving={entry.label for entry in (*plan.entries, *plan.pending) if entry.action is not Action.DELETE},
+        nothing_listed=nothing_listed,
+        undecided=named,
+    )
+
+
+def lost_by_switch(
+    readers: Mapping[str, KnownObject],
+    listed: Collection[str],
+    plan: Plan,
+    known: Mapping[str, KnownObject],
+    recent: int,
+    settings: Settings,
+) -> Withheld:
+    """The rows that readers have and lose by a switch of backbone, when they are beyond the bounds of deletions.
+
+    The new backbone's rows are those of photos that are there; ``readers`` are the rows of the backbone in use.
+    """
+    lost = [
+        Entry(key, row.etag, 0, row.last_modified, Action.DELETE, row.label, row.split)
+        for key, row in readers.items()
+        if key not in listed and key.startswith(settings.prefix)
+    ]
+    labels = {entry.label for entry in plan.entries} | {row.label for row in known.values()}
+    return withheld_deletions(lost, _by_label(readers), recent, DeletionBounds.of(settings), arriving=labels)
+
+
+def deletions_question(withheld: Withheld, rows: int, place: str, run: str) -> Approval:
+    """Shall these rows leave?"""
+    number = len(withheld.entries)
+    return _question(
+        "deletions",
+        withheld.digest,
+        f"Remove {number:,} of {rows:,} rows, because their photos are gone from {place}?",
+        number,
+        run,
+        _details(withheld),
+    )
+
+
+def switch_question(readers: str, model_id: str, rows: int, lost: Withheld, run: str) -> Approval:
+    """Shall readers get another backbone?"""
+    losing = f" {len(lost.entries):,} rows of photos that are gone leave." if lost.entries else ""
+    return _question(
+        "backbone",
+        digest_of("backbone", (readers, model_id, lost.digest)),
+        f"Switch readers from backbone {readers} to {model_id}, with {rows:,} rows?{losing}",
+        rows,
+        run,
+        _details(lost) if lost.entries else {},
+    )
+
+
+def rebuild_question(request: RunRequest, model_id: str, plan: Plan, run: str) -> Approval:
+    """Shall every photo be featurized again?"""
+    number = plan.counts[Action.UPDATE]
+    return _question(
+        "rebuild",
+        digest_of("rebuild", (model_id, request.prefix, *request.keys)),
+        f"Featurize {number:,} photos again under backbone {model_id}, and replace their rows?",
+        number,
+        run,
+    )
+
+
+def refit_question(request: RunRequest, model_id: str, rows: int, settings: Settings, run: str) -> Approval:
+    """Shall the PCA be fitted again, and every row be projected again?"""
+    asked = components_asked(request.n_components, settings.max_components)
+    return _question(
+        "refit",
+        digest_of("refit", (model_id, asked)),
+        f"Fit the PCA of backbone {model_id} again (components: {asked}), and replace {rows:,} embeddings?",
+        rows,
+        run,
+    )
+
+
+def gates_question(planned: PlannedRun, snapshots: Snapshots, broken: Sequence[Gate]) -> Approval:
+    """Shall this run be published although required gates failed? Covers exactly what was measured."""
+    measured = [f"{gate.name} {_rounded(gate.value)} {_rounded(gate.threshold)}" for gate in broken]
+    at = [f"{name} {snapshot}" for name, snapshot in sorted(snapshots.items())]
+    return _question(
+        "gates",
+        digest_of("gates", (planned.key, planned.planned_at.isoformat(), *at, *measured)),
+        f"Publish run {planned.key} although required gates failed: {', '.join(gate.name for gate in broken)}?",
+        len(broken),
+        planned.key,
+        {
+            "gates": {
+                gate.name: {"value": gate.value, "threshold": gate.threshold, "detail": gate.detail} for gate in broken
+            }
+        },
+    )
+
+
+def _rounded(value: float | None) -> str:
+    """A measured value for a digest: the last bits of a sum depend on the order of the rows."""
+    return "none" if value is None else f"{value:.9g}"
+
+
+def continued(question: Approval, stored: Iterable[Approval]) -> Approval:
+    """A question about deletions that goes on from one that waits already; it is announced again only when it doubled.
+
+    A bucket that loses a photo each hour would otherwise send an alert each hour.
+    """
+    waiting = [one for one in stored if one.kind == "deletions" and not one.decided]
+    if question.kind != "deletions" or not waiting:
+        return question
+    earlier = waiting[-1]
+    announced = earlier.details.get("announced", earlier.number)
+    if question.number >= 2 * announced:
+        return question
+    details = {**question.details, "announced": announced}
+    return replace(question, run=earlier.run, asked_at=earlier.asked_at, details=details)
+
+
+def check_requested(request: RunRequest, undecided: Iterable[Approval]) -> None:
+    """See that nothing that the run was started for waits for an approval.
+
+    Raises:
+        FruitsError: says how to approve a rebuild or a refit that was asked for.
+    """
+    for one in undecided:
+        if one.kind == "rebuild" or (one.kind == "refit" and request.refit == "always"):
+            raise FruitsError(
+                f"a {one.kind} of {one.number:,} rows is more than FRUITS_APPROVAL_ROWS; approve by `{one.command}`, "
+                "then clear the run from `wait_for_lease`"
+            )
+
+
+def described(question: Approval) -> str:
+    """A question in a few sentences, for logs, alerts and pages: what waits, why, an excerpt, what to type."""
+    details = question.details
+    gates = details.get("gates", {})
+    reasons = "; ".join((*details.get("reasons", ()), *(f"{name}: {gate['detail']}" for name, gate in gates.items())))
+    labels = ", ".join(f"{label} {number:,}" for label, number in list(details.get("by_label", {}).items())[:_SHOWN])
+    keys = ", ".join(map(repr, details.get("first_keys", ())[:_SHOWN]))
+    return " ".join(
+        (
+            question.question,
+            f"This waits for a person's approval{f', because {reasons}' if reasons else ''}.",
+            *([f"By label: {labels}{' ...' * (len(details['by_label']) > _SHOWN)}."] if labels else []),
+            *([f"First keys: {keys}{' ...' * (question.number > _SHOWN)}."] if keys else []),
+            f"To approve: `{question.command}`, or Airflow's DAG fruit_approval.",
+        )
+    )
+
+
+def _by_label(known: Mapping[str, KnownObject]) -> Counter[str | None]:
+    return Counter(None if row.reason else row.label for row in known.values())
+
+
+def _details(withheld: Withheld) -> dict[str, Any]:
+    labels = withheld.by_label()
+    return {
+        "reasons": list(withheld.reasons),
+        "first_keys": [entry.key for entry in withheld.entries[:_FIRST_KEYS]],
+        "by_label": dict(list(labels.items())[:_MOST_LABELS]),
+        "labels": len(labels),
+    }
+
+
+def _question(
+    kind: Kind, digest: str, question: str, number: int, run: str, details: Mapping[str, Any] | None = None
+) -> Approval:
+    return Approval(kind, digest, question, number, run, datetime.now(UTC), details or {})

@@ -1,0 +1,142 @@
+"""Which deletions of a run wait for a person's decision. Pure functions; no I/O.
+
+How the bounds combine:
+
+- **Share and number.** The run's deletions count together with those of the last 24 hours that nobody approved. When
+  the sum is more than FRUITS_MAX_DELETED_SHARE of the rows and more than FRUITS_FEW_DELETIONS, or more than
+  FRUITS_MAX_DELETIONS, all deletions of the run are withheld.
+- **An empty listing** withholds all deletions, however few.
+- **Undecided before.** What is withheld stays withheld, however much time passes, as long as one of the photos that the
+  question named is still gone.
+- **The last photo of a label.** When none of the above holds, only the deletions of labels that would be left without a
+  row are withheld; the other deletions go on. A label with a new or changed photo keeps one.
+
+Created and updated photos always go on.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fruits.lake.approvals import digest_of
+from fruits.lake.publication import Publication
+from fruits.photos.entry import Entry
+from fruits.settings import Settings
+
+WINDOW = timedelta(hours=24)
+"""Deletions of so long count together, so that an hourly trickle is noticed."""
+
+
+@dataclass(frozen=True)
+class DeletionBounds:
+    """The settings that bound deletions without a decision."""
+
+    share: float
+    few: int
+    most: int
+    keep_labels: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings) -> "DeletionBounds":
+        """The bounds of the settings."""
+        return cls(
+            settings.max_deleted_share, settings.few_deletions, settings.max_deletions, settings.keep_last_of_label
+        )
+
+
+@dataclass(frozen=True)
+class Withheld:
+    """The deletions that wait for a decision, in the order of their keys, and the reasons; both may be empty."""
+
+    entries: tuple[Entry, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the sorted keys and ETags."""
+        return digest_of("deletions", (f"{entry.key}\0{entry.etag}" for entry in self.entries))
+
+    def by_label(self) -> dict[str, int]:
+        """How many by label, the most first; quarantined objects have none and count under ``(quarantined)``."""
+        counts = Counter(entry.label or "(quarantined)" for entry in self.entries)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def withheld_deletions(
+    deletions: Sequence[Entry],
+    known_by_label: Mapping[str | None, int],
+    recent: int,
+    bounds: DeletionBounds,
+    *,
+    arriving: Collection[str | None] = (),
+    nothing_listed: bool = False,
+    undecided: Collection[str] = (),
+) -> Withheld:
+    """Decide which of a run's deletions are withheld.
+
+    Args:
+        deletions: The deletions that the run would make; key, ETag and label are those of the row.
+        known_by_label: How many rows there are before the run, by label; None for quarantined objects.
+        recent: Rows that were deleted within ``WINDOW`` without an approval.
+        bounds: The bounds.
+        arriving: Labels that get a photo in this run, or in the next ones when a limit leaves photos over.
+        nothing_listed: Whether the listing had no object at all.
+        undecided: Keys that a question named which nobody has decided yet.
+    """
+    ordered = tuple(sorted(deletions, key=lambda entry: entry.key))
+    if not ordered:
+        return Withheld()
+    reasons = _mass_reasons(len(ordered), sum(known_by_label.values()) + recent, recent, bounds)
+    if nothing_listed:
+        reasons = ("the listing has no object at all", *reasons)
+    if not reasons and not {entry.key for entry in ordered}.isdisjoint(undecided):
+        reasons = ("earlier deletions still wait for a decision",)
+    if reasons:
+        return Withheld(ordered, reasons)
+    emptied = _emptied_labels(ordered, known_by_label, arriving) if bounds.keep_labels else frozenset()
+    if not emptied:
+        return Withheld()
+    entries = tuple(entry for entry in ordered if entry.label in emptied)
+    return Withheld(entries, (f"the last photos of {_names(emptied)}",))
+
+
+def recent_deletions(published: Sequence[Publication], now: datetime) -> int:
+    """Rows that publications of the last ``WINDOW`` deleted without an approval, as they recorded."""
+    return sum(
+        max((one.counts or {}).get("delete", 0) - _approved(one), 0)
+        for one in published
+        if one.published_at is not None and now - one.published_at < WINDOW and one.made_by_run
+    )
+
+
+def _approved(publication: Publication) -> int:
+    return sum(approval.number for approval in publication.approvals if approval.kind == "deletions")
+
+
+def _mass_reasons(number: int, rows: int, recent: int, bounds: DeletionBounds) -> tuple[str, ...]:
+    total = number + recent
+    before = f" ({recent:,} of them in the last 24 hours)" if recent else ""
+    reasons = []
+    if total > bounds.few and total > bounds.share * rows:
+        reasons.append(f"{total:,} deletions{before} are more than {bounds.share:.0%} of {rows:,} rows")
+    if total > bounds.most:
+        reasons.append(f"{total:,} deletions{before} are more than {bounds.most:,}")
+    return tuple(reasons)
+
+
+def _emptied_labels(
+    deletions: Sequence[Entry], known_by_label: Mapping[str | None, int], arriving: Collection[str | None]
+) -> frozenset[str]:
+    leaving = Counter(entry.label for entry in deletions)
+    return frozenset(
+        label
+        for label, number in leaving.items()
+        if label is not None and number >= known_by_label.get(label, 0) and label not in arriving
+    )
+
+
+def _names(labels: Collection[str], most: int = 3) -> str:
+    ordered = sorted(labels)
+    more = f" and {len(ordered) - most:,} more labels" if len(ordered) > most else ""
+    return ", ".join(f"label {label!r}" for label in ordered[:most]) + more
