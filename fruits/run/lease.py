@@ -16,6 +16,7 @@ has expired.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,7 @@ PATIENCE = timedelta(hours=1)
 
 _QUIET = timedelta(minutes=1)  # a lease renewed since belongs to a task at work, so nobody needs to ask
 _RENEW_SECONDS = 30.0
+_LOOKS, _LOOK_SECONDS = 50, 0.1  # for the newest lease, while other runs acquire and remove leases
 
 AirflowRun = tuple[str, str]
 """A run as Airflow knows it: id of the DAG, id of the run."""
@@ -191,16 +193,25 @@ def _renew(settings: Settings, run: str, stop: threading.Event) -> None:
 
 
 def _last(settings: Settings) -> Lease | None:
+    """The newest lease; None when there is none.
+
+    Raises:
+        TransientError: when a lease stays in the listing but not in the store.
+    """
     store = _store(settings)
-    while names := [item["path"] for item in list_files(store)]:
+    for _ in range(_LOOKS):
+        names = [item["path"] for item in list_files(store)]
+        if not names:
+            return _last(settings) if take_over_lease(settings) else None
         try:
             document = read_json(store, max(names))
-        except FileNotFoundError:  # removed by the run that acquired the next lease, so there is a newer one
+        except FileNotFoundError:  # removed by the run that acquired the next lease, so there should be a newer one
+            time.sleep(_LOOK_SECONDS)
             continue
         airflow_run = tuple(document.get("airflow_run") or ()) or None
         renewed_at = datetime.fromisoformat(document["renewed_at"])
         return Lease(**{**document, "renewed_at": renewed_at, "airflow_run": airflow_run})
-    return _last(settings) if take_over_lease(settings) else None
+    raise TransientError(f"lease {max(names)}: it is listed, and cannot be read; this task is tried again")
 
 
 def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:

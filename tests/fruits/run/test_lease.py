@@ -72,7 +72,7 @@ def test_the_lease_of_an_earlier_release_is_taken_over(settings):
     assert acquire_lease(settings, "first") is None
     release_lease(settings, "first")
     assert acquire_lease(settings, "second") is None
-    assert current_lease(settings).number == 8
+    assert current_lease(settings).number == 9, "the release has a number of its own"
 
 
 def test_nobody_waits_for_ever_for_a_run_that_died(settings, monkeypatch):
@@ -183,3 +183,15 @@ def test_a_lease_that_cannot_be_released_does_not_hide_the_error(settings, monke
     monkeypatch.setattr(module, "release_lease", refuse)
     with pytest.raises(FruitsError, match="fix it"), hold_lease(settings, "run"):
         raise FruitsError("fix it")
+
+
+def test_a_lease_that_is_listed_and_cannot_be_read_stops_nobody_for_ever(settings, monkeypatch):
+    acquire_lease(settings, "first")
+
+    def gone(*_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module, "read_json", gone)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0)
+    with pytest.raises(TransientError, match=r"lease 000000001\.json: it is listed, and cannot be read"):
+        acquire_lease(settings, "second")
