@@ -7,7 +7,7 @@ COMPOSE = @$(PYTHON) scripts/compose.py
 export IMAGES PHOTO KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose lint format package lock clean distclean
+.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose chaos lint format package lock clean distclean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +84,11 @@ test-slow: setup-dev  ## What is too slow for each change (PART=1/4: the first o
 # The containers' tests are steps of one deployment's life: in their order, on one process.
 test-compose: setup-dev  ## What docker-compose.yaml promises, in containers: 20 min (PART=1/4: a quarter of the slow)
 	@$(AIRFLOW) -m pytest -m compose -p no:randomly -s tests/docker $(PARTED) $(ARGS)
+
+# A failure prints the shortest history that breaks a promise, and the command that repeats its seed.
+chaos: setup-dev  ## Histories under faults, and a table of what they met (HISTORIES=1000 REAL=30 MINUTES=60 SEED=7)
+	@JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) -W ignore -m tests.chaos $(if $(HISTORIES),--histories $(HISTORIES)) \
+		$(if $(REAL),--real $(REAL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # What imports Airflow, or runs in its environment. pyproject.toml names the rest.
 AIRFLOWS_PYTHON := $(wildcard fruits/airflow/*.py) dags plugins local docker infra benchmarks/operate.py scripts/screenshots.py

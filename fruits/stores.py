@@ -4,14 +4,15 @@ All writes and deletes of files go through ``write_bytes``, ``write_json`` and `
 documents and leases. No other module calls the writing functions of obstore or boto3. The functions here raise
 ``FileNotFoundError``, ``AlreadyExistsError`` or a ``FruitsError`` that says what to do (see ``fruits.denials``).
 
-Each of them calls ``before_effect`` first, and so does every commit to the lake's catalog. A test makes the n-th effect
-fail with ``effects_watched``: its watcher counts the calls and raises at the n-th. Nothing of that effect has happened
-then. An error of obstore that a watcher raises is explained like a real one.
+Each of them is an ``effect``, and so is every commit to the lake's catalog (``open_catalog`` in ``fruits.lake``). A
+test makes the n-th effect fail with ``effects_watched``: its watcher counts the calls and raises at the n-th. A watcher
+that raises before an effect prevents the effect; a watcher that raises after an effect loses only the answer. An error
+of obstore that a watcher raises is explained like a real one.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cache
@@ -44,9 +45,11 @@ _MOST_RETRIES = 10
 """Of a request that was not answered; ``s3_retry_seconds`` may end them earlier."""
 
 Effect = Literal["put", "delete", "commit"]
+Moment = Literal["before", "after"]
+Watcher = Callable[[Effect, str, Moment], None]
 Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"]
 
-_watchers: list[Callable[[Effect, str], None]] = []
+_watchers: list[Watcher] = []
 
 
 def photo_store(settings: Settings) -> S3Store:
@@ -142,8 +145,7 @@ def write_bytes(store: ObjectStore, path: str, data: bytes, *, create: bool = Fa
     Raises:
         AlreadyExistsError: with ``create``, when there is an object at ``path``.
     """
-    with errors_explained(store, "s3:PutObject", path):
-        before_effect("put", _full_path(store, path))
+    with errors_explained(store, "s3:PutObject", path), effect("put", _full_path(store, path)):
         obstore.put(
             store,
             path,
@@ -163,25 +165,39 @@ def remove_files(store: ObjectStore, *paths: str) -> None:
     # S3 deletes many objects by one request. In a folder, a missing file would end the deletion of the others.
     groups = [paths] if isinstance(store, S3Store) else [(path,) for path in paths]
     for group in filter(None, groups):
-        with suppress(FileNotFoundError), errors_explained(store, "s3:DeleteObject", group[0]):
-            for path in group:
-                before_effect("delete", _full_path(store, path))
+        full_paths = [_full_path(store, path) for path in group]
+        with (
+            suppress(FileNotFoundError),
+            errors_explained(store, "s3:DeleteObject", group[0]),
+            effect("delete", *full_paths),
+        ):
             obstore.delete(store, list(group))
 
 
-def before_effect(kind: Effect, path: str) -> None:
-    """Tell the watchers that an outside effect comes next: a ``put`` or ``delete`` at a path, or a table's ``commit``.
+@contextmanager
+def effect(kind: Effect, *paths: str) -> Iterator[None]:
+    """Tell the watchers of an outside effect inside: a ``put`` or ``delete`` of paths, or a table's ``commit``.
+
+    The watchers are called before the effect, and after the effect when it succeeded.
 
     Raises:
-        Exception: whatever a watcher raises; the effect must not happen then.
+        Exception: whatever a watcher raises. Before the effect, the effect must not happen; after it, the answer is
+            lost.
     """
-    for watcher in _watchers:
-        watcher(kind, path)
+    _tell_watchers(kind, paths, "before")
+    yield
+    _tell_watchers(kind, paths, "after")
+
+
+def _tell_watchers(kind: Effect, paths: Sequence[str], moment: Moment) -> None:
+    for path in paths:
+        for watcher in _watchers:
+            watcher(kind, path, moment)
 
 
 @contextmanager
-def effects_watched(watcher: Callable[[Effect, str], None]) -> Iterator[None]:
-    """For tests: inside, ``watcher`` is called with kind and path before each effect of this process, in any thread."""
+def effects_watched(watcher: Watcher) -> Iterator[None]:
+    """For tests: inside, ``watcher`` is called before and after each effect of this process, in any thread."""
     _watchers.append(watcher)
     try:
         yield

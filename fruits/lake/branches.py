@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.lake.catalog import Lake
+from fruits.lake.catalog import Lake, check_snapshot
 from fruits.lake.schemas import TABLES, TableName
-from fruits.stores import before_effect
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table, Transaction
@@ -177,7 +176,6 @@ def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], No
         table = lake.table(name)
         if branch not in table.metadata.refs:
             raise TransientError(f"table {name}: branch {branch} is gone; run the task again")
-        before_effect("commit", name)
         try:
             with table.transaction() as transaction:
                 change(transaction)
@@ -194,6 +192,7 @@ def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int |
     from pyiceberg.table.update import AssertRefSnapshotId, SetSnapshotRefUpdate
 
     table = lake.table(name)
+    check_snapshot(table, target)
     update = SetSnapshotRefUpdate(ref_name=ref, type="branch", snapshot_id=target)
     requirements = () if expected is None else (AssertRefSnapshotId(ref=ref, snapshot_id=expected),)
     _commit(lake, table, requirements, (update,))
@@ -207,7 +206,6 @@ def _commit(lake: Lake, table: "Table", requirements: tuple, updates: tuple) -> 
     from pyiceberg.exceptions import CommitFailedException
 
     for attempt in range(_COMMIT_TRIES):
-        before_effect("commit", table.name()[-1])
         try:
             lake.catalog.commit_table(table, requirements, updates)
         except CommitFailedException as error:

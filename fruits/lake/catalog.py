@@ -1,5 +1,6 @@
 """The Iceberg catalog, as PyIceberg and as Spark open it, and the tables in it."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,17 +14,19 @@ from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
-from fruits.stores import before_effect
+from fruits.stores import effect, errors_explained, lake_store
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from pyiceberg.catalog import Catalog
     from pyiceberg.io import FileIO
     from pyiceberg.table import DataScan, FileScanTask, Table
+    from pyiceberg.table.snapshots import Snapshot
 
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
+_PROPERTY_TRIES = 20
 _FORMAT_PROPERTY = "fruits.lake-format"
 
 LAKE_FORMAT = 3
@@ -109,10 +112,18 @@ def _database_uri(settings: Settings) -> str:
 
 
 def open_catalog(settings: Settings, **properties: str) -> "Catalog":
-    """The catalog through PyIceberg."""
+    """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``."""
     from pyiceberg.catalog import load_catalog
 
-    return load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
+    catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
+    commit_table = catalog.commit_table
+
+    def commit(table: "Table", *changes: Any) -> Any:
+        with effect("commit", table.name()[-1]):
+            return commit_table(table, *changes)
+
+    catalog.commit_table = commit
+    return catalog
 
 
 def glue_problem(settings: Settings, error: Exception) -> FruitsError:
@@ -178,7 +189,6 @@ class Lake:
             lake = cls(settings)
             with denials_explained():
                 lake._create_missing_tables()
-                lake.check_format()
         except SQLAlchemyError as error:
             # The first programs to open a new lake all make the same things: whoever was outrun looks again.
             outrun = isinstance(error, IntegrityError) or "already exists" in str(error)
@@ -211,6 +221,9 @@ class Lake:
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
 
         A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
+
+        Raises:
+            FruitsError: when the snapshot has expired.
         """
         from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
@@ -218,7 +231,7 @@ class Lake:
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
-        snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        snapshot = check_snapshot(table, snapshot_id) if snapshot_id is not None else None
         if snapshot is not None and snapshot.schema_id is not None:
             schema = table.schemas()[snapshot.schema_id]
             columns = [column for column in columns if column == "*" or column in schema.column_names]
@@ -303,9 +316,19 @@ class Lake:
         return dict(self.table("publications").properties)
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
-        """Record what the lake says of itself."""
-        with self.table("publications").transaction() as transaction:
-            transaction.set_properties(dict(properties))
+        """Record what the lake says of itself; again when another commit was quicker."""
+        from pyiceberg.exceptions import CommitFailedException
+
+        for tries_left in reversed(range(_PROPERTY_TRIES)):
+            try:
+                with self.table("publications").transaction() as transaction:
+                    transaction.set_properties(dict(properties))
+            except CommitFailedException:  # PyIceberg repeats only commits of rows
+                if not tries_left:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def check_location(self) -> None:
         """See that the catalog's tables are the lake's: in Glue, say, another lake may have the same database.
@@ -346,7 +369,9 @@ class Lake:
         except NoSuchNamespaceError:  # only then: who may work with a database need not be allowed to create one
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
-        if "publications" not in existing:
+        if "publications" in existing:
+            self.check_format()  # before anything is made in a lake of a newer format
+        else:
             self._check_nothing_is_published()
         for definition in TABLES:
             if definition.name not in existing:
@@ -365,7 +390,6 @@ class Lake:
             table = self.table(definition.name)
             if set(definition.schema.names) <= set(table.schema().column_names):
                 return
-            before_effect("commit", definition.name)
             try:
                 with table.update_schema() as change:
                     change.union_by_name(definition.schema)
@@ -380,8 +404,6 @@ class Lake:
             FruitsError: when there are rows of publications already.
         """
         import obstore
-
-        from fruits.stores import errors_explained, lake_store
 
         store, rows = lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data/"
         with errors_explained(store, "s3:ListBucket"):
@@ -410,6 +432,21 @@ class Lake:
             if not self.catalog.table_exists((self.settings.namespace, definition.name)):
                 raise
             # Otherwise another process was quicker.
+
+
+def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":
+    """The snapshot of a table.
+
+    Raises:
+        FruitsError: when it has expired; names table and snapshot.
+    """
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None:
+        raise FruitsError(
+            f"table {table.name()[-1]}: snapshot {snapshot_id} has expired, and its rows are gone; clear a run that "
+            "needs them from `wait_for_lease`, or choose a newer publication (`fruits status --publications`)"
+        )
+    return snapshot
 
 
 def _properties(definition: TableDefinition) -> dict[str, str]:

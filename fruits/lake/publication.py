@@ -6,6 +6,7 @@ is published or nothing. Moving ``main`` of the other tables to the row's snapsh
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ from fruits.lake.branches import (
 )
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
+
+log = logging.getLogger("fruits")
 
 _MOST_CHOICES = 10
 
@@ -86,6 +89,9 @@ def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication
 def current_base(lake: Lake) -> Base:
     """The current publication; completes one that was interrupted after its commit.
 
+    A ``main`` at a snapshot of no publication was moved by another program. Such rows are never adopted: the log names
+    table and snapshot, the tag ``foreign_<snapshot>`` keeps the rows, and ``main`` goes back to the publication.
+
     Raises:
         TransientError: when others kept moving the tables.
     """
@@ -93,11 +99,19 @@ def current_base(lake: Lake) -> Base:
         mains = {name: _main(lake, name) for name in DATA_TABLES}  # read before the publications: see _settle
         head = _main(lake, "publications")
         published = publications(lake, head)
-        base = Base(published[-1] if published else Publication(0, mains), head)
+        base = Base(published[-1] if published else _before_all(lake), head)
         if mains == base.publication.snapshots:
             return base
+        _keep_foreign(lake, mains, published)
         _settle(lake, mains, base.publication)
     raise TransientError("publications: other runs kept publishing while the current one was looked for; try again")
+
+
+def readers_base(lake: Lake) -> Base:
+    """The current publication as readers find it; unlike ``current_base``, this changes nothing."""
+    head = _main(lake, "publications")
+    published = publications(lake, head)
+    return Base(published[-1] if published else _before_all(lake), head)
 
 
 def publish(
@@ -261,6 +275,33 @@ def _settle(lake: Lake, mains: Snapshots, publication: Publication) -> None:
                 advance_main(lake, name, expected=mains[name], target=target)
             except ConflictError:
                 continue
+
+
+def _before_all(lake: Lake) -> Publication:
+    """What readers have before the first publication: the empty snapshot that each table began with."""
+    return Publication(0, {name: _first(lake, name) for name in DATA_TABLES})
+
+
+def _first(lake: Lake, name: TableName) -> int:
+    state = lake.state(name)
+    return list(state.line(state.main))[-1]
+
+
+def _keep_foreign(lake: Lake, mains: Snapshots, published: Sequence[Publication]) -> None:
+    """Name and tag each ``main`` at a snapshot of no publication: another program moved it."""
+    for name, snapshot in mains.items():
+        ours = {one.snapshots[name] for one in published}
+        if snapshot not in ours and snapshot != _first(lake, name):
+            tag = f"foreign_{snapshot}"
+            change_refs(lake, name, {tag: snapshot}, {})
+            log.warning(
+                "table %s: main is at snapshot %d, which no run published: another program wrote to the table. Its "
+                "rows are not adopted; the tag %s keeps them, and main goes back to the current publication. Find that "
+                "program, and give it a table of its own",
+                name,
+                snapshot,
+                tag,
+            )
 
 
 def _main(lake: Lake, name: TableName) -> int:

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 from obstore.store import ObjectStore
-from pydantic import ValidationError
 
 import fruits
 from fruits.analysis.gates import Gate
@@ -284,13 +283,11 @@ def read_documents(settings: Settings, run: str) -> RunDocuments:
 
 def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocument[Any] | None:
     try:
-        content = read_json(store, path)
+        document = upgraded(read_json(store, path))
+        return _DOCUMENTS[document["task"]].model_validate(document)
     except FileNotFoundError:
         return None
-    try:
-        document = upgraded(content)
-        return _DOCUMENTS[document["task"]].model_validate(document)
-    except (KeyError, ValidationError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # no JSON, or not what this release expects
         raise FruitsError(
             f"run document {path}: not a document of `{task}` that Fruits {fruits.__version__} knows ({error}); use "
             "the release that wrote it, or clear the run from `wait_for_lease`"
@@ -361,7 +358,8 @@ def task_document(
 ) -> Iterator[TaskRecorder[Any]]:
     """Write the document of a task's next attempt when it begins and when it ends, also when it fails.
 
-    An attempt that a later attempt has overtaken does not write over the later one's document.
+    An attempt that a later attempt has overtaken does not write over the later one's document, and its errors are not
+    for a person: whoever holds the lease must not release the lease under the later attempt.
 
     Raises:
         TransientError: at the end, when a later attempt of the task has begun meanwhile.
@@ -369,7 +367,7 @@ def task_document(
     store, path = run_store(settings, run), f"{task}.json"
     try:
         attempt = int(read_json(store, path)["attempt"]) + 1
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):  # none, or none that can be read: begin anew
         attempt = 1
     recorder: TaskRecorder[Any] = TaskRecorder(
         _DOCUMENTS[task](
@@ -384,6 +382,7 @@ def task_document(
         )
     )
     _write(store, path, recorder.document)
+    overtaken = f"run {run}: a later attempt of {task} has begun, so this one does not count"
     try:
         with denials_explained():
             yield recorder
@@ -391,10 +390,12 @@ def task_document(
         recorder.finish(error)
         if not _overtaken(store, path, recorder.document):
             _write(store, path, recorder.document)
+        elif isinstance(error, FruitsError):
+            raise TransientError(overtaken) from error
         raise
     recorder.finish(None)
     if _overtaken(store, path, recorder.document):
-        raise TransientError(f"run {run}: a later attempt of {task} has begun, so this one does not count")
+        raise TransientError(overtaken)
     _write(store, path, recorder.document)
 
 

@@ -17,7 +17,7 @@ has expired.
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -99,8 +99,7 @@ def acquire_lease(
         winner = _last(settings)
         if winner is None or winner.run != run:  # otherwise ours, written by a request whose answer was lost
             return winner
-    if last is not None:  # older ones were removed when it was acquired
-        remove_files(store, _name(last.number))
+    _remove_older(store, lease.number)
     return None
 
 
@@ -140,7 +139,11 @@ def release_lease(settings: Settings, run: str) -> None:
     store = _store(settings)
     last = _last(settings)
     if last is not None and last.run == run and not last.released:
-        _write(store, replace(last, renewed_at=datetime.now(UTC), released=True))
+        # Under a number of its own: a renewal that is under way in another process can't undo the release.
+        released = replace(last, number=last.number + 1, renewed_at=datetime.now(UTC), released=True)
+        with suppress(AlreadyExistsError):  # the lease had expired, and is another run's by now
+            _write(store, released, create=True)
+        _remove_older(store, released.number)
 
 
 def _release_quietly(settings: Settings, run: str) -> None:
@@ -203,6 +206,10 @@ def _last(settings: Settings) -> Lease | None:
 def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:
     document = {**asdict(lease), "renewed_at": lease.renewed_at.isoformat()}
     write_json(store, _name(lease.number), document, create=create)
+
+
+def _remove_older(store: ObjectStore, number: int) -> None:
+    remove_files(store, *(item["path"] for item in list_files(store) if item["path"] < _name(number)))
 
 
 def _name(number: int) -> str:

@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
+from fruits.errors import FruitsError, TransientError
 from fruits.lake.branches import publication_tag, run_of_branch
 from fruits.lake.catalog import DataFile, Lake, TableState
-from fruits.lake.publication import Publication, current_base, publications
+from fruits.lake.publication import Publication, current_base, publications, readers_base
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
 from fruits.run.documents import find_plan, last_written
 from fruits.run.request import MaintenanceRequest
@@ -34,11 +35,15 @@ _MOST_LISTED = 10
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The documents of a run: its key, when any of them was last written, and its plan where that was looked at."""
+    """The documents of a run: its key, when any of them was last written, and its plan where that was looked at.
+
+    Not ``readable`` is a folder whose plan is damaged, or of a release that is not known.
+    """
 
     key: str
     touched_at: datetime
     planned: PlannedRun | None = None
+    readable: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,17 +110,20 @@ def retained_publications(
 def runs_in_flight(
     folders: Iterable[RunFolder], published: Collection[Publication], abandoned_days: int, now: datetime
 ) -> tuple[RunFolder, ...]:
-    """The runs with work planned, not published, and heard of lately: they may still publish, or be tried again."""
+    """The runs with work planned, not published, and heard of lately: they may still publish, or be tried again.
+
+    Nobody knows whether a run with an unreadable plan has work, so that run counts too.
+    """
     done = {one.run_id for one in published}
     oldest = now - timedelta(days=abandoned_days)
+
+    def may_publish(planned: PlannedRun | None) -> bool:
+        return planned is not None and planned.work and not planned.request.dry_run and planned.run_id not in done
+
     return tuple(
         folder
         for folder in folders
-        if folder.touched_at > oldest
-        and folder.planned is not None
-        and folder.planned.work
-        and not folder.planned.request.dry_run
-        and folder.planned.run_id not in done
+        if folder.touched_at > oldest and (may_publish(folder.planned) or not folder.readable)
     )
 
 
@@ -204,7 +212,7 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
     """Look at the lake and decide."""
     # Tables before run documents: what a run writes after it was looked for is not among the snapshots to expire.
     states = {table.name: lake.state(table.name) for table in TABLES}
-    base = current_base(lake)
+    base = readers_base(lake) if request.dry_run else current_base(lake)
     published = publications(lake, base.publications_snapshot)
     there = [one for one in published if one == published[-1] or _is_there(one, states)]
     retained = retained_publications(there, request, now)
@@ -232,10 +240,18 @@ def _is_there(publication: Publication, states: Mapping[TableName, TableState]) 
 
 def run_folders(settings: Settings, plans_since: datetime) -> list[RunFolder]:
     """All runs' folders; plans are read of those that were touched after ``plans_since``."""
-    return [
-        RunFolder(key, moment, find_plan(settings, key) if moment > plans_since else None)
-        for key, moment in sorted(last_written(settings).items())
-    ]
+    return [_run_folder(settings, key, moment, plans_since) for key, moment in sorted(last_written(settings).items())]
+
+
+def _run_folder(settings: Settings, key: str, moment: datetime, plans_since: datetime) -> RunFolder:
+    """A run's folder; a plan that can't be read is named, and keeps what the run wrote."""
+    try:
+        return RunFolder(key, moment, find_plan(settings, key) if moment > plans_since else None)
+    except TransientError:
+        raise
+    except FruitsError as error:
+        log.warning("passed over: %s; what the run wrote is kept until the run is abandoned", error)
+        return RunFolder(key, moment, readable=False)
 
 
 def log_upkeep(upkeep: Upkeep, verb: str) -> None:

@@ -1,16 +1,20 @@
 """The current state, read in one place: what readers see, and what became of the last runs."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.run.documents import RunDocuments, last_written, read_documents
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
+
+log = logging.getLogger("fruits")
 
 RunOutcome = Literal["published", "nothing to do", "pinned", "dry run", "failed", "running", "unfinished"]
 
@@ -80,9 +84,18 @@ def quarantine_reasons(lake: Lake, snapshot_id: int, model_id: str) -> dict[str,
 
 
 def runs(settings: Settings) -> Iterator[tuple[str, RunDocuments]]:
-    """The runs that make rows, not those of maintenance, the newest first: key and documents, read one by one."""
+    """The runs that make rows, not those of maintenance, the newest first: key and documents, read one by one.
+
+    A run whose documents can't be read is named in the log, and passed over.
+    """
     for key in last_written(settings):
-        documents = read_documents(settings, key).current()
+        try:
+            documents = read_documents(settings, key).current()
+        except TransientError:
+            raise
+        except FruitsError as error:
+            log.warning("passed over: %s", error)
+            continue
         if documents and not documents.of_maintenance:
             yield key, documents
 

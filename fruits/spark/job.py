@@ -14,7 +14,8 @@ from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import check_current
-from fruits.lake.schemas import TableName
+from fruits.lake.reader import open_read_only
+from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.documents import (
     PlannedMaintenance,
     RunDocuments,
@@ -76,10 +77,21 @@ class Job:
         return self.recorder.phase(name)
 
     def manifest(self) -> Manifest:
-        """The run's manifest: the plan's for `featurize`, and for later jobs what `featurize` carried out of that."""
+        """The run's manifest: the plan's for `featurize`, and for later jobs what `featurize` carried out of that.
+
+        Raises:
+            FruitsError: when maintenance has removed the run's folder.
+        """
         document = self.documents.featurize if self.recorder.document.task != "featurize" else None
         carried_out = document.done.manifest if document and document.done else None
-        return Manifest.read(run_store(self.settings, self.run.key), carried_out or self.run.manifest)
+        name = carried_out or self.run.manifest
+        try:
+            return Manifest.read(run_store(self.settings, self.run.key), name)
+        except FileNotFoundError:
+            raise FruitsError(
+                f"run {self.run.key}: its manifest {name} is gone from {self.settings.lake}/runs; clear the run from "
+                "`wait_for_lease`, so that it is planned again"
+            ) from None
 
     @property
     def remaining(self) -> int:
@@ -178,14 +190,14 @@ def starting_snapshots(task: TaskName, planned: PlannedRun, documents: RunDocume
 
 
 def check_snapshots(lake: Lake, planned: PlannedRun, start: Snapshots) -> None:
-    """Raise unless the snapshots that tasks of the run wrote are still there: maintenance gives up old runs.
+    """Raise unless the snapshots that a task starts from are still there: maintenance gives up old runs.
 
     Raises:
         FruitsError: naming the first table without its snapshot.
     """
-    for name, snapshot_id in start.items():
-        written = snapshot_id != planned.base.snapshots[name]
-        if written and lake.table(name).snapshot_by_id(snapshot_id) is None:
+    for name in DATA_TABLES:
+        snapshot_id = start[name]
+        if lake.table(name).snapshot_by_id(snapshot_id) is None:
             raise FruitsError(
                 f"run {planned.key}: snapshot {snapshot_id} of table {name} is gone, and its rows with it; clear the "
                 "run from `wait_for_lease`, so that it is done again"
@@ -198,13 +210,15 @@ def _attempt(
 ) -> Iterator[tuple[Lake, TaskRecorder[Any]]]:
     """The lake and the document of an attempt, which holds the lease; a dry run changes nothing and needs none."""
     planned_at = planned.planned_at if isinstance(planned, PlannedRun) else None
-    with task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder:
+    with (
+        nullcontext() if dry_run else hold_lease(settings, planned.key),
+        task_document(settings, task, planned.key, planned.run_id, planned_at) as recorder,
+    ):
         check_release(os.environ)
-        lake = Lake.open(settings)
+        lake = open_read_only(settings) if dry_run else Lake.open(settings)
         if not dry_run:
             migrate(lake)
-        with nullcontext() if dry_run else hold_lease(settings, planned.key):
-            yield lake, recorder
+        yield lake, recorder
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from fruits.lake.publication import (
     Publication,
     current_base,
     publications,
+    readers_base,
 )
+from fruits.lake.reader import open_read_only
 from fruits.lake.source import check_source
 from fruits.photos.entry import Action
 from fruits.photos.fetch import readable_again
@@ -69,7 +71,7 @@ def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun
         TransientError: when another run holds the lease.
     """
     key = run_key(run_id)
-    if request.dry_run:  # changes nothing, so it need not wait
+    if request.dry_run:  # writes nothing but its own document, so it need not wait
         return _plan(settings, request, run_id)
     with hold_lease(settings, key):
         planned = _plan(settings, request, run_id)
@@ -81,10 +83,10 @@ def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun
 def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     key = run_key(run_id)
     with task_document(settings, "plan", key, run_id) as document:
-        lake = Lake.open(settings)
+        lake = open_read_only(settings) if request.dry_run else Lake.open(settings)
         check_source(lake)
         pin = current_pin(settings)
-        base = current_base(lake)
+        base = readers_base(lake) if request.dry_run else current_base(lake)
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))

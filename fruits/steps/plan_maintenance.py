@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from fruits.lake.catalog import Lake
+from fruits.lake.reader import open_read_only
 from fruits.run.documents import PlannedMaintenance, task_document
 from fruits.run.migration import migrate
 from fruits.run.request import MaintenanceRequest
@@ -15,8 +16,9 @@ def plan_maintenance(settings: Settings, request: MaintenanceRequest, run_id: st
     """Survey the lake, and write what there is to do to the run's document."""
     key = run_key(run_id)
     with task_document(settings, "plan_maintenance", key, run_id) as document:
-        lake = Lake.open(settings)
-        migrate(lake)
+        lake = open_read_only(settings) if request.dry_run else Lake.open(settings)
+        if not request.dry_run:
+            migrate(lake)
         upkeep = survey(lake, request, datetime.now(UTC))
         planned = PlannedMaintenance(key=key, run_id=run_id, request=request, found=upkeep.to_document())
         document.record(planned)

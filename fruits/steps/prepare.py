@@ -7,7 +7,7 @@ import subprocess
 from fruits.backbones.stage import staged_card
 from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
-from fruits.lake.reader import open_read_only
+from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.source import bind_source, check_source
 from fruits.photos.listing import first_photos
 from fruits.run.manifest import spread
@@ -27,6 +27,8 @@ _PUBLISHED_ASKED = 8
 def prepare(settings: Settings, request: RunRequest) -> None:
     """Check bucket, catalog and lake, migrate the lake, and stage the backbone that was asked for.
 
+    A dry run only checks.
+
     Raises:
         FruitsError: says what is missing and what to do.
     """
@@ -36,12 +38,35 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     except DeniedError:
         if not _published_photo_readable(settings):
             raise
+    if request.dry_run:
+        check_for_dry_run(settings, request)
+        return
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
-    (check_source if request.dry_run else bind_source)(lake)
+    bind_source(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
+
+
+def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
+    """Check lake and backbone without making anything.
+
+    Raises:
+        FruitsError: when the lake or its backbone is not there yet, or the lake holds other photos.
+    """
+    advice = "`fruits plan` shows what the first run would do, or start the run without `dry_run`"
+    try:
+        lake = open_read_only(settings)
+    except NoLakeError as error:
+        raise FruitsError(f"dry run: {error}. A dry run makes nothing; {advice}") from error
+    check_source(lake)
+    chosen = with_backbone(settings, request)
+    if staged_card(chosen) is None:
+        raise FruitsError(
+            f"dry run: backbone {chosen.backbone} with weights {chosen.weights} is not in {settings.lake}/models, and "
+            f"a dry run does not build it; {advice}"
+        )
 
 
 def _published_photo_readable(settings: Settings) -> bool:

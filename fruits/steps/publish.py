@@ -8,7 +8,14 @@ from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, read_approvals, withdraw
 from fruits.lake.branches import check_lineage, drop_run_branches
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, publication_id, publications, publish, published_from
+from fruits.lake.publication import (
+    Publication,
+    current_base,
+    publication_id,
+    publications,
+    publish,
+    published_from,
+)
 from fruits.run.documents import (
     Published,
     RunDocuments,
@@ -41,9 +48,9 @@ def publish_run(settings: Settings, run: str) -> Publication:
         TransientError: when another run holds the lease.
         FruitsError: when a task before has not succeeded, or ran again after a later one, or readers are pinned.
     """
-    lake = Lake.open(settings)
-    migrate(lake)
     with hold_lease(settings, run):
+        lake = Lake.open(settings)
+        migrate(lake)
         publication = _publish(lake, run)
         withdraw(settings, used_approvals(settings, publication))
     release_lease(settings, run)
@@ -96,6 +103,8 @@ def _publish(lake: Lake, run: str) -> Publication:
             check_tasks_before("publish", planned, documents)
             check_written_by_run(lake, planned, documents)
             published = publish(lake, planned.base, document.document.writer(run), publication_of(planned, documents))
+        else:
+            current_base(lake)  # moves each `main` that an attempt which died after its publication left behind
         drop_run_branches(lake, run)
         document.record(
             Published(

@@ -46,7 +46,13 @@ def test_an_unknown_param_is_refused_by_the_first_task(module: ModuleType, monke
     from airflow.sdk.api.datamodels._generated import DagRunType
     from airflow.sdk.exceptions import AirflowFailException
 
-    run = SimpleNamespace(run_type=DagRunType.MANUAL, data_interval_start=None, data_interval_end=None)
+    run = SimpleNamespace(
+        dag_id="fruit_features",
+        run_type=DagRunType.MANUAL,
+        conf={"dryrun": True},
+        data_interval_start=None,
+        data_interval_end=None,
+    )
     params = {name: param.value for name, param in module.PARAMS.items()} | {"dryrun": True}
     monkeypatch.setattr(module, "get_current_context", lambda: {"dag_run": run, "params": params})
     monkeypatch.setattr("fruits.steps.prepare.prepare", lambda settings, request: pytest.fail("it went on"))

@@ -13,9 +13,9 @@ from fruits import stores
 from fruits.errors import FruitsError, TransientError
 from fruits.photos.listing import list_objects
 from fruits.stores import (
-    before_effect,
     check_lake,
     check_photos,
+    effect,
     effects_watched,
     exists,
     head,
@@ -117,41 +117,64 @@ def test_without_an_endpoint_the_stores_are_those_of_aws(stack, make_settings):
 
 
 class TestEffects:
-    """Each write, each deletion and each commit is announced, and a watcher can make it fail."""
+    """Each write, each deletion and each commit is announced, and a watcher can make it fail or lose its answer."""
 
-    def test_every_effect_is_announced_before_it_happens(self, settings):
+    def test_every_effect_is_announced_before_and_after_it_happens(self, settings):
         store, seen = lake_store(settings, "runs/one"), []
 
-        def watch(kind, path):
-            seen.append((kind, path.rpartition("/runs/")[2] if kind != "commit" else path, exists(store, "plan.json")))
+        def watch(kind, path, moment):
+            shown = path.rpartition("/runs/")[2] if kind != "commit" else path
+            seen.append((kind, shown, moment, exists(store, "plan.json")))
 
         with effects_watched(watch):
             write_json(store, "plan.json", {})
-            write_bytes(store, "manifest", b"x")
-            remove_files(store, "plan.json", "manifest")
-            before_effect("commit", "features")
+            remove_files(store, "plan.json")
+            with effect("commit", "features"):
+                pass
         write_bytes(store, "later", b"x")
         assert seen == [
-            ("put", "one/plan.json", False),
-            ("put", "one/manifest", True),
-            ("delete", "one/plan.json", True),
-            ("delete", "one/manifest", settings.lake_kind == "s3"),  # a bucket's objects go together
-            ("commit", "features", False),
+            ("put", "one/plan.json", "before", False),
+            ("put", "one/plan.json", "after", True),
+            ("delete", "one/plan.json", "before", True),
+            ("delete", "one/plan.json", "after", False),
+            ("commit", "features", "before", False),
+            ("commit", "features", "after", False),
         ]
 
+    def test_each_of_many_deletions_is_announced(self, settings):
+        store, seen = lake_store(settings, "runs/one"), []
+        for name in "ab":
+            write_bytes(store, name, b"x")
+        with effects_watched(lambda kind, path, moment: seen.append((moment, path[-1]))):
+            remove_files(store, *"ab")
+        together = settings.lake_kind == "s3"  # by one request
+        assert [name for moment, name in seen if moment == "before"] == ["a", "b"]
+        assert [moment for moment, _ in seen] == (
+            ["before"] * 2 + ["after"] * 2 if together else ["before", "after"] * 2
+        )
+
+    @pytest.mark.parametrize("moment", ["before", "after"])
     @pytest.mark.parametrize("failing", [1, 2, 3])
-    def test_the_nth_effect_can_be_made_to_fail(self, settings, failing):
+    def test_the_nth_effect_can_be_made_to_fail_or_to_lose_its_answer(self, settings, failing, moment):
         store, calls = lake_store(settings, "runs"), count(1)
 
-        def fail(kind, path):
-            if next(calls) == failing:
+        def fail(kind, path, now):
+            if now == moment and next(calls) == failing:
                 raise ConnectionError(f"{kind} {path}")
 
         with pytest.raises(ConnectionError, match=r"runs/"), effects_watched(fail):
             write_bytes(store, "a", b"x")
             write_bytes(store, "b", b"x")
             remove_files(store, "a")
-        assert [exists(store, path) for path in "ab"] == [failing > 1, failing > 2]
+        done = failing if moment == "after" else failing - 1
+        assert [exists(store, path) for path in "ab"] == [0 < done < 3, done > 1]
+
+    def test_an_effect_that_failed_by_itself_is_not_told_as_done(self, settings):
+        store, seen = lake_store(settings, "runs"), []
+        write_bytes(store, "a", b"x")
+        with pytest.raises(AlreadyExistsError), effects_watched(lambda kind, path, moment: seen.append(moment)):
+            write_bytes(store, "a", b"y", create=True)
+        assert seen == ["before"]
 
     def test_an_error_of_obstore_from_a_watcher_is_explained_like_a_real_one(self, make_settings):
         def unreachable(*_):
@@ -170,6 +193,8 @@ class TestEffects:
             str(file.relative_to(root)): names for file in files if (names := sorted(effects_in(file.read_text())))
         }
         assert writing == {
+            "fruits/lake/branches.py": ["commit_table"],  # through `open_catalog`
+            "fruits/lake/catalog.py": ["commit_table", "load_catalog"],  # `open_catalog` makes each commit an effect
             "fruits/stores.py": ["delete", "put"],
             "local/stack.py": ["create_bucket"],  # as the owner of the server
             "local/ui.py": ["upload_file"],  # as a person who uploads a photo: `make put`
@@ -184,6 +209,8 @@ class TestEffects:
             ("lake_store(settings).put('a', b'')", {"put"}),
             ("self.store.delete('a')", {"delete"}),
             ("client.delete_objects(Bucket='a')", {"delete_objects"}),
+            ("lake.catalog.commit_table(table, (), ())", {"commit_table"}),
+            ("load_catalog('fruits')", {"load_catalog"}),
             ("queue.put(1); transaction.delete(rows); obstore.get(store, 'a'); settings.copy()", set()),
         ],
     )
@@ -198,8 +225,12 @@ BOTO3_WRITES = {
 }
 
 
+CATALOG = {"commit_table", "load_catalog"}
+"""PyIceberg's commit to a catalog, and the way to a catalog whose commits are no effects."""
+
+
 def effects_in(source: str) -> set[str]:
-    """The writing functions of obstore, of its stores and of boto3's S3 client that a module uses."""
+    """The writing functions of obstore, of its stores, of boto3's S3 client and of a catalog that a module uses."""
     tree = ast.parse(source)
     modules = {
         alias.asname or alias.name
@@ -216,7 +247,9 @@ def effects_in(source: str) -> set[str]:
             owner = ast.unparse(node.value).partition("(")[0].rpartition(".")[2]
             if node.attr in WRITES and (owner in modules or owner.lower().endswith("store")):
                 effects.add(node.attr)
-            effects |= BOTO3_WRITES & {node.attr}
+            effects |= (BOTO3_WRITES | CATALOG) & {node.attr}
+        elif isinstance(node, ast.Name):
+            effects |= CATALOG & {node.id}
     return effects
 
 

@@ -164,6 +164,18 @@ def test_a_process_that_was_left_behind_does_not_acquire_what_its_run_released(s
         assert current_lease(settings) is None
 
 
+def test_a_renewal_that_is_under_way_does_not_undo_the_release(settings):
+    """The renewal has read the lease, then the run releases it, then the renewal writes."""
+    acquire_lease(settings, "run")
+    read = current_lease(settings)
+    release_lease(settings, "run")
+    module._write(module._store(settings), read)
+    assert current_lease(settings) is None
+    assert acquire_lease(settings, "next") is None
+    assert current_lease(settings).run == "next"
+    assert len(list(module.list_files(module._store(settings)))) == 1
+
+
 def test_a_lease_that_cannot_be_released_does_not_hide_the_error(settings, monkeypatch):
     def refuse(*_):
         raise OSError("no route")
