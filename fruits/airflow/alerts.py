@@ -39,7 +39,7 @@ def alert_failure(context: Context) -> None:
 
 def alert(message: Message) -> None:
     """Send an alert if a channel is set; one that cannot be sent is logged, because the task's work is done."""
-    if not any(_notifiers(DagSettings.load())):
+    if not any(_notifiers(DagSettings.of_alerts())):
         return
     try:
         send(message)
