@@ -173,8 +173,8 @@ def prepare() -> dict[str, Any]:
     with non_retryable():
         settings = Settings.load()
         context = get_current_context()
-        skip_when_another_waits(context, settings)
         request = requested(context, settings)
+        skip_when_another_waits(context, settings)
         prepare_run(settings, request)
     return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
 

@@ -16,6 +16,8 @@ from pathlib import Path
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from PIL import Image
 
 from fruits import stores
@@ -34,6 +36,9 @@ MARKS = {
 }
 """The fixtures that give a test each mark: a test is marked by what it uses, not by hand."""
 LONGEST_FIRST = ("slow", "heavy", "jvm", "server")
+# A busy machine is no fault of the code: no example has a deadline, and drawing examples may be slow.
+hypothesis_settings.register_profile("fruits", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("fruits")
 S3_KEYS = {"access_key": f"fruits{secrets.token_hex(7)}", "secret_key": secrets.token_urlsafe(30)}
 
 

@@ -130,7 +130,6 @@ def test_rows_of_another_shape_are_refused():
         moments_of(np.ones(3))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS), st.lists(st.integers(0, 12), min_size=1, max_size=8))
 def test_merging_in_any_order_equals_the_whole(seed, kind, sizes):
     rng = np.random.default_rng(seed)
@@ -183,7 +182,7 @@ def test_moments_of_other_features_are_refused(operation):
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "update", "delete"]), st.integers(1, 15)), min_size=1, max_size=25)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(KINDS), STEPS)
 def test_any_history_equals_the_final_sample(seed, kind, steps):
     rng = np.random.default_rng(seed)

@@ -69,7 +69,7 @@ class TestAgainstScikitLearn:
         np.testing.assert_allclose(ours.explained_variance, theirs.explained_variance_, rtol=1e-7)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.lists(st.sampled_from(["add", "update", "delete"]), min_size=1, max_size=12))
 def test_an_incremental_fit_equals_a_full_fit(seed, steps):
     rng = np.random.default_rng(seed)
