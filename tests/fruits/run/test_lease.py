@@ -72,7 +72,7 @@ def test_the_lease_of_an_earlier_release_is_taken_over(settings):
     assert acquire_lease(settings, "first") is None
     release_lease(settings, "first")
     assert acquire_lease(settings, "second") is None
-    assert current_lease(settings).number == 9, "the release has a number of its own"
+    assert current_lease(settings).number == 9, "after that lease and its release"
 
 
 def test_nobody_waits_for_ever_for_a_run_that_died(settings, monkeypatch):
