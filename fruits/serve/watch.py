@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 from fruits.photos.listing import list_objects
+from fruits.run.pin import current_pin
 from fruits.serve.doctor import Finding
 from fruits.serve.freshness import up_to_date_at
 from fruits.serve.state import runs
@@ -29,12 +30,14 @@ class Freshness:
         since: When the oldest known run was planned; None when there is no run.
         pending: Photos that the newest plan left for later runs.
         empty: Whether there is nothing to keep up to date: no photo and no row.
+        pinned: Whether a person pinned readers to a publication, so that no run shall bring the tables up to date.
     """
 
     last: datetime | None = None
     since: datetime | None = None
     pending: int = 0
     empty: bool = False
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def stale(observation: Observation) -> list[Finding]:
 
 def _stale_tables(freshness: Freshness, now: datetime, alert_after: timedelta) -> Iterator[Finding]:
     reference = freshness.last or freshness.since
-    if freshness.empty or reference is None or now - reference <= alert_after:
+    if freshness.empty or freshness.pinned or reference is None or now - reference <= alert_after:
         return
     hours = (now - reference) / timedelta(hours=1)
     found = f"no run has brought the tables up to date for {hours:.0f} h; the last run that did so ended: "
@@ -181,7 +184,8 @@ def observe(settings: Settings, schedule: Schedule | None, errors: Mapping[str, 
         with denials_explained():
             freshness = observe_tables(settings)
             if any(_stale_tables(freshness, now, alert_after)):
-                freshness = replace(freshness, empty=is_empty(settings))
+                pinned = current_pin(settings) is not None
+                freshness = replace(freshness, empty=is_empty(settings), pinned=pinned)
     except Exception as error:  # noqa: BLE001 -- a lake that does not answer is a finding
         found["lake"] = f"{settings.lake} cannot be read: {str(error).partition(chr(10))[0]}"
     return Observation(

@@ -190,6 +190,7 @@ class TestNotes:
                 "pub-7\n2 delete\nplanned again: cleared 1 times",
             ),
             ({("pca", "error"): "the disk is full"}, 0, "pca: the disk is full"),
+            ({("plan", "pinned"): "ada pinned readers to pub-3"}, 0, "ada pinned readers to pub-3"),
         ],
     )
     def test_a_note_tells_publication_counts_and_errors(self, values: Any, again: int, text: str) -> None:

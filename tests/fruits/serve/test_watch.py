@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from fruits.lake.publication import Publication
+from fruits.run.pin import set_pin
 from fruits.run.request import RunRequest
 from fruits.serve import watch
 from fruits.serve.watch import Freshness, Observation, Schedule, news, observe, observe_tables, stale
@@ -114,3 +116,10 @@ def test_old_tables_of_an_empty_bucket_are_no_finding(
     leave(settings, "all", 0, work=False)  # long ago
     monkeypatch.setattr(watch, "is_empty", lambda _: empty)
     assert [finding.check for finding in stale(observe(settings, None, {}))] == checks
+
+
+def test_old_tables_that_a_person_pinned_are_no_finding(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(settings, "all", 0, work=False)  # long ago
+    monkeypatch.setattr(watch, "is_empty", lambda _: False)
+    set_pin(settings, Publication(3, {}, "pub-000003-abcdef"), "ada", "a bad backbone")
+    assert stale(observe(settings, None, {})) == []
