@@ -125,7 +125,7 @@ class DagSettings(BaseSettings):
             )
         return self
 
-    @field_validator("labels", "ignore", "alert_email", mode="before", check_fields=False)
+    @field_validator("labels", "ignore", "weights_from", "alert_email", mode="before", check_fields=False)
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -200,8 +200,16 @@ class Settings(DagSettings):
     )
     weights: str = Field(
         default="default",
+        repr=False,  # an address may hold a signature
         description="`default` (the package's for efficientnet-lite0, `imagenet` for a Keras model), `imagenet`, "
-        "`random`, a path, or an `https://`, `s3://` or `file://` URI of a weights file.",
+        "`random`, a path, or an `https://`, `s3://` or `file://` URI of a weights file. `#sha256=<digest>` at the end "
+        "has the file checked.",
+    )
+    weights_from: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Where weights files may come from, separated by commas: folders (`/srv/weights`, "
+        "`s3://bucket/folder`, `https://host/folder`). Addresses of `https` and `s3` are refused elsewhere. A run's "
+        "param `weights` may name a path elsewhere only when FRUITS_WEIGHTS is that path.",
     )
 
     max_photo_bytes: int = Field(default=50_000_000, gt=0, description="Larger photos are quarantined, in bytes.")
@@ -293,6 +301,14 @@ class Settings(DagSettings):
                 )
         return patterns
 
+    @field_validator("weights_from")
+    @classmethod
+    def _are_places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        for place in places:
+            if not re.match("/|(?:https|s3)://[^/]|file:///", place) or "#" in place or holds_secret(place):
+                raise ValueError("expected absolute folders, https://host/folder or s3://bucket/folder")
+        return places
+
     @field_validator("s3_endpoint")
     @classmethod
     def _endpoint_is_a_url(cls, url: str | None) -> str | None:
@@ -365,6 +381,10 @@ class Settings(DagSettings):
             )
         return self
 
+    def for_executors(self) -> Self:
+        """These settings without what no executor needs: the catalog with its password, the weights' address."""
+        return self.model_copy(update={"catalog_uri": SecretStr(""), "weights": "default", "weights_from": ()})
+
     @property
     def catalog_kind(self) -> Literal["sqlite", "postgresql", "glue"]:
         """What keeps the catalog."""
@@ -390,6 +410,23 @@ def queue_region(url: str) -> str | None:
     """The region that a queue of AWS is in, by its URL; None for one behind another endpoint."""
     words = (urlsplit(url).hostname or "").split(".")
     return words[1] if words[0] == "sqs" and "amazonaws" in words[2:] else None
+
+
+def public_uri(uri: str) -> str:
+    """``uri`` without what may be secret: user and password, the query (a signature) and the fragment.
+
+    A name or a path stays as it is.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    place, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
+def holds_secret(uri: str) -> bool:
+    """Whether ``uri`` has a user, a password or a query, any of which may be secret."""
+    return "://" in uri and public_uri(uri) != uri.partition("#")[0]
 
 
 def count_or_share(value: Any) -> int | float:
@@ -419,5 +456,7 @@ def _problem(detail: Mapping[str, Any]) -> str:
     purpose = field.description if field else ""
     if detail["type"] == "missing":
         return f"{variable} is not set. {purpose}"
-    shown = "" if name == "catalog_uri" else f" is {detail.get('input')!r}:"
+    given = detail.get("input")
+    given = public_uri(given) if isinstance(given, str) else given
+    shown = "" if name in ("catalog_uri", "weights_from") else f" is {given!r}:"
     return f"{variable}{shown} {detail['msg'].removeprefix('Value error, ')}. {purpose}"

@@ -11,7 +11,7 @@ from fruits.errors import ExitCode, FruitsError
 from fruits.run.lease import current_lease, release_lease
 from fruits.run.state import run_key
 from fruits.serve.summary import as_text, read_summary
-from fruits.settings import Settings
+from fruits.settings import Settings, holds_secret
 from local.airflow import migrate, run_dag
 from local.mirror import mirror
 from local.stack import environment_of, in_use, running_stack
@@ -78,7 +78,9 @@ def _write_report(settings: Settings, slug: str, path: Path) -> bool:
 def _requested() -> dict[str, str]:
     """The backbone and weights of the shell: `FRUITS_BACKBONE=MobileNetV2 make run`."""
     names = {name: f"FRUITS_{name.upper()}" for name in ("backbone", "weights")}
-    return {name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
+    given = {name: os.environ.get(variable, "") for name, variable in names.items()}
+    # Airflow keeps params. The run finds an address with a signature in its environment.
+    return {name: value for name, value in given.items() if value and not holds_secret(value)}
 
 
 def _generated(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fruits.analysis.pca import RefitPolicy
 from fruits.errors import FruitsError
 from fruits.photos.keys import check_prefix
-from fruits.settings import Settings, count_or_share
+from fruits.settings import Settings, count_or_share, holds_secret, public_uri
 
 Mode = Literal["auto", "reconcile", "interval", "rebuild"]
 
@@ -131,6 +131,11 @@ def resolve_request(
     if outside:
         raise FruitsError(
             f"keys: {outside[0]!r} does not start with the prefix {prefix!r}; correct the key or the prefix"
+        )
+    if asked.weights and holds_secret(asked.weights):
+        raise FruitsError(
+            f"weights {public_uri(asked.weights)!r}: expected an address without a query and a password, because "
+            "Airflow keeps the params of a run; withdraw that signature or password, and set FRUITS_WEIGHTS instead"
         )
     if mode == "rebuild" and asked.limit:
         raise FruitsError("mode 'rebuild' with a limit would take the same photos each time; leave `limit` empty")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fruits.errors import FruitsError
-from fruits.settings import DagSettings, Settings, queue_region
+from fruits.settings import DagSettings, Settings, public_uri, queue_region
 
 State = Literal["ok", "warn", "fail"]
 
@@ -375,7 +375,7 @@ def backbone(settings: Settings) -> Found:
     open_read_only(settings)
     card = staged_card(settings)
     if card is None:
-        found = f"{settings.backbone} with weights {settings.weights} is not staged"
+        found = f"{settings.backbone} with weights {public_uri(settings.weights)} is not staged"
         return Found(found, "warn", "the next run builds it; or: python -m fruits.backbones.stage")
     load_backbone(settings, card.model_id)
     return Found(f"{card.model_id}: staged, and its checksum is right")

@@ -40,7 +40,11 @@ _PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format", "vector")
 def featurize(
     settings: Settings, model_id: str, run_id: str, witnesses: Sequence[str] = (), rows_per_batch: int = 64
 ) -> BatchFunction:
-    """From entries of the manifest to outcomes, with ``OUTCOME_SCHEMA``; for ``witnesses`` see ``PhotoServer``."""
+    """From entries of the manifest to outcomes, with ``OUTCOME_SCHEMA``; for ``witnesses`` see ``PhotoServer``.
+
+    The catalog's password does not travel.
+    """
+    settings = settings.for_executors()
 
     def outcomes(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         entries = (entry for batch in batches for entry in entries_of(batch))

@@ -50,7 +50,7 @@ from fruits.run.pin import current_pin
 from fruits.run.reconciliation import KnownObject, Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun, run_key
-from fruits.settings import Settings
+from fruits.settings import Settings, public_uri
 from fruits.steps.prepare import with_backbone
 
 log = logging.getLogger("fruits")
@@ -139,8 +139,8 @@ def effective_backbone(settings: Settings, request: RunRequest, published: Seque
     card = staged_card(chosen)
     if card is None:
         raise FruitsError(
-            f"backbone {chosen.backbone} with weights {chosen.weights}: not staged in {settings.lake}/models; clear "
-            "the run from `prepare`, which builds it"
+            f"backbone {chosen.backbone} with weights {public_uri(chosen.weights)}: not staged in "
+            f"{settings.lake}/models; clear the run from `prepare`, which builds it"
         )
     models = [publication.model_id for publication in published if publication.model_id]
     left_by_readers = card.model_id in models and card.model_id != models[-1]

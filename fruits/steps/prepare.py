@@ -5,6 +5,7 @@ import os
 import subprocess
 
 from fruits.backbones.stage import staged_card
+from fruits.backbones.weights import check_place
 from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import NoLakeError, open_read_only
@@ -13,7 +14,7 @@ from fruits.photos.listing import first_photos
 from fruits.run.manifest import spread
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
-from fruits.settings import Settings
+from fruits.settings import Settings, public_uri
 from fruits.stores import can_read_any, check_lake, check_photos, photo_store
 
 log = logging.getLogger("fruits")
@@ -64,8 +65,8 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
     chosen = with_backbone(settings, request)
     if staged_card(chosen) is None:
         raise FruitsError(
-            f"dry run: backbone {chosen.backbone} with weights {chosen.weights} is not in {settings.lake}/models, and "
-            f"a dry run does not build it; {advice}"
+            f"dry run: backbone {chosen.backbone} with weights {public_uri(chosen.weights)} is not in "
+            f"{settings.lake}/models, and a dry run does not build it; {advice}"
         )
 
 
@@ -79,7 +80,13 @@ def _published_photo_readable(settings: Settings) -> bool:
 
 
 def with_backbone(settings: Settings, request: RunRequest) -> Settings:
-    """The settings with the backbone and weights that a run was asked for."""
+    """The settings with the backbone and weights that a run was asked for.
+
+    Raises:
+        FruitsError: when the weights are from a place that neither FRUITS_WEIGHTS nor FRUITS_WEIGHTS_FROM names.
+    """
+    if request.weights not in (None, settings.weights):
+        check_place(request.weights, settings.weights_from)
     backbone = request.backbone or settings.backbone
     weights = request.weights or (settings.weights if backbone == settings.backbone else "default")
     return settings.model_copy(update={"backbone": backbone, "weights": weights})
@@ -99,7 +106,7 @@ def stage_missing(settings: Settings) -> None:
     log.info(
         "backbone %s with weights %s is not staged yet; building it, about half a minute",
         settings.backbone,
-        settings.weights,
+        public_uri(settings.weights),
     )
     python = settings.jobs_env / "bin" / "python"
     if not python.is_file():
