@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -334,14 +334,10 @@ class Settings(DagSettings):
     @field_validator("catalog_uri")
     @classmethod
     def _catalog_is_one_we_know(cls, uri: SecretStr) -> SecretStr:
-        parts = urlsplit(uri.get_secret_value())
-        file = parts.scheme == "sqlite" and not parts.netloc and parts.path.startswith("//")
-        server = parts.scheme == "postgresql" and parts.hostname and len(parts.path) > 1
-        glue = parts.scheme == "glue" and re.fullmatch(r"glue://(\d{12})?", uri.get_secret_value())
-        if not (file or server or glue):
+        if not _is_catalog(uri.get_secret_value()):
             raise ValueError(
-                "expected sqlite:////absolute/path.db, postgresql://user:password@host:5432/database, glue:// or "
-                "glue://<account of 12 digits>"
+                "expected sqlite:////absolute/path.db, postgresql://user:password@host:5432/database (special "
+                "characters of the password percent-encoded), glue:// or glue://<account of 12 digits>"
             )
         return uri
 
@@ -410,6 +406,20 @@ def queue_region(url: str) -> str | None:
     """The region that a queue of AWS is in, by its URL; None for one behind another endpoint."""
     words = (urlsplit(url).hostname or "").split(".")
     return words[1] if words[0] == "sqs" and "amazonaws" in words[2:] else None
+
+
+def _is_catalog(uri: str) -> bool:
+    """Whether ``uri`` is a catalog's. A password may stand in its own place only, so that messages can leave it out."""
+    try:
+        parts = urlsplit(uri)
+        parts.port  # noqa: B018 reading it checks it
+    except ValueError:  # its text may have a part of the password
+        return False
+    if parts.scheme == "sqlite":
+        return not parts.netloc and parts.path.startswith("//")
+    if parts.scheme == "postgresql":
+        return bool(parts.hostname) and len(parts.path) > 1 and "password" not in unquote(parts.query).lower()
+    return re.fullmatch(r"glue://(\d{12})?", uri) is not None
 
 
 def public_uri(uri: str) -> str:

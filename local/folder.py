@@ -11,10 +11,11 @@ from types import MappingProxyType
 
 from fruits.errors import FruitsError
 from fruits.photos.decode import announced_format
-from fruits.photos.ignore import FOLDER_MARKER, MEANINGS, Names, meaning_of, readable
+from fruits.photos.ignore import FOLDER_MARKER, MEANINGS, Names, meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, spelled, twin_labels
 from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
+from fruits.text import readable
 
 SUFFIXES = frozenset(
     {

@@ -45,7 +45,8 @@ def answer_error(error: Exception) -> None:
 
 def _print_json(document: Document) -> None:
     text = json.dumps(_finite(document), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    print(text)  # noqa: T201 the command's output
+    inert = "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+    print(inert)  # noqa: T201 the command's output
 
 
 def _finite(value: object) -> object:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from fruits.settings import Settings
+from fruits.text import readable
 
 FOLDER_MARKER = "folder_marker"
 DEFAULT = "default"
@@ -118,13 +119,6 @@ class Names:
         others = self.count - len(self.examples)
         more = f" and {others:,} more" if others else ""
         return f"{self.count:,}: {', '.join(map(readable, self.examples))}{more}"
-
-
-def readable(name: str) -> str:
-    """``name`` with control characters, odd spaces and bytes that are no UTF-8 written as escapes."""
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
 @dataclass(frozen=True, eq=False)

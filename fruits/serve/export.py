@@ -38,7 +38,7 @@ MAX_NPZ_BYTES = 2 * 1024**3
 """Most memory that the arrays of an ``.npz`` file may take: they are complete before it is written."""
 
 _VECTORS: Mapping[str, str] = {"features": "vector", "embeddings": "embedding"}
-_FORMULA = r"^[=+\-@\t\r\n]"
+_FORMULA = r"^[=+\-@\t\r\n\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"  # with the wide forms of the signs
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ EXECUTOR_SOURCES = (
     "settings.py",
     *("spark/__init__.py", "spark/executors.py", "spark/release.py"),
     "stores.py",
+    "text.py",
 )
 """The files of ``fruits`` that an executor imports: ``spark/executors.py`` and all that it needs."""
 

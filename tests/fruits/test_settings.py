@@ -4,7 +4,7 @@ import pytest
 from pydantic import SecretStr
 
 from fruits.errors import ExitCode, FruitsError
-from fruits.settings import DagSettings, Settings, queue_region
+from fruits.settings import DagSettings, Settings, holds_secret, public_uri, queue_region
 
 PASSWORD = "s3cret-pass"
 CATALOG = f"postgresql://fruits:{PASSWORD}@db.example:5432/fruits"
@@ -267,3 +267,60 @@ def test_every_setting_says_what_it_is_for():
 )
 def test_a_queue_of_aws_says_its_region(url, region):
     assert queue_region(url) == region
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://fruits:{}/x@db.example/fruits",
+        "postgresql://fruits:{}#x@db.example/fruits",
+        "postgresql://fruits:[{}@db.example/fruits",
+        "postgresql://fruits:\u2100{}@db.example/fruits",
+        "postgresql://fruits@db.example:{}/fruits",
+        "postgresql://db.example/fruits?user=fruits&password={}",
+        "postgresql://db.example/fruits?p%61ssword={}",
+        "mysql://fruits:{}@db.example/fruits",
+    ],
+)
+def test_a_password_in_a_wrong_place_is_refused_and_not_repeated(uri):
+    said = refusal(catalog_uri=uri.format(PASSWORD))
+    assert "percent-encoded" in said
+    assert PASSWORD not in said
+
+
+def test_a_wrong_address_is_shown_without_its_secrets():
+    said = refusal(lake=f"https://me:{PASSWORD}@host/lake?signature={PASSWORD}", weights_from=f"https://h/?{PASSWORD}")
+    assert "FRUITS_LAKE is 'https://host/lake'" in said
+    assert "FRUITS_WEIGHTS_FROM expected absolute folders" in said
+    assert PASSWORD not in said
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown", "secret"),
+    [
+        ("https://host/a.h5?X-Amz-Signature=1", "https://host/a.h5", True),
+        ("https://me:word@host/a.h5", "https://host/a.h5", True),
+        ("https://host?signature=1", "https://host", True),
+        ("https://host/a.h5#sha256=0", "https://host/a.h5", False),
+        ("https://[::1/a.h5?signature=1", "https://[::1/a.h5", True),
+        ("s3://bucket/a@b/c.h5", "s3://bucket/a@b/c.h5", False),
+        ("/srv/what?.h5", "/srv/what?.h5", False),
+        ("imagenet", "imagenet", False),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret(uri, shown, secret):
+    assert public_uri(uri) == shown
+    assert holds_secret(uri) is secret
+
+
+@pytest.mark.parametrize(
+    "places", ["weights", "http://host", "https://", "https://me:word@host/", "https://h/?a=1", "~"]
+)
+def test_places_of_weights_are_folders_and_addresses(places):
+    assert "FRUITS_WEIGHTS_FROM expected absolute folders" in refusal(weights_from=f"/srv/weights, {places}")
+
+
+def test_places_of_weights_are_separated_by_commas():
+    places = "/srv/weights, s3://bucket/weights,https://host/"
+    given = Settings.load(**REQUIRED, weights_from=places)
+    assert given.weights_from == ("/srv/weights", "s3://bucket/weights", "https://host/")

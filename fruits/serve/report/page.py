@@ -13,12 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 import fruits
-from fruits.photos.ignore import meaning_of, readable
+from fruits.photos.ignore import meaning_of
 from fruits.photos.quarantine import Reason
 from fruits.run.decisions import described
 from fruits.run.request import RunRequest
 from fruits.serve.report import charts
 from fruits.serve.report.content import Overview, RunReport
+from fruits.text import inert, readable
 
 OUTCOMES = {
     "published": ("good", "Published", "Readers see what this run made."),
@@ -83,6 +84,7 @@ def _environment() -> Environment:
         autoescape=True,
         loader=PackageLoader("fruits.serve.report"),
         undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else inert(value),
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -62,6 +62,8 @@ def variables(settings: Settings) -> dict[str, str]:
         "FRUITS_BUCKET": settings.bucket,
         "FRUITS_PREFIX": settings.prefix or None,
         "FRUITS_S3_ENDPOINT": settings.s3_endpoint,
+        "FRUITS_WEIGHTS": settings.weights,
+        "FRUITS_WEIGHTS_FROM": ",".join(settings.weights_from),
     }
     return {name: value for name, value in values.items() if value is not None}
 

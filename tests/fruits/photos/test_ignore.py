@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruits.photos.ignore import DEFAULT_RULES, MEANINGS, IgnoreRules, Names, meaning_of, readable
+from fruits.photos.ignore import DEFAULT_RULES, MEANINGS, IgnoreRules, Names, meaning_of
 from fruits.settings import Settings
 
 
@@ -141,16 +141,3 @@ def test_names_are_counted_and_the_first_shown_whatever_their_order(names, rando
 def test_names_say_how_many_more_there_are():
     assert str(Names.of(f"{n}.jpg" for n in range(5))) == "5: 0.jpg, 1.jpg, 2.jpg and 2 more"
     assert str(Names.of(["Icon\r"])) == r"1: Icon\r"
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("Pomme d'été 🍎.jpg", "Pomme d'été 🍎.jpg"),
-        ("3.15.10\u202fPM.png", r"3.15.10\u202fPM.png"),
-        ("\x1b[31mred.jpg", r"\x1b[31mred.jpg"),
-        ("caf\udce9.jpg", r"caf\udce9.jpg"),
-    ],
-)
-def test_what_a_terminal_does_not_show_is_written_out(name, shown):
-    assert readable(name) == shown

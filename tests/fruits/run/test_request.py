@@ -84,6 +84,8 @@ def test_params_come_before_the_run_type_and_that_before_the_interval(params, ru
         ({"keys": {"photos/a": 1}}, "keys {'photos/a': 1}", "a list of object keys"),
         ({"backbone": ["MobileNetV2"]}, "backbone ['MobileNetV2']", "the name of a backbone"),
         ({"weights": 1}, "weights 1", "a path or a URI"),
+        ({"weights": "https://host/a.h5?sig=1"}, "weights 'https://host/a.h5'", "without a query"),
+        ({"weights": "https://me:word@host/a.h5"}, "weights 'https://host/a.h5'", "set FRUITS_WEIGHTS instead"),
         ({"dry_run": "false"}, "dry_run 'false'", "true or false"),
         ({"dry_run": 1}, "dry_run 1", "true or false"),
         ({"dry_run": None}, "dry_run None", "true or false"),

@@ -1,8 +1,12 @@
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fruits.lake.branches import Writer, run_of_branch
 from fruits.run.state import run_key
+from tests.hostile import HOSTILE_KEYS
 
 
 @given(st.lists(st.text(), unique=True, max_size=20))
@@ -15,6 +19,11 @@ def test_keys_are_unique_and_fit_branches_and_paths(run_ids):
         assert key.replace("_", "").isalnum()
         assert key == key.lower()
         assert len(key) <= 67
+
+
+@pytest.mark.parametrize("run_id", HOSTILE_KEYS.values(), ids=HOSTILE_KEYS)
+def test_a_hostile_run_id_stays_in_its_folder_and_branch(run_id):
+    assert re.fullmatch("[a-z0-9_]{7,67}", run_key(run_id))
 
 
 def test_a_key_is_readable_stable_and_differs_where_only_punctuation_does():

@@ -22,7 +22,7 @@ PHOTOS = {
     for split in ("train", "test")
     for n in range(10)
 }
-QUARANTINED = ['=HYPERLINK("http://x")', "+1", "-1", "@x", "a,b.jpg"]
+QUARANTINED = ['=HYPERLINK("http://x")', "+1", "-1", "@x", "\uff1d1", "a,b.jpg"]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ class TestCsv:
 
     def test_no_text_is_a_formula_to_a_spreadsheet(self, lake, tmp_path):
         rows = spelled(export(lake, "quarantine", tmp_path / "x.csv", "csv").path)
-        assert set(rows) == {*(f"'{key}" for key in QUARANTINED[:4]), "a,b.jpg"}
+        assert set(rows) == {*(f"'{key}" for key in QUARANTINED[:5]), "a,b.jpg"}
         assert {row["detail"] for row in rows.values()} == {'a "word", a comma\nand a line'}
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from fruits.analysis.moments import Moments, from_bytes, moments_of
 from fruits.errors import FruitsError
-from fruits.spark.executors import partial_moments
+from fruits.settings import Settings
+from fruits.spark.executors import featurize, partial_moments
 
 VECTORS = np.random.default_rng(7).normal(size=(9, 4)).astype(np.float32)
 
@@ -39,3 +40,19 @@ def test_a_vector_that_is_not_a_number_is_named(value: float) -> None:
     spoilt[5, 3] = value
     with pytest.raises(FruitsError, match=r"the vector of 5\.jpg has NaN or infinity.*Nothing is published"):
         moments(batch(spoilt))
+
+
+def test_what_travels_to_executors_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyspark import cloudpickle
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "marker-of-the-environment")
+    settings = Settings.load(
+        lake="file:///lake",
+        catalog_uri="postgresql://user:marker-of-the-catalog@host/db",
+        weights="https://host/a.h5?signature=marker-of-the-weights",
+        weights_from="https://host",
+    )
+    assert b"marker" in cloudpickle.dumps(settings), "a secret is pickled like anything else"
+    travelling = cloudpickle.dumps(featurize(settings, "model", "run"))
+    assert b"marker" not in travelling
+    assert b"file:///lake" in travelling

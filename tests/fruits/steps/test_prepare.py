@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from fruits.errors import ExitCode, FruitsError, TransientError
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.steps.prepare import stage_missing
+from fruits.steps.prepare import stage_missing, with_backbone
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,20 @@ def test_a_build_that_may_succeed_later_is_tried_again(
     with pytest.raises(FruitsError, match="^weights: no answer$") as raised:
         stage_missing(folder_lake.model_copy(update={"jobs_env": tmp_path / "jobs"}))
     assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize("weights", [None, "imagenet", "/mine/a.h5", "/srv/weights/b.h5", "https://host/weights/c.h5"])
+def test_a_run_may_ask_for_the_operators_weights(folder_lake: Settings, weights: str | None) -> None:
+    operators = {"weights": "/mine/a.h5", "weights_from": ("/srv/weights", "https://host/weights")}
+    request = RunRequest(prefix="", weights=weights)
+    chosen = with_backbone(folder_lake.model_copy(update=operators), request)
+    assert chosen.weights == (weights or "/mine/a.h5")
+
+
+@pytest.mark.parametrize(
+    "weights", ["/mine/b.h5", "/etc/passwd", "file:///etc/passwd", "https://host/c.h5", "s3://b/c"]
+)
+def test_a_run_may_not_ask_for_weights_from_elsewhere(folder_lake: Settings, weights: str) -> None:
+    operators = {"weights": "/mine/a.h5", "weights_from": ("/srv/weights", "https://host/weights")}
+    with pytest.raises(FruitsError, match=r"FRUITS_WEIGHTS_FROM lists, now /srv/weights, https://host/weights"):
+        with_backbone(folder_lake.model_copy(update=operators), RunRequest(prefix="", weights=weights))

@@ -31,6 +31,8 @@ from fruits.serve.report.content import (
 )
 from fruits.serve.report.page import OUTCOMES
 from fruits.serve.state import FittedVersion
+from fruits.text import inert
+from tests.hostile import ACTING, HOSTILE_KEYS
 from tests.runs import document, featurized, planned, projected
 
 MOMENT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
@@ -175,6 +177,16 @@ def pages() -> dict[str, str]:
     runs = {outcome: replace(RUN, outcome=outcome, error="it <failed>") for outcome in OUTCOMES}
     reports = {"overview": OVERVIEW, "empty": EMPTY, "bare": BARE, **runs}
     return {**{name: render(one, MOMENT) for name, one in reports.items()}, "message": render_message("a", "b")}
+
+
+@pytest.mark.parametrize("key", HOSTILE_KEYS.values(), ids=HOSTILE_KEYS)
+def test_no_key_acts_on_a_page(key):
+    attacked = [replace(RUN, error=key, planned=planned("manual__1", ignored={"hidden": Names(1, (key,))}))]
+    for page in (*(render(report, MOMENT) for report in attacked), render_message(key, key)):
+        assert not ACTING & set(page)
+        assert not list(Page(page).all("script"))
+        assert all(image["src"].startswith("data:image/jpeg;base64,") for image in Page(page).all("img"))
+        assert "".join(inert(key).split()) in "".join(Page(page).text.split()), "it is shown as text"
 
 
 def test_a_run_names_what_it_ignored_and_what_to_do():
