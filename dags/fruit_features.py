@@ -110,7 +110,7 @@ PARAMS = {
         type=["null", "string"],
         title="Weights",
         examples=["default", "imagenet"],
-        description="default, imagenet, a path or a URI (https, s3, file). Empty: FRUITS_WEIGHTS.",
+        description="default, imagenet, or a file in a place that FRUITS_WEIGHTS_FROM lists. Empty: FRUITS_WEIGHTS.",
     ),
     "n_components": Param(
         None,

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[3]
 RUN_ID = "manual__2026-11-22T09:30:00+00:00"
 HOSTILE = "<script>alert(1)</script>"
 READY_SECONDS = 120
+JWT_SECRET = "a secret of these tests, which is long enough to be one: " + "x" * 32
 
 AUTH_MANAGER = '''
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
@@ -90,7 +91,7 @@ def environment(stack: Stack, folder: Path, port: int) -> dict[str, str]:
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API_AUTH__JWT_SECRET": "a secret of these tests, which is long enough to be one: " + "x" * 32,
+        "AIRFLOW__API_AUTH__JWT_SECRET": JWT_SECRET,
         "AIRFLOW__CORE__AUTH_MANAGER": "one_dag_is_secret.OneDagIsSecret",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "viewer:viewer,stranger:viewer,nosy:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
@@ -184,6 +185,26 @@ def test_no_route_answers_who_may_not_read_the_dags_runs(server: Server, paths: 
         for refused in (server.get(path, token), server.get(path, cookie=token)):
             assert refused.status == 403, path
             assert_nothing_is_told(refused)
+
+
+@pytest.mark.heavy
+def test_no_route_answers_a_session_that_has_expired(server: Server, paths: list[str]) -> None:
+    for seconds, status in ((600, 200), (-600, 401)):
+        token = changed(server.token("viewer"), exp=int(time.time()) + seconds)
+        for path in paths:
+            for answer in (server.get(path, token), server.get(path, cookie=token)):
+                assert answer.status == status, path
+                if status != 200:
+                    assert_nothing_is_told(answer)
+
+
+def changed(token: str, **claims: Any) -> str:
+    """The token with other claims, signed as the server signs."""
+    import jwt
+
+    header = jwt.get_unverified_header(token)
+    known = jwt.decode(token, options={"verify_signature": False})
+    return str(jwt.encode({**known, **claims}, JWT_SECRET, algorithm=header["alg"], headers=header))
 
 
 def assert_nothing_is_told(refused: Answer) -> None:

@@ -12,7 +12,7 @@ from fruits.errors import FruitsError
 from fruits.run.request import RunRequest, resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings
-from fruits.steps.plan import plan_run
+from fruits.steps.plan import effective_backbone, plan_run
 from fruits.steps.prepare import prepare
 from fruits.stores import lake_store, list_files, photo_store, read_bytes, write_bytes, write_json
 
@@ -101,9 +101,10 @@ def test_a_backbone_that_cannot_be_built_names_no_secret(
         monkeypatch.setenv(name, value)
     with pytest.raises(FruitsError, match="https://127.0.0.1:1/net.weights.h5: the download failed") as raised:
         prepare(newer, REQUEST)
-    for step in (plan_run, lambda *_: prepare(newer, REQUEST.model_copy(update={"dry_run": True}))):
-        with pytest.raises(FruitsError, match="https://127.0.0.1:1/net.weights.h5"):
-            step(newer, REQUEST, "manual__2")
+    with pytest.raises(FruitsError, match="weights https://127.0.0.1:1/net.weights.h5: not staged"):
+        effective_backbone(newer, REQUEST, [])
+    with pytest.raises(FruitsError, match="weights https://127.0.0.1:1/net.weights.h5 is not in"):
+        prepare(newer, REQUEST.model_copy(update={"dry_run": True}))
     out, err = capfd.readouterr()
     account = "".join(traceback.format_exception(raised.value))
     assert_none(secrets, {"log": caplog.text, "out": out, "err": err, "error": account, "settings": repr(newer)})
