@@ -84,7 +84,8 @@ PARAMS = {
     ),
     "keys": Param(
         [],
-        type=["null", "array", "string"],
+        # Without a `type` of its own Airflow's form shows lines, as the default is a list, and one text is taken as well.
+        anyOf=[{"type": ["null", "array"]}, {"type": "string"}],
         items={"type": "string"},
         title="Keys",
         description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
