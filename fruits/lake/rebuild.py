@@ -123,7 +123,8 @@ def rebuild(settings: Settings, planned: Rebuild) -> Publication | None:
 def check_catalog_is_current(lake: Lake) -> None:
     """See that the catalog is not an older one: a run on it would leave a second line of versions.
 
-    Mostly two requests for each table. A file one number above the catalog's may come from a commit that was lost, and proves nothing.
+    Mostly two requests for each table. A file one number above the catalog's may come from a commit that was lost, so
+    it proves nothing.
 
     Raises:
         FruitsError: when the lake has newer metadata files; names the command that mends the catalog.

@@ -126,7 +126,7 @@ def test_an_empty_catalog_is_not_put_over_published_tables(make_settings, kind):
     row = Publication(1, {name: lake.state(name).main for name in NAMES}, "pub-000001-abcdef", "run", None, "m", "p")
     lake.table("publications").append(_to_rows(row))
     lost = make_settings(lake=settings.lake)  # with a catalog of its own
-    with pytest.raises(FruitsError, match="restore the catalog's database from its back-up"):
+    with pytest.raises(FruitsError, match="`fruits catalog rebuild` makes the catalog again"):
         Lake.open(lost)
     assert Lake(lost).catalog.list_tables(lost.namespace) == [], "nothing was made there"
     assert Lake.open(settings).head("publications") == lake.head("publications")
