@@ -46,7 +46,7 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
     if not (data / ("lake" if needs == "files" else "catalog.db")).exists():
         raise NoLakeError(
             f"no data yet in {data}; run `make run` first, name its folder with --data, or set FRUITS_LAKE and "
-            "FRUITS_CATALOG_URI to a lake elsewhere"
+            "FRUITS_CATALOG_URI to a lake elsewhere. If its catalog.db is lost: `fruits catalog rebuild`"
         )
     from local.stack import environment_of, running_stack
 
