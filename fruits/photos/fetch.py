@@ -1,5 +1,6 @@
 """GET one object: its bytes, or why there are none. One object's refusal is told from that of the whole bucket."""
 
+import math
 import random
 import re
 import threading
@@ -63,18 +64,21 @@ class Patience:
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock, self._lock = seconds, clock, threading.Lock()
-        self._asked_since: float | None = None  # when the first GET began that was not answered
-        self._failed_at = 0.0
+        self._silent_since: float | None = None  # since when GETs that were not answered have been under way
+        self._answered_at = self._failed_at = -math.inf
 
     def answered(self) -> None:
         """A GET was answered."""
         with self._lock:
-            self._asked_since = None
+            self._silent_since = None
+            self._answered_at = self._clock()
 
     def failed(self, began: float) -> None:
         """A GET that began at a time of the clock was not answered."""
         with self._lock:
-            self._asked_since = began if self._asked_since is None else min(began, self._asked_since)
+            silent_since = max(began, self._answered_at)  # others may have been answered meanwhile
+            if self._silent_since is None or silent_since < self._silent_since:
+                self._silent_since = silent_since
             self._failed_at = self._clock()
 
     def now(self) -> float:
@@ -85,7 +89,7 @@ class Patience:
     def exhausted(self) -> bool:
         """Whether to ask no more for now."""
         with self._lock:
-            if self._asked_since is None or self._failed_at - self._asked_since < self._seconds:
+            if self._silent_since is None or self._failed_at - self._silent_since < self._seconds:
                 return False
             if self._clock() - self._failed_at < _COOLING_SECONDS:
                 return True

@@ -58,7 +58,7 @@ def test_a_master_that_does_not_answer_is_named_with_its_connection(chain, first
     with chain.environment(settings):
         script = ROOT / "spark_jobs" / "featurize.py"
         done = spark_submit("--master", master, script, "--run", run_key("in vain"))
-    assert done.returncode == ExitCode.BAD_INPUT, done.stderr
+    assert done.returncode == ExitCode.TRANSIENT, done.stderr
     document = chain.documents(settings, "in vain").featurize
     assert f"Spark master {master} does not answer" in document.error
     assert "Connection refused" in document.error

@@ -190,6 +190,15 @@ class TestPatience:
         patience.answered()
         assert not patience.exhausted
 
+    def test_one_photo_that_is_never_answered_does_not_stop_the_others(self):
+        time = [0.0]
+        patience = Patience(10, lambda: time[0])
+        time[0] = 9.0
+        patience.answered()  # another photo's
+        time[0] = 11.0
+        patience.failed(0.0)
+        assert not patience.exhausted
+
     def test_photos_after_that_are_pending_without_a_request(self, server, photos):
         server.fault = always(misbehaving.status(503))
         photos.patience = Patience(0.1)
