@@ -84,7 +84,7 @@ PARAMS = {
     ),
     "keys": Param(
         [],
-        # Without a `type` of its own Airflow's form shows lines, as the default is a list, and one text is taken as well.
+        # No `type`: Airflow's form then shows lines, as the default is a list, and one text is taken as well.
         anyOf=[{"type": ["null", "array"]}, {"type": "string"}],
         items={"type": "string"},
         title="Keys",
