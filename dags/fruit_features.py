@@ -84,7 +84,8 @@ PARAMS = {
     ),
     "keys": Param(
         [],
-        type=["null", "array", "string"],
+        # No `type`: Airflow's form then shows lines, as the default is a list, and one text is taken as well.
+        anyOf=[{"type": ["null", "array"]}, {"type": "string"}],
         items={"type": "string"},
         title="Keys",
         description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",

@@ -125,10 +125,10 @@ def exists(store: ObjectStore, path: str) -> bool:
     return True
 
 
-def list_files(store: ObjectStore, prefix: str | None = None) -> Iterator["ObjectMeta"]:
-    """The objects of a store, or of a folder in it, in no order."""
+def list_files(store: ObjectStore, prefix: str | None = None, offset: str | None = None) -> Iterator["ObjectMeta"]:
+    """The objects of a store, or of a folder in it, whose path comes after ``offset``; in no order."""
     with errors_explained(store, "s3:ListBucket"):
-        for batch in obstore.list(store, prefix):
+        for batch in obstore.list(store, prefix, offset=offset):
             yield from batch
 
 

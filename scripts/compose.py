@@ -390,7 +390,8 @@ def restore(folder: Path) -> None:
     for database in DATABASES:
         sql(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
         sql(f"ALTER DATABASE {database}_restored RENAME TO {database}")
-    print("Restored. `make up` starts Airflow.")
+    print("Restored. `make up` starts Airflow; then bring the catalog to the newest version of each table:")
+    print("docker compose exec -T scheduler fruits catalog rebuild --yes")
 
 
 def check_postgres() -> None:

@@ -333,6 +333,37 @@ def doctor(
         raise typer.Exit(ExitCode.BAD_INPUT)
 
 
+catalog = typer.Typer(no_args_is_help=True, help="The catalog: which files are the current tables.")
+app.add_typer(catalog, name="catalog")
+
+
+@catalog.command("rebuild")
+def rebuild_catalog(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare catalog and lake, and change nothing.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Make the catalog again from the lake: after its loss, or after the restoration of a backup of any age."""
+    from fruits.cli import catalog as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+    from fruits.lake.rebuild import plan_rebuild
+
+    if as_json and not (yes or dry_run):
+        raise FruitsError("catalog rebuild --json does not ask, so it needs --yes or --dry-run")
+    with opened(data, "files") as place:
+        if dry_run:
+            document = command.to_document(plan_rebuild(place.settings), changed=False)
+        else:
+            question = command.preview(plan_rebuild(place.settings))
+            if question and not yes and not typer.confirm(question, err=True):
+                raise typer.Exit(ExitCode.BAD_INPUT)
+            with command.no_run_works(place.settings):
+                document = command.run(place.settings, plan_rebuild(place.settings))
+    answer(document, command.render, as_json=as_json)
+
+
 quarantine = typer.Typer(no_args_is_help=True, help="Objects that could not be featurized.")
 app.add_typer(quarantine, name="quarantine")
 

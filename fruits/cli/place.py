@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from local.stack import Stack
 
 DATA = Path(__file__).parents[2] / "data"
-Needs = Literal["lake", "bucket"]
+Needs = Literal["lake", "bucket", "files"]
+"""``files``: the lake's files alone, without a catalog."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
             yield Place(settings)
         return
     data = (data or DATA).resolve()
-    if not (data / "catalog.db").is_file():
+    if not (data / ("lake" if needs == "files" else "catalog.db")).exists():
         raise NoLakeError(
             f"no data yet in {data}; run `make run` first, name its folder with --data, or set FRUITS_LAKE and "
-            "FRUITS_CATALOG_URI to a lake elsewhere"
+            "FRUITS_CATALOG_URI to a lake elsewhere. If its catalog.db is lost: `fruits catalog rebuild`"
         )
     from local.stack import environment_of, running_stack
 

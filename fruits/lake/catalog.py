@@ -207,8 +207,18 @@ class Lake:
         return lake
 
     def table(self, name: TableName) -> "Table":
-        """The table, with its metadata as of now."""
-        return self.catalog.load_table((self.settings.namespace, name))
+        """The table, with its metadata as of now.
+
+        Raises:
+            FruitsError: when the catalog names a metadata file that is gone.
+        """
+        try:
+            return self.catalog.load_table((self.settings.namespace, name))
+        except FileNotFoundError as error:
+            raise FruitsError(
+                f"table {name}: the catalog names a metadata file that is not in the lake ({error}), as after the "
+                "restoration of an old backup; `fruits catalog rebuild` brings the catalog up to date"
+            ) from error
 
     def head(self, name: TableName, ref: str = "main") -> int | None:
         """Snapshot id that ``ref`` points to; None when there is no such branch or tag."""
@@ -292,7 +302,7 @@ class Lake:
 
     def format(self) -> int:
         """The lake's format version."""
-        return int(self.table("publications").properties.get(_FORMAT_PROPERTY, 1))
+        return _format(self.table("publications"))
 
     def check_format(self) -> None:
         """See that this software knows the lake's format.
@@ -300,12 +310,7 @@ class Lake:
         Raises:
             FruitsError: when a newer release wrote the lake; names both formats.
         """
-        found = self.format()
-        if found > LAKE_FORMAT:
-            raise FruitsError(
-                f"lake {self.settings.lake} has format {found}; Fruits {fruits.__version__} knows formats up to "
-                f"{LAKE_FORMAT}. Install the release that wrote the lake, or a newer one"
-            )
+        check_known_format(self.settings, self.table("publications"))
 
     def set_format(self) -> None:
         """Record that the lake has the format of this software."""
@@ -410,9 +415,9 @@ class Lake:
             published = any(obstore.list(store, rows, chunk_size=1))
         if published:
             raise FruitsError(
-                f"lake {self.settings.lake} has published tables, of which the catalog knows nothing; restore the "
-                "catalog's database from its back-up, correct FRUITS_CATALOG_URI, FRUITS_CATALOG_NAME and "
-                "FRUITS_NAMESPACE, or set FRUITS_LAKE to a new place"
+                f"lake {self.settings.lake} has published tables, of which the catalog knows nothing; correct "
+                "FRUITS_CATALOG_URI, FRUITS_CATALOG_NAME and FRUITS_NAMESPACE, or set FRUITS_LAKE to a new place. If "
+                "the catalog's database is lost: `fruits catalog rebuild` makes the catalog again from the lake"
             )
 
     def _create(self, definition: TableDefinition) -> None:
@@ -432,6 +437,24 @@ class Lake:
             if not self.catalog.table_exists((self.settings.namespace, definition.name)):
                 raise
             # Otherwise another process was quicker.
+
+
+def _format(publications: "Table") -> int:
+    return int(publications.properties.get(_FORMAT_PROPERTY, 1))
+
+
+def check_known_format(settings: Settings, publications: "Table") -> None:
+    """See that this software knows the format of a lake by its table ``publications``.
+
+    Raises:
+        FruitsError: when a newer release wrote the lake; names both formats.
+    """
+    found = _format(publications)
+    if found > LAKE_FORMAT:
+        raise FruitsError(
+            f"lake {settings.lake} has format {found}; Fruits {fruits.__version__} knows formats up to "
+            f"{LAKE_FORMAT}. Install the release that wrote the lake, or a newer one"
+        )
 
 
 def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -29,6 +29,9 @@ from fruits.lake.branches import (
 )
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
+
+if TYPE_CHECKING:
+    from pyiceberg.table import Table
 
 log = logging.getLogger("fruits")
 
@@ -82,8 +85,16 @@ class Base:
 
 def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication]:
     """All publications, the oldest first."""
-    rows = lake.read("publications", snapshot_id).to_pylist()
-    return sorted((_from_row(row) for row in rows), key=lambda publication: publication.sequence)
+    return _in_order(lake.read("publications", snapshot_id))
+
+
+def publications_of(table: "Table") -> list[Publication]:
+    """All publications in a table ``publications`` that no catalog need know, the oldest first."""
+    return _in_order(table.scan().to_arrow())
+
+
+def _in_order(rows: pa.Table) -> list[Publication]:
+    return sorted((_from_row(row) for row in rows.to_pylist()), key=lambda publication: publication.sequence)
 
 
 def current_base(lake: Lake) -> Base:

@@ -38,16 +38,18 @@ def open_read_only(settings: Settings) -> Lake:
         NoLakeError: when there is no lake; says which part was looked for.
         FruitsError: when the catalog's database cannot be asked, or catalog and lake are not of each other.
     """
-    for file in _local_parts(settings):
-        if not file.exists():
-            raise NoLakeError(f"no lake there: {file} does not exist; check FRUITS_LAKE and FRUITS_CATALOG_URI")
+    for file in missing_parts(settings):
+        raise NoLakeError(
+            f"no lake there: {file} does not exist; check FRUITS_LAKE and FRUITS_CATALOG_URI. If the catalog is lost: "
+            "`fruits catalog rebuild`"
+        )
     tables = _tables(settings)
     missing = [table.name for table in TABLES if table.name not in tables]
     if missing:
         raise NoLakeError(
             f"no lake there: catalog {settings.catalog_name!r} has no tables {', '.join(missing)} in namespace "
             f"{settings.namespace!r}; a first run of the DAG makes them. Or check FRUITS_CATALOG_URI, "
-            "FRUITS_CATALOG_NAME and FRUITS_NAMESPACE"
+            "FRUITS_CATALOG_NAME and FRUITS_NAMESPACE. If the catalog is lost: `fruits catalog rebuild`"
         )
     lake = Lake(settings)
     lake.check_location()
@@ -131,17 +133,28 @@ class PublishedRows:
         return {column: getattr(self.publication, column)}
 
 
-def _local_parts(settings: Settings) -> list[Path]:
+def missing_parts(settings: Settings) -> list[Path]:
+    """Files of this machine that do not exist: the catalog's SQLite file, the lake's folder."""
     catalog, lake = urlsplit(settings.catalog_uri.get_secret_value()), urlsplit(settings.lake)
     files = [Path(unquote(catalog.path)[1:])] if catalog.scheme == "sqlite" else []
-    return [*files, Path(unquote(lake.path))] if lake.scheme == "file" else files
+    files += [Path(unquote(lake.path))] if lake.scheme == "file" else []
+    return [file for file in files if not file.exists()]
+
+
+def catalog_is_absent(error: Exception) -> bool:
+    """Whether an error of the database says that there is no catalog in it."""
+    from sqlalchemy.exc import OperationalError, ProgrammingError
+
+    reason = str(error).splitlines()[0]
+    absent = "no such table" in reason or ("does not exist" in reason and "iceberg_" in reason)
+    return isinstance(error, OperationalError | ProgrammingError) and absent
 
 
 def _tables(settings: Settings) -> set[str]:
     """The names of the tables in the catalog; empty when there is no catalog in the database."""
     from botocore.exceptions import BotoCoreError, ClientError
     from pyiceberg.exceptions import NoSuchNamespaceError
-    from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         catalog = open_catalog(settings, init_catalog_tables="false")
@@ -152,9 +165,8 @@ def _tables(settings: Settings) -> set[str]:
     except (BotoCoreError, ClientError) as error:
         raise glue_problem(settings, error) from error
     except SQLAlchemyError as error:
-        reason = str(error).splitlines()[0]
-        absent = "no such table" in reason or ("does not exist" in reason and "iceberg_" in reason)
-        if isinstance(error, OperationalError | ProgrammingError) and absent:
+        if catalog_is_absent(error):
             return set()
+        reason = str(error).splitlines()[0]
         shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
         raise FruitsError(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error

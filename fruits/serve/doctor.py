@@ -304,8 +304,11 @@ def catalog(settings: Settings) -> Found:
     from sqlalchemy.exc import SQLAlchemyError
 
     from fruits.lake.reader import open_read_only
+    from fruits.lake.rebuild import check_catalog_is_current
 
-    opened = open_read_only(settings).catalog
+    lake = open_read_only(settings)
+    check_catalog_is_current(lake)
+    opened = lake.catalog
     if settings.catalog_kind == "glue":
         return Found(f"Glue database {settings.namespace!r} can be read; only a run shows whether it may be written")
     engine: Any = vars(opened)["engine"]

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import open_read_only
+from fruits.lake.rebuild import check_catalog_is_current
 from fruits.run.documents import PlannedMaintenance, task_document
 from fruits.run.migration import migrate
 from fruits.run.request import MaintenanceRequest
@@ -17,6 +18,7 @@ def plan_maintenance(settings: Settings, request: MaintenanceRequest, run_id: st
     key = run_key(run_id)
     with task_document(settings, "plan_maintenance", key, run_id) as document:
         lake = open_read_only(settings) if request.dry_run else Lake.open(settings)
+        check_catalog_is_current(lake)
         if not request.dry_run:
             migrate(lake)
         upkeep = survey(lake, request, datetime.now(UTC))

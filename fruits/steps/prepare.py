@@ -9,6 +9,7 @@ from fruits.backbones.weights import check_place
 from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import NoLakeError, open_read_only
+from fruits.lake.rebuild import check_catalog_is_current
 from fruits.lake.source import bind_source, check_source
 from fruits.photos.listing import first_photos
 from fruits.run.manifest import spread
@@ -45,6 +46,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
+    check_catalog_is_current(lake)
     bind_source(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))

@@ -403,7 +403,9 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
     if memory := made.memory:
         patch.setattr(catalogs, "open_catalog", lambda _: memory)
         patch.setattr(readers, "open_catalog", lambda _, **__: memory)
-        patch.setattr(readers, "_local_parts", lambda _: [])
+        patch.setattr(readers, "missing_parts", lambda _: [])
+        for module in (preparing, maintenance):  # there are no metadata files
+            patch.setattr(module, "check_catalog_is_current", lambda _: None)
 
 
 def clock(offset: Callable[[], timedelta]) -> type[datetime]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fruits.lake.catalog import Lake
 from fruits.run.documents import read_documents
 from fruits.run.lease import current_lease
 from fruits.run.request import MaintenanceRequest
@@ -37,6 +38,7 @@ def test_the_params_are_those_that_maintenance_understands(module: ModuleType) -
 
 def test_the_plan_writes_the_request_where_the_job_reads_it(module: ModuleType, context: dict[str, Any]) -> None:
     context["params"]["dry_run"] = True
+    Lake.open(Settings.load())  # a dry run makes no tables
 
     run = module.plan.function(module.prepare.function())
 

@@ -18,9 +18,10 @@ from fruits.errors import FruitsError
 from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
-from fruits.lake.publication import Publication, _to_rows
+from fruits.lake.publication import Publication, _to_rows, publications
 from fruits.lake.reader import PublishedRows
-from fruits.lake.schemas import EMBEDDINGS, FEATURES, QUARANTINE, TABLES
+from fruits.lake.rebuild import check_catalog_is_current, plan_rebuild, rebuild
+from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TABLES
 
 NAMES = {table.name for table in TABLES}
 
@@ -123,13 +124,22 @@ class TestTablesOfAnEarlierRelease:
 def test_an_empty_catalog_is_not_put_over_published_tables(make_settings, kind):
     settings = make_settings(kind)
     lake = Lake.open(settings)
-    row = Publication(1, {name: lake.state(name).main for name in NAMES}, "pub-000001-abcdef", "run", None, "m", "p")
+    snapshots = {name: lake.state(name).main for name in DATA_TABLES}
+    row = Publication(1, snapshots, "pub-000001-abcdef", "run", None, "m", "p")
     lake.table("publications").append(_to_rows(row))
     lost = make_settings(lake=settings.lake)  # with a catalog of its own
-    with pytest.raises(FruitsError, match="restore the catalog's database from its back-up"):
+    with pytest.raises(FruitsError, match="`fruits catalog rebuild` makes the catalog again"):
         Lake.open(lost)
     assert Lake(lost).catalog.list_tables(lost.namespace) == [], "nothing was made there"
     assert Lake.open(settings).head("publications") == lake.head("publications")
+    rebuild(lost, plan_rebuild(lost))
+    again = Lake.open(lost)
+    assert publications(again) == publications(lake)
+    for commit in "12":
+        again.set_properties({"commit": commit})
+    check_catalog_is_current(again)
+    with pytest.raises(FruitsError, match="the catalog is older than the lake"):
+        check_catalog_is_current(Lake(settings))
 
 
 def test_another_catalog_name_is_another_lake_in_the_same_database(lake, lake_settings):

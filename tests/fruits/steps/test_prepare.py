@@ -1,13 +1,16 @@
 """What `prepare` makes of the build of a backbone, which runs in the jobs environment."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from fruits.errors import ExitCode, FruitsError, TransientError
+from fruits.lake.catalog import Lake
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.steps.prepare import stage_missing, with_backbone
+from fruits.steps import prepare as preparing
+from fruits.steps.prepare import prepare, stage_missing, with_backbone
 
 
 @pytest.mark.parametrize(
@@ -41,3 +44,17 @@ def test_a_run_may_not_ask_for_weights_from_elsewhere(folder_lake: Settings, wei
     operators = {"weights": "/mine/a.h5", "weights_from": ("/srv/weights", "https://host/weights")}
     with pytest.raises(FruitsError, match=r"FRUITS_WEIGHTS_FROM lists, now /srv/weights, https://host/weights"):
         with_backbone(folder_lake.model_copy(update=operators), RunRequest(prefix="", weights=weights))
+
+
+def test_no_run_begins_on_a_catalog_that_is_older_than_the_lake(
+    folder_lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = Lake.open(folder_lake)
+    shutil.copy(tmp_path / "catalog.db", tmp_path / "backup.db")
+    for number in "12":
+        lake.set_properties({"commit": number})
+    shutil.copy(tmp_path / "backup.db", tmp_path / "catalog.db")
+    monkeypatch.setattr(preparing, "first_photos", lambda *_: [])
+    monkeypatch.setattr(preparing, "check_photos", lambda *_: None)
+    with pytest.raises(FruitsError, match=r"the catalog is older than the lake.*`fruits catalog rebuild`"):
+        prepare(folder_lake, RunRequest(prefix=""))

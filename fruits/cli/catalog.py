@@ -1,0 +1,100 @@
+"""``fruits catalog rebuild``: the catalog's database is made again from the lake."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import RenderableType
+
+from fruits.cli.output import Document, fields, table
+from fruits.errors import FruitsError
+from fruits.lake.rebuild import Rebuild, rebuild
+from fruits.run.lease import acquire_lease, release_lease
+from fruits.settings import Settings
+
+
+@contextmanager
+def no_run_works(settings: Settings) -> Iterator[None]:
+    """Hold the lease, so that no run works on the lake meanwhile.
+
+    Raises:
+        FruitsError: when a run holds the lease; names the run.
+    """
+    holder = f"catalog_rebuild_{datetime.now(UTC):%Y%m%dt%H%M%S%f}"
+    other = acquire_lease(settings, holder)
+    if other is not None:
+        raise FruitsError(
+            f"catalog rebuild: run {other.run} holds the lease of lake {settings.lake}, renewed at "
+            f"{other.renewed_at:%H:%M:%S} UTC; stop the run, and start the command again five minutes later"
+        )
+    try:
+        yield
+    finally:
+        release_lease(settings, holder)
+
+
+def preview(planned: Rebuild) -> str:
+    """What a person is asked to confirm; nothing where the catalog is right."""
+    if not planned.changes:
+        return ""
+    lines = [f"table {one.name}: {_file(one.registered)} -> {_file(one.newest)}" for one in planned.changes]
+    return "\n".join([*lines, f"Readers will see {_publication(planned)}. Change the catalog?"])
+
+
+def run(settings: Settings, planned: Rebuild) -> dict[str, Any]:
+    """Change the catalog as planned."""
+    if planned.changes:
+        rebuild(settings, planned)
+    return to_document(planned, changed=bool(planned.changes))
+
+
+def to_document(planned: Rebuild, *, changed: bool) -> dict[str, Any]:
+    """As JSON types; ``changed`` is false for a dry run as well."""
+    publication = planned.publication
+    return {
+        "changed": changed,
+        "to_change": len(planned.changes),
+        "publication_id": publication.publication_id if publication else None,
+        "published_at": publication.published_at if publication else None,
+        "tables": [
+            {
+                "table": one.name,
+                "action": one.action,
+                "registered": one.registered,
+                "registered_exists": one.registered_exists,
+                "newest": one.newest,
+            }
+            for one in planned.tables
+        ],
+    }
+
+
+def render(done: Document) -> Iterable[RenderableType]:
+    """For a terminal."""
+    rows = [
+        (one["table"], _file(one["registered"]), _state(one), _file(one["newest"]), one["action"])
+        for one in done["tables"]
+    ]
+    yield table(("table", "catalog has", "there", "newest in the lake", "action"), rows)
+    yield fields([("readers see", done["publication_id"] or "nothing: no publication")])
+    if done["changed"]:
+        yield "\nThe catalog is made again. The next run goes on from there."
+    elif done["to_change"]:
+        yield f"\nNothing was changed; without --dry-run {done['to_change']} tables would be."
+    else:
+        yield "\nNothing to do: the catalog has the newest version of each table."
+
+
+def _state(one: Document) -> str | None:
+    return None if one["registered"] is None else "yes" if one["registered_exists"] else "gone"
+
+
+def _file(location: str | None) -> str | None:
+    return location.rpartition("/")[2] if location else None
+
+
+def _publication(planned: Rebuild) -> str:
+    if planned.publication is None:
+        return "empty tables"
+    return f"{planned.publication.publication_id} of {str(planned.publication.published_at)[:19]}"

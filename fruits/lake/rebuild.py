@@ -1,0 +1,305 @@
+"""The catalog's database, made again from the lake: each table at its newest metadata file.
+
+The catalog only says which metadata file is each table's current one. A restored backup names older files, of which
+many are gone, and a run on it would leave a second line of versions in the lake. The lake itself has everything: the
+number in a metadata file's name grows by one with each commit, and the rows of ``publications`` name the snapshots that
+readers see.
+
+A commit that was lost leaves a file as well, whose number is at most one above the current version.
+"""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from fruits.errors import FruitsError
+from fruits.lake.catalog import Lake, catalog_properties, check_known_format, open_catalog
+from fruits.lake.publication import Publication, current_base, publications_of
+from fruits.lake.reader import NoLakeError, catalog_is_absent, missing_parts
+from fruits.lake.schemas import DATA_TABLES, TableName
+from fruits.settings import Settings
+from fruits.stores import effect, lake_store, list_files
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog import Catalog
+    from pyiceberg.table import Table
+
+Action = Literal["register", "move", "keep", "create"]
+
+_NAMES: tuple[TableName, ...] = (*DATA_TABLES, "publications")
+_METADATA_NAME = re.compile(r"(\d+)-[0-9a-f-]{36}(\.gz)?\.metadata\.json")
+
+
+@dataclass(frozen=True)
+class TableFinding:
+    """A table as the catalog and the lake have it.
+
+    Attributes:
+        name: The table.
+        registered: Metadata file that the catalog names; None when the catalog does not know the table.
+        registered_exists: Whether that file is in the lake.
+        newest: The newest metadata file of the lake; None when there is none: the next run makes the table.
+        action: What a rebuild does: ``register`` the table, ``move`` the catalog's entry to ``newest``, ``keep`` it, or
+            leave the table to the next run, which will ``create`` it.
+    """
+
+    name: TableName
+    registered: str | None
+    registered_exists: bool
+    newest: str | None
+    action: Action
+
+
+@dataclass(frozen=True)
+class Rebuild:
+    """What a rebuild finds: the tables, ``publications`` last, and the publication that readers see after it."""
+
+    tables: tuple[TableFinding, ...]
+    publication: Publication | None
+
+    @property
+    def changes(self) -> tuple[TableFinding, ...]:
+        """The tables whose entry in the catalog changes."""
+        return tuple(table for table in self.tables if table.action in ("register", "move"))
+
+
+def plan_rebuild(settings: Settings) -> Rebuild:
+    """Compare catalog and lake. Changes nothing.
+
+    Raises:
+        FruitsError: when the lake has no tables or lost files that readers need, when the catalog is newer than the
+            lake's files or of another line of versions, or when the catalog is Glue.
+    """
+    if settings.lake_kind == "file" and not Path(unquote(urlsplit(settings.lake).path)).is_dir():
+        raise NoLakeError(f"no lake there: {settings.lake} does not exist; check FRUITS_LAKE")
+    registered = _registered(settings)
+    tables = {name: _find(settings, name, registered.get(name)) for name in _NAMES}
+    newest = tables["publications"].newest
+    if newest is None:
+        raise FruitsError(
+            f"lake {settings.lake}: no metadata file of the table publications in namespace {settings.namespace!r}, "
+            "so there is nothing to make a catalog from; check FRUITS_LAKE and FRUITS_NAMESPACE, or bring back the "
+            "lake's files"
+        )
+    table = _open(settings, newest)
+    check_known_format(settings, table)
+    published = publications_of(table)
+    for publication in published[-1:]:
+        _check_readable(settings, publication, tables)
+    return Rebuild(tuple(tables.values()), published[-1] if published else None)
+
+
+def rebuild(settings: Settings, planned: Rebuild) -> Publication | None:
+    """Change the catalog as planned; returns the publication that readers see, None when nothing was ever published.
+
+    Either all tables are changed or none, because it is one transaction. Where a publication was interrupted, the other
+    tables follow its row, as after any crash.
+
+    Raises:
+        FruitsError: when the catalog changed since the plan.
+    """
+    from pyiceberg.exceptions import NamespaceAlreadyExistsError
+    from sqlalchemy.exc import IntegrityError
+    from sqlalchemy.orm import Session
+
+    catalog = open_catalog(settings)
+    with suppress(NamespaceAlreadyExistsError):
+        catalog.create_namespace(settings.namespace)
+    try:
+        with effect("commit", "catalog"), Session(_engine(catalog)) as session, session.begin():
+            for table in planned.changes:
+                _change(session, catalog, settings, table)
+    except IntegrityError as error:
+        raise _changed(settings) from error
+    lake = Lake(settings)
+    missing = any(table.action == "create" for table in planned.tables)
+    return planned.publication if missing or planned.publication is None else current_base(lake).publication
+
+
+def check_catalog_is_current(lake: Lake) -> None:
+    """See that the catalog is not an older one: a run on it would leave a second line of versions.
+
+    Mostly two requests for each table. A file one number above the catalog's may come from a commit that was lost, so
+    it proves nothing.
+
+    Raises:
+        FruitsError: when the lake has newer metadata files; names the command that mends the catalog.
+    """
+    for name in _NAMES:
+        newest = _newer_version(lake, name)
+        if newest is not None:
+            raise FruitsError(
+                f"lake {lake.settings.lake}: the catalog is older than the lake, as after the restoration of a backup: "
+                f"the newest version of the table {name} is {newest}; `fruits catalog rebuild` brings the catalog up "
+                "to date"
+            )
+
+
+def _newer_version(lake: Lake, name: TableName) -> str | None:
+    """A metadata file that comes two versions or more after the catalog's."""
+    files = _metadata_files(lake.settings, name, least=_number(lake.table(name).metadata_location) + 2)
+    if not files:
+        return None
+    current = lake.table(name).metadata_location  # read after the listing: other runs may commit meanwhile
+    newer = _number(files[-1]) > _number(current) + 1 and _descends(_open(lake.settings, files[-1]), current)
+    return files[-1] if newer else None
+
+
+def _registered(settings: Settings) -> Mapping[str, str]:
+    """The metadata files that the catalog names, by table; none where there is no catalog in the database.
+
+    Raises:
+        FruitsError: when the catalog is Glue, or the database has the tables under another catalog's name.
+    """
+    from pyiceberg.catalog.sql import IcebergTables
+    from sqlalchemy import select
+    from sqlalchemy.exc import OperationalError, ProgrammingError
+    from sqlalchemy.orm import Session
+
+    if settings.catalog_kind == "glue":
+        raise FruitsError(
+            f"catalog rebuild: Glue keeps the tables of database {settings.namespace!r} itself and is restored from "
+            "no backup. If the database was deleted, register each table's newest metadata file in Spark: "
+            f"`CALL {settings.catalog_name}.system.register_table('{settings.namespace}.features', '<file>')`; the "
+            f"files are in {settings.warehouse}/{settings.namespace}/<table>/metadata, and the newest has the highest "
+            "number"
+        )
+    if missing_parts(settings):  # SQLite would make the file
+        return {}
+    columns = (IcebergTables.catalog_name, IcebergTables.table_name, IcebergTables.metadata_location)
+    try:
+        with Session(_engine(open_catalog(settings, init_catalog_tables="false"))) as session:
+            found = session.execute(select(*columns).where(IcebergTables.table_namespace == settings.namespace)).all()
+    except (OperationalError, ProgrammingError) as error:
+        if catalog_is_absent(error):
+            return {}
+        raise
+    for catalog_name, table, location in found:
+        if catalog_name != settings.catalog_name and location.startswith(_folder(settings, table)):
+            raise FruitsError(
+                f"catalog rebuild: the database has the lake's tables under the catalog's name {catalog_name!r}, not "
+                f"{settings.catalog_name!r}; set FRUITS_CATALOG_NAME={catalog_name}"
+            )
+    return {table: location for catalog_name, table, location in found if catalog_name == settings.catalog_name}
+
+
+def _find(settings: Settings, name: TableName, registered: str | None) -> TableFinding:
+    files = _metadata_files(settings, name)
+    found = TableFinding(name, registered, registered in files, files[-1] if files else None, "register")
+    if registered is None:
+        return found if files else replace(found, action="create")
+    if not registered.startswith(_folder(settings, name)):
+        raise FruitsError(
+            f"table {name}: the catalog has it at {registered}, and not in {_folder(settings, name)}; set FRUITS_LAKE, "
+            "FRUITS_CATALOG_URI and FRUITS_NAMESPACE to the same lake"
+        )
+    if found.newest is None or (not found.registered_exists and _number(registered) > _number(found.newest)):
+        newest = f"version {_number(found.newest):,}" if found.newest else "none"
+        raise FruitsError(
+            f"table {name}: the catalog is newer than the lake's files: it names version {_number(registered):,}, "
+            f"which is gone, and the newest file is {newest}; bring back the lake's files (versions of the bucket, a "
+            f"copy), above all {registered}"
+        )
+    if found.registered_exists and _number(registered) >= _number(found.newest):  # of one number, the catalog's counts
+        return replace(found, newest=registered, action="keep")
+    if found.registered_exists and not _descends(_open(settings, found.newest), registered):
+        raise FruitsError(
+            f"table {name}: runs went on with an old catalog, so the lake has two lines of versions: the catalog's is "
+            f"newer, at {registered}, and the other one goes up to {found.newest}. The catalog stays as it is, because "
+            "a rebuild would take back what these runs published; runs on it go on. To go back to the other line, "
+            "remove the lake's tables from the catalog's database (iceberg_tables), and rebuild again"
+        )
+    return replace(found, action="move")
+
+
+def _folder(settings: Settings, name: str) -> str:
+    return f"{settings.warehouse}/{settings.namespace}/{name}/"
+
+
+def _metadata_files(settings: Settings, name: TableName, least: int = 0) -> list[str]:
+    """URIs of a table's metadata files from number ``least`` on, the newest last; of one number, the last written.
+
+    The folder has many more files. Their names are random hexadecimal digits, and S3 lists by name from ``least`` on:
+    so no more of them are listed than begin with the same digit as the number. (A number of more digits than ``least``
+    comes earlier by name, and is missed.)
+    """
+    folder = f"tables/{settings.namespace}/{name}/metadata"
+    start = f"{least:05d}-"
+    found = []
+    for item in list_files(lake_store(settings), folder, offset=f"{folder}/{start}" if least else None):
+        file = item["path"].rpartition("/")[2]
+        match = _METADATA_NAME.fullmatch(file)
+        if match and int(match[1]) >= least:
+            found.append((int(match[1]), item["last_modified"], file))
+        elif least and settings.lake_kind == "s3" and file[0] != start[0]:
+            break
+    return [f"{settings.lake}/{folder}/{file}" for _, _, file in sorted(found)]
+
+
+def _number(location: str) -> int:
+    match = _METADATA_NAME.fullmatch(location.rpartition("/")[2])
+    if match is None:
+        raise FruitsError(f"{location}: expected the name of a metadata file, <number>-<uuid>.metadata.json")
+    return int(match[1])
+
+
+def _open(settings: Settings, location: str) -> "Table":
+    from pyiceberg.table import StaticTable
+
+    return StaticTable.from_metadata(location, catalog_properties(settings))
+
+
+def _descends(table: "Table", older: str) -> bool:
+    """Whether the version ``older`` comes before a table's version, as far back as the table's log says."""
+    log = [entry.metadata_file for entry in table.metadata.metadata_log]
+    return older in log or not log or _number(older) < _number(log[0])
+
+
+def _check_readable(settings: Settings, publication: Publication, tables: Mapping[TableName, TableFinding]) -> None:
+    """See that each table's newest metadata has the snapshot that readers see, and that its list of files is there."""
+    for name, snapshot_id in publication.snapshots.items():
+        newest = tables[name].newest
+        table = _open(settings, newest) if newest else None
+        snapshot = table.snapshot_by_id(snapshot_id) if table else None
+        if table is None or snapshot is None or not table.io.new_input(snapshot.manifest_list).exists():
+            raise FruitsError(
+                f"table {name}: publication {publication.publication_id} needs snapshot {snapshot_id}, which "
+                f"{newest or 'the lake'} does not have: files of the lake are lost. Bring back what was in "
+                f"{_folder(settings, name)}metadata/ (versions of the bucket, a copy)"
+            )
+
+
+def _engine(catalog: "Catalog") -> Any:
+    return vars(catalog)["engine"]
+
+
+def _changed(settings: Settings) -> FruitsError:
+    return FruitsError(
+        f"catalog {settings.catalog_name!r}: another process changed it since it was compared with the lake; nothing "
+        "was changed. Stop all runs, and start the command again"
+    )
+
+
+def _change(session: Any, catalog: "Catalog", settings: Settings, table: TableFinding) -> None:
+    from pyiceberg.catalog.sql import IcebergTables
+    from sqlalchemy import insert, update
+
+    row: dict[str, Any] = vars(type(catalog))["_create_table_row"](
+        catalog, settings.namespace, table.name, table.newest
+    )
+    if table.action == "register":
+        session.execute(insert(IcebergTables).values(**row))
+        return
+    here = (
+        IcebergTables.catalog_name == settings.catalog_name,
+        IcebergTables.table_namespace == settings.namespace,
+        IcebergTables.table_name == table.name,
+        IcebergTables.metadata_location == table.registered,
+    )
+    moved = {"metadata_location": table.newest, "previous_metadata_location": table.registered}
+    if not session.execute(update(IcebergTables).where(*here).values(**moved)).rowcount:
+        raise _changed(settings)
