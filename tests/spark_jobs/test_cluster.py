@@ -75,8 +75,13 @@ def contents(rows):
 
 def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, submit, planned):
     settings, local = planned("clustered"), first.settings
+    both = {  # no task starts before both executors are there
+        "spark.cores.max": 2,
+        "spark.scheduler.minRegisteredResourcesRatio": 1,
+        "spark.scheduler.maxRegisteredResourcesWaitingTime": "100s",
+    }
     for job in JOBS:
-        code, said = submit(job, settings, "clustered")
+        code, said = submit(job, settings, "clustered", **both)
         assert code == ExitCode.OK, said
     chain.publish(settings, "clustered")
 
