@@ -208,6 +208,8 @@ def channels() -> Iterator[Channels]:
 
     def receive() -> list[str]:
         received = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages", [])
+        for message in received:  # else a message comes again after half a minute
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
         bodies = [json.loads(message["Body"]) for message in received]
         return [f"{body['Subject']}\n{body['Message']}" for body in bodies]
 
