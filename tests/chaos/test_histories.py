@@ -11,6 +11,7 @@ from tests.chaos.machine import Histories, RealHistories
 SECONDS = 12
 
 
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:Merge on read is not yet supported", "ignore:Delete operation did not match")
 @pytest.mark.parametrize(("machine", "histories"), [(Histories, 25), (RealHistories, 2)], ids=["memory", "real"])
 def test_after_any_history_a_retry_equals_a_full_run_and_readers_saw_whole_publications(machine, histories):
