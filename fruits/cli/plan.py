@@ -1,6 +1,6 @@
 """``fruits plan``: what a run would do now. Reads bucket and tables, and writes nothing anywhere."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -11,7 +11,7 @@ from fruits.cli.output import Document, fields, table
 from fruits.cli.pin import describe
 from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Base, publications
+from fruits.lake.publication import Base, Publication, publications
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.source import check_source
 from fruits.photos.entry import Action, Entry
@@ -33,10 +33,11 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     Raises:
         FruitsError: when the lake holds other photos than those that the settings name, or as ``reconcile`` raises it.
     """
-    lake, base = _current(settings)
-    card = _card(settings, request, lake)
+    lake, published = _current(settings)
+    base = Base(published[-1], lake.state("publications").main) if lake and published else None
+    card = _card(settings, request, published) if lake else None
     approvals = read_approvals(settings) if lake else ()
-    reconciliation = reconcile(settings, request, lake, base, card, approvals=approvals)
+    reconciliation = reconcile(settings, request, lake, base, card, published=published, approvals=approvals)
     plan = reconciliation.plan
     return {
         "lake": settings.lake,
@@ -60,24 +61,21 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     }
 
 
-def _current(settings: Settings) -> tuple[Lake | None, Base | None]:
-    """The lake and its current publication, if there are any; ``current_base``, as the task asks, might write."""
+def _current(settings: Settings) -> tuple[Lake | None, Sequence[Publication]]:
+    """The lake, if there is one, and its publications; ``current_base``, as the task asks, might write."""
     try:
         lake = open_read_only(settings)
     except NoLakeError:
-        return None, None
+        return None, ()
     check_source(lake)
-    published = publications(lake)
-    return lake, Base(published[-1], lake.state("publications").main) if published else None
+    return lake, publications(lake)
 
 
-def _card(settings: Settings, request: RunRequest, lake: Lake | None) -> Card | None:
+def _card(settings: Settings, request: RunRequest, published: Sequence[Publication]) -> Card | None:
     """The backbone that the run would have; None when it is not built yet."""
-    if lake is None:
-        return None
     if staged_card(with_backbone(settings, request)) is None:
         return None
-    return effective_backbone(settings, request, publications(lake))
+    return effective_backbone(settings, request, published)
 
 
 def _keys(plan: Plan, action: Action, most: int | None) -> list[dict[str, Any]]:

@@ -35,6 +35,9 @@ _PAUSE_SECONDS = 1.0
 _COOLING_SECONDS = 30.0
 _PLAIN = re.compile(r"|identity|aws-chunked", re.IGNORECASE)
 
+PHOTOS_ASKED, PUBLISHED_ASKED = 32, 8
+"""Photos of a run, and photos that were read before: so many may be denied before the whole bucket counts as denied."""
+
 
 class PendingPhotoError(Exception):
     """A photo that could not be read now."""

@@ -61,9 +61,6 @@ SETTINGS_REASONS = frozenset({Reason.KEY_PATTERN, Reason.UNKNOWN_LABEL})
 ACCESS_REASONS = frozenset({Reason.ARCHIVED, Reason.DENIED, Reason.KMS_KEY})
 """Reasons that may end while the object, and so its ETag, stays the same: each plan asks for some of these again."""
 
-LIMIT_REASONS = frozenset({Reason.TOO_MANY_BYTES, Reason.TOO_MANY_PIXELS})
-"""Reasons that name a limit. The row holds the limit; a run with a higher limit reads the object again."""
-
 DECODER_REASONS = frozenset(
     {Reason.NOT_AN_IMAGE, Reason.UNSUPPORTED_FORMAT, Reason.TRUNCATED, Reason.CORRUPT, Reason.TOO_COSTLY}
 )

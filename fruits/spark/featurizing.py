@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fruits.errors import TransientError
 from fruits.lake.schemas import FEATURES, QUARANTINE
 from fruits.photos.featurize import STAGES
+from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.quarantine import Pending
 from fruits.run.manifest import Manifest, spread
 from fruits.spark.executors import OUTCOME_SCHEMA, featurize
@@ -40,7 +41,6 @@ class OutcomeCounts:
 
 
 NO_OUTCOMES = OutcomeCounts(0, 0, {}, {}, 0, dict.fromkeys(STAGES, 0.0))
-_PHOTOS_ASKED, _PUBLISHED_ASKED = 32, 8
 
 
 def outcomes_of(job: Job, photos: Manifest) -> "DataFrame":
@@ -53,8 +53,8 @@ def outcomes_of(job: Job, photos: Manifest) -> "DataFrame":
 
 def witnesses(job: Job, photos: Manifest) -> tuple[str, ...]:
     """Keys that show whether the bucket can be read at all; see ``PhotoServer``."""
-    published = job.lake.some_keys(job.start["features"], _PUBLISHED_ASKED)
-    return (*published, *spread(photos.readable_keys, _PHOTOS_ASKED))
+    published = job.lake.some_keys(job.start["features"], PUBLISHED_ASKED)
+    return (*published, *spread(photos.readable_keys, PHOTOS_ASKED))
 
 
 def count_outcomes(outcomes: "DataFrame") -> OutcomeCounts:

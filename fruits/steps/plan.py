@@ -91,7 +91,9 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))
         stored = read_approvals(settings)
-        reconciliation = reconcile(settings, request, lake, base, backbone, document.phase, run=key, approvals=stored)
+        reconciliation = reconcile(
+            settings, request, lake, base, backbone, document.phase, run=key, published=published, approvals=stored
+        )
         undecided = reconciliation.decisions.undecided
         if not request.dry_run:
             undecided = ask_person(settings, request, reconciliation, stored)
@@ -209,12 +211,13 @@ def reconcile(
     phase: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     *,
     run: str = "",
+    published: Sequence[Publication] = (),
     approvals: Sequence[Approval] = (),
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing.
 
     Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the
-    run's key, ``approvals`` are those of the lake.
+    run's key, ``published`` and ``approvals`` are those of the lake.
 
     Raises:
         FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
@@ -242,7 +245,7 @@ def reconcile(
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, len(known), readers, switching, None, request, Decisions())
-    plan, decisions = Review(settings, request, lake, base, card, known, keys, run, approvals).of(plan)
+    plan, decisions = Review(settings, request, lake, base, card, known, keys, run, published, approvals).of(plan)
     if decisions.waits("refit"):
         request = request.model_copy(update={"refit": "never"})
     other_work = None
@@ -264,6 +267,7 @@ class Review:
         known: The rows under that backbone.
         listed: The keys that the bucket listed, without those that are ignored.
         run: Key of the run.
+        published: The publications of the lake, the newest last.
         approvals: The approvals of the lake.
     """
 
@@ -275,16 +279,14 @@ class Review:
     known: Mapping[str, KnownObject]
     listed: Collection[str]
     run: str
+    published: Sequence[Publication]
     approvals: Sequence[Approval]
 
     def of(self, plan: Plan) -> tuple[Plan, Decisions]:
         """The plan without the deletions that wait for an approval, and all decisions."""
         readers = self.base.publication.model_id
         switching = readers is not None and readers != self.card.model_id
-        recent = 0
-        if plan.counts[Action.DELETE] or switching:
-            published = publications(self.lake, self.base.publications_snapshot)
-            recent = recent_deletions(published, datetime.now(UTC))
+        recent = recent_deletions(self.published, datetime.now(UTC))
         allowed = allowed_by(self.request, self.settings, nothing_listed=not self.listed)
         withheld = withheld_of(
             plan, self.known, recent, self.settings, nothing_listed=not self.listed, stored=self.approvals

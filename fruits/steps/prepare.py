@@ -11,6 +11,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.rebuild import check_catalog_is_current
 from fruits.lake.source import bind_source, check_source
+from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.listing import first_photos
 from fruits.run.manifest import spread
 from fruits.run.migration import migrate
@@ -19,11 +20,6 @@ from fruits.settings import Settings, public_uri
 from fruits.stores import can_read_any, check_lake, check_photos, photo_store
 
 log = logging.getLogger("fruits")
-
-
-_PHOTOS_ASKED = 32
-"""So many photos, spread over the first page, may be denied before the whole bucket counts as denied."""
-_PUBLISHED_ASKED = 8
 
 
 def prepare(settings: Settings, request: RunRequest) -> None:
@@ -36,7 +32,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     """
     first = [item.key for item in first_photos(settings, request.prefix) if item.size]
     try:
-        check_photos(settings, spread(first, _PHOTOS_ASKED))
+        check_photos(settings, spread(first, PHOTOS_ASKED))
     except DeniedError:
         if not _published_photo_readable(settings):
             raise
@@ -75,7 +71,7 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
 def _published_photo_readable(settings: Settings) -> bool:
     """Whether a photo that was read before can still be read: then only some objects are denied."""
     try:
-        keys = open_read_only(settings).some_keys(None, _PUBLISHED_ASKED)
+        keys = open_read_only(settings).some_keys(None, PUBLISHED_ASKED)
     except FruitsError:
         return False
     return can_read_any(photo_store(settings), keys)
