@@ -1,20 +1,14 @@
 """A question reaches a person in Airflow, and the answer reaches the lake: a real Airflow, asked over HTTP."""
 
-import json
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from fruits.lake.approvals import Approval, ask, digest_of, read_approvals
 from fruits.settings import Settings
-from local import ui
-from local.airflow import airflow_environment
+from tests.running_airflow import Airflow, running_airflow, wait_for
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.slow]
 
@@ -46,42 +40,13 @@ with DAG("asking", schedule=None):
 """
 
 
-@dataclass(frozen=True)
-class Airflow:
-    """A running Airflow, over HTTP."""
-
-    url: str
-    token: str
-
-    def ask(self, path: str, method: str = "GET", body: object = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/api/v2/{path}",
-            method=method,
-            data=json.dumps(body).encode() if body is not None else None,
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def runs(self, dag: str, state: str) -> list[Any]:
-        return list(self.ask(f"dags/{dag}/dagRuns?state={state}")["dag_runs"])
-
-    def waiting(self) -> str | None:
-        """The run of fruit_approval whose question waits for an answer."""
-        for run in self.runs("fruit_approval", "running"):
-            tasks = self.ask(f"dags/fruit_approval/dagRuns/{run['dag_run_id']}/taskInstances")["task_instances"]
-            if any((task["task_id"], task["state"]) == ("decide", "awaiting_input") for task in tasks):
-                return str(run["dag_run_id"])
-        return None
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
-    """The first answer that is not empty."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.3)
-    return found
+def waiting(airflow: Airflow) -> str | None:
+    """The run of fruit_approval whose question waits for an answer."""
+    for run in airflow.ask("dags/fruit_approval/dagRuns?state=running")["dag_runs"]:
+        tasks = airflow.ask(f"dags/fruit_approval/dagRuns/{run['dag_run_id']}/taskInstances")["task_instances"]
+        if any((task["task_id"], task["state"]) == ("decide", "awaiting_input") for task in tasks):
+            return str(run["dag_run_id"])
+    return None
 
 
 @pytest.fixture
@@ -91,35 +56,18 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def airflow(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Airflow]:
+def airflow(data: Path) -> Iterator[Airflow]:
     """The embedded stack's Airflow with `fruit_approval`, and a DAG that asks as `plan` does."""
-    dags = data.parent / "dags"
-    dags.mkdir()
-    (dags / "asking.py").write_text(ASKING)
-    (dags / "fruit_approval.py").write_text((ROOT / "dags" / "fruit_approval.py").read_text())
-    ours = {"AIRFLOW__CORE__DAGS_FOLDER": str(dags), "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False"}
-    monkeypatch.setattr(ui, "airflow_environment", lambda *given: airflow_environment(*given) | ours)
-    ui.start(data)
-    try:
-        running = json.loads((data / "ui.json").read_text())
-        login = {"username": running["user"], "password": ui._password(data, running["user"])}
-        request = urllib.request.Request(
-            f"{running['url']}/auth/token", json.dumps(login).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            token = json.load(answer)["access_token"]
-        started = Airflow(running["url"], token)
-        wait_for(lambda: started.ask("dags")["total_entries"] == 2)
-        yield started
-    finally:
-        ui.stop(data)
+    approval = (ROOT / "dags" / "fruit_approval.py").read_text()
+    with running_airflow(data, {"asking.py": ASKING, "fruit_approval.py": approval}, count=2) as running:
+        yield running
 
 
 def test_a_question_starts_the_dag_and_the_answer_is_recorded(airflow: Airflow, data: Path) -> None:
     settings = Settings.load(lake=f"file://{data / 'lake'}", catalog_uri=f"sqlite:///{data}/catalog.db")
     ask(settings, QUESTION)
-    airflow.ask("dags/asking/dagRuns", "POST", {"logical_date": None})
-    run = wait_for(airflow.waiting)
+    airflow.start("asking")
+    run = wait_for(lambda: waiting(airflow))
     shown = airflow.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}")
     assert shown["subject"] == QUESTION.question
     assert "Kiwi/{{ 7 * 7 }}'''.jpg" in shown["body"], "a key is no template and ends no code block"
@@ -127,7 +75,7 @@ def test_a_question_starts_the_dag_and_the_answer_is_recorded(airflow: Airflow, 
 
     answer = {"chosen_options": ["Approve"], "params_input": {"why": "the farm moved"}}
     airflow.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}", "PATCH", answer)
-    wait_for(lambda: airflow.runs("fruit_approval", "success"))
+    wait_for(lambda: airflow.ask("dags/fruit_approval/dagRuns?state=success")["dag_runs"])
     (approval,) = read_approvals(settings)
     assert (approval.decided, approval.why, approval.via) == (True, "the farm moved", "Airflow")
     assert approval.approved_by not in (None, "unknown")

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,21 +18,13 @@ from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from local.folder import LEFT_OUT, SUFFIXES, Folder, read_folder
 from tests.conftest import SHARED
+from tests.files import write_files as write
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
 JPEG, PNG, HEIC = b"\xff\xd8\xff\xe0photo", b"\x89PNG\r\n\x1a\nphoto", b"\0\0\0\x18ftypheic"
 BMP = b"BM\x46\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 PHOTO = "Training/Kiwi/1.jpg"
-
-
-def write(root: Path, files: Mapping[str, bytes]) -> Path:
-    """Write files; names may be any that a file system takes."""
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return root
 
 
 def read(root: Path, **values: object) -> Folder:

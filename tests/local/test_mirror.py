@@ -10,6 +10,7 @@ from fruits.stores import effects_watched, photo_store, read_bytes
 from local import folder as folder_module
 from local import mirror as module
 from local.mirror import Mirrored, mirror
+from tests.files import write_files as write
 
 
 @pytest.fixture
@@ -18,14 +19,6 @@ def folder(tmp_path):
         tmp_path / "photos",
         {"Test/Kiwi/1.jpg": b"one", "Training/Apple Red/2.PNG": b"two", "Training/Pomme d'été/a%20b.webp": b"three"},
     )
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder
 
 
 def silent(done: int, total: int) -> None:

@@ -4,8 +4,6 @@ import json
 import re
 import socketserver
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,9 +24,8 @@ from fruits.run.state import run_key
 from fruits.serve.doctor import Finding
 from fruits.serve.watch import news
 from fruits.settings import DagSettings, Settings
-from local import ui
-from local.airflow import airflow_environment
 from local.stack import running_server
+from tests.running_airflow import Airflow, running_airflow, wait_for
 from tests.runs import document, planned, write_documents
 
 pytestmark = pytest.mark.airflow
@@ -342,78 +339,17 @@ def leave_plan(settings: Settings, run_id: str, finished_at: datetime) -> None:
     write_documents(settings, plan, run_id=run_id)
 
 
-@dataclass(frozen=True)
-class Airflow:
-    """A running Airflow with the DAGs above."""
-
-    data: Path
-    url: str
-    token: str
-
-    def ask(self, path: str, method: str = "GET", body: object = None) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/api/v2/{path}",
-            method=method,
-            data=json.dumps(body).encode() if body is not None else None,
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
-
-    def start(self, dag: str) -> str:
-        return str(self.ask(f"dags/{dag}/dagRuns", "POST", {"logical_date": None})["dag_run_id"])
-
-    def ended(self, dag: str, run: str) -> str | None:
-        """The state of a run that has ended."""
-        state = str(self.ask(f"dags/{dag}/dagRuns/{run}")["state"])
-        return state if state in ("success", "failed") else None
-
-    def finish(self, dag: str) -> str:
-        """Start a run and wait for its end; returns its id."""
-        run = self.start(dag)
-        assert wait_for(lambda: self.ended(dag, run)) == "success"
-        return run
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 180) -> Any:
-    """The first answer that is not empty."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
-    return found
-
-
 @pytest.fixture(scope="module")
 def airflow(channels: Channels, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
     """The embedded stack's Airflow with DAGs of our own."""
-    data = tmp_path_factory.mktemp("alerts") / "data"
-    dags = data.parent / "dags"
-    dags.mkdir()
-    (dags / "dags.py").write_text(f"ERROR = {ERROR!r}\n{DAGS}")
     watchdog = (ROOT / "dags" / "fruit_watchdog.py").read_text()
-    (dags / "fruit_watchdog.py").write_text(re.sub(r"schedule=.*", "schedule=None,", watchdog))
-    ours = {
-        **channels.environment,
-        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    dags = {
+        "dags.py": f"ERROR = {ERROR!r}\n{DAGS}",
+        "fruit_watchdog.py": re.sub(r"schedule=.*", "schedule=None,", watchdog),
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ui, "airflow_environment", lambda *given: airflow_environment(*given) | ours)
-        ui.start(data)
-        try:
-            running = json.loads((data / "ui.json").read_text())
-            login = {"username": running["user"], "password": ui._password(data, running["user"])}
-            request = urllib.request.Request(
-                f"{running['url']}/auth/token", json.dumps(login).encode(), {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                token = json.load(answer)["access_token"]
-            started = Airflow(data, running["url"], token)
-            wait_for(lambda: started.ask("dags")["total_entries"] == 7)
-            yield started
-        finally:
-            ui.stop(data)
+    data = tmp_path_factory.mktemp("alerts") / "data"
+    with running_airflow(data, dags, count=7, **channels.environment) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
