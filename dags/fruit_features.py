@@ -204,15 +204,13 @@ def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
     from fruits.airflow import metrics
     from fruits.settings import Settings
-    from fruits.steps.publish import current_publication, publish_run, rows_before
+    from fruits.steps.publish import publish_run
 
     context = get_current_context()
     with non_retryable(), replan_on_conflict(context):
-        settings = Settings.load()
-        publication = publish_run(settings, run)
-        current = current_publication(settings)
-        before = rows_before(settings, run)
-    extra = announce(context, publication, current)
+        published = publish_run(Settings.load(), run)
+    publication, before = published.publication, published.rows_before
+    extra = announce(context, publication, published.current)
     metrics.send(metrics.of_publication(publication))
     if publication.rows < before:
         alert(shrunk_message(before, publication.rows, publication.publication_id))

@@ -177,7 +177,10 @@ class Lake:
 
     @classmethod
     def open(cls, settings: Settings) -> "Lake":
-        """Open the lake; its tables are made where they are missing, each with an empty first snapshot."""
+        """Open the lake; its tables are made where they are missing, each with an empty first snapshot.
+
+        The tables of a lake of an older format get the columns that they lack. Other lakes cost one read of metadata.
+        """
         return cls._open(settings, tries=5)
 
     @classmethod
@@ -304,13 +307,13 @@ class Lake:
         """The lake's format version."""
         return _format(self.table("publications"))
 
-    def check_format(self) -> None:
-        """See that this software knows the lake's format.
+    def check_format(self) -> int:
+        """See that this software knows the lake's format, and return the format.
 
         Raises:
             FruitsError: when a newer release wrote the lake; names both formats.
         """
-        check_known_format(self.settings, self.table("publications"))
+        return check_known_format(self.settings, self.table("publications"))
 
     def set_format(self) -> None:
         """Record that the lake has the format of this software."""
@@ -375,13 +378,14 @@ class Lake:
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
         if "publications" in existing:
-            self.check_format()  # before anything is made in a lake of a newer format
+            older = self.check_format() < LAKE_FORMAT  # before anything is made in a lake of a newer format
         else:
             self._check_nothing_is_published()
+            older = True  # maybe: an earlier release may have made some of the tables
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
-            else:
+            elif older:
                 self._add_missing_columns(definition)
 
     def _add_missing_columns(self, definition: TableDefinition) -> None:
@@ -443,8 +447,8 @@ def _format(publications: "Table") -> int:
     return int(publications.properties.get(_FORMAT_PROPERTY, 1))
 
 
-def check_known_format(settings: Settings, publications: "Table") -> None:
-    """See that this software knows the format of a lake by its table ``publications``.
+def check_known_format(settings: Settings, publications: "Table") -> int:
+    """See that this software knows the format of a lake by its table ``publications``, and return the format.
 
     Raises:
         FruitsError: when a newer release wrote the lake; names both formats.
@@ -455,6 +459,7 @@ def check_known_format(settings: Settings, publications: "Table") -> None:
             f"lake {settings.lake} has format {found}; Fruits {fruits.__version__} knows formats up to "
             f"{LAKE_FORMAT}. Install the release that wrote the lake, or a newer one"
         )
+    return found
 
 
 def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":

@@ -267,13 +267,14 @@ def run_store(settings: Settings, run: str) -> ObjectStore:
     return lake_store(settings, run_folder(settings, run))
 
 
-def read_documents(settings: Settings, run: str) -> RunDocuments:
-    """The documents of a run's tasks, those that exist.
+def read_documents(settings: Settings, run: str, folder: str | None = None) -> RunDocuments:
+    """The documents of a run's tasks, those that exist; ``folder`` is the run's, where a listing has shown it.
 
     Raises:
         FruitsError: when a document is none that this release knows.
     """
-    store, folder = lake_store(settings), run_folder(settings, run)  # to open the run's own folder would create it
+    store = lake_store(settings)  # to open the run's own folder would create it
+    folder = folder or run_folder(settings, run)
     found = {}
     for task in get_args(TaskName):
         if document := _read_document(store, f"{folder}/{task}.json", task):
@@ -294,16 +295,27 @@ def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocumen
         ) from error
 
 
-def last_written(settings: Settings) -> dict[str, datetime]:
-    """When anything in a run's folder was last written, by the run's key, the newest first; from one listing."""
-    written: dict[str, datetime] = {}
+@dataclass(frozen=True)
+class ListedRun:
+    """Where a run's documents are in the lake, and when any file there was last written."""
+
+    folder: str
+    written_at: datetime
+
+
+def listed_runs(settings: Settings) -> dict[str, ListedRun]:
+    """The runs that have documents, by their key, the last written first; from one listing."""
+    runs: dict[str, ListedRun] = {}
     for item in list_files(lake_store(settings), "runs"):  # to open the folder itself would create it
-        _, *namespace, run, _ = item["path"].split("/")
+        folder, _, _ = item["path"].rpartition("/")
+        _, *namespace, run = folder.split("/")
         if namespace not in ([], [settings.namespace]):
             continue
-        written[run] = max(written.get(run, item["last_modified"]), item["last_modified"])
-    newest = sorted(written, key=lambda run: (written[run], run), reverse=True)
-    return {run: written[run] for run in newest}
+        listed = ListedRun(folder, item["last_modified"])
+        known = runs.get(run, listed)
+        # A run that has a folder of 0.2.0 keeps it: that is the shorter one.
+        runs[run] = ListedRun(min(known.folder, folder, key=len), max(known.written_at, listed.written_at))
+    return dict(sorted(runs.items(), key=lambda run: (run[1].written_at, run[0]), reverse=True))
 
 
 class TaskRecorder(Generic[Result]):
@@ -409,9 +421,13 @@ def _write(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
     write_json(store, path, document.model_dump(mode="json"))
 
 
-def find_plan(settings: Settings, run: str) -> PlannedRun | None:
-    """The plan of a run, by the run's key; None when the run has no finished plan, or is one of maintenance."""
-    document = _read_document(lake_store(settings), f"{run_folder(settings, run)}/plan.json", "plan")
+def find_plan(settings: Settings, run: str, folder: str | None = None) -> PlannedRun | None:
+    """The plan of a run, by the run's key; None when the run has no finished plan, or is one of maintenance.
+
+    ``folder`` is the run's, where a listing has shown it.
+    """
+    folder = folder or run_folder(settings, run)
+    document = _read_document(lake_store(settings), f"{folder}/plan.json", "plan")
     planned = document.done if document else None
     return planned if isinstance(planned, PlannedRun) else None
 

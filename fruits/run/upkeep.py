@@ -17,7 +17,7 @@ from fruits.lake.branches import publication_tag, run_of_branch
 from fruits.lake.catalog import DataFile, Lake, TableState
 from fruits.lake.publication import Publication, current_base, publications, readers_base
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
-from fruits.run.documents import find_plan, last_written
+from fruits.run.documents import ListedRun, find_plan, listed_runs
 from fruits.run.request import MaintenanceRequest
 from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings
@@ -240,13 +240,14 @@ def _is_there(publication: Publication, states: Mapping[TableName, TableState]) 
 
 def run_folders(settings: Settings, plans_since: datetime) -> list[RunFolder]:
     """All runs' folders; plans are read of those that were touched after ``plans_since``."""
-    return [_run_folder(settings, key, moment, plans_since) for key, moment in sorted(last_written(settings).items())]
+    return [_run_folder(settings, key, listed, plans_since) for key, listed in sorted(listed_runs(settings).items())]
 
 
-def _run_folder(settings: Settings, key: str, moment: datetime, plans_since: datetime) -> RunFolder:
+def _run_folder(settings: Settings, key: str, listed: ListedRun, plans_since: datetime) -> RunFolder:
     """A run's folder; a plan that can't be read is named, and keeps what the run wrote."""
+    moment = listed.written_at
     try:
-        return RunFolder(key, moment, find_plan(settings, key) if moment > plans_since else None)
+        return RunFolder(key, moment, find_plan(settings, key, listed.folder) if moment > plans_since else None)
     except TransientError:
         raise
     except FruitsError as error:

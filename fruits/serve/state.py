@@ -10,7 +10,7 @@ from typing import Literal
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
-from fruits.run.documents import RunDocuments, last_written, read_documents
+from fruits.run.documents import RunDocuments, listed_runs, read_documents
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 
@@ -88,9 +88,9 @@ def runs(settings: Settings) -> Iterator[tuple[str, RunDocuments]]:
 
     A run whose documents can't be read is named in the log, and passed over.
     """
-    for key in last_written(settings):
+    for key, listed in listed_runs(settings).items():
         try:
-            documents = read_documents(settings, key).current()
+            documents = read_documents(settings, key, listed.folder).current()
         except TransientError:
             raise
         except FruitsError as error:

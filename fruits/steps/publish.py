@@ -1,6 +1,7 @@
 """The task `publish`: make the snapshots that the gates measured the current publication. Needs no JVM."""
 
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +35,22 @@ from fruits.settings import Settings
 log = logging.getLogger("fruits")
 
 
-def publish_run(settings: Settings, run: str) -> Publication:
+@dataclass(frozen=True)
+class Announcement:
+    """What the task `publish` has to announce.
+
+    Attributes:
+        publication: The run's publication.
+        current: The publication that readers see: a newer one, when the run had published before.
+        rows_before: Rows of the publication that the run started from.
+    """
+
+    publication: Publication
+    current: Publication
+    rows_before: int
+
+
+def publish_run(settings: Settings, run: str) -> Announcement:
     """Publish exactly the snapshots that the run's gates measured; publishing them again changes nothing.
 
     While a new backbone is being built, readers keep backbone, PCA version and probe of the publication before.
@@ -51,16 +67,13 @@ def publish_run(settings: Settings, run: str) -> Publication:
     with hold_lease(settings, run):
         lake = Lake.open(settings)
         migrate(lake)
-        publication = _publish(lake, run)
+        planned = read_plan(settings, run)
+        publication = _publish(lake, planned)
         withdraw(settings, used_approvals(settings, publication))
+        current = publications(lake)[-1]
     release_lease(settings, run)
     log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))
-    return publication
-
-
-def rows_before(settings: Settings, run: str) -> int:
-    """Rows of the publication that a run started from."""
-    return read_plan(settings, run).base.publication.rows
+    return Announcement(publication, current, planned.base.publication.rows)
 
 
 def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:
@@ -88,13 +101,8 @@ def published_run(settings: Settings, run: str) -> Publication | None:
     return published_from(Lake.open(settings), planned.base, planned.run_id)
 
 
-def current_publication(settings: Settings) -> Publication:
-    """The publication that readers see; there must be one."""
-    return publications(Lake.open(settings))[-1]
-
-
-def _publish(lake: Lake, run: str) -> Publication:
-    planned = read_plan(lake.settings, run)
+def _publish(lake: Lake, planned: PlannedRun) -> Publication:
+    run = planned.key
     with task_document(lake.settings, "publish", run, planned.run_id, planned.planned_at) as document:
         published = published_from(lake, planned.base, planned.run_id)
         if published is None:

@@ -16,7 +16,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.reader import explain_lake_errors, open_read_only
 from fruits.lake.schemas import DATA_TABLES, TableName
-from fruits.run.documents import RunDocuments, last_written, read_documents
+from fruits.run.documents import RunDocuments, listed_runs, read_documents
 from fruits.run.pin import current_pin
 from fruits.run.state import PlannedRun, run_key
 from fruits.serve.report.content import (
@@ -160,8 +160,8 @@ def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
 
 
 def _documents_of(settings: Settings, key: str) -> RunDocuments:
-    known = last_written(settings)
-    documents = read_documents(settings, key).current() if key in known else RunDocuments()
+    known = listed_runs(settings)
+    documents = read_documents(settings, key, known[key].folder).current() if key in known else RunDocuments()
     if documents.of_maintenance:
         raise UnknownRunError(f"run {key}: it is a run of maintenance, which has no report; its log says what it did")
     if not documents:

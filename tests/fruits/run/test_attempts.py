@@ -143,7 +143,7 @@ def refusal(lake):
 
 def test_a_run_publishes_exactly_the_snapshots_that_were_measured(lake, planned):
     writers = jobs(lake, "featurize", "pca", "validate")
-    publication = publish_run(lake.settings, KEY)
+    publication = publish_run(lake.settings, KEY).publication
     assert publication.snapshots == read_documents(lake.settings, KEY).validate.result.snapshots
     assert published_marks(lake) == [writers["featurize"].attempt]
 
@@ -156,7 +156,7 @@ def test_a_run_that_was_planned_before_a_pin_does_not_publish(lake, planned):
         r"anna pinned readers to pub-000003-abcdef on .*: a bad camera; nothing was published", refusal(lake)
     )
     remove_pin(lake.settings)
-    assert publish_run(lake.settings, KEY).sequence == 1
+    assert publish_run(lake.settings, KEY).publication.sequence == 1
 
 
 def test_each_attempt_has_a_branch_of_its_own_and_starts_from_the_plan_again(lake, planned):
@@ -186,7 +186,7 @@ class TestATaskThatIsClearedAlone:
         refusal(lake)
         jobs(lake, *again)
         documents = read_documents(lake.settings, KEY)
-        publication = publish_run(lake.settings, KEY)
+        publication = publish_run(lake.settings, KEY).publication
         assert publication.snapshots == documents.validate.result.snapshots
         assert published_marks(lake) == [documents.featurize.writer(KEY).attempt]
 
