@@ -10,7 +10,7 @@ from fruits.settings import Settings
 ROOT = Path(__file__).parents[2]
 PAGES = [
     path
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("requirements/*.md"))
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("requirements/*.md"), ROOT / "tests" / "README.md")
     if path.name != "CHANGELOG.md"  # which also names what was there
 ]
 FOLDERS = "benchmarks|dags|docker|docs|fruits|infra|local|plugins|requirements|sample_photos|scripts|spark_jobs|tests"
@@ -31,6 +31,13 @@ def test_every_link_leads_to_a_file(page):
 def test_every_path_exists(page):
     paths = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_every_test_that_a_promise_names_exists():
+    folder = ROOT / "tests"
+    named = re.findall(r"`([a-z_]+/[\w./-]*)`", (folder / "README.md").read_text())
+    assert "chaos/" in named
+    assert [path for path in named if not (folder / path).exists()] == []
 
 
 def test_every_variable_is_a_setting(page):
