@@ -51,7 +51,7 @@ _TABLE_PROPERTIES = {
 
 
 def catalog_properties(settings: Settings) -> dict[str, str]:
-    """The catalog as PyIceberg's ``load_catalog`` takes it."""
+    """The properties of the catalog for PyIceberg's ``load_catalog``."""
     glue = {"type": "glue", "glue.region": settings.s3_region, **_glue_properties(settings)}
     return {
         **(glue if settings.catalog_kind == "glue" else {"type": "sql", "uri": _database_uri(settings)}),
@@ -88,9 +88,9 @@ def _spark_catalog_properties(settings: Settings) -> dict[str, str]:
 
 
 def _glue_properties(settings: Settings) -> dict[str, str]:
-    """What PyIceberg and Spark call by the same names."""
+    """Properties of Glue that have the same names in PyIceberg and Spark."""
     account = {"glue.id": settings.glue_account} if settings.glue_account else {}
-    return {"glue.skip-archive": "true", **account}  # Glue keeps a limited number of old versions; each commit is one
+    return {"glue.skip-archive": "true", **account}  # Glue keeps few old versions, and each commit adds one
 
 
 def _jdbc_properties(settings: Settings) -> dict[str, str]:
@@ -107,7 +107,7 @@ def _jdbc_properties(settings: Settings) -> dict[str, str]:
 
 
 def _database_uri(settings: Settings) -> str:
-    """As SQLAlchemy takes it."""
+    """The URI of the catalog's database for SQLAlchemy."""
     return settings.catalog_uri.get_secret_value().replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
@@ -142,7 +142,7 @@ def glue_problem(settings: Settings, error: Exception) -> FruitsError:
 
 @dataclass(frozen=True)
 class TableState:
-    """Snapshots of a table by id, and its branches and tags but for ``main``, by name; each snapshot's parent."""
+    """A table's snapshots with their parents, and where ``main`` and the other branches and tags (``refs``) are."""
 
     main: int
     snapshots: frozenset[int]
@@ -193,15 +193,15 @@ class Lake:
             with denials_explained():
                 lake._create_missing_tables()
         except SQLAlchemyError as error:
-            # The first programs to open a new lake all make the same things: whoever was outrun looks again.
+            # The first programs to open a new lake all make the same tables: a program that was outrun looks again.
             outrun = isinstance(error, IntegrityError) or "already exists" in str(error)
             if outrun and tries > 1:
                 return cls._open(settings, tries - 1)
-            shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
+            database = settings.catalog_uri.get_secret_value().rpartition("@")[2]
             reason = str(error).splitlines()[0]
             down = isinstance(error, OperationalError) and settings.catalog_kind == "postgresql"
             kind = TransientError if down else FruitsError
-            raise kind(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
+            raise kind(f"catalog database {database}: {reason}; check FRUITS_CATALOG_URI") from error
         except (BotoCoreError, ClientError) as error:
             raise glue_problem(settings, error) from error
         except OSError as error:
@@ -274,7 +274,9 @@ class Lake:
             deleted = deletes.get(task.file.file_path)
             left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
             end = 0
-            for group in range(file.num_row_groups):  # one by one: those that are asked for together are read together
+            for group in range(
+                file.num_row_groups
+            ):  # one by one, because groups that are asked for together are read together
                 for rows in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[*{*names, *left}]):
                     start, end = end, end + rows.num_rows
                     live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows
@@ -284,10 +286,10 @@ class Lake:
                         yield live.select(names)
 
     def state(self, name: TableName) -> TableState:
-        """Where a table's refs are and which snapshots it has."""
+        """A table's refs and snapshots."""
         table = self.table(name)
         refs = {ref: at.snapshot_id for ref, at in table.refs().items()}
-        parents = {one.snapshot_id: one.parent_snapshot_id for one in table.snapshots()}
+        parents = {snapshot.snapshot_id: snapshot.parent_snapshot_id for snapshot in table.snapshots()}
         return TableState(refs.pop("main"), frozenset(parents), refs, parents)
 
     def files(self, name: TableName, snapshot_id: int) -> list[DataFile]:
@@ -320,11 +322,11 @@ class Lake:
         self.set_properties({_FORMAT_PROPERTY: str(LAKE_FORMAT)})
 
     def properties(self) -> Mapping[str, str]:
-        """What the lake says of itself: the properties of its table ``publications``."""
+        """The lake's own properties, which its table ``publications`` holds."""
         return dict(self.table("publications").properties)
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
-        """Record what the lake says of itself; again when another commit was quicker."""
+        """Set some of the lake's own properties; again when another commit was quicker."""
         from pyiceberg.exceptions import CommitFailedException
 
         for tries_left in reversed(range(_PROPERTY_TRIES)):
@@ -339,10 +341,10 @@ class Lake:
                 return
 
     def check_location(self) -> None:
-        """See that the catalog's tables are the lake's: in Glue, say, another lake may have the same database.
+        """See that the catalog's tables are the lake's: in Glue, for example, another lake may use the same database.
 
         Raises:
-            FruitsError: when they are in another lake.
+            FruitsError: when the tables are in another lake.
         """
         location = self.table("publications").location()
         if not location.startswith(f"{self.settings.warehouse}/"):
@@ -374,7 +376,7 @@ class Lake:
 
         try:
             existing = {name for _, name in self.catalog.list_tables(self.settings.namespace)}
-        except NoSuchNamespaceError:  # only then: who may work with a database need not be allowed to create one
+        except NoSuchNamespaceError:  # only then: many roles may work in a database and not create one
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
         if "publications" in existing:
@@ -407,10 +409,10 @@ class Lake:
                     raise
 
     def _check_nothing_is_published(self) -> None:
-        """See that no empty catalog is put over tables that another one knows: maintenance would remove their files.
+        """See that no new tables are made over published ones, whose files maintenance would remove.
 
         Raises:
-            FruitsError: when there are rows of publications already.
+            FruitsError: when the lake has rows of ``publications``, which this catalog does not know.
         """
         import obstore
 
@@ -434,7 +436,7 @@ class Lake:
                 if definition.partition_by:
                     with transaction.update_spec() as spec:
                         spec.add_identity(definition.partition_by)
-                # Branches start from a snapshot: an empty one spares everybody the case of a table that has none.
+                # Branches start from a snapshot. With an empty first snapshot, no table is a special case.
                 with transaction.update_snapshot().fast_append():
                     pass
         except (CommitFailedException, TableAlreadyExistsError):

@@ -1,8 +1,7 @@
 """Run documents: each task of a run leaves one JSON document, whatever its outcome.
 
-The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake.
-
-A document is parsed once, here. A document of an earlier release is brought into today's form by ``migration``.
+The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake. Each document is parsed once, here.
+``migration`` brings the documents of earlier releases into today's form.
 """
 
 import platform
@@ -36,11 +35,12 @@ TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish"
 
 
 class Featurized(Frozen):
-    """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that it wrote.
+    """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that the task wrote.
 
-    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch. ``pending`` are photos
-    that could not be read now, by cause. ``manifest`` is the name of the manifest without them, and ``carried_out`` the
-    number of its entries by action; both are None when the plan's own manifest was carried out as it is.
+    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch. ``pending`` counts
+    photos that could not be read now, by cause. ``manifest`` names the manifest without these photos, and
+    ``carried_out`` has the number of its entries by action; both are None when the plan's own manifest was carried out
+    unchanged.
     """
 
     images: int
@@ -57,12 +57,12 @@ class Featurized(Frozen):
 
     @property
     def due(self) -> int:
-        """Photos that the next run has to read: those that are pending and were not gone."""
+        """Photos that the next run has to read: the pending photos that were not gone."""
         return sum(count for cause, count in self.pending.items() if cause != Pending.VANISHED)
 
 
 class Projected(Frozen):
-    """What ``pca`` did: which PCA version is in use and why, the snapshots that it read and those that it wrote."""
+    """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote."""
 
     action: Literal["fit", "project", "none"]
     reason: str | None
@@ -109,7 +109,7 @@ class Published(Frozen):
 
 
 class PlannedMaintenance(Frozen):
-    """What a run of maintenance was asked, and what it found to do."""
+    """The request of a run of maintenance, and the work that the run found."""
 
     key: str
     run_id: str
@@ -118,7 +118,7 @@ class PlannedMaintenance(Frozen):
 
 
 class Maintained(Frozen):
-    """What ``maintain`` did: the publication of the compacted tables, if any, and what it dropped."""
+    """What ``maintain`` did: the publication of the compacted tables, if any, and the data that it dropped."""
 
     dry_run: bool
     found: Mapping[str, Any]
@@ -133,24 +133,24 @@ Result = TypeVar("Result", bound=Frozen)
 
 
 class TaskDocument(Frozen, Generic[Result]):
-    """What a task leaves of its last attempt.
+    """The record of a task's last attempt.
 
     Attributes:
         task: The task.
-        run_id: Id of the run that its rows carry.
+        run_id: Id of the run, as the task's rows carry it.
         planned_at: The plan that the task worked on; None for the plan itself.
         attempt: 1, 2, 3 ...
-        token: Tells this attempt from any other of the same number.
-        state: What became of the attempt.
-        started_at: When it began.
-        finished_at: When it ended; None while it runs.
-        wall_seconds: How long it took.
+        token: Distinguishes this attempt from others of the same number.
+        state: Whether the attempt is running, succeeded or failed.
+        started_at: When the attempt began.
+        finished_at: When the attempt ended; None while the attempt runs.
+        wall_seconds: Duration of the attempt.
         versions: Versions of the software at work.
         seconds: Wall seconds by phase.
-        error: Why it failed.
+        error: Why the attempt failed.
         retryable: Whether a retry may succeed; a person must fix anything else.
         conflict: Whether the task failed because another run had published since the plan.
-        result: What the task did; None when it did not get that far.
+        result: What the task did; None when the task did not get that far.
     """
 
     task: TaskName
@@ -181,7 +181,7 @@ class TaskDocument(Frozen, Generic[Result]):
 
 @dataclass(frozen=True)
 class RunDocuments:
-    """The documents of a run's tasks; None for a task that left none."""
+    """The documents of a run's tasks; None for a task without a document."""
 
     plan: TaskDocument[PlannedRun] | None = None
     featurize: TaskDocument[Featurized] | None = None
@@ -230,7 +230,7 @@ class RunDocuments:
         return self.plan_maintenance is not None or self.maintain is not None
 
     def current(self) -> "RunDocuments":
-        """Drop each document that is older than the one of the task before it: an earlier try left it."""
+        """Drop each document that is older than the document of the task before: an earlier plan left it."""
         kept = self
         since: datetime | None = None
         for document in self:
@@ -271,7 +271,7 @@ def read_documents(settings: Settings, run: str, folder: str | None = None) -> R
     """The documents of a run's tasks, those that exist; ``folder`` is the run's, where a listing has shown it.
 
     Raises:
-        FruitsError: when a document is none that this release knows.
+        FruitsError: when this release does not know a document's form.
     """
     store = lake_store(settings)  # to open the run's own folder would create it
     folder = folder or run_folder(settings, run)
@@ -319,7 +319,7 @@ def listed_runs(settings: Settings) -> dict[str, ListedRun]:
 
 
 class TaskRecorder(Generic[Result]):
-    """What a task records while it works."""
+    """Collects a task's record while the task works."""
 
     def __init__(self, document: TaskDocument[Result]) -> None:
         self.document = document
@@ -379,7 +379,7 @@ def task_document(
     store, path = run_store(settings, run), f"{task}.json"
     try:
         attempt = int(read_json(store, path)["attempt"]) + 1
-    except (FileNotFoundError, KeyError, TypeError, ValueError):  # none, or none that can be read: begin anew
+    except (FileNotFoundError, KeyError, TypeError, ValueError):  # no document, or an unreadable one: begin anew
         attempt = 1
     recorder: TaskRecorder[Any] = TaskRecorder(
         _DOCUMENTS[task](

@@ -62,7 +62,7 @@ def publish_run(settings: Settings, run: str) -> Announcement:
     Raises:
         ConflictError: when another run published since this one was planned.
         TransientError: when another run holds the lease.
-        FruitsError: when a task before has not succeeded, or ran again after a later one, or readers are pinned.
+        FruitsError: when an earlier task has not succeeded, or ran again after a later task, or readers are pinned.
     """
     with hold_lease(settings, run):
         lake = Lake.open(settings)
@@ -77,17 +77,17 @@ def publish_run(settings: Settings, run: str) -> Announcement:
 
 
 def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:
-    """What a publication leaves behind: the approvals that it records, and questions about gates of earlier runs.
+    """The approvals to remove after a publication: those that it records, and all about gates of earlier runs.
 
-    A run that was planned before can't publish any more, so its findings need no approval.
+    A run that was planned before the publication can't publish any more, so its findings need no approval.
     """
     used = {(approval.kind, approval.digest) for approval in publication.approvals}
     return [
-        one
-        for one in read_approvals(settings)
+        approval
+        for approval in read_approvals(settings)
         if publication.published_at
-        and one.asked_at < publication.published_at
-        and (one.kind == "gates" or (one.kind, one.digest) in used)
+        and approval.asked_at < publication.published_at
+        and (approval.kind == "gates" or (approval.kind, approval.digest) in used)
     ]
 
 
@@ -125,7 +125,7 @@ def _publish(lake: Lake, planned: PlannedRun) -> Publication:
 
 
 def check_written_by_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> None:
-    """See that the attempts which count wrote every snapshot between the run's base and what is to be published.
+    """See that the recorded attempts wrote every snapshot between the run's base and the snapshots to publish.
 
     Raises:
         FruitsError: naming a snapshot that another process wrote.
@@ -140,7 +140,7 @@ def check_written_by_run(lake: Lake, planned: PlannedRun, documents: RunDocument
 
 
 def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
-    """The publication that a run asks for: the snapshots that were measured, and what readers are told of them."""
+    """The publication of a run: the snapshots that the gates measured, with counts, findings and approvals."""
     validated = documents.validate.done if documents.validate else None
     if validated is None or validated.snapshots is None:
         raise FruitsError(f"run {planned.key}: its validate job has not succeeded; run that first")
