@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -61,7 +62,8 @@ def test_every_make_target_is_in_the_makefile(page):
 
 def test_every_command_of_fruits_exists_with_its_options(page):
     for name, rest in re.findall(r"(?:`|bin/|scheduler )fruits ([a-z-]+)([^`\n#>|]*)", page.read_text()):
-        command, words = typer.main.get_command(app).commands[name], rest.split()
+        group: Any = typer.main.get_command(app)
+        command, words = group.commands[name], rest.split()
         if hasattr(command, "commands") and words:
             command = command.commands[words[0]]
         options = {option for parameter in command.params for option in parameter.opts}

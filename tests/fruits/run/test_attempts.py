@@ -6,6 +6,8 @@ A `job` below leaves what a Spark job does: rows on the branch of its attempt, a
 import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Literal
 
 import pyarrow as pa
 import pytest
@@ -38,7 +40,7 @@ from fruits.steps.publish import publish_run
 RUN_ID = "manual 1"
 KEY = run_key(RUN_ID)
 CARD = Card("m", "lite", "none", None, Preprocessing(8, 8), 2, "0" * 64, 1, "none", {})
-MARKED = "quarantine"
+MARKED: Literal["quarantine"] = "quarantine"
 """The table in which a job marks its attempt: a row whose key is the attempt's name."""
 
 
@@ -273,8 +275,4 @@ def test_publish_refuses_what_a_defective_job_recorded_of_another_process(lake, 
 def mark_as(lake, writer, branch):
     """Commit a row on a branch with the properties of a writer that it does not belong to."""
 
-    class Foreign:
-        snapshot_properties = writer.snapshot_properties
-
-    Foreign.branch = branch
-    mark(lake, Foreign, "ghost")
+    mark(lake, SimpleNamespace(snapshot_properties=writer.snapshot_properties, branch=branch), "ghost")
