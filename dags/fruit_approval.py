@@ -11,12 +11,13 @@ no lease. For failed gates, start this DAG by hand.
 | `decide` | Airflow's own ApprovalOperator | waits for *Approve* or *Reject* under *Required Actions*; after seven days it takes *Reject* |
 | `record` | `fruits/airflow/approvals.py` | writes down who approved, when and why; on *Reject* it is skipped, and the question stays |
 
-**What an approval does.** The next run of `fruit_features` uses it, if it finds exactly the same: the same photos gone,
-the same findings of the same run. Otherwise that run asks again. The publication records the approval. After an approval
-of gates, clear the task `validate` of the run that failed; after one of a rebuild, start or clear that run.
+**What an approval does.** The next run of `fruit_features` uses the approval if that run finds exactly the same: the same
+missing photos, or the same findings of the same run. Otherwise the run asks again. The publication records the approval.
+After an approval of gates, clear the task `validate` of the run that failed. After an approval of a rebuild, start or
+clear the run that asked.
 
-**What a rejection does.** Nothing: the rows stay as they are, and `fruits status` goes on naming the question. To take
-the question back, bring the photos back.
+**What a rejection does.** Nothing: the rows stay as they are, and `fruits status` goes on naming the question. To withdraw
+the question, bring the photos back.
 
 `fruits approve` does the same from a terminal. Start this DAG by hand for a question that was rejected or timed out.
 """  # noqa: E501 -- rows of a table

@@ -1,8 +1,8 @@
 """Publication: the one moment at which readers see a run.
 
 The commit of a row to ``publications`` is the publication: a compare-and-swap on that one table, so either all of a run
-is published or nothing. Moving ``main`` of the other tables to the row's snapshots follows from it; whoever comes next
-(the publisher, the next plan) completes it if a crash came between.
+is published or nothing. Then ``main`` of the other tables moves to the row's snapshots. If a crash comes between, the
+next process that looks (a retry of the publisher, the next plan) completes the moves.
 """
 
 import json
@@ -39,7 +39,7 @@ _MOST_CHOICES = 10
 
 _REPEATING = ("rollback__", "maintenance__")  # starts of run ids
 _SETTLE_TRIES = 10
-_MOST_FILES = 50  # of publications: each costs whoever reads them an open
+_MOST_FILES = 50  # of `publications`: a reader opens every file
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Publication:
 
     @property
     def made_by_run(self) -> bool:
-        """Whether a run made it; a rollback and a compaction repeat the counts of an older publication."""
+        """Whether a run made the publication; a rollback or a compaction repeats the counts of an older one."""
         return not str(self.run_id).startswith(_REPEATING)
 
 
@@ -89,7 +89,7 @@ def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication
 
 
 def publications_of(table: "Table") -> list[Publication]:
-    """All publications in a table ``publications`` that no catalog need know, the oldest first."""
+    """All publications in ``table``, which need not be in a catalog; the oldest first."""
     return _in_order(table.scan().to_arrow())
 
 
@@ -98,7 +98,7 @@ def _in_order(rows: pa.Table) -> list[Publication]:
 
 
 def current_base(lake: Lake) -> Base:
-    """The current publication; completes one that was interrupted after its commit.
+    """The current publication; completes a publication that was interrupted after its commit.
 
     A ``main`` at a snapshot of no publication was moved by another program. Such rows are never adopted: the log names
     table and snapshot, the tag ``foreign_<snapshot>`` keeps the rows, and ``main`` goes back to the publication.
@@ -160,10 +160,10 @@ def publish(
 
 
 def check_current(lake: Lake, base: Base, run_id: str) -> None:
-    """Raise if another run has published since this run's base: the result could not be published.
+    """See that no other run has published since this run's base.
 
     Raises:
-        ConflictError: when another run did: the result of this one could not be published.
+        ConflictError: when another run did, so that this run's result could not be published.
     """
     current = publications(lake)
     moved = bool(current) and current[-1].sequence > base.publication.sequence
@@ -194,20 +194,24 @@ def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -
 
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
-    """Those publications of which every table still has its snapshot: expired ones can't be read any more."""
-    there = {name: lake.state(name).snapshots for name in DATA_TABLES}
-    return [one for one in published if all(one.snapshots[name] in there[name] for name in DATA_TABLES)]
+    """The publications whose snapshots still exist in every table; no other publication can be read any more."""
+    existing = {name: lake.state(name).snapshots for name in DATA_TABLES}
+    return [
+        publication
+        for publication in published
+        if all(publication.snapshots[name] in existing[name] for name in DATA_TABLES)
+    ]
 
 
 def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Publication:
     """Make an older publication current again, as a new row on top; ``wanted`` is its id or sequence.
 
-    The row has the older one's snapshots and findings, so any publication can be gone back to, also the one that was
-    rolled back. A run that was planned before it will not publish: it conflicts. Going back to the current
-    publication changes nothing and returns it.
+    The new row has the snapshots and findings of the older publication. So a later rollback can return to any
+    publication, also to the one that was rolled back. A run that was planned before the rollback conflicts and does not
+    publish. A rollback to the current publication changes nothing and returns that publication.
 
     Raises:
-        FruitsError: when there is no such publication or its snapshots have expired; lists those to choose from.
+        FruitsError: when there is no such publication or its snapshots have expired; lists the publications to choose.
         ConflictError: when another run published in the meantime.
     """
     base = current_base(lake)
@@ -225,7 +229,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
         published_at=moment,
         approvals=(),
     )
-    for name in DATA_TABLES:  # else maintenance might let them expire before the row is there
+    for name in DATA_TABLES:  # else maintenance might expire the snapshots before the row is committed
         change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
     if not readable(lake, [chosen]):  # maintenance expired them first
         raise FruitsError(f"publication {chosen.publication_id}: its snapshots have just expired; choose another")
@@ -242,43 +246,44 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
 
 
 def same_content(one: Publication, other: Publication) -> bool:
-    """Whether readers get the same of both: they may have the same snapshots and another backbone."""
+    """Whether readers see the same rows in both; equal snapshots are not enough, because the backbones may differ."""
     return (dict(one.snapshots), one.model_id, one.pca_id) == (dict(other.snapshots), other.model_id, other.pca_id)
 
 
 def choose(lake: Lake, published: Sequence[Publication], wanted: str) -> Publication:
-    """The publication that ``wanted`` names, whose snapshots are all there."""
+    """The publication with the id or sequence ``wanted``, when all its snapshots still exist."""
     choices = readable(lake, published)
-    shown = ", ".join(str(one.publication_id) for one in reversed(choices[-_MOST_CHOICES:])) or "none"
-    found = next((one for one in published if wanted in (one.publication_id, str(one.sequence))), None)
-    if found is None:
+    newest = ", ".join(str(choice.publication_id) for choice in reversed(choices[-_MOST_CHOICES:])) or "none"
+    named = (row for row in published if wanted in (row.publication_id, str(row.sequence)))
+    chosen = next(named, None)
+    if chosen is None:
         raise FruitsError(
-            f"publication {wanted!r}: there is none of this id or sequence; there are, newest first: {shown}"
+            f"publication {wanted!r}: no publication has this id or sequence; choose, newest first: {newest}"
         )
-    if found not in choices:
+    if chosen not in choices:
         raise FruitsError(
-            f"publication {found.publication_id}: its snapshots have expired (FRUITS_RETENTION_DAYS); you can roll "
-            f"back to, newest first: {shown}"
+            f"publication {chosen.publication_id}: its snapshots have expired (FRUITS_RETENTION_DAYS); you can roll "
+            f"back to, newest first: {newest}"
         )
-    return found
+    return chosen
 
 
 def published_from(lake: Lake, base: Base, run_id: str) -> Publication | None:
-    """The publication that a run made from ``base``, if it did; a run that was planned again has another base."""
+    """The publication that a run made from ``base``, if any; a run that was planned again has another base."""
     later = (row for row in publications(lake) if row.sequence > base.publication.sequence)
     return next((row for row in later if row.run_id == run_id), None)
 
 
 def publication_id(sequence: int, snapshots: Snapshots) -> str:
-    """Readable and unique: sequence, and a part of the features' snapshot id."""
+    """A readable and unique id: the sequence, and a part of the features' snapshot id."""
     return f"pub-{sequence:06d}-{snapshots['features'] % 16**6:06x}"
 
 
 def _settle(lake: Lake, mains: Snapshots, publication: Publication) -> None:
     """Move ``main`` of each table to where the publication has it.
 
-    ``mains`` were read before the publication was: a ``main`` that moved since belongs to a newer publication, and the
-    compare-and-swap leaves it alone. Unless it moved and came back, as by a rollback: so look again afterwards.
+    ``mains`` were read before the publication. A ``main`` that has moved since then belongs to a newer publication, and
+    the compare-and-swap leaves that ``main`` alone. A rollback may move a ``main`` back, so the caller looks again.
     """
     for name, target in publication.snapshots.items():
         if mains[name] != target:
@@ -301,7 +306,7 @@ def _first(lake: Lake, name: TableName) -> int:
 def _keep_foreign(lake: Lake, mains: Snapshots, published: Sequence[Publication]) -> None:
     """Name and tag each ``main`` at a snapshot of no publication: another program moved it."""
     for name, snapshot in mains.items():
-        ours = {one.snapshots[name] for one in published}
+        ours = {publication.snapshots[name] for publication in published}
         if snapshot not in ours and snapshot != _first(lake, name):
             tag = f"foreign_{snapshot}"
             change_refs(lake, name, {tag: snapshot}, {})

@@ -25,7 +25,7 @@ def read_summary(settings: Settings, run: str) -> dict[str, Any]:
 def summarise(documents: RunDocuments, state: State | None, settings: Settings) -> dict[str, Any]:
     """The summary of a planned run, JSON types; ``wall_seconds`` is the sum of its tasks'.
 
-    ``state`` is that of the current publication: this run's, or an older one when there was nothing to do.
+    ``state`` is that of the current publication: the run's own, or an older one when the run had nothing to do.
 
     Raises:
         FruitsError: when the run has no finished plan.

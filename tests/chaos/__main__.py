@@ -18,7 +18,7 @@ _BATCH = 200
 
 def run_batch(machine: type[Histories], seed: int, histories: int, steps: int = 6) -> None:
     """Run histories of one seed; raises at the first that breaks a promise, reduced to a short program."""
-    before, core.global_force_seed = core.global_force_seed, seed
+    before, core.global_force_seed = core.global_force_seed, seed  # type: ignore[assignment]
     chosen = settings(
         max_examples=histories,
         stateful_step_count=steps,

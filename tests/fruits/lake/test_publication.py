@@ -9,7 +9,7 @@ import pytest
 from fruits.analysis.gates import Gate
 from fruits.errors import ConflictError, FruitsError
 from fruits.lake import publication as module
-from fruits.lake.branches import commit_rows, drop_run_branches, start_branch
+from fruits.lake.branches import advance_main, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
     Publication,
@@ -163,7 +163,7 @@ class TestPublish:
 def test_an_attempt_that_was_left_behind_and_published_first_is_no_conflict(lake, monkeypatch):
     base = current_base(lake)
     write(lake, "a", base)
-    late, advance = publication_of(lake, "a", base), module.advance_main
+    late, advance = publication_of(lake, "a", base), advance_main
 
     def overtaken(own, name, *, expected, target):
         """The other attempt publishes just before."""
@@ -242,7 +242,7 @@ class TestConflict:
 
 def crash_at(table):
     """``advance_main`` that dies when it comes to a table."""
-    advance = module.advance_main
+    advance = advance_main
 
     def advance_or_die(lake, name, *, expected, target):
         if name == table:
@@ -286,7 +286,7 @@ class TestCrashAfterTheCommit:
 
     def test_whoever_completes_it_late_does_not_undo_a_newer_publication(self, lake, crashed, monkeypatch):
         read = module.publications
-        overtaken = []
+        overtaken: list[Publication] = []
 
         def overtaken_while_reading(own, snapshot_id=None):
             found = read(own, snapshot_id)
@@ -306,7 +306,7 @@ def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(lake, monkeyp
     publish_run(lake, "a")
     base = current_base(lake)
     write(lake, "b", base)
-    advance = module.advance_main
+    advance = advance_main
 
     def roll_back_at_embeddings(lake, name, *, expected, target):
         if name == "embeddings":

@@ -13,10 +13,11 @@ from fruits.analysis.pca import components_asked
 from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, approve, read_approvals
 from fruits.lake.branches import Writer
+from fruits.lake.catalog import Lake
 from fruits.lake.publication import current_base, publish
 from fruits.photos.entry import Action
 from fruits.run.documents import RunDocuments, read_documents, run_store
-from fruits.run.lease import current_lease
+from fruits.run.lease import current_lease, release_lease
 from fruits.run.manifest import Manifest, entries_of
 from fruits.run.request import resolve_request
 from fruits.run.state import PlannedRun, run_key
@@ -52,7 +53,7 @@ class Place:
         self.runs += 1
         run_id = run_id or f"run {self.runs}"
         planned = plan_run(self.settings, resolve_request(params, self.settings), run_id)
-        plan_step.release_lease(self.settings, planned.key)
+        release_lease(self.settings, planned.key)
         return planned
 
     def actions(self, planned: PlannedRun) -> dict[str, Action]:
@@ -67,7 +68,7 @@ class Place:
 
     def publish_counts(self, delete: int, ago: timedelta = timedelta(hours=1)) -> None:
         """A run publishes that it deleted so many rows."""
-        lake = plan_step.Lake.open(self.settings)
+        lake = Lake.open(self.settings)
         base = current_base(lake)
         row = replace(
             base.publication,
