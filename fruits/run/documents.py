@@ -19,6 +19,7 @@ from obstore.store import ObjectStore
 import fruits
 from fruits.analysis.gates import Gate
 from fruits.denials import denials_explained
+from fruits.disks import full_disks_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
@@ -384,7 +385,7 @@ def task_document(
     _write(store, path, recorder.document)
     overtaken = f"run {run}: a later attempt of {task} has begun, so this one does not count"
     try:
-        with denials_explained():
+        with denials_explained(), full_disks_explained(settings):
             yield recorder
     except BaseException as error:
         recorder.finish(error)
