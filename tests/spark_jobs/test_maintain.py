@@ -103,6 +103,7 @@ def make_history(chain, settings):
     roll_back(lake, "2")
 
 
+ADDED, OVERWRITTEN, DELETED = (f"Training/Kiwi/{name}.img" for name in ("late", "2", "14"))
 DEAD = Writer(run_key("dead"), "featurize_1_abcdef")
 
 
@@ -116,25 +117,15 @@ def seen(chain, new_settings):
     """
     settings = new_settings(min_probe_ratio=0, retention_publications=1)
     make_history(chain, settings)
-    overwritten, deleted = "Training/Kiwi/2.img", "Training/Kiwi/14.img"
-    chain.put(settings, {"Training/Kiwi/late.img": chain.photo(90), overwritten: chain.photo(91)})
-    chain.delete(settings, deleted)
+    chain.put(settings, {ADDED: chain.photo(90), OVERWRITTEN: chain.photo(91)})
+    chain.delete(settings, DELETED)
     plans = {run: chain.plan(settings, run) for run in ("dead", "live")}
     for name, snapshot in plans["dead"].base.snapshots.items():
         start_branch(Lake.open(settings), name, DEAD.branch, snapshot)
     assert chain.submit("featurize", settings, "live") == ExitCode.OK
-    tables = folder(settings) / "tables" / "fruits"
-    old, young = (tables / "features" / "data" / f"{name}.parquet" for name in ("old", "young"))
-    for path in (old, young, folder(settings) / "runs" / "ancient" / "plan.json"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
-    age(old, 4)
-    age(folder(settings) / "runs" / "ancient", 40)
-    age(folder(settings) / "runs" / "fruits" / run_key("dead"), 4)
-    seen = SimpleNamespace(settings=settings, base_of_live=plans["live"].base, deleted=deleted)
-    with pytest.raises(TransientError) as refused:
-        plan_maintenance(settings, resolve_maintenance({}, settings), "beside")
-    seen.refused = str(refused.value)
+    old, young = leave_litter(settings)
+    seen = SimpleNamespace(settings=settings, base_of_live=plans["live"].base)
+    seen.refused = refused_by_the_lease(settings)
     seen.live = chain.branch_rows(settings, "live", "features")
     seen.rows_before = chain.rows(settings, "features")
     seen.publications = publications(Lake.open(settings))
@@ -178,8 +169,27 @@ def seen(chain, new_settings):
     seen.branches_of_overtaken = [ref for ref in refs(settings, "run_") if run_of_branch(ref) == run_key("overtaken")]
     seen.last = chain.published(settings)
     seen.rows_of_live = {row["key"]: row["etag"] for row in chain.rows(settings, "features")}
-    seen.etag_of_overwritten = overwritten, md5(chain.photo(91), usedforsecurity=False).hexdigest()
     return seen
+
+
+def leave_litter(settings):
+    """Data files of no table, an old one and a young one, and run folders of long ago; returns the two files."""
+    tables = folder(settings) / "tables" / "fruits"
+    old, young = (tables / "features" / "data" / f"{name}.parquet" for name in ("old", "young"))
+    for path in (old, young, folder(settings) / "runs" / "ancient" / "plan.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    age(old, 4)
+    age(folder(settings) / "runs" / "ancient", 40)
+    age(folder(settings) / "runs" / "fruits" / run_key("dead"), 4)
+    return old, young
+
+
+def refused_by_the_lease(settings):
+    """What maintenance says while a run holds the lease."""
+    with pytest.raises(TransientError) as refused:
+        plan_maintenance(settings, resolve_maintenance({}, settings), "beside")
+    return str(refused.value)
 
 
 def maintain_and_lose_a_row(chain, settings):
@@ -316,8 +326,8 @@ def test_the_lease_keeps_maintenance_away_from_a_run_at_work(seen):
 
 def test_a_run_that_deletes_begins_anew_when_maintenance_has_rewritten_the_files_meanwhile(seen):
     """Its publication from the old base is refused; until then its branch has what it had."""
-    assert seen.deleted in {row["key"] for row in seen.rows_before}
-    assert seen.deleted not in {row["key"] for row in seen.live_after}
+    assert DELETED in {row["key"] for row in seen.rows_before}
+    assert DELETED not in {row["key"] for row in seen.live_after}
 
 
 def test_maintenance_begins_anew_when_a_run_that_deletes_has_published_meanwhile(seen):
@@ -329,11 +339,10 @@ def test_maintenance_begins_anew_when_a_run_that_deletes_has_published_meanwhile
     assert seen.last.run_id == "live"
 
 
-def test_what_the_run_beside_maintenance_added_overwrote_and_deleted_holds(seen):
-    key, etag = seen.etag_of_overwritten
-    assert seen.rows_of_live[key] == etag
-    assert "Training/Kiwi/late.img" in seen.rows_of_live
-    assert seen.deleted not in seen.rows_of_live
+def test_what_the_run_beside_maintenance_added_overwrote_and_deleted_holds(chain, seen):
+    assert seen.rows_of_live[OVERWRITTEN] == md5(chain.photo(91), usedforsecurity=False).hexdigest()
+    assert ADDED in seen.rows_of_live
+    assert DELETED not in seen.rows_of_live
 
 
 @pytest.mark.slow
