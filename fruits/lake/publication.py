@@ -112,11 +112,12 @@ def own_head(table: "Table") -> int:
     snapshot, above = table.snapshot_by_name(_MAIN), list["Snapshot"]()
     if snapshot is None:
         raise _no_main("publications")
-    head = snapshot.snapshot_id
+    head: int = snapshot.snapshot_id
     while snapshot is not None:
         summary = snapshot.summary
         if summary and summary[RUN_PROPERTY]:
-            return [snapshot, *takewhile(_is_rewrite, reversed(above))][-1].snapshot_id
+            *_, own = (snapshot, *takewhile(_is_rewrite, reversed(above)))
+            return int(own.snapshot_id)
         above.append(snapshot)
         parent = snapshot.parent_snapshot_id
         snapshot = table.snapshot_by_id(parent) if parent is not None else None

@@ -5,6 +5,7 @@ The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake.
 A document is parsed once, here. A document of an earlier release is brought into today's form by ``migration``.
 """
 
+import logging
 import platform
 import secrets
 import time
@@ -29,6 +30,8 @@ from fruits.run.request import Frozen, MaintenanceRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, write_json
+
+log = logging.getLogger("fruits")
 
 TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "plan_maintenance", "maintain"]
 
@@ -390,7 +393,7 @@ def task_document(
     except BaseException as error:
         recorder.finish(error)
         if not _overtaken(store, path, recorder.document):
-            _write(store, path, recorder.document)
+            _write_failure(store, path, recorder.document)
         elif isinstance(error, FruitsError):
             raise TransientError(overtaken) from error
         raise
@@ -398,6 +401,16 @@ def task_document(
     if _overtaken(store, path, recorder.document):
         raise TransientError(overtaken)
     _write(store, path, recorder.document)
+
+
+def _write_failure(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
+    """Write the document of a task that failed; where that is impossible, as on a full disk, its error goes first."""
+    try:
+        _write(store, path, document)
+    except TransientError:
+        raise
+    except FruitsError as error:
+        log.warning("run document %s stays as it is, for the failure of its task can't be written: %s", path, error)
 
 
 def _overtaken(store: ObjectStore, path: str, document: TaskDocument[Any]) -> bool:

@@ -18,16 +18,15 @@ def disk(tmp_path):
 
 
 def test_a_job_that_meets_a_full_disk_says_so_and_after_room_is_made_makes_the_same_rows(
-    chain, new_settings, first, disk, spark_submit
+    chain, new_settings, first, disk, spark_submit, caplog
 ):
     settings = new_settings(bucket=first.settings.bucket, lake=f"file://{disk.folder}/lake")
     assert chain.plan(settings, "run").work
     heads = chain.heads(settings)
     with disk.filled(left=100_000):  # room for documents, none for rows
         assert chain.submit("featurize", settings, "run") == ExitCode.BAD_INPUT
-    error = chain.documents(settings, "run").featurize.error
-    assert error.startswith("a disk is full")
-    assert f"the lake in {disk.folder}/lake, " in error
+    assert caplog.messages[-1].startswith("a disk is full")
+    assert f"the lake in {disk.folder}/lake, " in caplog.messages[-1]
     assert chain.heads(settings) == heads
 
     spill = disk.folder / "spill"

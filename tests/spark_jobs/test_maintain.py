@@ -11,11 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from fruits.errors import ConflictError, ExitCode, TransientError
+from fruits.errors import ConflictError, ExitCode
 from fruits.lake.branches import Writer, run_of_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import current_base, publication_id, publications, publish, readable, roll_back
 from fruits.lake.schemas import DATA_TABLES, TABLES
+from fruits.run.lease import current_lease
 from fruits.run.request import resolve_maintenance
 from fruits.run.state import run_key
 from fruits.steps.plan_maintenance import plan_maintenance
@@ -125,7 +126,7 @@ def seen(chain, new_settings):
     assert chain.submit("featurize", settings, "live") == ExitCode.OK
     old, young = leave_litter(settings)
     seen = SimpleNamespace(settings=settings, base_of_live=plans["live"].base)
-    seen.refused = refused_by_the_lease(settings)
+    seen.refused = maintain_under_the_lease_of_a_run(chain, settings)
     seen.live = chain.branch_rows(settings, "live", "features")
     seen.rows_before = chain.rows(settings, "features")
     seen.publications = publications(Lake.open(settings))
@@ -185,11 +186,12 @@ def leave_litter(settings):
     return old, young
 
 
-def refused_by_the_lease(settings):
-    """What maintenance says while a run holds the lease."""
-    with pytest.raises(TransientError) as refused:
-        plan_maintenance(settings, resolve_maintenance({}, settings), "beside")
-    return str(refused.value)
+def maintain_under_the_lease_of_a_run(chain, settings):
+    """The exit code of a maintenance job that is started while a run holds the lease."""
+    plan_maintenance(settings, resolve_maintenance({}, settings), "beside")
+    assert current_lease(settings).run == run_key("live")
+    with chain.environment(settings):
+        return chain.jobs["maintain"].main(["--run", run_key("beside")])
 
 
 def maintain_and_lose_a_row(chain, settings):
@@ -321,7 +323,8 @@ def test_rows_that_differ_are_not_published(seen):
 
 
 def test_the_lease_keeps_maintenance_away_from_a_run_at_work(seen):
-    assert f"run {run_key('live')} holds the lease" in seen.refused
+    assert seen.refused == ExitCode.TRANSIENT
+    assert not {ref for ref in seen.branches if run_of_branch(ref) == run_key("beside")}
 
 
 def test_a_run_that_deletes_begins_anew_when_maintenance_has_rewritten_the_files_meanwhile(seen):
