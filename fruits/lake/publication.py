@@ -109,7 +109,8 @@ def own_head(table: "Table") -> int:
     Raises:
         FruitsError: when there is no branch ``main``.
     """
-    snapshot, above = table.snapshot_by_name(_MAIN), list["Snapshot"]()
+    above: list[Snapshot] = []
+    snapshot = table.snapshot_by_name(_MAIN)
     if snapshot is None:
         raise _no_main("publications")
     head: int = snapshot.snapshot_id
