@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fruits.denials import denials_explained
+from fruits.disks import full_disks_explained, temporary_folders
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
@@ -227,7 +228,10 @@ def _tables(task: TaskName, lake: Lake, run: str, recorder: TaskRecorder[Any]) -
         tables = Tables(spark, lake, recorder.document.writer(run))
         for name, value in tables.session_properties.items():
             spark.conf.set(name, value)
-        yield tables
+        with full_disks_explained(
+            lake.settings, temporary_folders(spark.sparkContext.getConf().get("spark.local.dir"))
+        ):
+            yield tables
 
 
 def _exit_code(
