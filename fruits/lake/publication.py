@@ -199,12 +199,12 @@ def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
     return [one for one in published if all(one.snapshots[name] in there[name] for name in DATA_TABLES)]
 
 
-def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Publication:
+def roll_back(lake: Lake, wanted: str, *, again: bool = False, now: datetime | None = None) -> Publication:
     """Make an older publication current again, as a new row on top; ``wanted`` is its id or sequence.
 
     The row has the older one's snapshots and findings, so any publication can be gone back to, also the one that was
     rolled back. A run that was planned before it will not publish: it conflicts. Going back to the current
-    publication changes nothing and returns it.
+    publication changes nothing and returns it, unless it is to be published ``again``, so that such runs conflict.
 
     Raises:
         FruitsError: when there is no such publication or its snapshots have expired; lists those to choose from.
@@ -213,7 +213,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
     base = current_base(lake)
     published = publications(lake, base.publications_snapshot)
     chosen = choose(lake, published, wanted)
-    if same_content(chosen, base.publication):
+    if same_content(chosen, base.publication) and not again:
         return base.publication
     moment = now or datetime.now(UTC)
     sequence = base.publication.sequence + 1
