@@ -48,9 +48,9 @@ class Chaos:
         self._run(kind, batches_of(kind, number))
 
     def fuzz(self, seconds: float) -> None:
-        """Feed the decoder damaged files until the seconds are over."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        """Feed the decoder damaged files until the seconds are over, or a file breaks a promise."""
+        deadline, before = time.monotonic() + seconds, self.failures
+        while time.monotonic() < deadline and self.failures == before:
             self._run("decoder", [SIZES["decoder"]] * self.workers)
 
     def _run(self, kind: Kind, sizes: list[int]) -> None:
@@ -73,7 +73,9 @@ class Chaos:
         print_table(self.met, self.survived)
         print()
         for kind, done in self.done.items():
-            print(f"{done:,} {WORDS[kind]}: {60 * done / self.seconds[kind]:,.0f} a minute on {self.workers} processes")
+            print(
+                f"{done:,} {WORDS[kind]}: {60 * done / self.seconds[kind]:,.0f} a minute, on {self.workers} processes"
+            )
         print(f"{self.failures} seeds failed")
 
 

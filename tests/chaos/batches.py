@@ -69,7 +69,7 @@ def run_batch(kind: Kind, seed: int, size: int) -> Batch:
     finally:
         core.global_force_seed = before
         logging.disable(logging.NOTSET)
-    done = size if kind == "decoder" else Histories.histories
+    done = (0 if failure else size) if kind == "decoder" else Histories.histories
     seconds = time.monotonic() - start
     return Batch(kind, seed, size, done, seconds, Histories.met.copy(), Histories.survived.copy(), failure)
 
@@ -87,6 +87,6 @@ def _run(kind: Kind, size: int) -> None:
     if kind == "decoder":
         from tests.fruits.photos.test_decode import check_any_bytes, photos_and_damaged_files
 
-        given(photos_and_damaged_files)(chosen(check_any_bytes))()
+        chosen(given(photos_and_damaged_files)(check_any_bytes))()
     else:
         run_state_machine_as_test(Histories if kind == "memory" else RealHistories, settings=chosen)

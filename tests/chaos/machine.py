@@ -20,6 +20,8 @@ MOST_EFFECTS = 50
 """A run of all tasks has some forty effects."""
 
 photos = st.sampled_from([b"1", b"2", b"3", BROKEN])
+some_keys = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True)
+seldom = st.sampled_from([False, False, True])
 faults = st.lists(
     st.builds(Fault, st.integers(1, MOST_EFFECTS), st.sampled_from(["before", "after"]), st.sampled_from(KINDS)),
     max_size=2,
@@ -48,19 +50,30 @@ class Histories(RuleBasedStateMachine):
         self.number += 1
         return f"{kind}__{self.number}"
 
-    @rule(key=st.sampled_from(KEYS), data=photos, day=st.integers(0, 1))
-    def put(self, key: str, data: bytes, day: int) -> None:
-        self.world.put(key, data, day)
+    @rule(keys=some_keys, data=photos, day=st.integers(0, 1), silent=seldom)
+    def put(self, keys: list[str], data: bytes, day: int, silent: bool) -> None:
+        for key in keys:
+            self.world.put(key, data, day, silent=silent)
 
-    @rule(key=st.sampled_from(FIRST), data=st.sampled_from([b"4", b"5"]))
-    def overwrite(self, key: str, data: bytes) -> None:
-        self.world.put(key, key.encode() + data)
+    @rule(key=st.sampled_from(FIRST), data=st.sampled_from([b"4", b"5"]), silent=seldom)
+    def overwrite(self, key: str, data: bytes, silent: bool) -> None:
+        self.world.put(key, key.encode() + data, silent=silent and self.published)
 
     @precondition(lambda self: len(self.world.bucket) > len(FIRST))
-    @rule(choices=st.lists(st.integers(0, 10), min_size=1, max_size=5))
-    def delete(self, choices: list[int]) -> None:
+    @rule(choice=st.integers(0, 10))
+    def delete(self, choice: int) -> None:
+        self.world.delete(choice)
+
+    @precondition(lambda self: len(self.world.bucket) > len(FIRST) + 1)
+    @rule(choices=st.lists(st.integers(0, 10), min_size=2, max_size=4), approved=st.booleans())
+    def lose_photos(self, choices: list[int], approved: bool) -> None:
+        """Some photos leave after a sweep, and the next sweep asks; a person may approve at once."""
+        self.sweep([], "auto", allow=False)
         for choice in choices:
             self.world.delete(choice)
+        self.sweep([], "auto", allow=False)
+        if approved:
+            self.world.approve()
 
     @precondition(lambda self: self.published)
     @rule(choice=st.integers(0, 10))
@@ -75,7 +88,7 @@ class Histories(RuleBasedStateMachine):
     def ignore(self, patterns: list[str]) -> None:
         self.world.ignore(*patterns)
 
-    @rule(faults=faults, refit=st.sampled_from(["auto", "auto", "always"]), allow=st.sampled_from([False, False, True]))
+    @rule(faults=faults, refit=st.sampled_from(["auto", "auto", "always"]), allow=seldom)
     def sweep(self, faults: list[Fault], refit: str, allow: bool) -> None:
         self.world.sweep(self.next_run("sweep"), faults, refit=refit, allow_deletes=allow)
         assert not (allow and self.world.waiting), "allowed deletions wait"

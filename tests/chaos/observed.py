@@ -77,11 +77,11 @@ class ObservedLake:
     base_keys: frozenset[str] = frozenset()
     pinned: Rows | None = None
 
-    def put(self, key: str, data: bytes, day: int = 0) -> None:
+    def put(self, key: str, data: bytes, day: int = 0, *, silent: bool = False) -> None:
         """Upload a photo, over the one that is there."""
         number = len(self.uploads) + 1
         moment = DAY + timedelta(days=day, seconds=number)
-        self.bucket[key] = Photo(f"e{number}", data, moment)
+        self.bucket[key] = Photo(f"e{number}", data, moment, silent=silent)
         self.uploads[f"e{number}"] = data
 
     def state(self) -> str:
@@ -139,15 +139,15 @@ class ObservedLake:
     def _check_what_left(self, publication: Publication, before: Rows, after: Rows) -> None:
         """Rows left by an approval of exactly these rows, or they were few."""
         left = {key: row[0] for key, row in before.items() if key not in after}
-        for approval in publication.approvals:
-            assert approval.kind == "deletions"
-            keys = set(approval.details["first_keys"])
-            assert keys <= set(left), "rows whose removal was approved are still there"
-            assert approval.digest == digest_of_rows({key: left.pop(key) for key in keys}), "other rows were approved"
-        rows = len(before) + self.unapproved
-        self.unapproved += len(left)
-        few = self.unapproved <= max(self.settings.few_deletions, self.settings.max_deleted_share * rows)
-        assert few, f"{self.unapproved} of {rows} rows left without an approval"
+        named = [set(approval.details["first_keys"]) for approval in publication.approvals]
+        approved = set().union(*named)
+        for approval, keys in zip(publication.approvals, named, strict=True):
+            assert keys <= left.keys(), "rows whose removal was approved are still there"
+            assert approval.digest == digest_of_rows({key: left[key] for key in keys}), "other rows were approved"
+        number, rows = self.unapproved + len(left), self.unapproved + len(before)
+        if number > max(self.settings.few_deletions, self.settings.max_deleted_share * rows):
+            assert approved == left.keys(), f"{number} of {rows} rows left, and {len(approved)} were approved"
+        self.unapproved += len(left.keys() - approved)
         assert self.pinned is None, "a run published under a pin"
 
     def note_plan(self, planned: PlannedRun) -> None:
