@@ -16,7 +16,7 @@ from fruits.disks import is_full
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
-from fruits.stores import effect, errors_explained, lake_store
+from fruits.stores import effect, lake_store, list_files
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -448,12 +448,8 @@ class Lake:
         Raises:
             FruitsError: when the lake has rows of ``publications``, which this catalog does not know.
         """
-        import obstore
-
-        store, rows = lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data/"
-        with errors_explained(store, "s3:ListBucket"):
-            published = any(obstore.list(store, rows, chunk_size=1))
-        if published:
+        rows = list_files(lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data")
+        if next(rows, None) is not None:
             raise FruitsError(
                 f"lake {self.settings.lake} has published tables, of which the catalog knows nothing; correct "
                 "FRUITS_CATALOG_URI, FRUITS_CATALOG_NAME and FRUITS_NAMESPACE, or set FRUITS_LAKE to a new place. If "

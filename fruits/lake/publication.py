@@ -241,12 +241,13 @@ def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
     ]
 
 
-def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Publication:
+def roll_back(lake: Lake, wanted: str, *, again: bool = False, now: datetime | None = None) -> Publication:
     """Make an older publication current again, as a new row on top; ``wanted`` is its id or sequence.
 
     The new row has the snapshots and findings of the older publication. So a later rollback can return to any
     publication, also to the one that was rolled back. A run that was planned before the rollback conflicts and does not
-    publish. A rollback to the current publication changes nothing and returns that publication.
+    publish. A rollback to the current publication changes nothing and returns that publication, unless it is to be
+    published ``again``, so that such runs conflict.
 
     Raises:
         FruitsError: when there is no such publication or its snapshots have expired; lists the publications to choose.
@@ -255,7 +256,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
     base = current_base(lake)
     published = publications(lake, base.publications_snapshot)
     chosen = choose(lake, published, wanted)
-    if same_content(chosen, base.publication):
+    if same_content(chosen, base.publication) and not again:
         return base.publication
     moment = now or datetime.now(UTC)
     sequence = base.publication.sequence + 1
