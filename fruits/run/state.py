@@ -68,11 +68,6 @@ class PlannedRun(Frozen):
         """Identity of the run's backbone."""
         return self.backbone.model_id
 
-    @property
-    def newly_asked(self) -> tuple[Approval, ...]:
-        """What this plan asked for the first time."""
-        return tuple(one for one in self.undecided if one.run == self.key and one.asked_at >= self.planned_at)
-
 
 def run_key(run_id: str) -> str:
     """``run_id`` as branch names and paths can have it, still unique: ``manual_2026_11_22t09_30_00_1f3a``."""

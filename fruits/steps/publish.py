@@ -48,10 +48,11 @@ def publish_run(settings: Settings, run: str) -> Publication:
         TransientError: when another run holds the lease.
         FruitsError: when a task before has not succeeded, or ran again after a later one, or readers are pinned.
     """
+    planned = read_plan(settings, run)  # without the lease: see fruits/run/lease.py
     with hold_lease(settings, run):
         lake = Lake.open(settings)
         migrate(lake)
-        publication = _publish(lake, run)
+        publication = _publish(lake, planned)
         withdraw(settings, used_approvals(settings, publication))
     release_lease(settings, run)
     log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))
@@ -93,8 +94,8 @@ def current_publication(settings: Settings) -> Publication:
     return publications(Lake.open(settings))[-1]
 
 
-def _publish(lake: Lake, run: str) -> Publication:
-    planned = read_plan(lake.settings, run)
+def _publish(lake: Lake, planned: PlannedRun) -> Publication:
+    run = planned.key
     with task_document(lake.settings, "publish", run, planned.run_id, planned.planned_at) as document:
         published = published_from(lake, planned.base, planned.run_id)
         if published is None:
@@ -136,6 +137,7 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
     validated = documents.validate.done if documents.validate else None
     if validated is None or validated.snapshots is None:
         raise FruitsError(f"run {planned.key}: its validate job has not succeeded; run that first")
+    projected = documents.pca.done if documents.pca else None
     sequence = planned.base.publication.sequence + 1
     return Publication(
         sequence=sequence,
@@ -144,7 +146,7 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
         run_id=planned.run_id,
         published_at=datetime.now(UTC),
         gates=validated.gates,
-        approvals=(*planned.approvals, *validated.approvals),
+        approvals=(*planned.approvals, *(projected.approvals if projected else ()), *validated.approvals),
         **_for_readers(planned, documents, validated),
     )
 
