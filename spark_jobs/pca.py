@@ -2,9 +2,9 @@
 
 Merges the new rows into the backbone's running moments and takes the removed rows out, fits a new PCA version when the
 policy says so (then projects every row), and otherwise projects the changed rows only. A refit that would replace more
-embeddings than FRUITS_APPROVAL_ROWS waits for a person's approval; the PCA that there is stays meanwhile. Reads `features` at the snapshot
-that featurize wrote; writes `pca_statistics`, `pca_models` and `embeddings` on the attempt's own branch, and
-the run's pca.json.
+embeddings than FRUITS_APPROVAL_ROWS waits for a person's approval, and the run goes on under the PCA that there is.
+Reads `features` at the snapshot that featurize wrote; writes `pca_statistics`, `pca_models` and `embeddings` on the
+attempt's own branch, and the run's pca.json.
 """
 
 import logging

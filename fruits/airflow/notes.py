@@ -50,7 +50,7 @@ def xcoms(dag_run: Any) -> dict[tuple[str, str], Any]:
 
 
 def note(values: Mapping[tuple[str, str], Any], *, again: int) -> str:
-    """The note of a run: its publication, the pin or its errors, its counts, what waits, and how often it was cleared."""
+    """The note of a run: its publication, the pin or its errors, its counts, what waits, how often it was cleared."""
     counts = values.get(("plan", _COUNTS)) or {}
     published = values.get(("publish", _PUBLISHED)) or {}
     waiting = dict.fromkeys(question for (_, key), asked in values.items() if key == _WAITS for question in asked)

@@ -170,7 +170,7 @@ def rebuild_question(request: RunRequest, model_id: str, plan: Plan, run: str) -
 def refit_question(
     request: RunRequest, model_id: str, rows: int, settings: Settings, run: str, *reasons: str
 ) -> Approval:
-    """Shall the PCA be fitted again, and every row be projected again? Whatever the reason, the question is the same."""
+    """Shall the PCA be fitted again, and every row be projected again? The same question for any reason."""
     asked = components_asked(request.n_components, settings.max_components)
     return _question(
         "refit",

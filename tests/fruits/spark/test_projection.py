@@ -99,8 +99,7 @@ class TestARefitThatIsDue:
 
     def test_is_asked_once_for_whatever_reason(self, settings: Settings, update_pca: Any) -> None:
         first, later = (
-            update_pca(job_of(settings, run(run_id, known_rows=rows)), version("pca-1")).undecided
-            for run_id, rows in (("first", 12), ("later", 15))
+            update_pca(job_of(settings, run(known_rows=rows)), version("pca-1")).undecided for rows in (12, 15)
         )
         assert first == later
 

@@ -285,9 +285,7 @@ class TestLargeWork:
         place.put("train/Kiwi/new 1.jpg", "train/Kiwi/new 2.jpg")
         assert place.plan(limit=1).approvals == (), "a run that leaves photos over fits nothing"
 
-    def test_the_publication_records_a_refit_that_was_approved_after_the_plan(
-        self, make: Callable[..., Place]
-    ) -> None:
+    def test_the_publication_records_a_refit_that_was_approved_after_the_plan(self, make: Callable[..., Place]) -> None:
         place = make(KIWIS, approval_rows=11)
         planned = place.plan()
         question = due_refit_question(planned, "the photos drift", place.settings)
