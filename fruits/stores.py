@@ -65,7 +65,7 @@ def list_requester(settings: Settings) -> dict[str, str]:
 
 def list_client(settings: Settings) -> Any:
     """A boto3 client of the S3 server. Unlike obstore, it lists object keys as they are and by any prefix."""
-    session = _aws_session()
+    session = _botocore_session()
     # botocore's own parser of timestamps takes half the time of a listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     return boto3.Session(botocore_session=session).client(
@@ -78,6 +78,11 @@ def list_client(settings: Settings) -> Any:
             s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         ),
     )
+
+
+def aws_session() -> boto3.Session:
+    """A session of boto3 that finds credentials as the jobs do, with their patience for the metadata service."""
+    return boto3.Session(botocore_session=_botocore_session())
 
 
 def server_name(settings: Settings) -> str:
@@ -322,7 +327,7 @@ def _s3_store(settings: Settings, bucket: str, prefix: str | None = None, *, req
     )
 
 
-def _aws_session() -> botocore.session.Session:
+def _botocore_session() -> botocore.session.Session:
     """A session of botocore that bears a slow answer of the instance's metadata service."""
     session = botocore.session.get_session()
     for name, value in _METADATA_SERVICE.items():
@@ -335,7 +340,7 @@ def _aws_session() -> botocore.session.Session:
 def _credentials() -> Boto3CredentialProvider:
     """boto3's whole chain of credentials: environment, profile, SSO, container, instance role."""
     try:
-        session = boto3.Session(botocore_session=_aws_session())
+        session = aws_session()
         credentials = session.get_credentials()
     except BotoCoreError as error:
         kind = TransientError if is_transient(error) else FruitsError

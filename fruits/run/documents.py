@@ -66,7 +66,11 @@ class Featurized(Frozen):
 
 
 class Projected(Frozen):
-    """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote."""
+    """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote.
+
+    ``undecided`` is the question of a refit that is due and waits for an approval. ``approvals`` has the approval of a
+    refit that a person approved after the plan.
+    """
 
     action: Literal["fit", "project", "none"]
     reason: str | None
@@ -81,6 +85,8 @@ class Projected(Frozen):
     explained_variance_ratio: tuple[float, ...] = ()
     read: Snapshots | None
     wrote: Snapshots | None
+    undecided: tuple[Approval, ...] = ()
+    approvals: tuple[Approval, ...] = ()
 
 
 class Probe(Frozen):
@@ -227,6 +233,11 @@ class RunDocuments:
     def validated(self) -> Validated | None:
         """What ``validate`` found, whatever its verdict."""
         return self.validate.result if self.validate else None
+
+    @property
+    def undecided(self) -> tuple[Approval, ...]:
+        """What the run left out, because it waits for a person's approval; failed gates are not among it."""
+        return tuple(one for task in (self.planned, self.projected) if task for one in task.undecided)
 
     @property
     def of_maintenance(self) -> bool:

@@ -152,7 +152,7 @@ def run_maintenance_job(description: str, work: Callable[[MaintenanceJob], None]
 
 
 def _run(task: TaskName, settings: Settings, run: str, work: Callable[[Job], None]) -> None:
-    planned = read_plan(settings, run)
+    planned = read_plan(settings, run)  # without the lease: see fruits/run/lease.py
     with _attempt(task, settings, planned, dry_run=planned.request.dry_run) as (lake, recorder):
         documents = with_snapshots(lake, planned, read_documents(settings, run))
         check_tasks_before(task, planned, documents)

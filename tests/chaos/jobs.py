@@ -121,7 +121,7 @@ def featurize(job: Job, bucket: Bucket) -> None:
         bytes=0,
         photo_seconds={},
     )
-    manifest = carried_out(job, planned, _Outcomes(pending), counts)  # type: ignore[arg-type]
+    manifest = carried_out(job, planned, _Outcomes(pending), counts)
     script("featurize").remove_replaced(job, manifest)
     for definition, some in ((FEATURES, features), (QUARANTINE, quarantined)):
         if some:
