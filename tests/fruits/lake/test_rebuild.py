@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, insert, select
 
 from fruits.errors import FruitsError
 from fruits.lake import catalog as catalog_module
+from fruits.lake import publication as publication_module
 from fruits.lake.catalog import Lake, catalog_properties
 from fruits.lake.publication import publications
 from fruits.lake.reader import NoLakeError, open_read_only
@@ -313,12 +314,24 @@ class CatalogDatabase:
         return {row["table_name"]: row["metadata_location"] for row in self.dump()["iceberg_tables"]}
 
 
+def expire_snapshots(lake: Lake) -> None:
+    """Keep the first snapshot of each table and the newest five, as maintenance does in the course of time."""
+    for name in NAMES:
+        snapshots = sorted(lake.table(name).snapshots(), key=lambda snapshot: snapshot.sequence_number)
+        if expired := [snapshot.snapshot_id for snapshot in snapshots[1:-5]]:
+            lake.table(name).maintenance.expire_snapshots().by_ids(expired).commit()
+
+
 def drill(settings: Settings, count: int) -> int:
     """Publish so often, rebuild from a dump of each age and from nothing; returns how many dumps named lost files."""
     lake, database, dumps, gone = Lake.open(settings), CatalogDatabase(settings), [], 0
-    for sequence in range(1, count + 1):
-        publish_run(lake, f"run-{sequence}")
-        dumps.append(database.dump())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publication_module, "_MOST_FILES", 5)  # of publications, which are read often: each costs an open
+        for sequence in range(1, count + 1):
+            publish_run(lake, f"run-{sequence}")
+            dumps.append(database.dump())
+            if sequence % 20 == 0:
+                expire_snapshots(lake)
     delete_old_versions(lake)
     newest = database.registered()
     for dump in (*dumps, None):
