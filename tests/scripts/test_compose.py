@@ -424,7 +424,7 @@ def test_no_secret_is_in_a_label_and_a_changed_one_makes_containers_again(file, 
 
     first = digest()
     assert digest() == digest(AIRFLOW_PORT=str(free_port())) == first
-    assert digest(SPARK_SECRET="another-secret-of-spark") != first
+    assert digest(SPARK_SECRET=compose.new_secret("SPARK_SECRET")) != first
 
 
 def test_every_variable_is_explained_in_the_example(file):
