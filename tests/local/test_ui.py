@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -368,7 +369,9 @@ def test_airflow_keeps_no_secret(ui: UI) -> None:
     database = rows(ui.data / "airflow" / "airflow.db")
     assert b"counts" in database["xcom"]
     assert b"fruit_features" in database["serialized_dag"]
-    left = files(ui.data, "s3/*", "s3.*", "airflow/*.generated", "airflow/airflow.db*")  # S3 server, passwords
+    (passwords,) = (ui.data / "airflow").glob("*.generated")
+    assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+    left = files(ui.data, "s3/*", "s3.*", f"airflow/{passwords.name}", "airflow/airflow.db*")
     logs = [name for name in left if fnmatch(name, "airflow/logs/*task_id=plan/*.log")]
     assert any(b"plan: 3 create" in left[name] for name in logs)
     assert_none((ui.stack.secret_key, ui.shown("password"), SIGNATURE, TOKEN), {**database, **left})
