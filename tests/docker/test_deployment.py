@@ -207,6 +207,8 @@ def test_the_photos_that_were_there_are_published_by_the_cluster(deployment, pho
 
 
 def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, photos):
+    under_way = "dags/fruit_features/dagRuns?state=queued&state=running"
+    eventually(lambda: deployment.api(under_way)["total_entries"] == 0, "the end of the runs that would take the photo")
     before, objects_before, started = deployment.publication(), objects(deployment), time.monotonic()
     deployment.put(next(photos.glob("Test/*/*.jpg")), "Training/Kiwi/dropped.jpg")
     eventually(lambda: objects(deployment) == objects_before + 1, "the dropped photo")
