@@ -269,8 +269,8 @@ class Settings(DagSettings):
     approval_rows: int = Field(
         default=100_000,
         ge=0,
-        description="A rebuild, a requested refit and a switch of backbone wait for a person's approval when more rows "
-        "than this are concerned.",
+        description="A rebuild, a refit and a switch of backbone wait for a person's approval when more rows than this "
+        "are concerned.",
     )
 
     retention_days: int = Field(

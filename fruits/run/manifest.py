@@ -54,7 +54,7 @@ class Manifest:
         return cls(pq.ParquetFile(io.BytesIO(read_bytes(store, name))).read())
 
     def __len__(self) -> int:
-        """How many entries it has."""
+        """The number of entries."""
         return int(self.table.num_rows)
 
     @property
@@ -75,11 +75,11 @@ class Manifest:
         return self.table.filter(pc.not_equal(self.table["action"], Action.CREATE.value)).select(["key"])
 
     def without(self, pending: Collection[str], gone: Collection[str], *, rebuilt: bool) -> "Manifest":
-        """The manifest as it was carried out: what was not read is as if the plan had not named it.
+        """The manifest as carried out: without the objects that were not read.
 
-        The rows of ``pending`` objects stay, so the next run sees that they are due; a rebuild takes these rows out,
-        because the next run would see nothing due in them. The rows of objects that are ``gone`` stay as well: the next
-        plan removes them, within the bounds of deletions.
+        The rows of ``pending`` objects stay, so the next run sees that these objects are due. A rebuild removes such
+        rows, because the next run would not see that they are due. The rows of objects that are ``gone`` stay as well:
+        the next plan removes them, within the bounds of deletions.
         """
         keys = self.table["key"]
         is_pending = pc.is_in(keys, pa.array(list(pending), pa.string()))
@@ -97,12 +97,12 @@ class Manifest:
         _write(self.table, store, name)
 
     def count(self, action: Action) -> int:
-        """How many entries have an action."""
+        """The number of entries with an action."""
         return int(pc.sum(pc.equal(self.table["action"], action.value)).as_py() or 0)
 
 
 def spread(items: Sequence[str], most: int) -> list[str]:
-    """At most ``most`` of ``items``, evenly spread over them."""
+    """At most ``most`` of ``items``, at even distances."""
     step = max(1, -(-len(items) // most))
     return list(items[::step])
 

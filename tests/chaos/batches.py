@@ -59,7 +59,7 @@ def run_batch(kind: Kind, seed: int, size: int) -> Batch:
     for counter in (Histories.met, Histories.survived):
         counter.clear()
     Histories.histories, start, failure, spoken = 0, time.monotonic(), "", io.StringIO()
-    before, core.global_force_seed = core.global_force_seed, seed
+    before, core.global_force_seed = core.global_force_seed, seed  # type: ignore[assignment]
     logging.disable(logging.CRITICAL)
     try:
         with redirect_stdout(spoken):

@@ -121,7 +121,7 @@ def featurize(job: Job, bucket: Bucket) -> None:
         bytes=0,
         photo_seconds={},
     )
-    manifest = carried_out(job, planned, _Outcomes(pending), counts)  # type: ignore[arg-type]
+    manifest = carried_out(job, planned, _Outcomes(pending), counts)
     script("featurize").remove_replaced(job, manifest)
     for definition, some in ((FEATURES, features), (QUARANTINE, quarantined)):
         if some:
@@ -326,7 +326,7 @@ def numpy_jobs() -> Iterator[ModuleType]:
 
     @contextmanager
     def tables(task: TaskName, lake: Any, run: str, recorder: Any) -> Iterator[Tables]:
-        yield NumpyTables(None, lake, recorder.document.writer(run))  # type: ignore[arg-type]
+        yield NumpyTables(None, lake, recorder.document.writer(run))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(real, "_tables", tables)
@@ -337,7 +337,8 @@ def numpy_jobs() -> Iterator[ModuleType]:
 
 
 def _check_rows(tables: Tables, name: TableName, before: int, after: int, dropped: tuple[str, ...]) -> None:
-    was, now = (Counter(map(repr, tables.read(name, one).to_pylist())) for one in (before, after))
+    rows: list[Any] = [tables.read(name, snapshot) for snapshot in (before, after)]
+    was, now = (Counter(map(repr, table.to_pylist())) for table in rows)
     if not dropped:
         assert was == now, f"compaction changed the rows of {name}"
 

@@ -92,12 +92,18 @@ class MemoryCatalog:
         def ignored() -> Iterator[Any]:
             yield SimpleNamespace(add_identity=lambda column: None)
 
-        yield SimpleNamespace(update_spec=ignored, update_snapshot=lambda: SimpleNamespace(fast_append=ignored))
+        summary: dict[str, str] = {}
+
+        def update_snapshot(snapshot_properties: Mapping[str, str]) -> Any:
+            summary.update(snapshot_properties)
+            return SimpleNamespace(fast_append=ignored)
+
+        yield SimpleNamespace(update_spec=ignored, update_snapshot=update_snapshot)
         with effect("commit", identifier[1]):
             if identifier[1] in self.tables:
                 raise TableAlreadyExistsError(identifier[1])
             self.commits += 1
-            first = Snapshot(next(self.ids), None, schema.empty_table())
+            first = Snapshot(next(self.ids), None, schema.empty_table(), properties=summary)
             self.tables[identifier[1]] = Metadata(
                 dict(properties), {first.snapshot_id: first}, {"main": first.snapshot_id}
             )

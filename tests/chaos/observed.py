@@ -155,7 +155,7 @@ class ObservedLake:
         self.waiting = bool(planned.undecided)
         if any(photo.silent for photo in self.bucket.values()):
             lake, at = Lake(self.settings), planned.base.snapshots
-            rows = (lake.read(name, at[name], ("key",)) for name in ("features", "quarantine"))  # type: ignore[arg-type]
+            rows = (lake.read(name, at[name], ("key",)) for name in ("features", "quarantine"))
             self.base_keys = frozenset(key for table in rows for key in table["key"].to_pylist())
 
     def check_after_a_sweep(self) -> None:

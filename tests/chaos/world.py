@@ -181,7 +181,7 @@ class World(ObservedLake):
             publish_run(self.settings, key)
         else:
             work = WORK[task]  # type: ignore[index]
-            jobs._run(task, self.settings, key, lambda job: work(job, self.bucket))  # type: ignore[arg-type]
+            jobs._run(task, self.settings, key, lambda job: work(job, self.bucket))
         return True
 
     def keep_house(self, run_id: str, faults: Sequence[Fault] = (), *, abandoned_days: int = 3) -> None:

@@ -101,7 +101,8 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
     np.testing.assert_allclose(cosines, 1, atol=1e-9)
     embeddings = [chain.rows(one, "embeddings") for one in (settings, local)]
     assert [row["key"] for row in embeddings[0]] == [row["key"] for row in embeddings[1]]
-    np.testing.assert_allclose(*([row["embedding"] for row in rows] for rows in embeddings), atol=1e-4)
+    mine, theirs = ([row["embedding"] for row in rows] for rows in embeddings)
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
     # Each executor had its share, and the history server tells of each job from its event log.
     cluster.start("history.HistoryServer")

@@ -287,7 +287,7 @@ class TestDecode:
         def exhausted(*_: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(Image.core, "new", exhausted)
+        monkeypatch.setattr("PIL.Image.core.new", exhausted)
         with pytest.raises(MemoryError):
             read(FILES["PNG"])
 
@@ -366,7 +366,7 @@ class TestRefusals:
     def test_the_limit_of_pixels_holds_before_any_pixel_is_decoded(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("memory was allocated for pixels"))
+        monkeypatch.setattr("PIL.Image.core.new", lambda *_: pytest.fail("memory was allocated for pixels"))
         for max_pixels in (96 * 64 - 1, 1000):  # below and above twice the limit, where Pillow's own guard sets in
             error = refusal(FILES[name], Limits(LIMITS.max_bytes, max_pixels))
             assert error.reason is Reason.TOO_MANY_PIXELS
@@ -626,4 +626,4 @@ class TestReason:
     def test_each_code_explains_itself(self) -> None:
         assert all(reason.description.endswith(".") and str(reason) == reason.value for reason in Reason)
         assert len({reason.description for reason in Reason}) == len(Reason)
-        assert Reason("truncated") is Reason.TRUNCATED
+        assert Reason("truncated") is Reason.TRUNCATED  # type: ignore[call-arg]  # by its value
