@@ -138,14 +138,15 @@ class Settings(DagSettings):
     prefix: str = Field(default="", description="Only keys that start with this are photos of ours.")
     key_pattern: str = Field(
         default=DEFAULT_KEY_PATTERN,
-        description="Regular expression for a whole object key, with the named group `label` and, optionally, `split` "
-        "and `date` (YYYY-MM-DD).",
+        description="Regular expression for a whole object key, with the named group `label` and, optionally, `split`, "
+        "`date` (YYYY-MM-DD) and `group`: photos of one group, such as the shots of one fruit, share one split.",
     )
     holdout_share: float = Field(
         default=0.2,
         ge=0,
         lt=1,
-        description="Share of the photos held out where the key names no split; chosen by a hash of the key.",
+        description="Share of the photos held out where the key names no split; chosen by a hash of the key, or of its "
+        "label and `group`.",
     )
     labels: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

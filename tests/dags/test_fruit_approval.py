@@ -141,7 +141,7 @@ class TestAnnouncing:
         self, settings: Settings, started: list[str], sent: list[Any]
     ) -> None:
         for _ in range(2):
-            with questions_announced(settings, "run", {}):  # type: ignore[typeddict-item]
+            with questions_announced(settings, "run", {}):
                 ask(settings, question(3, reasons=["a bound"]))
         assert started == [question(3).digest]
         (message,) = sent
@@ -151,7 +151,7 @@ class TestAnnouncing:
     def test_failed_gates_start_the_dag_and_leave_the_alert_to_their_run(
         self, settings: Settings, started: list[str], sent: list[Any]
     ) -> None:
-        with pytest.raises(GateError), questions_announced(settings, "run", {}):  # type: ignore[typeddict-item]
+        with pytest.raises(GateError), questions_announced(settings, "run", {}):
             ask(settings, replace(question(2), kind="gates"))
             raise GateError("required gates failed")
         assert (started, sent) == ([question(2).digest], [])
@@ -161,7 +161,7 @@ class TestAnnouncing:
     ) -> None:
         approve(settings, ask(settings, question(1)), by="ada", why="moved", via="fruits approve")
         ask(settings, replace(question(2), run="another"))
-        with questions_announced(settings, "run", {}):  # type: ignore[typeddict-item]
+        with questions_announced(settings, "run", {}):
             pass
         assert (started, sent) == ([], [])
 
@@ -180,7 +180,7 @@ class TestAnnouncing:
             raise OSError("no answer")
 
         monkeypatch.setattr("fruits.airflow.approvals.start_approval", refuse)
-        with questions_announced(settings, "run", {}):  # type: ignore[typeddict-item]
+        with questions_announced(settings, "run", {}):
             ask(settings, question(1))
         assert "run run: its questions are not announced: no answer" in caplog.text
 
