@@ -7,7 +7,7 @@ import pytest
 
 from tests.chaos.batches import run_batch
 
-SECONDS = {"memory": 12, "real": 4}
+SECONDS = {"memory": 11, "real": 4}
 
 
 @pytest.mark.heavy

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 from pyiceberg.io import InputFile
@@ -37,6 +38,7 @@ from fruits.lake.catalog import Lake, open_catalog
 from fruits.lake.publication import publications, readable
 from fruits.photos.listing import ListedObject
 from fruits.run import lease as leases
+from fruits.run import manifest as manifests
 from fruits.run.documents import read_plan
 from fruits.run.lease import release_lease
 from fruits.run.request import MaintenanceRequest, RunRequest, resolve_request
@@ -224,6 +226,17 @@ class NoThread:
         """Nothing ran."""
 
 
+class SmallParquetFile(pq.ParquetFile):
+    """A file that is read without other threads: to wait for one takes longer than to read some rows."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__(source, pre_buffer=False)
+
+    def read(self) -> Any:
+        """All rows."""
+        return super().read(use_threads=False)
+
+
 def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
     """Let the library find the world's bucket, backbone, clocks and catalog."""
 
@@ -248,6 +261,7 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         patch.setattr(stores, "open_store", files.open_store)
         # Python writes JSON with line breaks ten times as slowly as without.
         patch.setattr(stores, "json", SimpleNamespace(loads=json.loads, dumps=lambda one, **_: json.dumps(one)))
+        patch.setattr(manifests, "pq", SimpleNamespace(ParquetFile=SmallParquetFile, write_table=pq.write_table))
         patch.setattr(catalogs, "open_catalog", lambda _: memory)
         patch.setattr(readers, "open_catalog", lambda _, **__: memory)
         patch.setattr(readers, "missing_parts", lambda _: [])
