@@ -185,7 +185,7 @@ def test_an_embedding_does_not_depend_on_the_rows_it_is_projected_with():
     embedding, residual = transform(pca, outside)
     order = np.random.default_rng(1).permutation(len(wide))
     for picked in (order, order[:300], order[:5], order[:1]):
-        some_embedding, some_residual = transform(pca, wide[picked])
+        some_embedding, some_residual = transform(pca, outside[picked])
         np.testing.assert_array_equal(some_embedding, embedding[picked])
         np.testing.assert_array_equal(some_residual, residual[picked])
 
