@@ -2,8 +2,7 @@
 
 A run of `fruit_features` that would remove or replace much goes on without that part, and asks: more deletions than the
 bounds allow, the last photos of a label, a large rebuild or refit, a switch of backbone, required gates that failed.
-Each new question of a plan starts a run of this DAG, which waits for the answer and holds nothing meanwhile: no worker,
-no lease. For failed gates, start this DAG by hand.
+Each new question starts a run of this DAG, which waits for the answer and holds nothing meanwhile: no worker, no lease.
 
 | task | its story | what it does |
 |---|---|---|
@@ -29,7 +28,6 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Param, get_current_context, task
 
 from fruits.airflow.alerts import alert_failure
-from fruits.airflow.approvals import QUESTIONS
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.tasks import TASK_DEFAULTS
 
@@ -65,11 +63,11 @@ with DAG(
     dag_id="fruit_approval",
     description="A person approves deletions, failed gates and large rebuilds",
     doc_md=__doc__,
-    schedule=[QUESTIONS],
+    schedule=None,  # a task that asks starts a run: fruits/airflow/approvals.py
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- as in the other DAGs
     catchup=False,
     is_paused_upon_creation=False,  # a question must reach a person, also when nobody has thought of this DAG
-    max_active_runs=16,
+    max_active_runs=1_000,  # a run waits for days, and must not hold back another question
     params=PARAMS,
     on_failure_callback=alert_failure,
     tags=["fruits", "approval"],

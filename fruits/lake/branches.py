@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.lake.catalog import Lake, check_snapshot
+from fruits.lake.catalog import RUN_PROPERTY, Lake, check_snapshot
 from fruits.lake.schemas import TABLES, TableName
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Snapshots = Mapping[TableName, int]
 """Snapshot ids by table."""
 
-RUN_PROPERTY, ATTEMPT_PROPERTY = "fruits.run", "fruits.attempt"
+ATTEMPT_PROPERTY = "fruits.attempt"
 
 _COMMIT_TRIES = 20
 _MAIN = "main"

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -11,10 +12,11 @@ import pyarrow as pa
 
 import fruits
 from fruits.denials import denials_explained
+from fruits.disks import is_full
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
-from fruits.stores import effect, errors_explained, lake_store
+from fruits.stores import effect, lake_store, list_files
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -22,12 +24,16 @@ if TYPE_CHECKING:
     from pyiceberg.io import FileIO
     from pyiceberg.table import DataScan, FileScanTask, Table
     from pyiceberg.table.snapshots import Snapshot
+    from sqlalchemy.exc import SQLAlchemyError
 
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
 _PROPERTY_TRIES = 20
 _FORMAT_PROPERTY = "fruits.lake-format"
+
+RUN_PROPERTY = "fruits.run"
+"""What each snapshot of ours carries in its summary: the key of the run that made it."""
 
 LAKE_FORMAT = 3
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
@@ -112,18 +118,49 @@ def _database_uri(settings: Settings) -> str:
 
 
 def open_catalog(settings: Settings, **properties: str) -> "Catalog":
-    """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``."""
+    """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``.
+
+    A database that does not answer a commit, or a question for a table, is a ``TransientError``.
+    """
     from pyiceberg.catalog import load_catalog
 
     catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
-    commit_table = catalog.commit_table
+    commit_table, load_table = catalog.commit_table, catalog.load_table
 
     def commit(table: "Table", *changes: Any) -> Any:
-        with effect("commit", table.name()[-1]):
+        with effect("commit", table.name()[-1]), _outages_explained(settings):
             return commit_table(table, *changes)
 
-    catalog.commit_table = commit
+    def load(identifier: Any) -> "Table":
+        with _outages_explained(settings):
+            return load_table(identifier)
+
+    catalog.commit_table, catalog.load_table = commit, load
     return catalog
+
+
+@contextmanager
+def _outages_explained(settings: Settings) -> Iterator[None]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except SQLAlchemyError as error:
+        problem = database_problem(settings, error)
+        if not isinstance(problem, TransientError):
+            raise
+        raise problem from error
+
+
+def database_problem(settings: Settings, error: "SQLAlchemyError") -> FruitsError:
+    """An error of the catalog's database as a message; a ``TransientError`` when PostgreSQL does not answer."""
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
+    reason = str(error).splitlines()[0]
+    cut = isinstance(error, OperationalError | InterfaceError) or getattr(error, "connection_invalidated", False)
+    kind = TransientError if cut and settings.catalog_kind == "postgresql" else FruitsError
+    return kind(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI")
 
 
 def glue_problem(settings: Settings, error: Exception) -> FruitsError:
@@ -186,7 +223,7 @@ class Lake:
     @classmethod
     def _open(cls, settings: Settings, tries: int) -> "Lake":
         from botocore.exceptions import BotoCoreError, ClientError
-        from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+        from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
         try:
             lake = cls(settings)
@@ -197,16 +234,13 @@ class Lake:
             outrun = isinstance(error, IntegrityError) or "already exists" in str(error)
             if outrun and tries > 1:
                 return cls._open(settings, tries - 1)
-            database = settings.catalog_uri.get_secret_value().rpartition("@")[2]
-            reason = str(error).splitlines()[0]
-            down = isinstance(error, OperationalError) and settings.catalog_kind == "postgresql"
-            kind = TransientError if down else FruitsError
-            raise kind(f"catalog database {database}: {reason}; check FRUITS_CATALOG_URI") from error
+            raise database_problem(settings, error) from error
         except (BotoCoreError, ClientError) as error:
             raise glue_problem(settings, error) from error
         except OSError as error:
             reason = str(error).splitlines()[0]
-            raise FruitsError(f"lake {settings.lake}: {reason}; check FRUITS_LAKE and who may write there") from error
+            advice = "make room on that disk" if is_full(error) else "check FRUITS_LAKE and who may write there"
+            raise FruitsError(f"lake {settings.lake}: {reason}; {advice}") from error
         return lake
 
     def table(self, name: TableName) -> "Table":
@@ -414,12 +448,8 @@ class Lake:
         Raises:
             FruitsError: when the lake has rows of ``publications``, which this catalog does not know.
         """
-        import obstore
-
-        store, rows = lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data/"
-        with errors_explained(store, "s3:ListBucket"):
-            published = any(obstore.list(store, rows, chunk_size=1))
-        if published:
+        rows = list_files(lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data")
+        if next(rows, None) is not None:
             raise FruitsError(
                 f"lake {self.settings.lake} has published tables, of which the catalog knows nothing; correct "
                 "FRUITS_CATALOG_URI, FRUITS_CATALOG_NAME and FRUITS_NAMESPACE, or set FRUITS_LAKE to a new place. If "
@@ -437,7 +467,7 @@ class Lake:
                     with transaction.update_spec() as spec:
                         spec.add_identity(definition.partition_by)
                 # Branches start from a snapshot. With an empty first snapshot, no table is a special case.
-                with transaction.update_snapshot().fast_append():
+                with transaction.update_snapshot({RUN_PROPERTY: "none: made with the table"}).fast_append():
                     pass
         except (CommitFailedException, TableAlreadyExistsError):
             if not self.catalog.table_exists((self.settings.namespace, definition.name)):

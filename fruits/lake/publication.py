@@ -8,8 +8,10 @@ next process that looks (a retry of the publisher, the next plan) completes the 
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,16 +29,19 @@ from fruits.lake.branches import (
     publication_tag,
     start_branch,
 )
-from fruits.lake.catalog import Lake
+from fruits.lake.catalog import RUN_PROPERTY, Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
+    from pyiceberg.table.snapshots import Snapshot
 
 log = logging.getLogger("fruits")
 
 _MOST_CHOICES = 10
 
+_MAIN = "main"
+_REWRITE = "replace"  # Iceberg's word for a snapshot with the rows of the one before in other files
 _REPEATING = ("rollback__", "maintenance__")  # starts of run ids
 _SETTLE_TRIES = 10
 _MOST_FILES = 50  # of `publications`: a reader opens every file
@@ -84,13 +89,44 @@ class Base:
 
 
 def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication]:
-    """All publications, the oldest first."""
-    return _in_order(lake.read("publications", snapshot_id))
+    """All publications at a snapshot (None: now), the oldest first; rows of another program are left out."""
+    at = own_head(lake.table("publications")) if snapshot_id is None else snapshot_id
+    return _in_order(lake.read("publications", at))
 
 
 def publications_of(table: "Table") -> list[Publication]:
     """All publications in ``table``, which need not be in a catalog; the oldest first."""
-    return _in_order(table.scan().to_arrow())
+    return _in_order(table.scan(snapshot_id=own_head(table)).to_arrow())
+
+
+def own_head(table: "Table") -> int:
+    """The newest snapshot of ``main`` of ``publications`` without rows of another program.
+
+    Each snapshot that adds or removes publications names its run. Snapshots of other programs do not, and lie above
+    the newest one that does. A rewrite of files leaves the rows as they are, whoever did it. Where no snapshot names a
+    run, all are of Fruits 0.1, which named none.
+
+    Raises:
+        FruitsError: when there is no branch ``main``.
+    """
+    above: list[Snapshot] = []
+    snapshot = table.snapshot_by_name(_MAIN)
+    if snapshot is None:
+        raise _no_main("publications")
+    head: int = snapshot.snapshot_id
+    while snapshot is not None:
+        summary = snapshot.summary
+        if summary and summary[RUN_PROPERTY]:
+            *_, own = (snapshot, *takewhile(_is_rewrite, reversed(above)))
+            return int(own.snapshot_id)
+        above.append(snapshot)
+        parent = snapshot.parent_snapshot_id
+        snapshot = table.snapshot_by_id(parent) if parent is not None else None
+    return head
+
+
+def _is_rewrite(snapshot: "Snapshot") -> bool:
+    return snapshot.summary is not None and getattr(snapshot.summary["operation"], "value", None) == _REWRITE
 
 
 def _in_order(rows: pa.Table) -> list[Publication]:
@@ -100,15 +136,16 @@ def _in_order(rows: pa.Table) -> list[Publication]:
 def current_base(lake: Lake) -> Base:
     """The current publication; completes a publication that was interrupted after its commit.
 
-    A ``main`` at a snapshot of no publication was moved by another program. Such rows are never adopted: the log names
-    table and snapshot, the tag ``foreign_<snapshot>`` keeps the rows, and ``main`` goes back to the publication.
+    A ``main`` at a snapshot of no publication was moved by another program, and so was a ``main`` of ``publications``
+    at a snapshot of no run. Such rows are never adopted: the log names table and snapshot, the tag
+    ``foreign_<snapshot>`` keeps the rows, and ``main`` goes back to the publication.
 
     Raises:
         TransientError: when others kept moving the tables.
     """
     for _ in range(_SETTLE_TRIES):
         mains = {name: _main(lake, name) for name in DATA_TABLES}  # read before the publications: see _settle
-        head = _main(lake, "publications")
+        head = _put_back_publications(lake)
         published = publications(lake, head)
         base = Base(published[-1] if published else _before_all(lake), head)
         if mains == base.publication.snapshots:
@@ -120,7 +157,7 @@ def current_base(lake: Lake) -> Base:
 
 def readers_base(lake: Lake) -> Base:
     """The current publication as readers find it; unlike ``current_base``, this changes nothing."""
-    head = _main(lake, "publications")
+    head = own_head(lake.table("publications"))
     published = publications(lake, head)
     return Base(published[-1] if published else _before_all(lake), head)
 
@@ -142,6 +179,7 @@ def publish(
     Raises:
         ConflictError: when another run published since ``base``; readers stay where that run put them.
     """
+    _put_back_publications(lake)
     start = base.publications_snapshot if onto is None else onto
     start_branch(lake, "publications", writer.branch, start)
     _add_row(lake, writer, start, publication)
@@ -203,12 +241,13 @@ def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
     ]
 
 
-def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Publication:
+def roll_back(lake: Lake, wanted: str, *, again: bool = False, now: datetime | None = None) -> Publication:
     """Make an older publication current again, as a new row on top; ``wanted`` is its id or sequence.
 
     The new row has the snapshots and findings of the older publication. So a later rollback can return to any
     publication, also to the one that was rolled back. A run that was planned before the rollback conflicts and does not
-    publish. A rollback to the current publication changes nothing and returns that publication.
+    publish. A rollback to the current publication changes nothing and returns that publication, unless it is to be
+    published ``again``, so that such runs conflict.
 
     Raises:
         FruitsError: when there is no such publication or its snapshots have expired; lists the publications to choose.
@@ -217,7 +256,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
     base = current_base(lake)
     published = publications(lake, base.publications_snapshot)
     chosen = choose(lake, published, wanted)
-    if same_content(chosen, base.publication):
+    if same_content(chosen, base.publication) and not again:
         return base.publication
     moment = now or datetime.now(UTC)
     sequence = base.publication.sequence + 1
@@ -308,23 +347,41 @@ def _keep_foreign(lake: Lake, mains: Snapshots, published: Sequence[Publication]
     for name, snapshot in mains.items():
         ours = {publication.snapshots[name] for publication in published}
         if snapshot not in ours and snapshot != _first(lake, name):
-            tag = f"foreign_{snapshot}"
-            change_refs(lake, name, {tag: snapshot}, {})
-            log.warning(
-                "table %s: main is at snapshot %d, which no run published: another program wrote to the table. Its "
-                "rows are not adopted; the tag %s keeps them, and main goes back to the current publication. Find that "
-                "program, and give it a table of its own",
-                name,
-                snapshot,
-                tag,
-            )
+            _name_foreign(lake, name, snapshot)
+
+
+def _put_back_publications(lake: Lake) -> int:
+    """Where ``main`` of ``publications`` is, after rows of another program are named, tagged and left behind."""
+    head, own = _main(lake, "publications"), own_head(lake.table("publications"))
+    if own != head:
+        _name_foreign(lake, "publications", head)
+        with suppress(ConflictError):  # another task was quicker; whoever commits next finds out
+            advance_main(lake, "publications", expected=head, target=own)
+    return own
+
+
+def _name_foreign(lake: Lake, name: TableName, snapshot: int) -> None:
+    tag = f"foreign_{snapshot}"
+    change_refs(lake, name, {tag: snapshot}, {})
+    log.warning(
+        "table %s: main is at snapshot %d, which no run published: another program wrote to the table. Its rows are "
+        "not adopted; the tag %s keeps them, and main goes back to the current publication. Find that program, and "
+        "give it a table of its own",
+        name,
+        snapshot,
+        tag,
+    )
 
 
 def _main(lake: Lake, name: TableName) -> int:
     head = lake.head(name)
     if head is None:
-        raise FruitsError(f"table {name} has no main branch; it was not made by this software")
+        raise _no_main(name)
     return head
+
+
+def _no_main(name: TableName) -> FruitsError:
+    return FruitsError(f"table {name} has no main branch; it was not made by this software")
 
 
 def _to_rows(publication: Publication) -> pa.Table:

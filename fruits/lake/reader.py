@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fruits.denials import denials_explained
 from fruits.errors import FruitsError
-from fruits.lake.catalog import Lake, glue_problem, open_catalog
+from fruits.lake.catalog import Lake, database_problem, glue_problem, open_catalog
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
 from fruits.settings import Settings
@@ -167,6 +167,4 @@ def _tables(settings: Settings) -> set[str]:
     except SQLAlchemyError as error:
         if catalog_is_absent(error):
             return set()
-        reason = str(error).splitlines()[0]
-        database = settings.catalog_uri.get_secret_value().rpartition("@")[2]
-        raise FruitsError(f"catalog database {database}: {reason}; check FRUITS_CATALOG_URI") from error
+        raise database_problem(settings, error) from error

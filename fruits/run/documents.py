@@ -4,6 +4,7 @@ The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake. Each doc
 ``migration`` brings the documents of earlier releases into today's form.
 """
 
+import logging
 import platform
 import secrets
 import time
@@ -18,6 +19,7 @@ from obstore.store import ObjectStore
 import fruits
 from fruits.analysis.gates import Gate
 from fruits.denials import denials_explained
+from fruits.disks import full_disks_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
@@ -27,6 +29,8 @@ from fruits.run.request import Frozen, MaintenanceRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, write_json
+
+log = logging.getLogger("fruits")
 
 TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "plan_maintenance", "maintain"]
 
@@ -62,7 +66,11 @@ class Featurized(Frozen):
 
 
 class Projected(Frozen):
-    """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote."""
+    """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote.
+
+    ``undecided`` is the question of a refit that is due and waits for an approval. ``approvals`` has the approval of a
+    refit that a person approved after the plan.
+    """
 
     action: Literal["fit", "project", "none"]
     reason: str | None
@@ -77,6 +85,8 @@ class Projected(Frozen):
     explained_variance_ratio: tuple[float, ...] = ()
     read: Snapshots | None
     wrote: Snapshots | None
+    undecided: tuple[Approval, ...] = ()
+    approvals: tuple[Approval, ...] = ()
 
 
 class Probe(Frozen):
@@ -223,6 +233,11 @@ class RunDocuments:
     def validated(self) -> Validated | None:
         """What ``validate`` found, whatever its verdict."""
         return self.validate.result if self.validate else None
+
+    @property
+    def undecided(self) -> tuple[Approval, ...]:
+        """What the run left out, because it waits for a person's approval; failed gates are not among it."""
+        return tuple(one for task in (self.planned, self.projected) if task for one in task.undecided)
 
     @property
     def of_maintenance(self) -> bool:
@@ -396,12 +411,12 @@ def task_document(
     _write(store, path, recorder.document)
     overtaken = f"run {run}: a later attempt of {task} has begun, so this one does not count"
     try:
-        with denials_explained():
+        with denials_explained(), full_disks_explained(settings):
             yield recorder
     except BaseException as error:
         recorder.finish(error)
         if not _overtaken(store, path, recorder.document):
-            _write(store, path, recorder.document)
+            _write_failure(store, path, recorder.document)
         elif isinstance(error, FruitsError):
             raise TransientError(overtaken) from error
         raise
@@ -409,6 +424,16 @@ def task_document(
     if _overtaken(store, path, recorder.document):
         raise TransientError(overtaken)
     _write(store, path, recorder.document)
+
+
+def _write_failure(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
+    """Write the document of a task that failed; where that is impossible, as on a full disk, its error goes first."""
+    try:
+        _write(store, path, document)
+    except TransientError:
+        raise
+    except FruitsError as error:
+        log.warning("run document %s stays as it is, for the failure of its task can't be written: %s", path, error)
 
 
 def _overtaken(store: ObjectStore, path: str, document: TaskDocument[Any]) -> bool:

@@ -12,6 +12,9 @@ Nobody renews a lease between two tasks, and nobody releases the lease of a run 
 that waits asks Airflow about the run that holds a silent lease. The lease of an ended run is free at once, and an
 active run keeps its lease for ``PATIENCE``. Where nobody knows the run, a lease that was not renewed for ``DURATION``
 has expired.
+
+A task that finds no plan, or cannot read it, does not touch the lease: it has no attempt yet. The run may be planned
+anew at that moment, or by a newer release, under the same lease. So tasks read the plan first and hold the lease then.
 """
 
 import logging

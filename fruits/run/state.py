@@ -68,13 +68,6 @@ class PlannedRun(Frozen):
         """Identity of the run's backbone."""
         return self.backbone.model_id
 
-    @property
-    def newly_asked(self) -> tuple[Approval, ...]:
-        """The questions that this plan asked for the first time."""
-        return tuple(
-            question for question in self.undecided if question.run == self.key and question.asked_at >= self.planned_at
-        )
-
 
 def run_key(run_id: str) -> str:
     """``run_id`` in a form for branch names and paths, still unique: ``manual_2026_11_22t09_30_00_1f3a``."""

@@ -63,7 +63,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         },
         "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
-        "undecided": [described(question) for question in planned.undecided],
+        "undecided": [described(question) for question in documents.undecided],
         "catalog": describe_catalog(settings),
     }
 

@@ -64,10 +64,10 @@ def publish_run(settings: Settings, run: str) -> Announcement:
         TransientError: when another run holds the lease.
         FruitsError: when an earlier task has not succeeded, or ran again after a later task, or readers are pinned.
     """
+    planned = read_plan(settings, run)  # without the lease: see fruits/run/lease.py
     with hold_lease(settings, run):
         lake = Lake.open(settings)
         migrate(lake)
-        planned = read_plan(settings, run)
         publication = _publish(lake, planned)
         withdraw(settings, used_approvals(settings, publication))
         current = publications(lake)[-1]
@@ -144,6 +144,7 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
     validated = documents.validate.done if documents.validate else None
     if validated is None or validated.snapshots is None:
         raise FruitsError(f"run {planned.key}: its validate job has not succeeded; run that first")
+    projected = documents.pca.done if documents.pca else None
     sequence = planned.base.publication.sequence + 1
     return Publication(
         sequence=sequence,
@@ -152,7 +153,7 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
         run_id=planned.run_id,
         published_at=datetime.now(UTC),
         gates=validated.gates,
-        approvals=(*planned.approvals, *validated.approvals),
+        approvals=(*planned.approvals, *(projected.approvals if projected else ()), *validated.approvals),
         **_for_readers(planned, documents, validated),
     )
 

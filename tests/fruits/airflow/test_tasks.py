@@ -193,6 +193,11 @@ class TestNotes:
             ),
             ({("pca", "error"): "the disk is full"}, 0, "pca: the disk is full"),
             ({("plan", "pinned"): "ada pinned readers to pub-3"}, 0, "ada pinned readers to pub-3"),
+            (
+                {("plan", "waits"): ["Remove 5?"], ("pca", "waits"): ["Remove 5?", "Fit again?"]},
+                0,
+                "waits for an approval: Remove 5?\nwaits for an approval: Fit again?",
+            ),
         ],
     )
     def test_a_note_tells_publication_counts_and_errors(self, values: Any, again: int, text: str) -> None:

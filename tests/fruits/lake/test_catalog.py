@@ -17,7 +17,7 @@ from pyiceberg.table import DataScan, FileScanTask
 from fruits.errors import FruitsError
 from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
-from fruits.lake.catalog import LAKE_FORMAT, Lake, catalog_properties, spark_configuration
+from fruits.lake.catalog import LAKE_FORMAT, RUN_PROPERTY, Lake, catalog_properties, spark_configuration
 from fruits.lake.publication import Publication, _to_rows, publications
 from fruits.lake.reader import PublishedRows
 from fruits.lake.rebuild import check_catalog_is_current, plan_rebuild, rebuild
@@ -149,7 +149,7 @@ def test_an_empty_catalog_is_not_put_over_published_tables(make_settings, kind):
     lake = Lake.open(settings)
     snapshots = {name: lake.state(name).main for name in DATA_TABLES}
     row = Publication(1, snapshots, "pub-000001-abcdef", "run", None, "m", "p")
-    lake.table("publications").append(_to_rows(row))
+    lake.table("publications").append(_to_rows(row), snapshot_properties={RUN_PROPERTY: "run"})
     lost = make_settings(lake=settings.lake)  # with a catalog of its own
     with pytest.raises(FruitsError, match="`fruits catalog rebuild` makes the catalog again"):
         Lake.open(lost)

@@ -30,6 +30,7 @@ from fruits.run.documents import (
     read_plan,
     task_document,
 )
+from fruits.run.lease import acquire_lease, current_lease
 from fruits.run.pin import remove_pin, set_pin
 from fruits.run.request import RunRequest
 from fruits.run.state import WRITTEN, PlannedRun, run_key
@@ -276,3 +277,14 @@ def mark_as(lake, writer, branch):
     """Commit a row on a branch with the properties of a writer that it does not belong to."""
 
     mark(lake, SimpleNamespace(snapshot_properties=writer.snapshot_properties, branch=branch), "ghost")
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_late_task_of_a_run_that_is_planned_anew_leaves_the_lease_to_the_plan(settings):
+    acquire_lease(settings, KEY)
+    with task_document(settings, "plan", KEY, RUN_ID):
+        with pytest.raises(FruitsError, match="no finished plan"):
+            publish_run(settings, KEY)
+        lease = current_lease(settings)
+        assert lease is not None
+        assert lease.run == KEY
