@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.errors import ExitCode, FruitsError
 from local.airflow import airflow, airflow_environment, migrate, new_secret
+from local.api import password_of
 from local.queue import EventQueue, start_queue
 from local.stack import (
     BUCKET,
@@ -65,7 +66,7 @@ def start(data: Path) -> int:
             running = _start(data)
     print(f"\n  Airflow UI  {running['url']}")
     print(f"  user        {running['user']}")
-    print(f"  password    {_password(data, running['user'])}")
+    print(f"  password    {password_of(data, running['user'])}")
     print(f"  photos      s3://{running['bucket']} on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
     print(f"  events      {running['queue']}")
     print(f"  logs        {data / 'logs'}")
@@ -239,11 +240,6 @@ def _healthy(url: str) -> bool:
         return all(health[part]["status"] == "healthy" for part in parts)
     except (httpx.HTTPError, ValueError, KeyError):
         return False
-
-
-def _password(data: Path, user: str) -> str:
-    path = data / "airflow" / "simple_auth_manager_passwords.json.generated"
-    return str(json.loads(path.read_text()).get(user, "?")) if path.is_file() else "see the log"
 
 
 def _note_path(data: Path) -> Path:
