@@ -87,9 +87,14 @@ class AirflowAPI:
             ) from error
 
 
+def password_file(data: Path) -> Path:
+    """Where the Airflow of a data folder keeps its users' passwords."""
+    return data / "airflow" / "simple_auth_manager_passwords.json.generated"
+
+
 def password_of(data: Path, user: str) -> str:
-    """The password that the Airflow of a data folder generated for a user."""
-    path = data / "airflow" / "simple_auth_manager_passwords.json.generated"
+    """The password of a user of the Airflow of a data folder."""
+    path = password_file(data)
     return str(json.loads(path.read_text()).get(user, "?")) if path.is_file() else "see the log"
 
 

@@ -20,7 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.errors import ExitCode, FruitsError
 from local.airflow import airflow, airflow_environment, migrate, new_secret
-from local.api import password_of
+from local.api import password_file, password_of
 from local.queue import EventQueue, start_queue
 from local.stack import (
     BUCKET,
@@ -32,6 +32,7 @@ from local.stack import (
     start_s3,
     stop_process,
     stop_s3,
+    write_secret,
 )
 
 _PARTS = {
@@ -40,6 +41,7 @@ _PARTS = {
     "dag-processor": (),
     "triggerer": ("--skip-serve-logs",),
 }
+_USER = "admin"
 _READY_SECONDS = 240
 _STOP_SECONDS = 30
 _KILL_SECONDS = 2
@@ -177,11 +179,12 @@ def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, int]) -
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     environment = _environment(stack, queue, port)
+    _make_password(stack.data)
     parts = {name: _start_part(name, stack.data, environment) for name in _PARTS}
     pids = {**{name: part.pid for name, part in parts.items()}, **beside}
     running: dict[str, Any] = {
         "url": url,
-        "user": "admin",
+        "user": _USER,
         "endpoint": stack.endpoint,
         "queue": queue.url,
         "bucket": environment["FRUITS_BUCKET"],
@@ -240,6 +243,15 @@ def _healthy(url: str) -> bool:
         return all(health[part]["status"] == "healthy" for part in parts)
     except (httpx.HTTPError, ValueError, KeyError):
         return False
+
+
+def _make_password(data: Path) -> None:
+    """Make the user's password unless there is one: Airflow logs what it makes, in a file that everybody can read."""
+    path = password_file(data)
+    if path.is_file():
+        path.chmod(0o600)
+    else:
+        write_secret(path, json.dumps({_USER: new_secret()}))
 
 
 def _note_path(data: Path) -> Path:

@@ -16,12 +16,14 @@ import psutil
 
 from local.api import AirflowAPI, password_of
 from local.stack import Stack, running_server
+from tests.planted import PLANTED
 
 Value = TypeVar("Value")
 
 ROOT = Path(__file__).parents[1]
 DAG = "dags/fruit_features"
 VARIABLES = {
+    **PLANTED,
     "AIRFLOW__API_AUTH__JWT_CLI_EXPIRATION_TIME": "1",  # a token that expires before a test's eyes
     "AIRFLOW__API_AUTH__JWT_LEEWAY": "0",
     "AIRFLOW__CORE__AUTH_MANAGER": "tests.one_dag_is_secret.OneDagIsSecret",

@@ -1,9 +1,11 @@
 """`make ui` and `make stop` for real: Airflow's own scheduler, triggerer and API server, on this machine only."""
 
 import re
+import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +23,7 @@ from fruits.stores import lake_store, write_json
 from local.queue import EventQueue
 from local.stack import Stack, environment_of
 from sample_photos import photo_key
+from tests.planted import PLANTED, SIGNATURE, TOKEN, assert_none, files, rows
 from tests.running_ui import DAG, UI, alive, command, logs, wait_for
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.story]
@@ -43,7 +46,9 @@ def card(ui: UI) -> Card:
         licence="none",
         built_with={},
     )
-    with environment_of(ui.stack):
+    with environment_of(ui.stack), pytest.MonkeyPatch.context() as patch:
+        for name, value in PLANTED.items():
+            patch.setenv(name, value)
         settings = Settings.load()
         Lake.open(settings)  # a dry run makes no lake
         store = lake_store(settings, "models")
@@ -206,12 +211,24 @@ def test_a_run_beside_the_ui_uses_its_s3_server_and_says_before_spark_what_can_n
     assert str(weights) in done.stderr
     assert "efficientnet" in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 3, done.stderr
-    (log,) = (ui.data / "logs").glob("run-*.log")
-    for text in (done.stdout, done.stderr, log.read_text()):
-        assert ui.stack.secret_key not in text
+    assert ui.stack.secret_key not in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     client = ui.stack.client()
     assert client.get_object(Bucket="fruits", Key="beside/Apple/1.jpg")["Body"].read() == b"photo"
+
+
+def test_airflow_keeps_no_secret(ui: UI) -> None:
+    """After the runs above: its database with DAGs, params and XCom, its tasks' logs, its programs' logs."""
+    database = rows(ui.data / "airflow" / "airflow.db")
+    assert b"counts" in database["xcom"]
+    assert b"fruit_features" in database["serialized_dag"]
+    (passwords,) = (ui.data / "airflow").glob("*.generated")
+    assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+    left = files(ui.data, "s3/*", "s3.*", f"airflow/{passwords.name}", "airflow/airflow.db*")
+    logs = [name for name in left if fnmatch(name, "airflow/logs/*task_id=plan/*.log")]
+    assert any(b"plan: 3 create" in left[name] for name in logs)
+    assert any(fnmatch(name, "logs/run-*.log") for name in left)
+    assert_none((ui.stack.secret_key, ui.api.password, SIGNATURE, TOKEN), {**database, **left})
 
 
 def test_stop_ends_what_was_started_and_nothing_else(ui: UI, stack: Stack, sleep: Callable[[], Any]) -> None:
