@@ -111,8 +111,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marks = {mark.name for mark in item.iter_markers()}
         rank = next((number for number, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
         ranks[_unit(item.nodeid)] = min(rank, ranks.get(_unit(item.nodeid), rank))
-    places = {file: place for place, file in enumerate(ONE_UI)}
-    items.sort(key=lambda item: (ranks[_unit(item.nodeid)], places.get(_file(item.nodeid), -1)))
+    turns = {file: turn for turn, file in enumerate(ONE_UI)}
+    items.sort(key=lambda item: (ranks[_unit(item.nodeid)], turns.get(_file(item.nodeid), -1)))
     for path in {item.path for item in items if item.get_closest_marker("story")}:
         places = [place for place, item in enumerate(items) if item.path == path]
         steps = sorted((items[place] for place in places), key=lambda item: (item.location[1], item.nodeid))
