@@ -235,9 +235,10 @@ def spark(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S
         "spark.sql.extensions": spark_configuration(nowhere)["spark.sql.extensions"],
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("spark")),
         "spark.ui.enabled": "false",
-        # To compile a query takes longer than to run it on a few rows.
+        # To compile a query, or to plan it again after each of its stages, takes longer than to run it on a few rows.
         "spark.sql.codegen.wholeStage": "false",
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.adaptive.enabled": "false",
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")
