@@ -86,12 +86,14 @@ test-compose: setup-dev  ## What docker-compose.yaml promises, in containers: 20
 	@$(AIRFLOW) -m pytest -m compose -p no:randomly -s tests/docker $(PARTED) $(ARGS)
 
 # A failure prints the shortest history that breaks a promise, and the command that repeats its seed.
-chaos: setup-dev  ## Histories under faults, and a table of what they met (HISTORIES=1000 REAL=30 MINUTES=60 SEED=7)
-	@JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) -W ignore -m tests.chaos $(if $(HISTORIES),--histories $(HISTORIES)) \
-		$(if $(REAL),--real $(REAL)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+chaos: setup-dev  ## Histories under faults and damaged photos (HISTORIES=1000 REAL=30 FUZZ=30 MINUTES=60 SEED=7)
+	@$(JOBS) -W ignore -m tests.chaos --workers $(WORKERS) $(if $(HISTORIES),--histories $(HISTORIES)) \
+		$(if $(REAL),--real $(REAL)) $(if $(FUZZ),--fuzz $(FUZZ)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 # What imports Airflow, or runs in its environment. pyproject.toml names the rest.
-AIRFLOWS_PYTHON := $(wildcard fruits/airflow/*.py) dags plugins local docker infra benchmarks/operate.py scripts/screenshots.py
+AIRFLOWS_PYTHON := $(wildcard fruits/airflow/*.py) dags plugins local docker infra benchmarks/operate.py scripts/screenshots.py \
+	$(wildcard $(addsuffix /*.py, tests/dags tests/docker tests/infra tests/local tests/fruits/airflow)) \
+	$(addprefix tests/, running_airflow.py fruits/lake/test_glue.py scripts/test_compose.py scripts/test_screenshots.py)
 
 # A registry or a folder of one person's machine, named in a file, breaks everyone behind a mirror and everyone else.
 lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no file names a registry or somebody's machine

@@ -2,8 +2,7 @@
 
 A run of `fruit_features` that would remove or replace much goes on without that part, and asks: more deletions than the
 bounds allow, the last photos of a label, a large rebuild or refit, a switch of backbone, required gates that failed.
-Each new question of a plan starts a run of this DAG, which waits for the answer and holds nothing meanwhile: no worker,
-no lease. For failed gates, start this DAG by hand.
+Each new question starts a run of this DAG, which waits for the answer and holds nothing meanwhile: no worker, no lease.
 
 | task | its story | what it does |
 |---|---|---|
@@ -11,12 +10,13 @@ no lease. For failed gates, start this DAG by hand.
 | `decide` | Airflow's own ApprovalOperator | waits for *Approve* or *Reject* under *Required Actions*; after seven days it takes *Reject* |
 | `record` | `fruits/airflow/approvals.py` | writes down who approved, when and why; on *Reject* it is skipped, and the question stays |
 
-**What an approval does.** The next run of `fruit_features` uses it, if it finds exactly the same: the same photos gone,
-the same findings of the same run. Otherwise that run asks again. The publication records the approval. After an approval
-of gates, clear the task `validate` of the run that failed; after one of a rebuild, start or clear that run.
+**What an approval does.** The next run of `fruit_features` uses the approval if that run finds exactly the same: the same
+missing photos, or the same findings of the same run. Otherwise the run asks again. The publication records the approval.
+After an approval of gates, clear the task `validate` of the run that failed. After an approval of a rebuild, start or
+clear the run that asked.
 
-**What a rejection does.** Nothing: the rows stay as they are, and `fruits status` goes on naming the question. To take
-the question back, bring the photos back.
+**What a rejection does.** Nothing: the rows stay as they are, and `fruits status` goes on naming the question. To withdraw
+the question, bring the photos back.
 
 `fruits approve` does the same from a terminal. Start this DAG by hand for a question that was rejected or timed out.
 """  # noqa: E501 -- rows of a table
@@ -28,7 +28,6 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Param, get_current_context, task
 
 from fruits.airflow.alerts import alert_failure
-from fruits.airflow.approvals import QUESTIONS
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.tasks import TASK_DEFAULTS
 
@@ -64,11 +63,11 @@ with DAG(
     dag_id="fruit_approval",
     description="A person approves deletions, failed gates and large rebuilds",
     doc_md=__doc__,
-    schedule=[QUESTIONS],
+    schedule=None,  # a task that asks starts a run: fruits/airflow/approvals.py
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- as in the other DAGs
     catchup=False,
     is_paused_upon_creation=False,  # a question must reach a person, also when nobody has thought of this DAG
-    max_active_runs=16,
+    max_active_runs=1_000,  # a run waits for days, and must not hold back another question
     params=PARAMS,
     on_failure_callback=alert_failure,
     tags=["fruits", "approval"],

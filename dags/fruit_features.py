@@ -25,33 +25,33 @@ readers use. The run that clears the backlog switches readers to the new backbon
 
 **Approvals.** More deletions than FRUITS_MAX_DELETED_SHARE and FRUITS_MAX_DELETIONS allow within 24 hours, and the last
 photos of a label, wait for a person's approval; so do a rebuild, a refit and a switch of backbone of more rows than
-FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Approve in the DAG `fruit_approval`, or by
+FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Failed gates may be approved, too. Approve in the DAG `fruit_approval`, or by
 `fruits approve`.
 
 **Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
-between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the finished run left. A
-sweep or an event's run is skipped while another one waits: that one will find the same photos. A run that ended without
-releasing the lease holds up the others for a minute or two. A run that finds that another one published since its plan clears
-itself and plans again, once.
+between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the
+finished run left. A sweep or an event's run is skipped while another sweep waits, because the waiting run will find the
+same photos. A run that ended without releasing the lease holds up the others for a minute or two. A run clears itself
+and plans again, once, when another run has published since its plan.
 
 **An empty bucket** is no failure: sweeps and events are skipped, and say so. A run by hand waits for photos.
 
-**Rerun, retry, clear.** All harmless: each attempt writes to branches of its own, from the tables that the plan found,
-and publishing twice changes nothing and announces nothing. Clear from `wait_for_lease` to look at the bucket again.
+**Rerun, retry, clear.** All harmless: each attempt writes to branches of its own, which start from the tables that the
+plan found. Publishing twice changes nothing and announces nothing. Clear from `wait_for_lease` to look at the bucket again.
 
 **When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
 the table `quarantine`.
 
-**Params.** A name that the form does not have (`dryrun`) or a value of another type turns `prepare` red; the message names
-the nearest param. Nothing has been done then.
+**Params.** A name that the form lacks (`dryrun`) or a value of another type turns `prepare` red before anything is done.
+The message names the nearest param.
 
 **Pin.** After `fruits pin` readers stay on a publication. Each run then ends green after `plan`, and the log of `plan`
 says who pinned readers and why. `fruits unpin` lets runs publish again.
 
-**Alerts.** A failed run, something that waits for an approval, and a publication with fewer rows than the one before
-alert the channels that are set (SNS, Slack, e-mail); `fruit_watchdog` alerts of what no run would say. A publication is
-an event of the asset `fruits_embeddings`, which may schedule other DAGs. The note of an ended run has its publication and
-its counts, or its error.
+**Alerts.** The channels that are set (SNS, Slack, e-mail) get an alert for each failed run, for each new question that
+waits for an approval, and for each publication with fewer rows than the publication before. `fruit_watchdog` alerts of
+faults that stop runs from starting. A publication is an event of the asset `fruits_embeddings`, which may schedule other DAGs. The note of an ended run has its publication and
+its counts, what waits for an approval, or its error.
 
 Every task leaves `runs/<namespace>/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
 """  # noqa: E501 -- rows of a table
@@ -62,7 +62,7 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, Param, get_current_context, task
 
 from fruits.airflow.alerts import alert, alert_failure, shrunk_message
-from fruits.airflow.approvals import ASKED, announce_questions
+from fruits.airflow.approvals import questions_announced
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
 from fruits.airflow.operators import spark_job
@@ -180,20 +180,21 @@ def prepare() -> dict[str, Any]:
     return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
 
 
-@task.short_circuit(inlets=[PHOTOS], outlets=[ASKED])
+@task.short_circuit(inlets=[PHOTOS])
 def plan(prepared: dict[str, Any]) -> str:
     """Write the manifest: see fruits/steps/plan.py. Returns the run key; an empty one skips the rest of the run."""
     from fruits.run.request import RunRequest
+    from fruits.run.state import run_key
     from fruits.settings import Settings
     from fruits.steps.plan import plan_run
 
     context = get_current_context()
-    request = RunRequest.model_validate(prepared["request"])
+    request, run_id = RunRequest.model_validate(prepared["request"]), str(context["run_id"])
     with non_retryable():
-        planned = plan_run(Settings.load(), request, context["run_id"])
+        settings = Settings.load()
+        with questions_announced(settings, run_key(run_id), context):
+            planned = plan_run(settings, request, run_id)
     context["ti"].xcom_push("counts", dict(planned.counts))
-    if not request.dry_run:
-        announce_questions(planned.newly_asked, context)
     if planned.pinned:
         context["ti"].xcom_push("pinned", planned.pinned)
     return planned.key if planned.work and not request.dry_run else ""
@@ -204,15 +205,13 @@ def publish(run: str) -> dict[str, Any]:
     """Make the run the current publication, and announce it to other DAGs: see fruits/steps/publish.py."""
     from fruits.airflow import metrics
     from fruits.settings import Settings
-    from fruits.steps.publish import current_publication, publish_run, rows_before
+    from fruits.steps.publish import publish_run
 
     context = get_current_context()
     with non_retryable(), replan_on_conflict(context):
-        settings = Settings.load()
-        publication = publish_run(settings, run)
-        current = current_publication(settings)
-        before = rows_before(settings, run)
-    extra = announce(context, publication, current)
+        published = publish_run(Settings.load(), run)
+    publication, before = published.publication, published.rows_before
+    extra = announce(context, publication, published.current)
     metrics.send(metrics.of_publication(publication))
     if publication.rows < before:
         alert(shrunk_message(before, publication.rows, publication.publication_id))

@@ -1,4 +1,4 @@
-"""### Fruit watchdog: says what no failed run would say
+"""### Fruit watchdog: alerts of faults that no failed run would show
 
 A paused DAG, a DAG file that cannot be imported or a typo in a setting starts no run of `fruit_features`, and hence no
 alert of a failed run. This DAG looks every quarter of an hour.
@@ -15,8 +15,8 @@ that stay queued; a lake that does not answer.
 **Alerts.** The channels of the other alerts (SNS, Slack, e-mail) get each finding once, and once more when it is over.
 The Airflow variable `fruits_watchdog` holds the findings that alerts have named. Delete the variable to get the alerts again.
 
-**Rerun, retry, clear.** All harmless. A run is green whatever it finds. A red run could not look, or no channel took its
-alert; it sends no alert itself, and the next run tries again.
+**Rerun, retry, clear.** All harmless. A run is green whatever it finds. A run is red when Airflow did not answer or when
+no channel took its alert. A red run sends no alert, and the next run tries again.
 
 This DAG is on from the start and reads no setting when its file is parsed, so a wrong setting does not stop it. To watch
 Airflow itself from outside, run `fruits doctor --stale` from cron.

@@ -97,13 +97,10 @@ def superuser(host: str) -> Any:
 
 def make_user(name: str, password: str) -> None:
     """Make Airflow's administrator, or give an existing one the password of .env."""
-    run_airflow(
-        "users", "create", "--username", name, "--password", password, "--role", "Admin",
-        "--firstname", "Fruits", "--lastname", "Administrator", "--email", f"{name}@localhost",
-    )  # fmt: skip
-    run_airflow(
-        "users", "reset-password", "--username", name, "--password", password
-    )  # an existing user keeps the old one
+    person = ("--firstname", "Fruits", "--lastname", "Administrator", "--email", f"{name}@localhost", "--role", "Admin")
+    twice = f"{password}\n{password}\n"  # Airflow asks for it, and for a confirmation
+    run_airflow("users", "create", "--username", name, *person, answers=twice)
+    run_airflow("users", "reset-password", "--username", name, answers=twice)  # an existing user keeps the old one
     log.info("airflow: user %s", name)
 
 
@@ -161,14 +158,20 @@ def check(settings: Settings) -> None:
         raise FruitsError("\n".join(failed))
 
 
-def run_airflow(*arguments: str) -> None:
-    """Run Airflow's command line.
+def run_airflow(*arguments: str, answers: str = "") -> None:
+    """Run Airflow's command line, which gets ``answers`` to its questions: all users of the host can read arguments.
 
     Raises:
         FruitsError: when it fails; with the end of its output.
     """
     done = subprocess.run(  # noqa: S603 -- our own environment's airflow
-        [airflow(), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        [airflow(), *arguments],
+        input=answers,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        start_new_session=True,  # without a terminal Airflow reads passwords from its input
     )
     if done.returncode:
         output = "\n".join(f"    {line}" for line in done.stdout.splitlines()[-15:])

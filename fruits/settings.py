@@ -138,14 +138,15 @@ class Settings(DagSettings):
     prefix: str = Field(default="", description="Only keys that start with this are photos of ours.")
     key_pattern: str = Field(
         default=DEFAULT_KEY_PATTERN,
-        description="Regular expression for a whole object key, with the named group `label` and, optionally, `split` "
-        "and `date` (YYYY-MM-DD).",
+        description="Regular expression for a whole object key, with the named group `label` and, optionally, `split`, "
+        "`date` (YYYY-MM-DD) and `group`: photos of one group, such as the shots of one fruit, share one split.",
     )
     holdout_share: float = Field(
         default=0.2,
         ge=0,
         lt=1,
-        description="Share of the photos held out where the key names no split; chosen by a hash of the key.",
+        description="Share of the photos held out where the key names no split; chosen by a hash of the key, or of its "
+        "label and `group`.",
     )
     labels: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -269,8 +270,8 @@ class Settings(DagSettings):
     approval_rows: int = Field(
         default=100_000,
         ge=0,
-        description="A rebuild, a requested refit and a switch of backbone wait for a person's approval when more rows "
-        "than this are concerned.",
+        description="A rebuild, a refit and a switch of backbone wait for a person's approval when more rows than this "
+        "are concerned.",
     )
 
     retention_days: int = Field(

@@ -32,6 +32,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from fruits.denials import NO_CREDENTIALS, error_code, explain, is_transient, refusal
+from fruits.disks import is_full
 from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
 
@@ -65,7 +66,7 @@ def list_requester(settings: Settings) -> dict[str, str]:
 
 def list_client(settings: Settings) -> Any:
     """A boto3 client of the S3 server. Unlike obstore, it lists object keys as they are and by any prefix."""
-    session = _aws_session()
+    session = _botocore_session()
     # botocore's own parser of timestamps takes half the time of a listing.
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     return boto3.Session(botocore_session=session).client(
@@ -78,6 +79,11 @@ def list_client(settings: Settings) -> Any:
             s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         ),
     )
+
+
+def aws_session() -> boto3.Session:
+    """A session of boto3 that finds credentials as the jobs do, with their patience for the metadata service."""
+    return boto3.Session(botocore_session=_botocore_session())
 
 
 def server_name(settings: Settings) -> str:
@@ -226,9 +232,8 @@ def errors_explained(store: ObjectStore, permission: Permission, path: str = "")
             raise
         if not isinstance(store, S3Store):
             reason = " ".join(str(error).partition("\n\n")[0].split())
-            raise FruitsError(
-                f"{_full_path(store, path)}: {reason}; check FRUITS_LAKE and who may write there"
-            ) from error
+            advice = "make room on that disk" if is_full(error) else "check FRUITS_LAKE and who may write there"
+            raise FruitsError(f"{_full_path(store, path)}: {reason}; {advice}") from error
         server = store.config.get("endpoint") or f"AWS ({store.config.get('region')})"
         key = _full_path(store, path) if path else ""
         raise explain(error, server, store.config["bucket"], permission, key) from error
@@ -323,7 +328,7 @@ def _s3_store(settings: Settings, bucket: str, prefix: str | None = None, *, req
     )
 
 
-def _aws_session() -> botocore.session.Session:
+def _botocore_session() -> botocore.session.Session:
     """A session of botocore that bears a slow answer of the instance's metadata service."""
     session = botocore.session.get_session()
     session.register_component("data_loader", _aws_data())
@@ -343,7 +348,7 @@ def _aws_data() -> Loader:
 def _credentials() -> Boto3CredentialProvider:
     """boto3's whole chain of credentials: environment, profile, SSO, container, instance role."""
     try:
-        session = boto3.Session(botocore_session=_aws_session())
+        session = aws_session()
         credentials = session.get_credentials()
     except BotoCoreError as error:
         kind = TransientError if is_transient(error) else FruitsError

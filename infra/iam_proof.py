@@ -276,7 +276,7 @@ def chain(run_id: str) -> list[Step]:
         ("prepare", prepare),
         ("plan", plan),
         *((job, lambda job=job: spark_job(job, run_key(run_id))) for job in JOBS),
-        ("publish", lambda: publish_run(settings, run_key(run_id)).publication_id),
+        ("publish", lambda: publish_run(settings, run_key(run_id)).publication.publication_id),
         ("doctor", doctor),
         ("events", events),
         ("alert", alert),

@@ -31,6 +31,7 @@ from local.stack import (
     start_s3,
     stop_process,
     stop_s3,
+    write_secret,
 )
 
 _PARTS = {
@@ -39,6 +40,7 @@ _PARTS = {
     "dag-processor": (),
     "triggerer": ("--skip-serve-logs",),
 }
+_USER = "admin"
 _READY_SECONDS = 240
 _STOP_SECONDS = 30
 _KILL_SECONDS = 2
@@ -176,11 +178,12 @@ def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, int]) -
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     environment = _environment(stack, queue, port)
+    _make_password(stack.data)
     parts = {name: _start_part(name, stack.data, environment) for name in _PARTS}
     pids = {**{name: part.pid for name, part in parts.items()}, **beside}
     running: dict[str, Any] = {
         "url": url,
-        "user": "admin",
+        "user": _USER,
         "endpoint": stack.endpoint,
         "queue": queue.url,
         "bucket": environment["FRUITS_BUCKET"],
@@ -241,8 +244,21 @@ def _healthy(url: str) -> bool:
         return False
 
 
+def _password_file(data: Path) -> Path:
+    return data / "airflow" / "simple_auth_manager_passwords.json.generated"
+
+
+def _make_password(data: Path) -> None:
+    """Make the user's password unless there is one: Airflow logs what it makes, in a file that everybody can read."""
+    path = _password_file(data)
+    if path.is_file():
+        path.chmod(0o600)
+    else:
+        write_secret(path, json.dumps({_USER: new_secret()}))
+
+
 def _password(data: Path, user: str) -> str:
-    path = data / "airflow" / "simple_auth_manager_passwords.json.generated"
+    path = _password_file(data)
     return str(json.loads(path.read_text()).get(user, "?")) if path.is_file() else "see the log"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hmac
 import os
 import re
 import secrets
@@ -36,6 +37,8 @@ CONTAINERS = {
     "FRUITS_SPARK_DRIVER_MEMORY": "SCHEDULER_MEMORY",
 }
 """Memory of a JVM, and of the container that has to hold it."""
+CONFIGS = ("SPARK_SECRET", "SPARK_WORKER_MEMORY", "FRUITS_BUCKET", "LOCAL_EVENT_TOKEN")
+"""The variables of the `configs` in docker-compose.yaml."""
 _READY_SECONDS = 600
 _LOG_LINES = 25
 
@@ -269,7 +272,9 @@ def megabytes(size: str) -> int:
 
 
 def make_settings(file: Path, example: Path) -> dict[str, str]:
-    """The settings of ``file``. Lines that it lacks come from ``example``, and empty secrets get random values.
+    """The settings of ``file``. Lines that it lacks come from ``example``, empty secrets get random values.
+
+    ``CONFIG_DIGEST`` is brought up to date.
 
     Raises:
         DeployError: when the key of an existing database is missing: a new one would not fit.
@@ -289,10 +294,19 @@ def make_settings(file: Path, example: Path) -> dict[str, str]:
         *(["POSTGRES_PASSWORD"] if "postgres" not in profiles(settings) else []),
     ]
     new = {name: new_secret(name) for name in SECRETS if not settings[name] and name not in unused}
+    settings |= new
+    digest = {"CONFIG_DIGEST": config_digest(settings)}
+    if missing or new or digest.items() - given.items():
+        write_private(file, with_values((file if given else example).read_text(), {**missing, **new, **digest}))
     if missing or new:
-        write_private(file, with_values((file if given else example).read_text(), {**missing, **new}))
         print(f"New in {file.name}: {', '.join({**missing, **new} if given else new)}")
-    return {**settings, **new}
+    return settings | digest
+
+
+def config_digest(settings: Mapping[str, str]) -> str:
+    """A digest of ``CONFIGS`` for the containers' labels, which anybody may read: keyed, so that nobody can guess."""
+    values = "\n".join(settings[name] for name in CONFIGS)
+    return hmac.new(settings["AIRFLOW_FERNET_KEY"].encode(), values.encode(), "sha256").hexdigest()[:16]
 
 
 def profiles(settings: Mapping[str, str]) -> list[str]:

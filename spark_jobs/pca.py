@@ -1,9 +1,10 @@
 """Bring PCA statistics, model and embeddings of a run up to date.
 
 Merges the new rows into the backbone's running moments and takes the removed rows out, fits a new PCA version when the
-policy says so (then projects every row), and otherwise projects the changed rows only. Reads `features` at the snapshot
-that featurize wrote; writes `pca_statistics`, `pca_models` and `embeddings` on the attempt's own branch, and
-the run's pca.json.
+policy says so (then projects every row), and otherwise projects the changed rows only. A refit that would replace more
+embeddings than FRUITS_APPROVAL_ROWS waits for a person's approval, and the run goes on under the PCA that there is.
+Reads `features` at the snapshot that featurize wrote; writes `pca_statistics`, `pca_models` and `embeddings` on the
+attempt's own branch, and the run's pca.json.
 """
 
 import logging
@@ -11,10 +12,18 @@ import sys
 
 from fruits.errors import FruitsError
 from fruits.lake.pca_tables import PCAVersion
+from fruits.run.decisions import Decisions, described
 from fruits.run.documents import Featurized, Projected
 from fruits.run.state import WRITTEN
 from fruits.spark.job import Job, run_job
-from fruits.spark.projection import current_version, fit_version, project, reason_to_refit, unprojected_features
+from fruits.spark.projection import (
+    current_version,
+    decide_refit,
+    fit_version,
+    project,
+    reason_to_refit,
+    unprojected_features,
+)
 from fruits.spark.statistics import update_statistics
 
 log = logging.getLogger("fruits")
@@ -33,7 +42,7 @@ def update_pca(job: Job) -> None:
         moments, recomputed = update_statistics(job, replaced)
     with job.phase("remove"):
         job.tables.delete_keys("embeddings", replaced, job.run.model_id)
-    known = {"n_statistics": moments.n, "recomputed": recomputed}
+    known: dict[str, object] = {"n_statistics": moments.n, "recomputed": recomputed}
     if job.run.building:  # fitted once, when the backbone is complete
         log.info("backbone %s is not complete yet: statistics of %d photos, no PCA", job.run.model_id, moments.n)
         record(job, action="none", reason=None, pca_id=None, drift=None, projected=0, **known)
@@ -42,12 +51,17 @@ def update_pca(job: Job) -> None:
     if current is None and moments.n == 0:
         raise FruitsError(message_of_nothing_to_fit(job))
     reason, drift = reason_to_refit(job, current, moments.n)
+    decisions = decide_refit(job, reason) if current else Decisions()
+    if decisions.undecided:
+        log.warning("pca: %s", described(decisions.undecided[0]))
+        reason = None
     if reason is None and current is not None:
         action, version, projected = "project", current, project_changed(job, current)
     else:
         action, (version, projected) = "fit", fit_version(job, moments, reason or "")
     k, n = version.pca.n_components, version.pca.n
     log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, k, n, projected, reason)
+    known |= {"undecided": decisions.undecided, "approvals": decisions.approvals}
     record(job, action=action, reason=reason, drift=drift, projected=projected, **figures(version), **known)
 
 

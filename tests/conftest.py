@@ -9,6 +9,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from fruits import stores
 from fruits.settings import Settings
 from local import stack as local_stack
 from local.stack import Stack, make_bucket, temporary_stack, write_secret
+from tests.postgres import CuttingProxy, Postgres, cutting_proxy, programs, running_postgres
 
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
 OF_AIRFLOW = re.compile(r"^pytestmark = .*mark\.airflow", re.MULTILINE)
@@ -192,6 +194,25 @@ def _shared(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"ABSENT: {folder} (real photos); this test needs them, the generated ones do not do")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server, of this machine's programs."""
+    folder = programs()
+    if folder is None:
+        pytest.skip("ABSENT: PostgreSQL's initdb and pg_ctl (Debian's package postgresql); nothing stands in for them")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running_postgres(folder, port) as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[CuttingProxy]:
+    """A proxy before the PostgreSQL server."""
+    with cutting_proxy(postgres.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

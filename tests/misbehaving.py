@@ -1,12 +1,16 @@
-"""A small S3 server that misbehaves as a test asks: codes, bodies without XML, resets, cut bodies, slow answers."""
+"""A small S3 server that misbehaves as a test asks: codes, bodies without XML, resets, cut bodies, slow answers.
 
+``misbehaving_server`` has objects of its own; ``misbehaving_proxy`` passes requests on to a real server.
+"""
+
+import http.client
 import socket
 import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,17 +45,49 @@ class Request(BaseHTTPRequestHandler):
             time.sleep(stand_in.path_delay)
             self.answer(200, stand_in.paths[path], Content_Type="application/json")
         elif fault is not None and (fault_of_turn := fault(number)) is not None:
+            with stand_in.lock:
+                stand_in.faulty += 1
             fault_of_turn(self)
+        else:
+            self.serve()
+
+    def serve(self, *, sent: int | None = None) -> None:
+        """What was asked for; with ``sent`` only the first bytes of it, whatever Content-Length promises."""
+        stand_in = self.server.stand_in
+        if stand_in.upstream:
+            self.pass_on(stand_in.upstream, sent)
         elif not self.key:
             prefix = parse_qs(urlsplit(self.path).query).get("prefix", [""])[0]
             self.answer(200, _listing({key: data for key, data in stand_in.objects.items() if key.startswith(prefix)}))
         elif self.key not in stand_in.objects:
             refuse("NoSuchKey", 404)(self)
         else:
-            self.send_object(stand_in.objects[self.key])
+            self.send_object(stand_in.objects[self.key], sent=sent)
 
     do_PUT = do_GET  # noqa: N815 -- a token of the metadata service
-    do_HEAD = do_GET  # noqa: N815 -- the name that http.server calls
+    do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815 -- the names that http.server calls
+
+    def pass_on(self, upstream: str, sent: int | None) -> None:
+        """The answer of the real server to the same request, headers and all: its signature covers the host's name."""
+        connection = http.client.HTTPConnection(urlsplit(upstream).netloc, timeout=60)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("connection", "expect"):
+                    connection.putheader(name, value)
+            connection.endheaders(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+            answer = connection.getresponse()
+            body = answer.read()
+        finally:
+            connection.close()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "date", "server", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(body)))
+        self.end_headers()
+        self.send_body(body, sent)
 
     def send_object(self, data: bytes, *, sent: int | None = None, **headers: str) -> None:
         """An object; with ``sent`` only its first bytes, although Content-Length names all."""
@@ -70,6 +106,10 @@ class Request(BaseHTTPRequestHandler):
         for name, value in {"Content_Length": str(len(body)), "Last_Modified": MODIFIED, **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
+        self.send_body(body, sent)
+
+    def send_body(self, body: bytes, sent: int | None) -> None:
+        """A body, or its first bytes and the end of the connection."""
         if self.command != "HEAD":
             self.wfile.write(body[:sent])
         if sent is not None:
@@ -108,10 +148,12 @@ class StandIn:
     """The server: its objects by key, and faults by key or for every request.
 
     A fault is a function of how often the key was asked for (1, 2, ...); None lets the request through. ``paths`` are
-    plain answers by path, after a delay: those of an instance's metadata service.
+    plain answers by path, after a delay: those of an instance's metadata service. With ``upstream``, requests without a
+    fault are that server's.
     """
 
     endpoint: str
+    upstream: str = ""
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, Callable[[int], Fault | None]] = field(default_factory=dict)
     fault: Callable[[int], Fault | None] | None = None
@@ -120,14 +162,20 @@ class StandIn:
     requests: list[tuple[str, str]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
+    faulty: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+def misbehaving_proxy(upstream: str) -> AbstractContextManager[StandIn]:
+    """A proxy before a real S3 server, which answers each request that meets no fault."""
+    return misbehaving_server(upstream)
+
+
 @contextmanager
-def misbehaving_server() -> Iterator[StandIn]:
+def misbehaving_server(upstream: str = "") -> Iterator[StandIn]:
     """The server, on a free port of 127.0.0.1; the bucket may have any name."""
     server = _Server(("127.0.0.1", 0), Request)
-    server.stand_in = StandIn(f"http://127.0.0.1:{server.server_address[1]}")
+    server.stand_in = StandIn(f"http://127.0.0.1:{server.server_address[1]}", upstream)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -166,7 +214,7 @@ def reset(request: Request) -> None:
 
 def reset_in_body(request: Request) -> None:
     """Send a little of what was asked for, then cut the connection."""
-    request.send_object(request.server.stand_in.objects[request.key], sent=10)
+    request.serve(sent=10)
     request.reset()
 
 
@@ -176,6 +224,11 @@ def cut_at_half(request: Request) -> None:
     asked = request.headers.get("Range")
     start = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
     request.send_object(data, sent=max(0, len(data) // 2 - start))
+
+
+def cut_in_body(request: Request) -> None:
+    """Send a little of what was asked for, whatever Content-Length promises, and close."""
+    request.serve(sent=100)
 
 
 def encoded(encoding: str) -> Fault:
@@ -188,7 +241,7 @@ def slow(seconds: float) -> Fault:
 
     def answer(request: Request) -> None:
         time.sleep(seconds)
-        request.send_object(request.server.stand_in.objects[request.key])
+        request.serve()
 
     return answer
 

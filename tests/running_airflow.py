@@ -36,10 +36,10 @@ class Airflow:
         state = str(self.ask(f"dags/{dag}/dagRuns/{run}")["state"])
         return state if state in ("success", "failed") else None
 
-    def finish(self, dag: str) -> str:
-        """Start a run and wait for its end; returns its id."""
+    def finish(self, dag: str, state: str = "success") -> str:
+        """Start a run and wait for its end in a state; returns its id."""
         run = self.start(dag)
-        assert wait_for(lambda: self.ended(dag, run)) == "success"
+        assert wait_for(lambda: self.ended(dag, run)) == state
         return run
 
 

@@ -1,45 +1,82 @@
 """Questions that wait for a person's approval, in Airflow: they are announced, shown and answered here."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Asset, AssetAlias, Context
+from airflow.sdk import Context
 
 from fruits.airflow.alerts import Message, alert
 
 if TYPE_CHECKING:
     from fruits.lake.approvals import Approval
+    from fruits.settings import Settings
 
-QUESTIONS = Asset(name="fruits_questions", uri="fruits://lake/approvals")
-"""Its events start the DAG `fruit_approval`."""
+log = logging.getLogger("fruits")
 
-ASKED = AssetAlias("fruits_asked")
-"""The outlet of `plan`: with an alias, a plan that asks nothing makes no event."""
-
+_DAG_ID = "fruit_approval"
 _APPROVE = "Approve"
+_WHOLE = 64  # characters of a digest
 
 
-def announce_questions(questions: "Iterable[Approval]", context: Context) -> None:
-    """Send an alert for each new question, and start the DAG `fruit_approval`."""
+@contextmanager
+def questions_announced(settings: "Settings", run: str, context: Context) -> Iterator[None]:
+    """Announce what a task asks inside, also when the questions fail the task, as failed gates do; ``run`` is the key.
+
+    Each question starts one run of `fruit_approval`. A task that goes on without an answer also sends an alert; the
+    failure of a task sends one anyway. A question that cannot be announced fails no task: `fruits status` names it.
+    """
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        try:
+            _announce(settings, run, context, with_alert=not failed)
+        except Exception as error:  # noqa: BLE001 -- the task's work is done, or its own error is to be seen
+            log.error("run %s: its questions are not announced: %s", run, error)
+
+
+def _announce(settings: "Settings", run: str, context: Context, *, with_alert: bool) -> None:
+    from fruits.lake.approvals import read_approvals
     from fruits.run.decisions import described
+    from fruits.run.documents import read_documents
 
-    for question in questions:
-        context["outlet_events"][ASKED].add(QUESTIONS, extra={"digest": question.digest})
-        alert(Message(f"Fruits waits for an approval: {question.kind} {question.short}", described(question)))
+    for question in read_approvals(settings):
+        if question.run == run and not question.decided and start_approval(question) and with_alert:
+            alert(Message(f"Fruits waits for an approval: {question.kind} {question.short}", described(question)))
+    if waiting := [question.question for question in read_documents(settings, run).undecided]:
+        context["ti"].xcom_push("waits", waiting)
+
+
+def start_approval(question: "Approval") -> bool:
+    """Start the run of `fruit_approval` for a question, from inside a task; false when that run exists already.
+
+    Not by an asset's event: Airflow (3.3) drops the events of a task that fails, and gates fail theirs.
+    """
+    from airflow.sdk.execution_time import task_runner  # its connection to Airflow exists only while a task works
+    from airflow.sdk.execution_time.comms import OKResponse, TriggerDagRun
+
+    run_id = f"{question.kind}__{question.asked_at:%Y-%m-%dT%H:%M:%S.%f}"
+    request = TriggerDagRun(dag_id=_DAG_ID, run_id=run_id, conf={"digest": question.digest})
+    return isinstance(task_runner.SUPERVISOR_COMMS.send(request), OKResponse)
 
 
 def find_question(digest: str | None) -> dict[str, str]:
     """Digest, subject and body of the question to decide; empty when nothing waits.
 
+    A whole digest, as a run that asked gives it, may be of a question that was answered or taken back meanwhile.
+
     Raises:
-        FruitsError: when no undecided question has the digest.
+        FruitsError: when no undecided question begins with the digest.
     """
     from fruits.lake.approvals import chosen, read_approvals
     from fruits.run.decisions import described
     from fruits.settings import Settings
 
     undecided = [one for one in read_approvals(Settings.load()) if not one.decided]
-    if not digest and not undecided:
+    if not undecided or (digest and len(digest) == _WHOLE and digest not in {one.digest for one in undecided}):
         return {}
     found = chosen(undecided, digest) if digest else undecided[-1]
     # A code block, because object keys may hold anything that Markdown acts on.

@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from airflow.triggers.base import BaseTrigger
 from botocore.exceptions import ClientError
 
+from fruits.airflow.approvals import questions_announced
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.jobs import is_published, reraise_job_error, send_metrics
 from fruits.airflow.links import ReportLink
@@ -111,6 +112,13 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
         with non_retryable():
             settings = Settings.load()
         send_metrics(settings, self.job, self.run_key)
+        with questions_announced(settings, self.run_key, context):
+            return self._outcome(settings, context, event, job_id)
+
+    def _outcome(
+        self, settings: Settings, context: Context, event: dict[str, Any] | None, job_id: str | None
+    ) -> str | None:
+        """The id of a job that succeeded."""
         if event and event["status"] == "success":
             return super().execute_complete(context, event)
         self.region_name = settings.s3_region

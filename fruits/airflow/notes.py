@@ -11,7 +11,7 @@ from airflow.listeners import hookimpl
 
 from fruits.serve.watch import DAG_ID
 
-_COUNTS, _ERROR, _PINNED, _PUBLISHED = "counts", "error", "pinned", "return_value"
+_COUNTS, _ERROR, _PINNED, _PUBLISHED, _WAITS = "counts", "error", "pinned", "return_value", "waits"
 _MAX_CHARACTERS = 900  # of Airflow's 1,000
 
 
@@ -44,19 +44,21 @@ def xcoms(dag_run: Any) -> dict[tuple[str, str], Any]:
     if session is None:
         return {}
     query = XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id)
-    keys = {_COUNTS, _ERROR, _PINNED, _PUBLISHED}
+    keys = {_COUNTS, _ERROR, _PINNED, _PUBLISHED, _WAITS}
     rows: Iterable[Any] = session.scalars(query)
     return {(row.task_id, row.key): XComModel.deserialize_value(row) for row in rows if row.key in keys}
 
 
 def note(values: Mapping[tuple[str, str], Any], *, again: int) -> str:
-    """The note of a run: its publication, the pin or its errors, its counts, and how often it was cleared."""
+    """The note of a run: its publication, the pin or its errors, its counts, what waits, how often it was cleared."""
     counts = values.get(("plan", _COUNTS)) or {}
     published = values.get(("publish", _PUBLISHED)) or {}
+    waiting = dict.fromkeys(question for (_, key), asked in values.items() if key == _WAITS for question in asked)
     parts = [
         str(published["publication_id"]) if "publication_id" in published else "",
         str(values.get(("plan", _PINNED)) or ""),
         ", ".join(f"{count:,} {action}" for action, count in counts.items() if count),
+        *(f"waits for an approval: {question}" for question in waiting),
         *(f"{task}: {error}" for (task, key), error in values.items() if key == _ERROR),
         f"planned again: cleared {again} times" if again and counts else "",
     ]

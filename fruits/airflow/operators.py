@@ -7,6 +7,7 @@ from typing import Any
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import BaseOperator, Context
 
+from fruits.airflow.approvals import questions_announced
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.jobs import is_published, reraise_job_error, send_metrics
 from fruits.airflow.links import ReportLink, SparkHistoryLink
@@ -60,6 +61,7 @@ class SparkJobOperator(SparkSubmitOperator):
                 return
         try:
             with (
+                questions_announced(settings, self.run_key, context),
                 non_retryable(),
                 replan_on_conflict(context),
                 reraise_job_error(settings, self.job, self.run_key, started),

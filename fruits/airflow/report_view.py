@@ -1,4 +1,7 @@
-"""The run report in Airflow's UI: an overview in the navigation, and a tab on each run of `fruit_features`.
+"""The run report in Airflow's UI: an overview in the navigation, and a tab on each run.
+
+Airflow (3.3) shows a plugin's view of destination `dag_run` on the runs of every DAG: its UI selects views by their
+destination alone. On runs of other DAGs the tab says that only runs of `fruit_features` have a report.
 
 Airflow does not authenticate the apps of plugins. So every route here demands the same as Airflow's own API: a session
 (cookie or bearer token) and the permission to read the DAG's runs. The UI shows the pages in frames. The pages have no

@@ -10,7 +10,7 @@ import glob
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -30,6 +30,7 @@ from fruits.airflow.errors import non_retryable
 from fruits.airflow.tasks import covers_everything, is_automatic
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
+from fruits.photos.ignore import IgnoreRules
 from fruits.run.lease import AirflowRun, acquire_lease, note_waiting
 from fruits.run.state import run_key
 from fruits.settings import Settings
@@ -101,7 +102,7 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
 
 
 class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
-    """Waits until no upload came in under the prefix for the run's param ``settle_seconds``.
+    """Waits until no photo came in under the prefix for the run's param ``settle_seconds``.
 
     The sensor compares the newest LastModified with the clock. So photos that are older than that need no wait, and an
     overwritten photo counts as an upload. (The provider's sensor counts keys and always waits a whole period.) When
@@ -125,8 +126,7 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
     def poke(self, context: Context) -> bool:  # noqa: ARG002 -- the provider's signature
         """Whether the newest object is old enough."""
         objects = self.hook.iter_file_metadata(self.prefix, self.bucket_name)
-        newest = max((item["LastModified"] for item in objects), default=None)
-        return _seconds_since(newest) >= self.inactivity_period
+        return _seconds_since(_newest(objects, IgnoreRules.of(Settings.load()))) >= self.inactivity_period
 
 
 class UploadsSettledTrigger(S3KeysUnchangedTrigger):
@@ -155,9 +155,16 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
             yield TriggerEvent({"status": "error", "message": str(error)})
 
     async def _newest(self, client: Any) -> datetime | None:
-        paginator, payer = client.get_paginator("list_objects_v2"), list_requester(Settings.load())
-        pages = paginator.paginate(Bucket=self.bucket_name, Prefix=self.prefix, **payer)
-        return max([item["LastModified"] async for page in pages for item in page.get("Contents", ())], default=None)
+        settings = Settings.load()
+        ignore, paginator = IgnoreRules.of(settings), client.get_paginator("list_objects_v2")
+        pages = paginator.paginate(Bucket=self.bucket_name, Prefix=self.prefix, **list_requester(settings))
+        newest = [_newest(page.get("Contents", ()), ignore) async for page in pages]
+        return max(filter(None, newest), default=None)
+
+
+def _newest(objects: Iterable[Mapping[str, Any]], ignore: IgnoreRules) -> datetime | None:
+    """When the newest object was uploaded; objects that no run takes do not count, such as another program's log."""
+    return max((item["LastModified"] for item in objects if ignore.rule_of(item["Key"]) is None), default=None)
 
 
 def _seconds_since(newest: datetime | None) -> float:

@@ -74,7 +74,7 @@ def render(done: Document) -> Iterable[RenderableType]:
     )
     if done["kind"] == "gates":
         yield f"\nClear the task `validate` of the run, downstream included: {done['run']}"
-    elif done["kind"] in ("rebuild", "refit"):
+    elif done["kind"] == "rebuild":
         yield "\nStart the run again, or clear it from `wait_for_lease`."
     else:
         yield "\nThe next run does it, if the digest is still the same: at the next sweep, or start one now."

@@ -7,7 +7,8 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document
 from fruits.cli.place import person
-from fruits.run.pin import current_pin, remove_pin, set_pin, to_pin
+from fruits.lake.publication import roll_back
+from fruits.run.pin import current_pin, pinned, remove_pin, to_pin
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,10 +18,15 @@ if TYPE_CHECKING:
 def run(lake: "Lake", wanted: str | None, why: str) -> dict[str, Any]:
     """Pin readers to the publication that they see.
 
+    It is published again: a run that looked for a pin just before then finds that its base is gone.
+
     Raises:
         FruitsError: when readers see another one, or no reason is given.
+        ConflictError: when a run published meanwhile; there is no new pin then.
     """
-    pin = set_pin(lake.settings, to_pin(lake, wanted), person(), why)
+    publication = to_pin(lake, wanted)
+    with pinned(lake.settings, publication, person(), why) as pin:
+        roll_back(lake, str(publication.sequence), again=True)
     return {"pin": pin.model_dump(mode="json"), "shown": str(pin)}
 
 

@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document
 from fruits.errors import FruitsError
-from fruits.run.documents import last_written
+from fruits.run.documents import listed_runs
 from fruits.run.state import run_key
 from fruits.serve.report import read_overview, read_run
 from fruits.serve.report import render as page
@@ -33,7 +33,7 @@ def write(settings: Settings, run: str | None, target: Path) -> dict[str, Any]:
 
 
 def _key(settings: Settings, run: str) -> str:
-    known = list(last_written(settings))
+    known = list(listed_runs(settings))
     found = next((key for key in (run, run_key(run)) if key in known), None)
     if found is None:
         shown = ", ".join(known[:_MOST_SHOWN]) or "none"

@@ -47,7 +47,7 @@ def run(lake: "Lake", wanted: str, why: str | None = None) -> dict[str, Any]:
         after = roll_back(lake, wanted)
     else:
         with pinned(lake.settings, chosen, person(), why) as pin:
-            after = roll_back(lake, wanted)
+            after = roll_back(lake, wanted, again=True)
     return {
         "before": before[-1].publication_id,
         "rolled_back_to": choose(lake, before, wanted).publication_id,

@@ -1,8 +1,9 @@
-"""Approvals: what waits for a person's decision, and the decision. Each is a file ``approvals/<namespace>/...``.
+"""Approvals: questions that wait for a person's decision, and the decisions. Each is a file in the lake.
 
-A run that would remove or replace much asks: it writes the document, and goes on without that part. A person approves
-by ``fruits approve`` or in Airflow's DAG `fruit_approval`. The next run that finds the same digest uses the approval,
-and its publication records the approval. A digest covers exactly what was asked: one more deletion makes another one.
+The file is ``approvals/<namespace>/<kind>_<digest>.json``. A run that would remove or replace much of the tables writes
+such a file, and goes on without that part. A person approves by ``fruits approve`` or in Airflow's DAG
+`fruit_approval`. The next run that finds the same digest uses the approval, and its publication records the approval.
+A digest covers exactly the rows, the gates or the change in question: one more deletion has another digest.
 """
 
 import hashlib
@@ -34,19 +35,19 @@ _FEWEST = 8  # characters of a digest that a person has to type
 
 @dataclass(frozen=True)
 class Approval:
-    """What a run asked, and the decision; undecided while ``approved_at`` is None.
+    """The question of a run, and the decision; undecided while ``approved_at`` is None.
 
     Attributes:
-        kind: What it is about.
-        digest: SHA-256, hexadecimal, of exactly what is asked.
-        question: What happens on approval, in one sentence.
-        number: How many rows or gates it is about.
-        details: What a person needs for the decision: first keys, rows by label, reasons, measured values.
+        kind: The subject of the question.
+        digest: SHA-256, hexadecimal, of exactly the rows, the gates or the change in question.
+        question: The consequence of an approval, in one sentence.
+        number: How many rows or gates the question is about.
+        details: Facts for the decision: first keys, rows by label, reasons, measured values.
         run: Key of the run that asked.
-        asked_at: When it was asked first.
-        approved_at: When it was approved.
+        asked_at: When a run first asked.
+        approved_at: When a person approved.
         approved_by: Who approved.
-        via: By which way: the command, Airflow's UI or the param of a run.
+        via: How the person approved: by the command, in Airflow's UI or by the param of a run.
         why: The reason that the person gave.
     """
 
@@ -69,7 +70,7 @@ class Approval:
 
     @property
     def command(self) -> str:
-        """What to type to approve."""
+        """The command that approves."""
         gates = "".join(f" --gate {name}" for name in self.details.get("gates", ()))
         which = f"--run {self.run}{gates}" if self.kind == "gates" else self.short
         return f'fruits approve {which} --why "..."'
@@ -80,17 +81,17 @@ class Approval:
         return self.approved_at is not None
 
     def approved(self, by: str, why: str, via: Via) -> "Approval":
-        """The same, approved now."""
+        """This question, approved now."""
         return replace(self, approved_at=datetime.now(UTC), approved_by=by, why=why, via=via)
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON types."""
+        """The approval as JSON types."""
         document: dict[str, Any] = _adapter().dump_python(self, mode="json")
         return document
 
 
 def digest_of(kind: Kind, parts: Iterable[str]) -> str:
-    """SHA-256 of what is asked; ``parts`` in an order that does not depend on the run."""
+    """SHA-256 of the parts of a question; the order of ``parts`` must not depend on the run."""
     digest = hashlib.sha256(kind.encode())
     for part in parts:
         digest.update(b"\0" + part.encode("utf-8", "surrogatepass"))
@@ -98,18 +99,18 @@ def digest_of(kind: Kind, parts: Iterable[str]) -> str:
 
 
 def read_approvals(settings: Settings) -> list[Approval]:
-    """All that waits for a decision or, once approved, for the run that uses it; the oldest question first.
+    """The questions that wait for a decision, and the approvals that no run has used yet; the oldest question first.
 
     Raises:
-        FruitsError: naming a document that is none.
+        FruitsError: naming a file that is no approval.
     """
     store = lake_store(settings)
-    found = (_read(store, item["path"]) for item in list_files(store, f"{_FOLDER}/{settings.namespace}"))
-    return sorted(filter(None, found), key=lambda approval: (approval.asked_at, approval.digest))
+    approvals = (_read(store, item["path"]) for item in list_files(store, f"{_FOLDER}/{settings.namespace}"))
+    return sorted(filter(None, approvals), key=lambda approval: (approval.asked_at, approval.digest))
 
 
 def ask(settings: Settings, question: Approval) -> Approval:
-    """Write down what waits for a decision; returns what is written there, which may be older or decided."""
+    """Store a question; returns the stored question of the same digest, which may be older or decided."""
     store, path = lake_store(settings), _path(settings, question)
     try:
         write_json(store, path, question.to_document(), create=True)
@@ -132,42 +133,44 @@ def approve(settings: Settings, approval: Approval, *, by: str, why: str, via: V
 
 
 def withdraw(settings: Settings, approvals: Iterable[Approval]) -> None:
-    """Remove what was used, or what nothing waits for any more."""
-    remove_files(lake_store(settings), *(_path(settings, one) for one in approvals))
+    """Remove approvals that a publication records, and questions that nothing waits for any more."""
+    remove_files(lake_store(settings), *(_path(settings, approval) for approval in approvals))
 
 
 def chosen(approvals: Sequence[Approval], digest: str | None) -> Approval:
-    """The undecided one that a digest, or the start of it, names; without a digest, the only one.
+    """The undecided question whose digest starts with ``digest``; without a digest, the only undecided question.
 
     Raises:
-        FruitsError: when there is none, or more than one; lists them.
+        FruitsError: when no question or more than one fits; lists the undecided questions.
     """
     undecided = [approval for approval in approvals if not approval.decided]
-    shown = "; ".join(f"{one.short}: {one.question}" for one in undecided) or "nothing"
+    listed = "; ".join(f"{question.short}: {question.question}" for question in undecided) or "nothing"
     if digest is None:
-        found = undecided
+        fitting = undecided
     elif len(digest) < _FEWEST:
-        raise FruitsError(f"digest {digest!r}: expected at least {_FEWEST} characters; waiting for a decision: {shown}")
+        raise FruitsError(
+            f"digest {digest!r}: expected at least {_FEWEST} characters; waiting for a decision: {listed}"
+        )
     else:
-        found = [one for one in undecided if one.digest.startswith(digest.lower())]
-    if len(found) != 1:
-        named = "exactly one" if digest is None else f"one with digest {digest!r}"
-        raise FruitsError(f"approval: expected {named}; waiting for a decision: {shown}")
-    return found[0]
+        fitting = [question for question in undecided if question.digest.startswith(digest.lower())]
+    if len(fitting) != 1:
+        expected = "exactly one" if digest is None else f"one with digest {digest!r}"
+        raise FruitsError(f"approval: expected {expected}; waiting for a decision: {listed}")
+    return fitting[0]
 
 
 def outdated(known: Iterable[Approval], asked: Iterable[Approval], now: datetime) -> list[Approval]:
-    """Those of ``known`` that a plan of the whole bucket, which asked or used ``asked``, leaves behind.
+    """The questions and approvals of ``known`` that a plan of the whole bucket leaves behind.
 
-    Each plan of the whole bucket asks about deletions anew, so another digest means that other photos are gone. Other
-    kinds lapse.
+    ``asked`` are the questions that the plan asked, and the approvals that it used. Each plan of the whole bucket asks
+    about deletions anew, so a stored question of another digest is about other photos. Other kinds lapse.
     """
     digests = {approval.digest for approval in asked}
     return [
-        one
-        for one in known
-        if one.digest not in digests
-        and (one.kind == "deletions" or now - (one.approved_at or one.asked_at) > LAPSES_AFTER)
+        approval
+        for approval in known
+        if approval.digest not in digests
+        and (approval.kind == "deletions" or now - (approval.approved_at or approval.asked_at) > LAPSES_AFTER)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Branches: what an attempt of a run writes stays on its own branch of each table until it is published.
+"""Branches: the rows that an attempt of a run writes stay on its own branch of each table until the publication.
 
 A branch belongs to one attempt of one task. It forks from snapshots that were verified before, and every snapshot on it
 carries the run and the attempt. So a process that an earlier attempt left behind cannot reach the branch of a later
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fruits.errors import ConflictError, FruitsError, TransientError
-from fruits.lake.catalog import Lake, check_snapshot
+from fruits.lake.catalog import RUN_PROPERTY, Lake, check_snapshot
 from fruits.lake.schemas import TABLES, TableName
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Snapshots = Mapping[TableName, int]
 """Snapshot ids by table."""
 
-RUN_PROPERTY, ATTEMPT_PROPERTY = "fruits.run", "fruits.attempt"
+ATTEMPT_PROPERTY = "fruits.attempt"
 
 _COMMIT_TRIES = 20
 _MAIN = "main"
@@ -64,12 +64,12 @@ def run_of_branch(ref: str) -> str | None:
 
 
 def publication_tag(sequence: object) -> str:
-    """The tag that keeps a table's snapshot of a publication from expiring; all of them start with that of ``""``."""
+    """The tag that keeps a table's snapshot of a publication from expiring; for ``""``, the start of all such tags."""
     return f"publication_{sequence}"
 
 
 def start_branch(lake: Lake, name: TableName, branch: str, base: int) -> None:
-    """Point ``branch`` at snapshot ``base``, whatever was on it."""
+    """Point ``branch`` at snapshot ``base``, wherever ``branch`` pointed before."""
     _set_ref(lake, name, branch, base, expected=None)
 
 
@@ -93,7 +93,7 @@ def check_lineage(lake: Lake, name: TableName, head: int, base: int, writer: Wri
     """See that every snapshot after ``base`` up to ``head`` carries the writer's run and attempt.
 
     Raises:
-        FruitsError: naming the first snapshot that does not, or that ``base`` is no ancestor of ``head``.
+        FruitsError: naming the first snapshot that another process wrote; or when ``base`` is no ancestor of ``head``.
     """
     metadata = lake.table(name).metadata
     snapshot_id: int | None = head
@@ -148,7 +148,7 @@ def change_refs(lake: Lake, name: TableName, tags: Mapping[str, int], dropped: M
     """Set ``tags`` to snapshots and drop refs, all in one commit; ``dropped`` says where each was seen.
 
     Raises:
-        ConflictError: when a ref to drop has moved since: somebody works with it.
+        ConflictError: when a ref to drop has moved since, so another process works with the ref.
     """
     from pyiceberg.table.update import AssertRefSnapshotId, RemoveSnapshotRefUpdate, SetSnapshotRefUpdate
 
@@ -162,10 +162,10 @@ def change_refs(lake: Lake, name: TableName, tags: Mapping[str, int], dropped: M
 
 
 def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], None]", *, branch: str = _MAIN) -> None:
-    """Commit what ``change`` does to ``branch`` of a table; do it anew when another branch moved meanwhile.
+    """Commit the changes of ``change`` to ``branch`` of a table; again when another branch moved meanwhile.
 
-    PyIceberg (0.12) repeats a commit that lost a race, but not a commit that it finds out of date before it sends it.
-    To a branch that is gone it commits as if the table were empty.
+    PyIceberg (0.12) repeats a commit that lost a race, but not a commit that is outdated before it is sent. PyIceberg
+    also commits to a missing branch, as if the table were empty.
 
     Raises:
         TransientError: when the branch is gone, or other commits were always quicker.
@@ -201,7 +201,7 @@ def _set_ref(lake: Lake, name: TableName, ref: str, target: int, expected: int |
 def _commit(lake: Lake, table: "Table", requirements: tuple, updates: tuple) -> None:  # type: ignore[type-arg]
     """Commit, again when only another branch of the table moved meanwhile.
 
-    A commit may be refused although it is in effect: its answer was lost, and it met itself when it was sent again.
+    A refused commit may be in effect: its answer was lost, the client sent the commit again, and the two collided.
     """
     from pyiceberg.exceptions import CommitFailedException
 

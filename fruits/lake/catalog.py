@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -11,10 +12,11 @@ import pyarrow as pa
 
 import fruits
 from fruits.denials import denials_explained
+from fruits.disks import is_full
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
-from fruits.stores import effect, errors_explained, lake_store
+from fruits.stores import effect, lake_store, list_files
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -22,12 +24,16 @@ if TYPE_CHECKING:
     from pyiceberg.io import FileIO
     from pyiceberg.table import DataScan, FileScanTask, Table
     from pyiceberg.table.snapshots import Snapshot
+    from sqlalchemy.exc import SQLAlchemyError
 
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
 _PROPERTY_TRIES = 20
 _FORMAT_PROPERTY = "fruits.lake-format"
+
+RUN_PROPERTY = "fruits.run"
+"""What each snapshot of ours carries in its summary: the key of the run that made it."""
 
 LAKE_FORMAT = 3
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
@@ -51,7 +57,7 @@ _TABLE_PROPERTIES = {
 
 
 def catalog_properties(settings: Settings) -> dict[str, str]:
-    """The catalog as PyIceberg's ``load_catalog`` takes it."""
+    """The properties of the catalog for PyIceberg's ``load_catalog``."""
     glue = {"type": "glue", "glue.region": settings.s3_region, **_glue_properties(settings)}
     return {
         **(glue if settings.catalog_kind == "glue" else {"type": "sql", "uri": _database_uri(settings)}),
@@ -88,9 +94,9 @@ def _spark_catalog_properties(settings: Settings) -> dict[str, str]:
 
 
 def _glue_properties(settings: Settings) -> dict[str, str]:
-    """What PyIceberg and Spark call by the same names."""
+    """Properties of Glue that have the same names in PyIceberg and Spark."""
     account = {"glue.id": settings.glue_account} if settings.glue_account else {}
-    return {"glue.skip-archive": "true", **account}  # Glue keeps a limited number of old versions; each commit is one
+    return {"glue.skip-archive": "true", **account}  # Glue keeps few old versions, and each commit adds one
 
 
 def _jdbc_properties(settings: Settings) -> dict[str, str]:
@@ -107,23 +113,54 @@ def _jdbc_properties(settings: Settings) -> dict[str, str]:
 
 
 def _database_uri(settings: Settings) -> str:
-    """As SQLAlchemy takes it."""
+    """The URI of the catalog's database for SQLAlchemy."""
     return settings.catalog_uri.get_secret_value().replace("postgresql://", "postgresql+psycopg2://", 1)
 
 
 def open_catalog(settings: Settings, **properties: str) -> "Catalog":
-    """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``."""
+    """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``.
+
+    A database that does not answer a commit, or a question for a table, is a ``TransientError``.
+    """
     from pyiceberg.catalog import load_catalog
 
     catalog = load_catalog(settings.catalog_name, **catalog_properties(settings), **properties)
-    commit_table = catalog.commit_table
+    commit_table, load_table = catalog.commit_table, catalog.load_table
 
     def commit(table: "Table", *changes: Any) -> Any:
-        with effect("commit", table.name()[-1]):
+        with effect("commit", table.name()[-1]), _outages_explained(settings):
             return commit_table(table, *changes)
 
-    catalog.commit_table = commit
+    def load(identifier: Any) -> "Table":
+        with _outages_explained(settings):
+            return load_table(identifier)
+
+    catalog.commit_table, catalog.load_table = commit, load
     return catalog
+
+
+@contextmanager
+def _outages_explained(settings: Settings) -> Iterator[None]:
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except SQLAlchemyError as error:
+        problem = database_problem(settings, error)
+        if not isinstance(problem, TransientError):
+            raise
+        raise problem from error
+
+
+def database_problem(settings: Settings, error: "SQLAlchemyError") -> FruitsError:
+    """An error of the catalog's database as a message; a ``TransientError`` when PostgreSQL does not answer."""
+    from sqlalchemy.exc import InterfaceError, OperationalError
+
+    shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
+    reason = str(error).splitlines()[0]
+    cut = isinstance(error, OperationalError | InterfaceError) or getattr(error, "connection_invalidated", False)
+    kind = TransientError if cut and settings.catalog_kind == "postgresql" else FruitsError
+    return kind(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI")
 
 
 def glue_problem(settings: Settings, error: Exception) -> FruitsError:
@@ -142,7 +179,7 @@ def glue_problem(settings: Settings, error: Exception) -> FruitsError:
 
 @dataclass(frozen=True)
 class TableState:
-    """Snapshots of a table by id, and its branches and tags but for ``main``, by name; each snapshot's parent."""
+    """A table's snapshots with their parents, and where ``main`` and the other branches and tags (``refs``) are."""
 
     main: int
     snapshots: frozenset[int]
@@ -177,33 +214,33 @@ class Lake:
 
     @classmethod
     def open(cls, settings: Settings) -> "Lake":
-        """Open the lake; its tables are made where they are missing, each with an empty first snapshot."""
+        """Open the lake; its tables are made where they are missing, each with an empty first snapshot.
+
+        The tables of a lake of an older format get the columns that they lack. Other lakes cost one read of metadata.
+        """
         return cls._open(settings, tries=5)
 
     @classmethod
     def _open(cls, settings: Settings, tries: int) -> "Lake":
         from botocore.exceptions import BotoCoreError, ClientError
-        from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+        from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
         try:
             lake = cls(settings)
             with denials_explained():
                 lake._create_missing_tables()
         except SQLAlchemyError as error:
-            # The first programs to open a new lake all make the same things: whoever was outrun looks again.
+            # The first programs to open a new lake all make the same tables: a program that was outrun looks again.
             outrun = isinstance(error, IntegrityError) or "already exists" in str(error)
             if outrun and tries > 1:
                 return cls._open(settings, tries - 1)
-            shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
-            reason = str(error).splitlines()[0]
-            down = isinstance(error, OperationalError) and settings.catalog_kind == "postgresql"
-            kind = TransientError if down else FruitsError
-            raise kind(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
+            raise database_problem(settings, error) from error
         except (BotoCoreError, ClientError) as error:
             raise glue_problem(settings, error) from error
         except OSError as error:
             reason = str(error).splitlines()[0]
-            raise FruitsError(f"lake {settings.lake}: {reason}; check FRUITS_LAKE and who may write there") from error
+            advice = "make room on that disk" if is_full(error) else "check FRUITS_LAKE and who may write there"
+            raise FruitsError(f"lake {settings.lake}: {reason}; {advice}") from error
         return lake
 
     def table(self, name: TableName) -> "Table":
@@ -271,7 +308,9 @@ class Lake:
             deleted = deletes.get(task.file.file_path)
             left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
             end = 0
-            for group in range(file.num_row_groups):  # one by one: those that are asked for together are read together
+            for group in range(
+                file.num_row_groups
+            ):  # one by one, because groups that are asked for together are read together
                 for rows in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[*{*names, *left}]):
                     start, end = end, end + rows.num_rows
                     live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows
@@ -281,10 +320,10 @@ class Lake:
                         yield live.select(names)
 
     def state(self, name: TableName) -> TableState:
-        """Where a table's refs are and which snapshots it has."""
+        """A table's refs and snapshots."""
         table = self.table(name)
         refs = {ref: at.snapshot_id for ref, at in table.refs().items()}
-        parents = {one.snapshot_id: one.parent_snapshot_id for one in table.snapshots()}
+        parents = {snapshot.snapshot_id: snapshot.parent_snapshot_id for snapshot in table.snapshots()}
         return TableState(refs.pop("main"), frozenset(parents), refs, parents)
 
     def files(self, name: TableName, snapshot_id: int) -> list[DataFile]:
@@ -304,24 +343,24 @@ class Lake:
         """The lake's format version."""
         return _format(self.table("publications"))
 
-    def check_format(self) -> None:
-        """See that this software knows the lake's format.
+    def check_format(self) -> int:
+        """See that this software knows the lake's format, and return the format.
 
         Raises:
             FruitsError: when a newer release wrote the lake; names both formats.
         """
-        check_known_format(self.settings, self.table("publications"))
+        return check_known_format(self.settings, self.table("publications"))
 
     def set_format(self) -> None:
         """Record that the lake has the format of this software."""
         self.set_properties({_FORMAT_PROPERTY: str(LAKE_FORMAT)})
 
     def properties(self) -> Mapping[str, str]:
-        """What the lake says of itself: the properties of its table ``publications``."""
+        """The lake's own properties, which its table ``publications`` holds."""
         return dict(self.table("publications").properties)
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
-        """Record what the lake says of itself; again when another commit was quicker."""
+        """Set some of the lake's own properties; again when another commit was quicker."""
         from pyiceberg.exceptions import CommitFailedException
 
         for tries_left in reversed(range(_PROPERTY_TRIES)):
@@ -336,10 +375,10 @@ class Lake:
                 return
 
     def check_location(self) -> None:
-        """See that the catalog's tables are the lake's: in Glue, say, another lake may have the same database.
+        """See that the catalog's tables are the lake's: in Glue, for example, another lake may use the same database.
 
         Raises:
-            FruitsError: when they are in another lake.
+            FruitsError: when the tables are in another lake.
         """
         location = self.table("publications").location()
         if not location.startswith(f"{self.settings.warehouse}/"):
@@ -371,17 +410,18 @@ class Lake:
 
         try:
             existing = {name for _, name in self.catalog.list_tables(self.settings.namespace)}
-        except NoSuchNamespaceError:  # only then: who may work with a database need not be allowed to create one
+        except NoSuchNamespaceError:  # only then: many roles may work in a database and not create one
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
         if "publications" in existing:
-            self.check_format()  # before anything is made in a lake of a newer format
+            older = self.check_format() < LAKE_FORMAT  # before anything is made in a lake of a newer format
         else:
             self._check_nothing_is_published()
+            older = True  # maybe: an earlier release may have made some of the tables
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
-            else:
+            elif older:
                 self._add_missing_columns(definition)
 
     def _add_missing_columns(self, definition: TableDefinition) -> None:
@@ -403,17 +443,13 @@ class Lake:
                     raise
 
     def _check_nothing_is_published(self) -> None:
-        """See that no empty catalog is put over tables that another one knows: maintenance would remove their files.
+        """See that no new tables are made over published ones, whose files maintenance would remove.
 
         Raises:
-            FruitsError: when there are rows of publications already.
+            FruitsError: when the lake has rows of ``publications``, which this catalog does not know.
         """
-        import obstore
-
-        store, rows = lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data/"
-        with errors_explained(store, "s3:ListBucket"):
-            published = any(obstore.list(store, rows, chunk_size=1))
-        if published:
+        rows = list_files(lake_store(self.settings), f"tables/{self.settings.namespace}/publications/data")
+        if next(rows, None) is not None:
             raise FruitsError(
                 f"lake {self.settings.lake} has published tables, of which the catalog knows nothing; correct "
                 "FRUITS_CATALOG_URI, FRUITS_CATALOG_NAME and FRUITS_NAMESPACE, or set FRUITS_LAKE to a new place. If "
@@ -430,8 +466,8 @@ class Lake:
                 if definition.partition_by:
                     with transaction.update_spec() as spec:
                         spec.add_identity(definition.partition_by)
-                # Branches start from a snapshot: an empty one spares everybody the case of a table that has none.
-                with transaction.update_snapshot().fast_append():
+                # Branches start from a snapshot. With an empty first snapshot, no table is a special case.
+                with transaction.update_snapshot({RUN_PROPERTY: "none: made with the table"}).fast_append():
                     pass
         except (CommitFailedException, TableAlreadyExistsError):
             if not self.catalog.table_exists((self.settings.namespace, definition.name)):
@@ -443,8 +479,8 @@ def _format(publications: "Table") -> int:
     return int(publications.properties.get(_FORMAT_PROPERTY, 1))
 
 
-def check_known_format(settings: Settings, publications: "Table") -> None:
-    """See that this software knows the format of a lake by its table ``publications``.
+def check_known_format(settings: Settings, publications: "Table") -> int:
+    """See that this software knows the format of a lake by its table ``publications``, and return the format.
 
     Raises:
         FruitsError: when a newer release wrote the lake; names both formats.
@@ -455,6 +491,7 @@ def check_known_format(settings: Settings, publications: "Table") -> None:
             f"lake {settings.lake} has format {found}; Fruits {fruits.__version__} knows formats up to "
             f"{LAKE_FORMAT}. Install the release that wrote the lake, or a newer one"
         )
+    return found
 
 
 def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":

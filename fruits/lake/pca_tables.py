@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PCAVersion:
-    """A fitted PCA with its card: identity, backbone, what was asked, why and on what it was fitted.
+    """A fitted PCA with its card: identity, backbone, requested components, reason and data of the fit.
 
-    ``held_out_unexplained`` is the share of variance that it left unexplained on the held-out split when it was fitted,
-    None without held-out photos. Unseen photos always fare worse than fitted ones, so drift is held against this.
+    ``held_out_unexplained`` is the share of the held-out split's variance that the fit left unexplained; None without
+    held-out photos. Unseen photos always fare worse than fitted ones, so drift is compared with this share.
     """
 
     pca_id: str

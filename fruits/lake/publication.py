@@ -1,15 +1,17 @@
 """Publication: the one moment at which readers see a run.
 
 The commit of a row to ``publications`` is the publication: a compare-and-swap on that one table, so either all of a run
-is published or nothing. Moving ``main`` of the other tables to the row's snapshots follows from it; whoever comes next
-(the publisher, the next plan) completes it if a crash came between.
+is published or nothing. Then ``main`` of the other tables moves to the row's snapshots. If a crash comes between, the
+next process that looks (a retry of the publisher, the next plan) completes the moves.
 """
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,19 +29,22 @@ from fruits.lake.branches import (
     publication_tag,
     start_branch,
 )
-from fruits.lake.catalog import Lake
+from fruits.lake.catalog import RUN_PROPERTY, Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table
+    from pyiceberg.table.snapshots import Snapshot
 
 log = logging.getLogger("fruits")
 
 _MOST_CHOICES = 10
 
+_MAIN = "main"
+_REWRITE = "replace"  # Iceberg's word for a snapshot with the rows of the one before in other files
 _REPEATING = ("rollback__", "maintenance__")  # starts of run ids
 _SETTLE_TRIES = 10
-_MOST_FILES = 50  # of publications: each costs whoever reads them an open
+_MOST_FILES = 50  # of `publications`: a reader opens every file
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Publication:
 
     @property
     def made_by_run(self) -> bool:
-        """Whether a run made it; a rollback and a compaction repeat the counts of an older publication."""
+        """Whether a run made the publication; a rollback or a compaction repeats the counts of an older one."""
         return not str(self.run_id).startswith(_REPEATING)
 
 
@@ -84,13 +89,44 @@ class Base:
 
 
 def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication]:
-    """All publications, the oldest first."""
-    return _in_order(lake.read("publications", snapshot_id))
+    """All publications at a snapshot (None: now), the oldest first; rows of another program are left out."""
+    at = own_head(lake.table("publications")) if snapshot_id is None else snapshot_id
+    return _in_order(lake.read("publications", at))
 
 
 def publications_of(table: "Table") -> list[Publication]:
-    """All publications in a table ``publications`` that no catalog need know, the oldest first."""
-    return _in_order(table.scan().to_arrow())
+    """All publications in ``table``, which need not be in a catalog; the oldest first."""
+    return _in_order(table.scan(snapshot_id=own_head(table)).to_arrow())
+
+
+def own_head(table: "Table") -> int:
+    """The newest snapshot of ``main`` of ``publications`` without rows of another program.
+
+    Each snapshot that adds or removes publications names its run. Snapshots of other programs do not, and lie above
+    the newest one that does. A rewrite of files leaves the rows as they are, whoever did it. Where no snapshot names a
+    run, all are of Fruits 0.1, which named none.
+
+    Raises:
+        FruitsError: when there is no branch ``main``.
+    """
+    above: list[Snapshot] = []
+    snapshot = table.snapshot_by_name(_MAIN)
+    if snapshot is None:
+        raise _no_main("publications")
+    head: int = snapshot.snapshot_id
+    while snapshot is not None:
+        summary = snapshot.summary
+        if summary and summary[RUN_PROPERTY]:
+            *_, own = (snapshot, *takewhile(_is_rewrite, reversed(above)))
+            return int(own.snapshot_id)
+        above.append(snapshot)
+        parent = snapshot.parent_snapshot_id
+        snapshot = table.snapshot_by_id(parent) if parent is not None else None
+    return head
+
+
+def _is_rewrite(snapshot: "Snapshot") -> bool:
+    return snapshot.summary is not None and getattr(snapshot.summary["operation"], "value", None) == _REWRITE
 
 
 def _in_order(rows: pa.Table) -> list[Publication]:
@@ -98,17 +134,18 @@ def _in_order(rows: pa.Table) -> list[Publication]:
 
 
 def current_base(lake: Lake) -> Base:
-    """The current publication; completes one that was interrupted after its commit.
+    """The current publication; completes a publication that was interrupted after its commit.
 
-    A ``main`` at a snapshot of no publication was moved by another program. Such rows are never adopted: the log names
-    table and snapshot, the tag ``foreign_<snapshot>`` keeps the rows, and ``main`` goes back to the publication.
+    A ``main`` at a snapshot of no publication was moved by another program, and so was a ``main`` of ``publications``
+    at a snapshot of no run. Such rows are never adopted: the log names table and snapshot, the tag
+    ``foreign_<snapshot>`` keeps the rows, and ``main`` goes back to the publication.
 
     Raises:
         TransientError: when others kept moving the tables.
     """
     for _ in range(_SETTLE_TRIES):
         mains = {name: _main(lake, name) for name in DATA_TABLES}  # read before the publications: see _settle
-        head = _main(lake, "publications")
+        head = _put_back_publications(lake)
         published = publications(lake, head)
         base = Base(published[-1] if published else _before_all(lake), head)
         if mains == base.publication.snapshots:
@@ -120,7 +157,7 @@ def current_base(lake: Lake) -> Base:
 
 def readers_base(lake: Lake) -> Base:
     """The current publication as readers find it; unlike ``current_base``, this changes nothing."""
-    head = _main(lake, "publications")
+    head = own_head(lake.table("publications"))
     published = publications(lake, head)
     return Base(published[-1] if published else _before_all(lake), head)
 
@@ -142,6 +179,7 @@ def publish(
     Raises:
         ConflictError: when another run published since ``base``; readers stay where that run put them.
     """
+    _put_back_publications(lake)
     start = base.publications_snapshot if onto is None else onto
     start_branch(lake, "publications", writer.branch, start)
     _add_row(lake, writer, start, publication)
@@ -160,10 +198,10 @@ def publish(
 
 
 def check_current(lake: Lake, base: Base, run_id: str) -> None:
-    """Raise if another run has published since this run's base: the result could not be published.
+    """See that no other run has published since this run's base.
 
     Raises:
-        ConflictError: when another run did: the result of this one could not be published.
+        ConflictError: when another run did, so that this run's result could not be published.
     """
     current = publications(lake)
     moved = bool(current) and current[-1].sequence > base.publication.sequence
@@ -194,26 +232,31 @@ def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -
 
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
-    """Those publications of which every table still has its snapshot: expired ones can't be read any more."""
-    there = {name: lake.state(name).snapshots for name in DATA_TABLES}
-    return [one for one in published if all(one.snapshots[name] in there[name] for name in DATA_TABLES)]
+    """The publications whose snapshots still exist in every table; no other publication can be read any more."""
+    existing = {name: lake.state(name).snapshots for name in DATA_TABLES}
+    return [
+        publication
+        for publication in published
+        if all(publication.snapshots[name] in existing[name] for name in DATA_TABLES)
+    ]
 
 
-def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Publication:
+def roll_back(lake: Lake, wanted: str, *, again: bool = False, now: datetime | None = None) -> Publication:
     """Make an older publication current again, as a new row on top; ``wanted`` is its id or sequence.
 
-    The row has the older one's snapshots and findings, so any publication can be gone back to, also the one that was
-    rolled back. A run that was planned before it will not publish: it conflicts. Going back to the current
-    publication changes nothing and returns it.
+    The new row has the snapshots and findings of the older publication. So a later rollback can return to any
+    publication, also to the one that was rolled back. A run that was planned before the rollback conflicts and does not
+    publish. A rollback to the current publication changes nothing and returns that publication, unless it is to be
+    published ``again``, so that such runs conflict.
 
     Raises:
-        FruitsError: when there is no such publication or its snapshots have expired; lists those to choose from.
+        FruitsError: when there is no such publication or its snapshots have expired; lists the publications to choose.
         ConflictError: when another run published in the meantime.
     """
     base = current_base(lake)
     published = publications(lake, base.publications_snapshot)
     chosen = choose(lake, published, wanted)
-    if same_content(chosen, base.publication):
+    if same_content(chosen, base.publication) and not again:
         return base.publication
     moment = now or datetime.now(UTC)
     sequence = base.publication.sequence + 1
@@ -225,7 +268,7 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
         published_at=moment,
         approvals=(),
     )
-    for name in DATA_TABLES:  # else maintenance might let them expire before the row is there
+    for name in DATA_TABLES:  # else maintenance might expire the snapshots before the row is committed
         change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
     if not readable(lake, [chosen]):  # maintenance expired them first
         raise FruitsError(f"publication {chosen.publication_id}: its snapshots have just expired; choose another")
@@ -242,43 +285,44 @@ def roll_back(lake: Lake, wanted: str, *, now: datetime | None = None) -> Public
 
 
 def same_content(one: Publication, other: Publication) -> bool:
-    """Whether readers get the same of both: they may have the same snapshots and another backbone."""
+    """Whether readers see the same rows in both; equal snapshots are not enough, because the backbones may differ."""
     return (dict(one.snapshots), one.model_id, one.pca_id) == (dict(other.snapshots), other.model_id, other.pca_id)
 
 
 def choose(lake: Lake, published: Sequence[Publication], wanted: str) -> Publication:
-    """The publication that ``wanted`` names, whose snapshots are all there."""
+    """The publication with the id or sequence ``wanted``, when all its snapshots still exist."""
     choices = readable(lake, published)
-    shown = ", ".join(str(one.publication_id) for one in reversed(choices[-_MOST_CHOICES:])) or "none"
-    found = next((one for one in published if wanted in (one.publication_id, str(one.sequence))), None)
-    if found is None:
+    newest = ", ".join(str(choice.publication_id) for choice in reversed(choices[-_MOST_CHOICES:])) or "none"
+    named = (row for row in published if wanted in (row.publication_id, str(row.sequence)))
+    chosen = next(named, None)
+    if chosen is None:
         raise FruitsError(
-            f"publication {wanted!r}: there is none of this id or sequence; there are, newest first: {shown}"
+            f"publication {wanted!r}: no publication has this id or sequence; choose, newest first: {newest}"
         )
-    if found not in choices:
+    if chosen not in choices:
         raise FruitsError(
-            f"publication {found.publication_id}: its snapshots have expired (FRUITS_RETENTION_DAYS); you can roll "
-            f"back to, newest first: {shown}"
+            f"publication {chosen.publication_id}: its snapshots have expired (FRUITS_RETENTION_DAYS); you can roll "
+            f"back to, newest first: {newest}"
         )
-    return found
+    return chosen
 
 
 def published_from(lake: Lake, base: Base, run_id: str) -> Publication | None:
-    """The publication that a run made from ``base``, if it did; a run that was planned again has another base."""
+    """The publication that a run made from ``base``, if any; a run that was planned again has another base."""
     later = (row for row in publications(lake) if row.sequence > base.publication.sequence)
     return next((row for row in later if row.run_id == run_id), None)
 
 
 def publication_id(sequence: int, snapshots: Snapshots) -> str:
-    """Readable and unique: sequence, and a part of the features' snapshot id."""
+    """A readable and unique id: the sequence, and a part of the features' snapshot id."""
     return f"pub-{sequence:06d}-{snapshots['features'] % 16**6:06x}"
 
 
 def _settle(lake: Lake, mains: Snapshots, publication: Publication) -> None:
     """Move ``main`` of each table to where the publication has it.
 
-    ``mains`` were read before the publication was: a ``main`` that moved since belongs to a newer publication, and the
-    compare-and-swap leaves it alone. Unless it moved and came back, as by a rollback: so look again afterwards.
+    ``mains`` were read before the publication. A ``main`` that has moved since then belongs to a newer publication, and
+    the compare-and-swap leaves that ``main`` alone. A rollback may move a ``main`` back, so the caller looks again.
     """
     for name, target in publication.snapshots.items():
         if mains[name] != target:
@@ -301,25 +345,43 @@ def _first(lake: Lake, name: TableName) -> int:
 def _keep_foreign(lake: Lake, mains: Snapshots, published: Sequence[Publication]) -> None:
     """Name and tag each ``main`` at a snapshot of no publication: another program moved it."""
     for name, snapshot in mains.items():
-        ours = {one.snapshots[name] for one in published}
+        ours = {publication.snapshots[name] for publication in published}
         if snapshot not in ours and snapshot != _first(lake, name):
-            tag = f"foreign_{snapshot}"
-            change_refs(lake, name, {tag: snapshot}, {})
-            log.warning(
-                "table %s: main is at snapshot %d, which no run published: another program wrote to the table. Its "
-                "rows are not adopted; the tag %s keeps them, and main goes back to the current publication. Find that "
-                "program, and give it a table of its own",
-                name,
-                snapshot,
-                tag,
-            )
+            _name_foreign(lake, name, snapshot)
+
+
+def _put_back_publications(lake: Lake) -> int:
+    """Where ``main`` of ``publications`` is, after rows of another program are named, tagged and left behind."""
+    head, own = _main(lake, "publications"), own_head(lake.table("publications"))
+    if own != head:
+        _name_foreign(lake, "publications", head)
+        with suppress(ConflictError):  # another task was quicker; whoever commits next finds out
+            advance_main(lake, "publications", expected=head, target=own)
+    return own
+
+
+def _name_foreign(lake: Lake, name: TableName, snapshot: int) -> None:
+    tag = f"foreign_{snapshot}"
+    change_refs(lake, name, {tag: snapshot}, {})
+    log.warning(
+        "table %s: main is at snapshot %d, which no run published: another program wrote to the table. Its rows are "
+        "not adopted; the tag %s keeps them, and main goes back to the current publication. Find that program, and "
+        "give it a table of its own",
+        name,
+        snapshot,
+        tag,
+    )
 
 
 def _main(lake: Lake, name: TableName) -> int:
     head = lake.head(name)
     if head is None:
-        raise FruitsError(f"table {name} has no main branch; it was not made by this software")
+        raise _no_main(name)
     return head
+
+
+def _no_main(name: TableName) -> FruitsError:
+    return FruitsError(f"table {name} has no main branch; it was not made by this software")
 
 
 def _to_rows(publication: Publication) -> pa.Table:

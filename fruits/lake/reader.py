@@ -1,4 +1,4 @@
-"""The lake for those who only read: nothing is created, and rows are those of the current publication."""
+"""The lake for readers: nothing is created, and the rows are those of the current publication."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fruits.denials import denials_explained
 from fruits.errors import FruitsError
-from fruits.lake.catalog import Lake, glue_problem, open_catalog
+from fruits.lake.catalog import Lake, database_problem, glue_problem, open_catalog
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
 from fruits.settings import Settings
@@ -32,11 +32,11 @@ class NoLakeError(FruitsError):
 
 
 def open_read_only(settings: Settings) -> Lake:
-    """Open the lake of the settings to read it. Unlike ``Lake.open`` this creates nothing, whatever is missing.
+    """Open the lake of the settings for reading. Unlike ``Lake.open``, this creates nothing, whatever is missing.
 
     Raises:
-        NoLakeError: when there is no lake; says which part was looked for.
-        FruitsError: when the catalog's database cannot be asked, or catalog and lake are not of each other.
+        NoLakeError: when there is no lake; names the missing part.
+        FruitsError: when the catalog's database does not answer, or when catalog and lake do not belong together.
     """
     for file in missing_parts(settings):
         raise NoLakeError(
@@ -96,9 +96,9 @@ class PublishedRows:
 
     Attributes:
         lake: The lake.
-        publication: The publication; its snapshots are read, not what is current by then.
+        publication: The publication; its snapshots are read, whatever is current by then.
         name: The table.
-        columns: Which columns, in the table's order; none means all.
+        columns: The columns to read, in the table's order; none means all.
     """
 
     lake: Lake
@@ -167,6 +167,4 @@ def _tables(settings: Settings) -> set[str]:
     except SQLAlchemyError as error:
         if catalog_is_absent(error):
             return set()
-        reason = str(error).splitlines()[0]
-        shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
-        raise FruitsError(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI") from error
+        raise database_problem(settings, error) from error

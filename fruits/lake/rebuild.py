@@ -1,11 +1,11 @@
 """The catalog's database, made again from the lake: each table at its newest metadata file.
 
-The catalog only says which metadata file is each table's current one. A restored backup names older files, of which
-many are gone, and a run on it would leave a second line of versions in the lake. The lake itself has everything: the
+The catalog only names the current metadata file of each table. A restored backup names older files, and many of those
+are gone; a run on such a catalog would leave a second line of versions in the lake. The lake itself has everything: the
 number in a metadata file's name grows by one with each commit, and the rows of ``publications`` name the snapshots that
 readers see.
 
-A commit that was lost leaves a file as well, whose number is at most one above the current version.
+A lost commit leaves a file as well, whose number is at most one above that of the current version.
 """
 
 import re
@@ -121,10 +121,10 @@ def rebuild(settings: Settings, planned: Rebuild) -> Publication | None:
 
 
 def check_catalog_is_current(lake: Lake) -> None:
-    """See that the catalog is not an older one: a run on it would leave a second line of versions.
+    """See that the catalog is not older than the lake: a run would then leave a second line of versions.
 
-    Mostly two requests for each table. A file one number above the catalog's may come from a commit that was lost, so
-    it proves nothing.
+    Mostly two requests for each table. A file with the next number may come from a lost commit, so such a file proves
+    nothing.
 
     Raises:
         FruitsError: when the lake has newer metadata files; names the command that mends the catalog.
@@ -223,9 +223,9 @@ def _folder(settings: Settings, name: str) -> str:
 def _metadata_files(settings: Settings, name: TableName, least: int = 0) -> list[str]:
     """URIs of a table's metadata files from number ``least`` on, the newest last; of one number, the last written.
 
-    The folder has many more files. Their names are random hexadecimal digits, and S3 lists by name from ``least`` on:
-    so no more of them are listed than begin with the same digit as the number. (A number of more digits than ``least``
-    comes earlier by name, and is missed.)
+    The folder has many other files, with random hexadecimal names. S3 lists by name from ``least`` on, so only those
+    whose name begins with the same digit are listed as well. (A number with more digits than ``least`` comes earlier by
+    name, and is missed.)
     """
     folder = f"tables/{settings.namespace}/{name}/metadata"
     start = f"{least:05d}-"

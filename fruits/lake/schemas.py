@@ -14,7 +14,7 @@ TableName = Literal["features", "quarantine", "pca_models", "pca_statistics", "e
 class TableDefinition:
     """A table: its name, what a row is, its columns, the column that it is partitioned by (None: not partitioned).
 
-    ``sort_by`` is the column that rows are in the order of within a file.
+    ``sort_by`` is the column by which rows are sorted within a file.
     """
 
     name: TableName

@@ -71,7 +71,7 @@ def check_source(lake: Lake) -> None:
 
 
 def bind_source(lake: Lake) -> None:
-    """Check the source, and record what the lake does not say yet.
+    """Check the source, and record the parts of it that the lake lacks.
 
     Raises:
         FruitsError: as ``check_source`` does.
@@ -83,7 +83,7 @@ def bind_source(lake: Lake) -> None:
 
 
 def move_source(lake: Lake, by: str, why: str, now: datetime | None = None) -> None:
-    """Record the source of the settings as the lake's, with who decided that, when and why."""
+    """Record the source of the settings as the lake's, and the person, time and reason of the decision."""
     moved = {
         "from": str(recorded_source(lake)),
         "by": by,
@@ -99,7 +99,7 @@ def _properties(source: PhotoSource) -> dict[str, str]:
 
 
 def _server(endpoint: str | None) -> str:
-    """The server by a name that stays: the ports of an embedded stack change, and AWS has many endpoints."""
+    """A lasting name of the server: the ports of a local S3 server change, and AWS has many endpoints."""
     parts = urlsplit(endpoint or "")
     host = (parts.hostname or "").lower()
     if not host or host.endswith((".amazonaws.com", ".amazonaws.com.cn")):

@@ -51,8 +51,9 @@ class KeyPattern:
     Keys with an empty, ``.`` or ``..`` segment or with control characters are refused, also when they match the
     pattern: the client would normalise them and ask for another object.
 
-    When the layout has no split, a hash of the key decides: a share of ``holdout_share`` of the keys is held out, and
-    always the same keys.
+    When the layout has no split, a hash decides: a share of ``holdout_share`` is held out, and always the same photos.
+    The hash is that of the key, or of label and ``group`` where the pattern reads one: all shots of one fruit then have
+    one split, else the held-out ones would be near copies of those that were fitted.
     """
 
     regex: re.Pattern[str]
@@ -76,18 +77,19 @@ class KeyPattern:
             day = date.fromisoformat(groups["date"]) if groups.get("date") else None
         except ValueError:
             return None
-        return PhotoKey(label, self._split(groups.get("split"), key), day)
+        group = groups.get("group")
+        return PhotoKey(label, self._split(groups.get("split"), f"{label}\0{group}" if group else key), day)
 
     def names_split(self, key: str) -> bool:
         """Whether the key names the photo's split; else a hash of the key decides."""
         match = self.regex.fullmatch(key)
         return match is not None and bool(match.groupdict().get("split"))
 
-    def _split(self, name: str | None, key: str) -> str:
+    def _split(self, name: str | None, hashed: str) -> str:
         if name:
             split = name.lower()
             return _SPLIT_NAMES.get(_SET.sub("", split), split)
-        share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) / 2**32
+        share = int.from_bytes(hashlib.blake2b(hashed.encode(), digest_size=4).digest()) / 2**32
         return HELD_OUT_SPLIT if share < self.holdout_share else FIT_SPLIT
 
 

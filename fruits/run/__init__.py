@@ -1,1 +1,1 @@
-"""One run, typed: what it was asked, what it plans, what its tasks record."""
+"""One run, typed: its request, its plan, and the records of its tasks."""

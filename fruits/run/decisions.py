@@ -1,6 +1,6 @@
 """The questions that runs ask a person: many deletions, a large rebuild or refit, a switch of backbone, failed gates.
 
-Values in, values out; the tasks `plan` and `validate` read the approvals and write the questions.
+Values in, values out; the tasks `plan`, `pca` and `validate` read the approvals and write the questions.
 """
 
 from collections import Counter
@@ -36,6 +36,10 @@ class Decisions:
     def waits(self, kind: Kind) -> bool:
         """Whether something of a kind waits."""
         return any(approval.kind == kind for approval in self.undecided)
+
+    def uses(self, kind: Kind) -> bool:
+        """Whether an approval of a kind is used."""
+        return any(approval.kind == kind for approval in self.approvals)
 
     def __add__(self, other: "Decisions") -> "Decisions":
         """Both together."""
@@ -163,8 +167,10 @@ def rebuild_question(request: RunRequest, model_id: str, plan: Plan, run: str) -
     )
 
 
-def refit_question(request: RunRequest, model_id: str, rows: int, settings: Settings, run: str) -> Approval:
-    """Shall the PCA be fitted again, and every row be projected again?"""
+def refit_question(
+    request: RunRequest, model_id: str, rows: int, settings: Settings, run: str, *reasons: str
+) -> Approval:
+    """Shall the PCA be fitted again, and every row be projected again? The same question for any reason."""
     asked = components_asked(request.n_components, settings.max_components)
     return _question(
         "refit",
@@ -172,7 +178,21 @@ def refit_question(request: RunRequest, model_id: str, rows: int, settings: Sett
         f"Fit the PCA of backbone {model_id} again (components: {asked}), and replace {rows:,} embeddings?",
         rows,
         run,
+        {"reasons": list(reasons)} if reasons else {},
     )
+
+
+def due_refit_question(planned: PlannedRun, reason: str | None, settings: Settings) -> Approval | None:
+    """The question whether a refit that `pca` finds due is done; None when that needs no approval.
+
+    A refit that the run was started for, or that a person approved, was decided by the plan. Under another backbone
+    than the readers' no embedding that readers have is replaced.
+    """
+    decided = planned.request.refit != "auto" or any(one.kind == "refit" for one in planned.approvals)
+    of_readers = planned.base.publication.model_id == planned.model_id
+    if reason is None or decided or not of_readers or planned.known_rows <= settings.approval_rows:
+        return None
+    return refit_question(planned.request, planned.model_id, planned.known_rows, settings, planned.key, reason)
 
 
 def gates_question(planned: PlannedRun, snapshots: Snapshots, broken: Sequence[Gate]) -> Approval:

@@ -6,10 +6,10 @@ How the bounds combine:
   the sum is more than FRUITS_MAX_DELETED_SHARE of the rows and more than FRUITS_FEW_DELETIONS, or more than
   FRUITS_MAX_DELETIONS, all deletions of the run are withheld.
 - **An empty listing** withholds all deletions, however few.
-- **Undecided before.** What is withheld stays withheld, however much time passes, as long as one of the photos that the
-  question named is still gone.
-- **The last photo of a label.** When none of the above holds, only the deletions of labels that would be left without a
-  row are withheld; the other deletions go on. A label with a new or changed photo keeps one.
+- **Undecided before.** Withheld deletions stay withheld, however much time passes, as long as one of the photos
+  that the question named is still gone.
+- **The last photo of a label.** When none of the above holds, only deletions that would leave a label without a row are
+  withheld; the other deletions go on. A label with a new or changed photo keeps a row.
 
 Created and updated photos always go on.
 """
@@ -58,7 +58,7 @@ class Withheld:
         return digest_of("deletions", (f"{entry.key}\0{entry.etag}" for entry in self.entries))
 
     def by_label(self) -> dict[str, int]:
-        """How many by label, the most first; quarantined objects have none and count under ``(quarantined)``."""
+        """Deletions by label, the most frequent first; quarantined objects count as ``(quarantined)``."""
         counts = Counter(entry.label or "(quarantined)" for entry in self.entries)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -77,10 +77,10 @@ def withheld_deletions(
 
     Args:
         deletions: The deletions that the run would make; key, ETag and label are those of the row.
-        known_by_label: How many rows there are before the run, by label; None for quarantined objects.
+        known_by_label: Rows before the run, by label; quarantined objects have the label None.
         recent: Rows that were deleted within ``WINDOW`` without an approval.
         bounds: The bounds.
-        arriving: Labels that get a photo in this run, or in the next ones when a limit leaves photos over.
+        arriving: Labels that get a photo in this run, or in a later run when a limit leaves photos over.
         nothing_listed: Whether the listing had no object at all.
         undecided: Keys that a question named which nobody has decided yet.
     """
@@ -104,9 +104,9 @@ def withheld_deletions(
 def recent_deletions(published: Sequence[Publication], now: datetime) -> int:
     """Rows that publications of the last ``WINDOW`` deleted without an approval, as they recorded."""
     return sum(
-        max((one.counts or {}).get("delete", 0) - _approved(one), 0)
-        for one in published
-        if one.published_at is not None and now - one.published_at < WINDOW and one.made_by_run
+        max((publication.counts or {}).get("delete", 0) - _approved(publication), 0)
+        for publication in published
+        if publication.published_at is not None and now - publication.published_at < WINDOW and publication.made_by_run
     )
 
 

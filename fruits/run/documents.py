@@ -1,10 +1,10 @@
 """Run documents: each task of a run leaves one JSON document, whatever its outcome.
 
-The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake.
-
-A document is parsed once, here. A document of an earlier release is brought into today's form by ``migration``.
+The document is ``runs/<namespace>/<run key>/<task>.json`` in the lake. Each document is parsed once, here.
+``migration`` brings the documents of earlier releases into today's form.
 """
 
+import logging
 import platform
 import secrets
 import time
@@ -19,6 +19,7 @@ from obstore.store import ObjectStore
 import fruits
 from fruits.analysis.gates import Gate
 from fruits.denials import denials_explained
+from fruits.disks import full_disks_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
@@ -29,6 +30,8 @@ from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, write_json
 
+log = logging.getLogger("fruits")
+
 TaskName = Literal["plan", "featurize", "pca", "validate", "publish", "plan_maintenance", "maintain"]
 
 TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish")
@@ -36,11 +39,12 @@ TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish"
 
 
 class Featurized(Frozen):
-    """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that it wrote.
+    """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that the task wrote.
 
-    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch. ``pending`` are photos
-    that could not be read now, by cause. ``manifest`` is the name of the manifest without them, and ``carried_out`` the
-    number of its entries by action; both are None when the plan's own manifest was carried out as it is.
+    ``wrote`` is None in a document of lake format 1: the rows are then on the run's one branch. ``pending`` counts
+    photos that could not be read now, by cause. ``manifest`` names the manifest without these photos, and
+    ``carried_out`` has the number of its entries by action; both are None when the plan's own manifest was carried out
+    unchanged.
     """
 
     images: int
@@ -57,12 +61,16 @@ class Featurized(Frozen):
 
     @property
     def due(self) -> int:
-        """Photos that the next run has to read: those that are pending and were not gone."""
+        """Photos that the next run has to read: the pending photos that were not gone."""
         return sum(count for cause, count in self.pending.items() if cause != Pending.VANISHED)
 
 
 class Projected(Frozen):
-    """What ``pca`` did: which PCA version is in use and why, the snapshots that it read and those that it wrote."""
+    """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote.
+
+    ``undecided`` is the question of a refit that is due and waits for an approval. ``approvals`` has the approval of a
+    refit that a person approved after the plan.
+    """
 
     action: Literal["fit", "project", "none"]
     reason: str | None
@@ -77,6 +85,8 @@ class Projected(Frozen):
     explained_variance_ratio: tuple[float, ...] = ()
     read: Snapshots | None
     wrote: Snapshots | None
+    undecided: tuple[Approval, ...] = ()
+    approvals: tuple[Approval, ...] = ()
 
 
 class Probe(Frozen):
@@ -109,7 +119,7 @@ class Published(Frozen):
 
 
 class PlannedMaintenance(Frozen):
-    """What a run of maintenance was asked, and what it found to do."""
+    """The request of a run of maintenance, and the work that the run found."""
 
     key: str
     run_id: str
@@ -118,7 +128,7 @@ class PlannedMaintenance(Frozen):
 
 
 class Maintained(Frozen):
-    """What ``maintain`` did: the publication of the compacted tables, if any, and what it dropped."""
+    """What ``maintain`` did: the publication of the compacted tables, if any, and the data that it dropped."""
 
     dry_run: bool
     found: Mapping[str, Any]
@@ -133,24 +143,24 @@ Result = TypeVar("Result", bound=Frozen)
 
 
 class TaskDocument(Frozen, Generic[Result]):
-    """What a task leaves of its last attempt.
+    """The record of a task's last attempt.
 
     Attributes:
         task: The task.
-        run_id: Id of the run that its rows carry.
+        run_id: Id of the run, as the task's rows carry it.
         planned_at: The plan that the task worked on; None for the plan itself.
         attempt: 1, 2, 3 ...
-        token: Tells this attempt from any other of the same number.
-        state: What became of the attempt.
-        started_at: When it began.
-        finished_at: When it ended; None while it runs.
-        wall_seconds: How long it took.
+        token: Distinguishes this attempt from others of the same number.
+        state: Whether the attempt is running, succeeded or failed.
+        started_at: When the attempt began.
+        finished_at: When the attempt ended; None while the attempt runs.
+        wall_seconds: Duration of the attempt.
         versions: Versions of the software at work.
         seconds: Wall seconds by phase.
-        error: Why it failed.
+        error: Why the attempt failed.
         retryable: Whether a retry may succeed; a person must fix anything else.
         conflict: Whether the task failed because another run had published since the plan.
-        result: What the task did; None when it did not get that far.
+        result: What the task did; None when the task did not get that far.
     """
 
     task: TaskName
@@ -181,7 +191,7 @@ class TaskDocument(Frozen, Generic[Result]):
 
 @dataclass(frozen=True)
 class RunDocuments:
-    """The documents of a run's tasks; None for a task that left none."""
+    """The documents of a run's tasks; None for a task without a document."""
 
     plan: TaskDocument[PlannedRun] | None = None
     featurize: TaskDocument[Featurized] | None = None
@@ -225,12 +235,17 @@ class RunDocuments:
         return self.validate.result if self.validate else None
 
     @property
+    def undecided(self) -> tuple[Approval, ...]:
+        """What the run left out, because it waits for a person's approval; failed gates are not among it."""
+        return tuple(one for task in (self.planned, self.projected) if task for one in task.undecided)
+
+    @property
     def of_maintenance(self) -> bool:
         """Whether the run is one of maintenance."""
         return self.plan_maintenance is not None or self.maintain is not None
 
     def current(self) -> "RunDocuments":
-        """Drop each document that is older than the one of the task before it: an earlier try left it."""
+        """Drop each document that is older than the document of the task before: an earlier plan left it."""
         kept = self
         since: datetime | None = None
         for document in self:
@@ -267,13 +282,14 @@ def run_store(settings: Settings, run: str) -> ObjectStore:
     return lake_store(settings, run_folder(settings, run))
 
 
-def read_documents(settings: Settings, run: str) -> RunDocuments:
-    """The documents of a run's tasks, those that exist.
+def read_documents(settings: Settings, run: str, folder: str | None = None) -> RunDocuments:
+    """The documents of a run's tasks, those that exist; ``folder`` is the run's, where a listing has shown it.
 
     Raises:
-        FruitsError: when a document is none that this release knows.
+        FruitsError: when this release does not know a document's form.
     """
-    store, folder = lake_store(settings), run_folder(settings, run)  # to open the run's own folder would create it
+    store = lake_store(settings)  # to open the run's own folder would create it
+    folder = folder or run_folder(settings, run)
     found = {}
     for task in get_args(TaskName):
         if document := _read_document(store, f"{folder}/{task}.json", task):
@@ -294,20 +310,31 @@ def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocumen
         ) from error
 
 
-def last_written(settings: Settings) -> dict[str, datetime]:
-    """When anything in a run's folder was last written, by the run's key, the newest first; from one listing."""
-    written: dict[str, datetime] = {}
+@dataclass(frozen=True)
+class ListedRun:
+    """Where a run's documents are in the lake, and when any file there was last written."""
+
+    folder: str
+    written_at: datetime
+
+
+def listed_runs(settings: Settings) -> dict[str, ListedRun]:
+    """The runs that have documents, by their key, the last written first; from one listing."""
+    runs: dict[str, ListedRun] = {}
     for item in list_files(lake_store(settings), "runs"):  # to open the folder itself would create it
-        _, *namespace, run, _ = item["path"].split("/")
+        folder, _, _ = item["path"].rpartition("/")
+        _, *namespace, run = folder.split("/")
         if namespace not in ([], [settings.namespace]):
             continue
-        written[run] = max(written.get(run, item["last_modified"]), item["last_modified"])
-    newest = sorted(written, key=lambda run: (written[run], run), reverse=True)
-    return {run: written[run] for run in newest}
+        listed = ListedRun(folder, item["last_modified"])
+        known = runs.get(run, listed)
+        # A run that has a folder of 0.2.0 keeps it: that is the shorter one.
+        runs[run] = ListedRun(min(known.folder, folder, key=len), max(known.written_at, listed.written_at))
+    return dict(sorted(runs.items(), key=lambda run: (run[1].written_at, run[0]), reverse=True))
 
 
 class TaskRecorder(Generic[Result]):
-    """What a task records while it works."""
+    """Collects a task's record while the task works."""
 
     def __init__(self, document: TaskDocument[Result]) -> None:
         self.document = document
@@ -367,7 +394,7 @@ def task_document(
     store, path = run_store(settings, run), f"{task}.json"
     try:
         attempt = int(read_json(store, path)["attempt"]) + 1
-    except (FileNotFoundError, KeyError, TypeError, ValueError):  # none, or none that can be read: begin anew
+    except (FileNotFoundError, KeyError, TypeError, ValueError):  # no document, or an unreadable one: begin anew
         attempt = 1
     recorder: TaskRecorder[Any] = TaskRecorder(
         _DOCUMENTS[task](
@@ -384,12 +411,12 @@ def task_document(
     _write(store, path, recorder.document)
     overtaken = f"run {run}: a later attempt of {task} has begun, so this one does not count"
     try:
-        with denials_explained():
+        with denials_explained(), full_disks_explained(settings):
             yield recorder
     except BaseException as error:
         recorder.finish(error)
         if not _overtaken(store, path, recorder.document):
-            _write(store, path, recorder.document)
+            _write_failure(store, path, recorder.document)
         elif isinstance(error, FruitsError):
             raise TransientError(overtaken) from error
         raise
@@ -397,6 +424,16 @@ def task_document(
     if _overtaken(store, path, recorder.document):
         raise TransientError(overtaken)
     _write(store, path, recorder.document)
+
+
+def _write_failure(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
+    """Write the document of a task that failed; where that is impossible, as on a full disk, its error goes first."""
+    try:
+        _write(store, path, document)
+    except TransientError:
+        raise
+    except FruitsError as error:
+        log.warning("run document %s stays as it is, for the failure of its task can't be written: %s", path, error)
 
 
 def _overtaken(store: ObjectStore, path: str, document: TaskDocument[Any]) -> bool:
@@ -409,9 +446,13 @@ def _write(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:
     write_json(store, path, document.model_dump(mode="json"))
 
 
-def find_plan(settings: Settings, run: str) -> PlannedRun | None:
-    """The plan of a run, by the run's key; None when the run has no finished plan, or is one of maintenance."""
-    document = _read_document(lake_store(settings), f"{run_folder(settings, run)}/plan.json", "plan")
+def find_plan(settings: Settings, run: str, folder: str | None = None) -> PlannedRun | None:
+    """The plan of a run, by the run's key; None when the run has no finished plan, or is one of maintenance.
+
+    ``folder`` is the run's, where a listing has shown it.
+    """
+    folder = folder or run_folder(settings, run)
+    document = _read_document(lake_store(settings), f"{folder}/plan.json", "plan")
     planned = document.done if document else None
     return planned if isinstance(planned, PlannedRun) else None
 

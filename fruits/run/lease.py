@@ -1,17 +1,20 @@
 """The lease: the runs of a lake work one after the other.
 
-Of two runs planned from one base only the first can be published, and the work of the second would be thrown away. So a
-run acquires the lease before it plans, and the others wait. The lease only spares work: that the tables stay right is
-up to the publication's compare-and-swap.
+Of two runs planned from one base, only the first can publish, and the work of the second would be lost. So a run
+acquires the lease before it plans, and the other runs wait. The lease only saves work; the publication's
+compare-and-swap keeps the tables right.
 
 A lease is a file ``leases/<namespace>/<number>.json`` in the lake. The process that creates the file of the next number
-holds the lease; both S3 and file systems let only one succeed. The run that holds it renews it while one of its tasks
-works. It releases it when it is published, has nothing to do or fails for good.
+holds the lease; S3 and file systems let only one process succeed. The run that holds the lease renews the lease while
+one of its tasks works. The run releases the lease when the run is published, has nothing to do or fails for good.
 
 Nobody renews a lease between two tasks, and nobody releases the lease of a run that a person marked as failed. So a run
 that waits asks Airflow about the run that holds a silent lease. The lease of an ended run is free at once, and an
 active run keeps its lease for ``PATIENCE``. Where nobody knows the run, a lease that was not renewed for ``DURATION``
 has expired.
+
+A task that finds no plan, or cannot read it, does not touch the lease: it has no attempt yet. The run may be planned
+anew at that moment, or by a newer release, under the same lease. So tasks read the plan first and hold the lease then.
 """
 
 import logging
@@ -38,7 +41,7 @@ DURATION = timedelta(minutes=5)
 PATIENCE = timedelta(hours=1)
 """So long an active run keeps its lease without renewing it: its next task may wait for a slot or for a retry."""
 
-_QUIET = timedelta(minutes=1)  # a lease renewed since belongs to a task at work, so nobody needs to ask
+_QUIET = timedelta(minutes=1)  # a lease that was renewed since then belongs to a task at work, so nobody needs to ask
 _RENEW_SECONDS = 30.0
 _LOOKS, _LOOK_SECONDS = 50, 0.1  # for the newest lease, while other runs acquire and remove leases
 
@@ -81,9 +84,9 @@ class Lease:
 def acquire_lease(
     settings: Settings, run: str, airflow_run: AirflowRun | None = None, is_active: IsActive = lambda _: None
 ) -> Lease | None:
-    """Acquire the lease for ``run``, or renew it; returns the lease of another run that is in the way, if any.
+    """Acquire or renew the lease for ``run``; returns the lease of another run that is in the way, if any.
 
-    ``airflow_run`` is kept with the lease, so that runs which wait can ask by ``is_active`` about this one.
+    The lease keeps ``airflow_run``, so that waiting runs can ask about this run by ``is_active``.
     """
     store, now = _store(settings), datetime.now(UTC)
     last = _last(settings)
@@ -107,7 +110,7 @@ def acquire_lease(
 
 @contextmanager
 def hold_lease(settings: Settings, run: str) -> Iterator[None]:
-    """Hold the lease of ``run`` while a task works inside; an error that a person must fix releases it.
+    """Hold the lease of ``run`` while a task works inside; an error that a person must fix releases the lease.
 
     Raises:
         TransientError: when another run holds the lease.
@@ -131,7 +134,7 @@ def hold_lease(settings: Settings, run: str) -> Iterator[None]:
         raise
     finally:
         stop.set()
-        thread.join()  # else it might renew a lease that was released
+        thread.join()  # else the thread might renew a released lease
         if over:
             _release_quietly(settings, run)
 
@@ -141,7 +144,7 @@ def release_lease(settings: Settings, run: str) -> None:
     store = _store(settings)
     last = _last(settings)
     if last is not None and last.run == run and not last.released:
-        # Under a number of its own: a renewal that is under way in another process can't undo the release.
+        # Under the next number: a renewal that is under way in another process can't undo the release.
         released = replace(last, number=last.number + 1, renewed_at=datetime.now(UTC), released=True)
         with suppress(AlreadyExistsError):  # the lease had expired, and is another run's by now
             _write(store, released, create=True)
@@ -149,7 +152,7 @@ def release_lease(settings: Settings, run: str) -> None:
 
 
 def _release_quietly(settings: Settings, run: str) -> None:
-    """Release the lease under an error, which a failing release must not hide: the lease then expires."""
+    """Release the lease after an error. A failing release must not hide the error; the lease then expires."""
     try:
         release_lease(settings, run)
     except (BaseError, FruitsError, OSError) as error:
@@ -157,7 +160,7 @@ def _release_quietly(settings: Settings, run: str) -> None:
 
 
 def waiting_run(settings: Settings) -> AirflowRun | None:
-    """The run of Airflow that was the last to begin to wait for the lease, among those that cover everything."""
+    """The Airflow run that covers the whole prefix and began last to wait for the lease."""
     try:
         document = read_json(lake_store(settings), _waiting_path(settings))
     except FileNotFoundError:
@@ -166,7 +169,7 @@ def waiting_run(settings: Settings) -> AirflowRun | None:
 
 
 def note_waiting(settings: Settings, run: AirflowRun) -> None:
-    """Note that a run which covers everything begins to wait for the lease."""
+    """Note that a run which covers the whole prefix begins to wait for the lease."""
     write_json(lake_store(settings), _waiting_path(settings), {"dag_id": run[0], "run_id": run[1]})
 
 

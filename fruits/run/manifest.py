@@ -51,10 +51,10 @@ class Manifest:
     @classmethod
     def read(cls, store: ObjectStore, name: str = DEFAULT_NAME) -> "Manifest":
         """The manifest of this name in a run's folder."""
-        return cls(pq.read_table(io.BytesIO(read_bytes(store, name))))
+        return cls(pq.ParquetFile(io.BytesIO(read_bytes(store, name))).read())
 
     def __len__(self) -> int:
-        """How many entries it has."""
+        """The number of entries."""
         return int(self.table.num_rows)
 
     @property
@@ -75,33 +75,34 @@ class Manifest:
         return self.table.filter(pc.not_equal(self.table["action"], Action.CREATE.value)).select(["key"])
 
     def without(self, pending: Collection[str], gone: Collection[str], *, rebuilt: bool) -> "Manifest":
-        """The manifest as it was carried out: what was not read is as if the plan had not named it.
+        """The manifest as carried out: without the objects that were not read.
 
-        Objects that are ``gone`` leave the tables. The rows of ``pending`` objects stay, so the next run sees that they
-        are due; a rebuild takes these rows out, because the next run would see nothing due in them.
+        The rows of ``pending`` objects stay, so the next run sees that these objects are due. A rebuild removes such
+        rows, because the next run would not see that they are due. The rows of objects that are ``gone`` stay as well:
+        the next plan removes them, within the bounds of deletions.
         """
         keys = self.table["key"]
-        removed = [*gone, *(pending if rebuilt else ())]
-        is_removed = pc.is_in(keys, pa.array(removed, pa.string()))
-        is_unread = pc.or_(is_removed, pc.is_in(keys, pa.array(list(pending), pa.string())))
-        had_rows = pc.not_equal(self.table["action"], Action.CREATE.value)
-        deleted = self.table.filter(pc.and_(is_removed, had_rows))
-        action = pa.array([Action.DELETE.value] * deleted.num_rows, pa.string())
-        place = deleted.schema.get_field_index("action")
-        deleted = deleted.set_column(place, self.table.schema.field("action"), action)
-        return Manifest(pa.concat_tables([self.table.filter(pc.invert(is_unread)), deleted]))
+        is_pending = pc.is_in(keys, pa.array(list(pending), pa.string()))
+        is_unread = pc.or_(is_pending, pc.is_in(keys, pa.array(list(gone), pa.string())))
+        done = self.table.filter(pc.invert(is_unread))
+        if not rebuilt:
+            return Manifest(done)
+        removed = self.table.filter(pc.and_(is_pending, pc.not_equal(self.table["action"], Action.CREATE.value)))
+        action = pa.array([Action.DELETE.value] * removed.num_rows, pa.string())
+        place = removed.schema.get_field_index("action")
+        return Manifest(pa.concat_tables([done, removed.set_column(place, self.table.schema.field("action"), action)]))
 
     def write(self, store: ObjectStore, name: str) -> None:
         """Write the manifest to a run's folder."""
         _write(self.table, store, name)
 
     def count(self, action: Action) -> int:
-        """How many entries have an action."""
+        """The number of entries with an action."""
         return int(pc.sum(pc.equal(self.table["action"], action.value)).as_py() or 0)
 
 
 def spread(items: Sequence[str], most: int) -> list[str]:
-    """At most ``most`` of ``items``, evenly spread over them."""
+    """At most ``most`` of ``items``, at even distances."""
     step = max(1, -(-len(items) // most))
     return list(items[::step])
 

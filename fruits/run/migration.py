@@ -1,9 +1,9 @@
 """From lake formats 1, that of Fruits 0.1, and 2 to format 3.
 
-Format 2 has typed run documents, which record snapshots; branches by attempt; and leases
-in ``leases/``, where format 1 had ``turns/``. A run of format 1 that is under way goes on: its documents are read as
-``upgraded`` makes them, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and
-pins by namespace, and approvals in publications; a run that an earlier release planned keeps its folder.
+Format 2 has typed run documents that record snapshots, a branch for each attempt, and leases in ``leases/``, where
+format 1 had ``turns/``. A run of format 1 that is under way continues: ``upgraded`` brings its documents into today's
+form, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and pins by namespace,
+and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder.
 """
 
 from collections.abc import Mapping
@@ -48,14 +48,14 @@ _LAST: Mapping[str, str] = {
 
 
 def migrate(lake: Lake) -> None:
-    """Bring a lake to this release's format; a lake that has it is left alone."""
+    """Bring a lake to this release's format, unless the lake has that format. ``Lake.open`` has added the columns."""
     if lake.format() < LAKE_FORMAT:
         take_over_lease(lake.settings)
         lake.set_format()
 
 
 def take_over_lease(settings: Settings) -> bool:
-    """Take over what an earlier release holds, so that its run goes on; whether there was a turn or a lease.
+    """Take over the lease of an earlier release, so that its run continues; returns whether there was one.
 
     Format 1 had ``turns/``; releases up to 0.2.0 had one lease for all namespaces, ``leases/<number>.json``.
     """
@@ -85,7 +85,7 @@ def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments")
     branch = f"run_{planned.key}"
 
     def heads(names: tuple[TableName, ...], task: str, read_at: datetime | None) -> Snapshots:
-        """Where the branch is; what was written after a task began to read, that task did not see."""
+        """Where the branch is; refuses rows that were written after a task began to read, which it did not see."""
         found = {}
         for name in names:
             snapshot = lake.table(name).snapshot_by_name(branch)
@@ -121,7 +121,7 @@ def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments")
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A run document in today's form; one that has it comes back as it is."""
+    """A run document in today's form; a document of today's form is returned unchanged."""
     if "token" in document:
         return dict(document)
     common = {name: document[name] for name in _COMMON if name in document}
@@ -136,7 +136,7 @@ def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _added(task: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a result that format 1 did not have, or called otherwise."""
+    """Fields of a result that format 1 lacks, or has under another name."""
     if task == "featurize":
         return {"photo_seconds": document["stages"], "wrote": None}
     if task == "pca":

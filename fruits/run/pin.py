@@ -1,6 +1,7 @@
-"""A pin: a person's decision that readers stay on a publication. Runs then end without work, until it is taken away.
+"""A pin: a person's decision that readers stay on a publication. Until a person removes the pin, runs end without work.
 
-A pin is the document ``pins/<namespace>.json`` in the lake. Maintenance goes on: it changes files, not rows.
+A pin is the document ``pins/<namespace>.json`` in the lake. Maintenance continues, because it changes files and not
+rows.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from fruits.stores import lake_store, read_json, remove_files, write_json
 
 
 class Pin(Frozen):
-    """Which publication readers stay on, who decided that, when and why."""
+    """The publication that readers stay on, and the person, time and reason of the decision."""
 
     publication_id: str
     sequence: int
@@ -33,7 +34,7 @@ def current_pin(settings: Settings) -> Pin | None:
     """The lake's pin; None when readers follow each run.
 
     Raises:
-        FruitsError: when the document is none that this release knows.
+        FruitsError: when this release does not know the document's form.
     """
     path = _path(settings)
     try:
@@ -47,7 +48,7 @@ def current_pin(settings: Settings) -> Pin | None:
 
 
 def set_pin(settings: Settings, publication: Publication, by: str, why: str, now: datetime | None = None) -> Pin:
-    """Pin readers to a publication; replaces a pin that there is.
+    """Pin readers to a publication, in place of any earlier pin.
 
     Raises:
         FruitsError: when no reason is given.
@@ -81,20 +82,20 @@ def pinned(settings: Settings, publication: Publication, by: str, why: str) -> I
 
 
 def remove_pin(settings: Settings) -> bool:
-    """Let runs publish again; whether there was a pin."""
+    """Let runs publish again; returns whether there was a pin."""
     store, path = lake_store(settings), _path(settings)
     try:
         read_json(store, path)
     except FileNotFoundError:
         return False
     except ValueError:
-        pass  # no pin that anybody can read, but in the way
+        pass  # an unreadable pin, which is in the way
     remove_files(store, path)
     return True
 
 
 def to_pin(lake: Lake, wanted: str | None) -> Publication:
-    """The publication to pin: the one that readers see, which ``wanted`` must name, or have the same content as.
+    """The publication to pin: the one that readers see. ``wanted`` must name that one, or one with the same content.
 
     Raises:
         FruitsError: when nothing is published, or readers see another publication.

@@ -1,4 +1,4 @@
-"""What is to be done with each object: the listing against the tables, by key and ETag. Pure functions; no I/O."""
+"""The action for each object: the listing compared with the tables, by key and ETag. Pure functions; no I/O."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,9 +30,9 @@ class KnownObject:
 class Plan:
     """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action.
 
-    ``remaining`` objects will await work after the run: those a limit left over, and others outside the run's scope.
-    ``unknown_keys`` were asked for, and are neither in the bucket nor in the tables. ``ignored`` are the objects that
-    are none of ours, by rule. ``twins`` are labels that are probably one (``twin_labels``).
+    ``remaining`` objects will await work after the run: those that a limit left over, and others outside the run's
+    scope. ``unknown_keys`` are requested keys that are neither in the bucket nor in the tables. ``ignored`` are objects
+    that are none of ours, by rule. ``twins`` are groups of labels that are probably the same (``twin_labels``).
     """
 
     entries: tuple[Entry, ...]

@@ -1,4 +1,4 @@
-"""What a run was asked to do: params, how it was started, its data interval and the settings, resolved. No I/O."""
+"""The request of a run, resolved from its params, its start, its data interval and the settings. No I/O."""
 
 import difflib
 import re
@@ -17,18 +17,18 @@ Mode = Literal["auto", "reconcile", "interval", "rebuild"]
 
 
 class Frozen(BaseModel):
-    """A value that is parsed once, where it comes in, and never changed."""
+    """A value that is parsed once, at the edge, and never changed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of number: 5.0 is 5."""
+    """Take 5.0 as 5, because JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _keys(value: object) -> object:
-    """One text is one key; keys are sorted, each of them once."""
+    """Take a text as one key; sort the keys and drop duplicates."""
     listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list | tuple) or not all(isinstance(key, str) for key in listed):
         raise ValueError("expected a list of keys")
@@ -36,7 +36,7 @@ def _keys(value: object) -> object:
 
 
 def _allowance(value: object) -> object:
-    """True, false or the start of a digest; the trigger form gives text."""
+    """Parse true, false or the start of a digest; the trigger form sends text."""
     text = str(value).strip().lower() if isinstance(value, bool | str) else ""
     if text in ("true", "false"):
         return text == "true"
@@ -51,7 +51,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 class RunParams(Frozen):
     """The params of a run of ``fruit_features``: their names, types and defaults, for the trigger form and the CLI.
 
-    A field's description says what a refusal says was expected.
+    A refusal quotes the description of the field as the expected value.
     """
 
     model_config = ConfigDict(strict=True)
@@ -78,11 +78,11 @@ class RunParams(Frozen):
 
 
 class RunRequest(Frozen):
-    """What a run was asked to do, resolved from params, events, interval and settings.
+    """The request of a run, resolved from params, events, interval and settings.
 
-    ``interval`` is half open, in UTC. ``limit`` bounds the photos featurized, None means all. ``backbone`` and
-    ``weights`` are None where the run was not asked for any: it then serves readers the backbone that is due.
-    ``allow_deletes`` approves deletions beyond the bounds: those with this digest, or any (True).
+    ``interval`` is half open, in UTC. ``limit`` bounds the photos to featurize; None means all. ``backbone`` and
+    ``weights`` are None when the run requests none; the run then works under the effective backbone. ``allow_deletes``
+    approves deletions beyond the bounds: those with this digest, or any deletions (True).
     """
 
     prefix: str
@@ -106,11 +106,11 @@ def resolve_request(
     run_type: str = "manual",
     data_interval: tuple[datetime, datetime] | None = None,
 ) -> RunRequest:
-    """Decide what a run covers: its params first, then how it was started, then its data interval.
+    """Decide what a run covers: by its params first, then by its start, then by its data interval.
 
-    A run started by hand, by the schedule or by an asset event reconciles the whole prefix: an event only wakes the
-    chain. A backfill covers its data interval. ``mode`` overrides either. ``data_interval`` is None for runs that have
-    none.
+    A run by hand, by the schedule or by an asset event reconciles the whole prefix, because an event only wakes the
+    DAG. A backfill covers its data interval. ``mode`` overrides both. ``data_interval`` is None for runs without an
+    interval.
 
     Raises:
         FruitsError: naming the param, what was expected and what to do.
@@ -165,10 +165,10 @@ _DAYS = "a whole number of days of at least 1"
 
 
 class MaintenanceRequest(Frozen):
-    """What a maintenance run was asked to do; the params of ``fruit_maintenance`` have the same names.
+    """The request of a maintenance run; the params of ``fruit_maintenance`` have the same names.
 
     A publication is retained while it is younger than ``retention_days`` or among the newest
-    ``retention_publications``. A run that was not heard of for ``abandoned_days`` is taken for dead. Files that no
+    ``retention_publications``. A run that has written nothing for ``abandoned_days`` counts as dead. Files that no
     table refers to are removed when they are older than ``orphan_days``. ``rewrite_all`` sorts every file again.
     """
 
@@ -183,7 +183,7 @@ class MaintenanceRequest(Frozen):
 
 
 def resolve_maintenance(params: Mapping[str, Any], settings: Settings) -> MaintenanceRequest:
-    """The request that params make; those left empty come from the settings or are defaults.
+    """The request from params; empty params come from the settings or have defaults.
 
     Raises:
         FruitsError: naming the param, what was expected and what to do.
@@ -206,7 +206,7 @@ def _parsed(
     """``params`` as a ``model``. None and empty text are defaults, but neither true nor false.
 
     Raises:
-        FruitsError: naming the param, and what was expected or the name that is nearest.
+        FruitsError: naming the param, and the expected value or the nearest name.
     """
     if not isinstance(params, Mapping):
         raise FruitsError(f'params {params!r}: expected an object of names and values, such as {{"limit": 100}}')

@@ -1,4 +1,4 @@
-"""One run: its key in the lake, and what its plan decided."""
+"""One run: its key in the lake, and the decisions of its plan."""
 
 import hashlib
 import re
@@ -20,14 +20,14 @@ WRITTEN: Mapping[str, tuple[TableName, ...]] = {
 
 
 class PlannedRun(Frozen):
-    """What a run will do, decided by its plan under the lease; every later task works on exactly this.
+    """What a run will do. The plan decides it under the lease, and every later task works on exactly this value.
 
     Attributes:
         key: Key of the run in the lake: the name of its folder, and the start of its branches' names.
         run_id: Id that the run's rows and its publication carry: Airflow's, with ``#2`` when it is planned again after
             its publication.
-        planned_at: When it was planned; tells this plan from another one of the same run.
-        request: What was asked.
+        planned_at: When the run was planned; distinguishes the plans of one run.
+        request: The run's request.
         base: The publication that the run starts from.
         backbone: The card of the run's backbone.
         counts: Objects by action, and those ``pending`` and ``ignored``.
@@ -37,8 +37,8 @@ class PlannedRun(Frozen):
         work: Whether there is anything to do.
         other_work: Why the run goes on although no photo changed; None when there is no such reason.
         manifest: Name of the manifest in the run's folder: each plan has its own.
-        unknown_keys: Keys that were asked for and are neither in the bucket nor in the tables.
-        undecided: What the run left out, because it waits for a person's approval.
+        unknown_keys: Requested keys that are neither in the bucket nor in the tables.
+        undecided: Questions about work that the run left out, because a person has to approve it.
         approvals: The approvals that the run uses.
         pinned: Who pinned readers to a publication, when and why: the run has no work then. None without a pin.
         ignored: Objects that are none of ours, by the rule that ignores them.
@@ -68,13 +68,8 @@ class PlannedRun(Frozen):
         """Identity of the run's backbone."""
         return self.backbone.model_id
 
-    @property
-    def newly_asked(self) -> tuple[Approval, ...]:
-        """What this plan asked for the first time."""
-        return tuple(one for one in self.undecided if one.run == self.key and one.asked_at >= self.planned_at)
-
 
 def run_key(run_id: str) -> str:
-    """``run_id`` as branch names and paths can have it, still unique: ``manual_2026_11_22t09_30_00_1f3a``."""
+    """``run_id`` in a form for branch names and paths, still unique: ``manual_2026_11_22t09_30_00_1f3a``."""
     plain = re.sub(r"[^a-z0-9]+", "_", run_id.lower()).strip("_")
     return f"{plain[:60]}_{hashlib.sha256(run_id.encode()).hexdigest()[:6]}"

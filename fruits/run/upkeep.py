@@ -1,4 +1,4 @@
-"""What of the lake is still needed, and what maintenance drops.
+"""Which parts of the lake are still needed, and which parts maintenance drops.
 
 The upper half is pure: values in, decisions out. ``survey`` reads the values from the lake, and
 ``spark_jobs/maintain.py`` carries the decisions out.
@@ -17,7 +17,7 @@ from fruits.lake.branches import publication_tag, run_of_branch
 from fruits.lake.catalog import DataFile, Lake, TableState
 from fruits.lake.publication import Publication, current_base, publications, readers_base
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
-from fruits.run.documents import find_plan, last_written
+from fruits.run.documents import ListedRun, find_plan, listed_runs
 from fruits.run.request import MaintenanceRequest
 from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings
@@ -25,9 +25,9 @@ from fruits.settings import Settings
 log = logging.getLogger("fruits")
 
 TARGET_FILE_BYTES = 128 * 2**20
-SMALL_FILE_BYTES = TARGET_FILE_BYTES // 2  # with more than that, two files made of 1.1 targets would be small again
+SMALL_FILE_BYTES = TARGET_FILE_BYTES // 2  # at a larger bound, the two files made of 1.1 targets would be small again
 FEWEST_SMALL_FILES = 5
-LARGEST_DELETED_SHARE = 0.05  # rows that a reader reads in vain, in a file that is large enough otherwise
+LARGEST_DELETED_SHARE = 0.05  # of a file that is large enough: a reader reads these rows in vain
 
 _TAG = publication_tag("")
 _MOST_LISTED = 10
@@ -35,9 +35,9 @@ _MOST_LISTED = 10
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The documents of a run: its key, when any of them was last written, and its plan where that was looked at.
+    """The folder of a run's documents: the run's key, the time of the last write, and the plan where it was read.
 
-    Not ``readable`` is a folder whose plan is damaged, or of a release that is not known.
+    A folder is not ``readable`` when its plan is damaged, or of a release that this one does not know.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class TableUpkeep:
-    """What becomes of the refs and snapshots of a table."""
+    """The refs to set and to drop in a table, and the snapshots to expire."""
 
     tags: Mapping[str, int]
     dropped_tags: Mapping[str, int]
@@ -68,7 +68,7 @@ class TableUpkeep:
 
 @dataclass(frozen=True)
 class Upkeep:
-    """What a maintenance run finds to do, but for orphan files: those are found by listing all files."""
+    """The work that a maintenance run finds. Orphan files are missing: only a listing of all files finds those."""
 
     retained: tuple[int, ...]
     in_flight: tuple[str, ...]
@@ -101,20 +101,24 @@ class Upkeep:
 def retained_publications(
     published: Sequence[Publication], request: MaintenanceRequest, now: datetime
 ) -> tuple[Publication, ...]:
-    """The publications that stay readable, of all, the oldest first; the current one always does."""
+    """The publications that stay readable, the oldest first; the current publication is always among them."""
     oldest = now - timedelta(days=request.retention_days)
     newest = published[-request.retention_publications :]
-    return tuple(one for one in published if one in newest or (one.published_at and one.published_at > oldest))
+    return tuple(
+        publication
+        for publication in published
+        if publication in newest or (publication.published_at and publication.published_at > oldest)
+    )
 
 
 def runs_in_flight(
     folders: Iterable[RunFolder], published: Collection[Publication], abandoned_days: int, now: datetime
 ) -> tuple[RunFolder, ...]:
-    """The runs with work planned, not published, and heard of lately: they may still publish, or be tried again.
+    """The runs that may still publish: they have planned work, have not published, and have written something lately.
 
-    Nobody knows whether a run with an unreadable plan has work, so that run counts too.
+    Nobody knows whether a run with an unreadable plan has work, so such a run counts as well.
     """
-    done = {one.run_id for one in published}
+    done = {publication.run_id for publication in published}
     oldest = now - timedelta(days=abandoned_days)
 
     def may_publish(planned: PlannedRun | None) -> bool:
@@ -130,23 +134,25 @@ def runs_in_flight(
 def table_upkeep(
     name: TableName, state: TableState, retained: Iterable[Publication], in_flight: Iterable[RunFolder]
 ) -> TableUpkeep:
-    """Which refs a table is to have, and which snapshots nothing needs then.
+    """The refs that a table is to have, and the snapshots that nothing needs then.
 
-    Needed are ``main``, the snapshots of retained publications, those that a run in flight started from, and all that
-    are on its branches: a later task checks each of them.
+    A table needs ``main``, the snapshots of retained publications, the snapshots that runs in flight started from, and
+    all snapshots on the branches of such runs, because a later task checks each of them.
     """
     runs = tuple(in_flight)
-    wanted = (
-        {} if name == PUBLICATIONS.name else {publication_tag(one.sequence): one.snapshots[name] for one in retained}
+    retained_tags = (
+        {}
+        if name == PUBLICATIONS.name
+        else {publication_tag(publication.sequence): publication.snapshots[name] for publication in retained}
     )
     keys = {run.key for run in runs}
-    tags = {tag: snapshot for tag, snapshot in wanted.items() if state.refs.get(tag) != snapshot}
-    dropped_tags = {ref: at for ref, at in state.refs.items() if ref.startswith(_TAG) and ref not in wanted}
+    tags = {tag: snapshot for tag, snapshot in retained_tags.items() if state.refs.get(tag) != snapshot}
+    dropped_tags = {ref: at for ref, at in state.refs.items() if ref.startswith(_TAG) and ref not in retained_tags}
     owners = {ref: run_of_branch(ref) for ref in state.refs}
     dropped_branches = {ref: at for ref, at in state.refs.items() if owners[ref] and owners[ref] not in keys}
     kept = [at for ref, at in state.refs.items() if ref not in {*dropped_tags, *dropped_branches, *tags}]
     bases = [run.planned.base.snapshots[name] for run in runs if run.planned]
-    needed = {state.main, *wanted.values(), *kept, *bases}
+    needed = {state.main, *retained_tags.values(), *kept, *bases}
     for ref, at in state.refs.items():
         if owners[ref] in keys:
             needed |= {*takewhile(lambda snapshot: snapshot not in bases, state.line(at))}
@@ -163,7 +169,7 @@ def expired_versions(
     known = sorted(versions, key=lambda version: version["fitted_at"])
     newest = {version["model_id"]: version["pca_id"] for version in known}
     bases = {run.planned.base.publication.pca_id for run in in_flight if run.planned}
-    needed = {*newest.values(), *(one.pca_id for one in retained), *bases}
+    needed = {*newest.values(), *(publication.pca_id for publication in retained), *bases}
     return tuple(version["pca_id"] for version in known if version["pca_id"] not in needed)
 
 
@@ -174,18 +180,19 @@ def old_folders(
     request: MaintenanceRequest,
     now: datetime,
 ) -> tuple[str, ...]:
-    """Run folders that nobody looks into any more: older than the retention, and not of a retained publication."""
+    """Run folders that nobody needs: older than the retention, and of no retained publication and no run in flight."""
     oldest = now - timedelta(days=request.retention_days)
     # A run that was planned again publishes as `run#2`: its folder is that of `run`.
-    needed = {run_key(str(one.run_id).partition("#")[0]) for one in retained} | {run.key for run in in_flight}
+    publishers = {run_key(str(publication.run_id).partition("#")[0]) for publication in retained}
+    needed = publishers | {run.key for run in in_flight}
     return tuple(folder.key for folder in folders if folder.touched_at < oldest and folder.key not in needed)
 
 
 def layout_of(files: Iterable[DataFile], *, rewrite_all: bool = False) -> Layout:
     """How many files are to be rewritten, by the rules that Iceberg's ``rewrite_data_files`` is given.
 
-    A file is touched when it is small and there are several such in its partition, or when many of its rows are
-    deleted. So the cost grows with what came since, not with the table.
+    A file is rewritten when it is one of several small files of its partition, or when many of its rows are deleted. So
+    the cost grows with the changes since the last time, and not with the table.
     """
     files = tuple(files)
     small: Counter[str] = Counter()
@@ -209,19 +216,21 @@ def layout_of(files: Iterable[DataFile], *, rewrite_all: bool = False) -> Layout
 
 
 def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
-    """Look at the lake and decide."""
-    # Tables before run documents: what a run writes after it was looked for is not among the snapshots to expire.
+    """Read the lake, and decide what to do."""
+    # Tables before run documents: a snapshot that a run writes after this reading cannot be among those to expire.
     states = {table.name: lake.state(table.name) for table in TABLES}
     base = readers_base(lake) if request.dry_run else current_base(lake)
     published = publications(lake, base.publications_snapshot)
-    there = [one for one in published if one == published[-1] or _is_there(one, states)]
-    retained = retained_publications(there, request, now)
+    existing = [
+        publication for publication in published if publication == published[-1] or _is_there(publication, states)
+    ]
+    retained = retained_publications(existing, request, now)
     folders = run_folders(lake.settings, now - timedelta(days=request.abandoned_days))
     flying = runs_in_flight(folders, published, request.abandoned_days, now)
     snapshots = {**base.publication.snapshots, PUBLICATIONS.name: base.publications_snapshot}
     versions = lake.read("pca_models", snapshots["pca_models"], ("pca_id", "model_id", "fitted_at")).to_pylist()
     return Upkeep(
-        retained=tuple(one.sequence for one in retained),
+        retained=tuple(publication.sequence for publication in retained),
         in_flight=tuple(run.key for run in flying),
         tables={name: table_upkeep(name, state, retained, flying) for name, state in states.items()},
         layouts={
@@ -234,28 +243,29 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
 
 
 def _is_there(publication: Publication, states: Mapping[TableName, TableState]) -> bool:
-    """Whether no snapshot of a publication has expired: a shorter retention than today's may have applied before."""
+    """Whether no snapshot of a publication has expired; the retention may have been shorter before."""
     return all(snapshot in states[name].snapshots for name, snapshot in publication.snapshots.items())
 
 
 def run_folders(settings: Settings, plans_since: datetime) -> list[RunFolder]:
-    """All runs' folders; plans are read of those that were touched after ``plans_since``."""
-    return [_run_folder(settings, key, moment, plans_since) for key, moment in sorted(last_written(settings).items())]
+    """The folders of all runs, with the plans of those that were written to after ``plans_since``."""
+    return [_run_folder(settings, key, listed, plans_since) for key, listed in sorted(listed_runs(settings).items())]
 
 
-def _run_folder(settings: Settings, key: str, moment: datetime, plans_since: datetime) -> RunFolder:
-    """A run's folder; a plan that can't be read is named, and keeps what the run wrote."""
+def _run_folder(settings: Settings, key: str, listed: ListedRun, plans_since: datetime) -> RunFolder:
+    """A run's folder. The log names a plan that can't be read; the rows of such a run are kept."""
+    moment = listed.written_at
     try:
-        return RunFolder(key, moment, find_plan(settings, key) if moment > plans_since else None)
+        return RunFolder(key, moment, find_plan(settings, key, listed.folder) if moment > plans_since else None)
     except TransientError:
         raise
     except FruitsError as error:
-        log.warning("passed over: %s; what the run wrote is kept until the run is abandoned", error)
+        log.warning("passed over: %s; the rows of the run are kept until the run counts as abandoned", error)
         return RunFolder(key, moment, readable=False)
 
 
 def log_upkeep(upkeep: Upkeep, verb: str) -> None:
-    """One line for each kind of thing that there is to do."""
+    """Log one line for each kind of work."""
     found = upkeep.to_document()
     log.info("retained publications: %s; runs in flight: %s", _listed(upkeep.retained), _listed(upkeep.in_flight))
     for name, layout in upkeep.layouts.items():

@@ -1,1 +1,1 @@
-"""What readers ask for: state, report, identification, export."""
+"""Answers for readers: state, report, identification, export."""

@@ -256,9 +256,9 @@ def disk(folder: Path) -> Found:
 
 def credentials() -> Found:
     """Where boto3 finds AWS credentials."""
-    import boto3
+    from fruits.stores import aws_session
 
-    found = boto3.Session().get_credentials()
+    found = aws_session().get_credentials()
     if found is None:
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role"
         return Found("there are no AWS credentials", "fail", fix)
@@ -388,14 +388,14 @@ def queue(settings: Settings) -> Found:
     """Whether the queue of events is there, and how many messages wait in it."""
     if not settings.event_queue:
         return Found("none configured: photos wait for the hourly sweep")
-    import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     from fruits.denials import denials_explained
+    from fruits.stores import aws_session
 
     parts, region = urlsplit(settings.event_queue), queue_region(settings.event_queue)
     endpoint = None if region else f"{parts.scheme}://{parts.netloc}"
-    client = boto3.client("sqs", region_name=region or settings.s3_region, endpoint_url=endpoint)
+    client = aws_session().client("sqs", region_name=region or settings.s3_region, endpoint_url=endpoint)
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
     try:
         with denials_explained():

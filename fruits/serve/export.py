@@ -1,6 +1,6 @@
-"""Give me the data: the published rows of a table as one Parquet, CSV or NumPy file.
+"""The published rows of a table as one Parquet, CSV or NumPy file.
 
-Each file says which publication it is from. It is written under a temporary name and renamed when it is complete.
+Each file names its publication. A file is written under a temporary name, and renamed when the file is complete.
 """
 
 import secrets
@@ -43,7 +43,7 @@ _FORMULA = r"^[=+\-@\t\r\n\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"  # with the wide fo
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: how many rows, into which file, of how many bytes, from which publication."""
+    """The result of an export: the number of rows, the file, its size in bytes, the publication."""
 
     rows: int
     bytes: int
@@ -78,7 +78,7 @@ def export(
         target: The file to make.
         format: One of those that ``FORMATS`` has for the table.
         overwrite: Whether a file that is there may be replaced.
-        progress: Is told (rows done, rows in all).
+        progress: Called with (written rows, all rows).
 
     Raises:
         FruitsError: when table, format or target can't be, nothing has been published, or an ``npz`` would be too big.
@@ -89,7 +89,7 @@ def export(
     publication = current_publication(lake)
     rows = PublishedRows(lake, publication, table)
     with _complete_or_absent(target, overwrite=overwrite) as part:
-        write(part, rows, _told(rows, progress))
+        write(part, rows, _reported(rows, progress))
     return Exported(rows.total, target.stat().st_size, target, str(publication.publication_id))
 
 
@@ -157,20 +157,20 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise FruitsError(f"{target}: there is no folder {target.parent}; make it first")
     if target.exists() and not overwrite:
-        raise FruitsError(f"{target}: is there already; choose another name, or say that it may be overwritten")
+        raise FruitsError(f"{target}: exists already; choose another name, or allow to overwrite the file")
 
 
 def _check_memory(needed: int, rows: PublishedRows) -> None:
     if needed > MAX_NPZ_BYTES:
         raise FruitsError(
-            f"table {rows.name} as npz: its arrays need {needed / 1e9:.1f} GB of memory, and {MAX_NPZ_BYTES / 1e9:.1f} "
-            "GB are the most; export it as parquet, which can be read in parts"
+            f"table {rows.name} as npz: its arrays need {needed / 1e9:.1f} GB of memory, and at most "
+            f"{MAX_NPZ_BYTES / 1e9:.1f} GB are allowed; export the table as parquet, which can be read in parts"
         )
 
 
 @contextmanager
 def _complete_or_absent(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A path to write to, which becomes ``target`` at the end; nothing is left of it when that is not reached."""
+    """A path to write to, which becomes ``target`` at the end; after an error the file is removed."""
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
@@ -184,8 +184,8 @@ def _complete_or_absent(target: Path, *, overwrite: bool) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _told(rows: PublishedRows, progress: Progress | None) -> Iterator[pa.RecordBatch]:
-    """The rows' batches; ``progress`` is told how many of them have been written."""
+def _reported(rows: PublishedRows, progress: Progress | None) -> Iterator[pa.RecordBatch]:
+    """The rows' batches; ``progress`` is called with the number of written rows."""
     done = 0
     if progress:
         progress(done, rows.total)

@@ -14,7 +14,7 @@ def last_up_to_date(settings: Settings) -> datetime | None:
 
 
 def up_to_date_at(documents: RunDocuments, prefix: str) -> datetime | None:
-    """When a run brought the tables up to date; None when it did not, or was asked for a part of the photos only.
+    """When a run brought the tables up to date; None when it did not, or when it covered only a part of the photos.
 
     A run that leaves objects over does not count, nor does a run under a pin. So a run under a new backbone counts once
     readers have that backbone.

@@ -3,9 +3,9 @@
 A photo goes the way of those in the bucket: the same decoding, the publication's backbone, its PCA. The embedding is
 then held against the published ones in two ways: by the linear classifier of ``fruits.analysis.probe``, and by cosine.
 
-The classifier is fitted on every published photo with a label, the held-out ones too: nothing that is published or
-scored comes of it, and few photos tell a kind better than none. PCA and probe stay fitted on the fit split alone, and
-the publication's ``probe_embedded`` is what an honest guess at its accuracy on new photos is.
+The classifier is fitted on every published photo with a label, held-out photos included, because nothing published or
+scored depends on this classifier. PCA and probe stay fitted on the fit split alone, and the publication's
+``probe_embedded`` is an honest estimate of the accuracy on new photos.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _TYPICAL_PHOTOS = 256
 """So many published photos say how near a photo's nearest one usually is; the share they give is right to 3 %."""
 
 _COLUMNS = ("key", "label", "embedding", "residual")
-_DIGITS = 5  # of a similarity: those beyond depend on how many rows were compared at once
+_DIGITS = 5  # of a similarity: further digits depend on how many rows were compared at once
 
 _QUERIES_AT_ONCE = 1_024  # with 8,192 rows of a batch, 32 MB of similarities
 
@@ -45,7 +45,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A published photo that is near; ``similarity`` is the cosine between the two embeddings, -1 to 1."""
+    """A near published photo; ``similarity`` is the cosine between the two embeddings, -1 to 1."""
 
     key: str
     label: str
@@ -54,20 +54,20 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Identification:
-    """What a photo is taken for; everything but ``path`` and ``error`` is empty or None where there is an error.
+    """The answer for one photo; after an error, everything but ``path`` and ``error`` is empty or None.
 
     Attributes:
-        path: The file, as it was asked for.
+        path: The file, as the caller named it.
         label: The likeliest label.
         confidence: Its probability, 0 to 1, if the photo shows one of the published labels at all.
         labels: The likeliest labels with their probabilities, the best first, at most 5.
         nearest: The nearest published photos, the nearest first.
-        familiarity: Share of the published photos, 0 to 1, that have no nearer neighbour among the others than this
-            photo has among them. Near 0, the photo is like none of them, and the labels mean little.
-        error: Why the photo could not be identified; None when it was.
+        familiarity: Share of the published photos, 0 to 1, whose nearest other photo is no nearer than this photo's
+            nearest. Near 0, the photo is like none of the published photos, and the labels mean little.
+        error: Why the photo could not be identified; None without an error.
         model_id: Backbone of the publication.
         pca_id: PCA version of the publication.
-        publication_id: The publication that was asked.
+        publication_id: The publication that gave the answer.
     """
 
     path: Path
@@ -93,21 +93,21 @@ class EmbeddedPhotos:
 
 
 def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) -> list[Identification]:
-    """What each photo is taken for, in order, by the current publication. A photo that cannot be read is no error.
+    """Identify each photo by the current publication, in order. A photo that cannot be read does not stop the others.
 
     The published embeddings are read twice, in batches: for the classifier, which sees at most ``FRUITS_PROBE_ROWS``
-    of them (the same ones each time, as many of each label as possible), and for the nearest photos, among all.
+    of them (the same rows each time, as many of each label as possible), and for the nearest photos among all.
 
     Args:
         settings: Where the lake is.
         photos: Local files.
-        nearest: Most neighbours to name, at least 0.
+        nearest: The number of neighbours to name, at least 0.
 
     Raises:
         FruitsError: when nothing has been published, or the publication has no photos.
     """
     if nearest < 0:
-        raise FruitsError(f"nearest: {nearest}; expected how many of the nearest photos to name, 0 or more")
+        raise FruitsError(f"nearest: {nearest}; expected the number of nearest photos to name, 0 or more")
     lake = open_read_only(settings)
     publication = current_publication(lake)
     rows = PublishedRows(lake, publication, "embeddings", _COLUMNS)
@@ -132,9 +132,10 @@ def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) ->
 
 
 def sample_rows(batches: Iterator[pa.RecordBatch], most: int) -> EmbeddedPhotos:
-    """At most about ``most`` photos in the order of their keys, the same ones whatever the order of the rows.
+    """At most about ``most`` photos in the order of their keys, the same photos whatever the order of the rows.
 
-    Labels with few photos keep all of them; the others keep equally many, those whose keys have the least hashes.
+    Labels with few photos keep all of them. The other labels keep equally many photos: those with the least hash of the
+    key.
 
     Args:
         batches: With the columns key, label, embedding and residual.
@@ -174,13 +175,14 @@ def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: in
             similarity = np.round(directions[start : start + _QUERIES_AT_ONCE] @ published, _DIGITS)
             edges = np.partition(similarity, -last, axis=1)[:, -last]
             for query, (row, edge) in enumerate(zip(similarity, edges, strict=True), start):
-                # More than `count` reach the edge where some are equal: the stable sort has those by key.
+                # With equal similarities, more than `count` rows reach the edge; the stable sort orders these by key.
                 reaching = np.flatnonzero(row >= edge)
                 near = reaching[np.argsort(-row[reaching], kind="stable")][:count].tolist()
                 found = [
-                    Neighbour(photos.keys[one], photos.labels[one], round(float(row[one]), _DIGITS)) for one in near
+                    Neighbour(photos.keys[photo], photos.labels[photo], round(float(row[photo]), _DIGITS))
+                    for photo in near
                 ]
-                best[query] = sorted([*best[query], *found], key=lambda one: (-one.similarity, one.key))[:count]
+                best[query] = sorted([*best[query], *found], key=lambda photo: (-photo.similarity, photo.key))[:count]
     return best
 
 
@@ -196,7 +198,9 @@ def _answers(
     neighbours, others = found[: len(vectors)], found[len(vectors) :]
     usual = np.sort(
         [
-            _nearness([one for one in near if one.key != sample.keys[row]], sample.embedding[row], sample.residual[row])
+            _nearness(
+                [photo for photo in near if photo.key != sample.keys[row]], sample.embedding[row], sample.residual[row]
+            )
             for row, near in zip(typical, others, strict=True)
         ]
     )
@@ -210,13 +214,14 @@ def _answers(
 def _labels(classifier: LinearClassifier, embedding: Matrix) -> tuple[tuple[str, float], ...]:
     (probabilities,) = classifier.probabilities(embedding[np.newaxis])
     order = np.argsort(-probabilities, kind="stable")[:_MOST_LABELS]
-    return tuple((classifier.labels[one], float(probabilities[one])) for one in order)
+    return tuple((classifier.labels[place], float(probabilities[place])) for place in order)
 
 
 def _nearness(neighbours: Sequence[Neighbour], embedding: Matrix, residual: np.float32) -> float:
-    """Cosine with the nearest photo, less where the components leave much of the photo: it is unlike those of the fit.
+    """Cosine with the nearest photo, reduced for a photo whose feature the components explain badly.
 
-    A conformity score after Vovk, Gammerman & Shafer (2005): it tells nothing but beside those of published photos.
+    A conformity score after Vovk, Gammerman & Shafer (2005): only the comparison with published photos gives it a
+    meaning.
     """
     length = float(np.hypot(np.linalg.norm(embedding), residual))
     kept = float(np.linalg.norm(embedding)) / length if length else 0.0
@@ -224,7 +229,7 @@ def _nearness(neighbours: Sequence[Neighbour], embedding: Matrix, residual: np.f
 
 
 def _vector(path: Path, backbone: Backbone, settings: Settings) -> Matrix | str:
-    """The photo's feature vector as an executor would have it, or what is wrong with it."""
+    """The photo's feature vector as an executor would compute it, or what is wrong with the photo."""
     limits = Limits(settings.max_photo_bytes, settings.max_photo_pixels)
     preprocessing = backbone.card.preprocessing
     try:
@@ -254,7 +259,7 @@ def _pca(lake: Lake, publication: Publication) -> PCA:
 
 
 def _equal_shares(rows: pa.Table, most: int) -> pa.Table:
-    """At most about ``most`` rows: all of the labels with few, equally many of the others."""
+    """At most about ``most`` rows: all rows of rare labels, and equally many rows of each other label."""
     if rows.num_rows <= most:
         return rows
     share = _share(sorted(Counter(rows["label"].to_pylist()).values()), most)
@@ -269,7 +274,7 @@ def _equal_shares(rows: pa.Table, most: int) -> pa.Table:
 
 
 def _share(counts: Sequence[int], most: int) -> int:
-    """The largest number of rows for each label, but no more than it has, with which all have at most ``most``."""
+    """The largest number of rows to keep of each label, such that all labels together have at most ``most``."""
     left = most
     for place, count in enumerate(counts):
         labels = len(counts) - place

@@ -10,7 +10,7 @@ from typing import Literal
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
-from fruits.run.documents import RunDocuments, last_written, read_documents
+from fruits.run.documents import RunDocuments, listed_runs, read_documents
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 
@@ -84,13 +84,13 @@ def quarantine_reasons(lake: Lake, snapshot_id: int, model_id: str) -> dict[str,
 
 
 def runs(settings: Settings) -> Iterator[tuple[str, RunDocuments]]:
-    """The runs that make rows, not those of maintenance, the newest first: key and documents, read one by one.
+    """The runs of `fruit_features`, the newest first: key and documents, read one by one.
 
-    A run whose documents can't be read is named in the log, and passed over.
+    The log names a run whose documents can't be read; that run is passed over.
     """
-    for key in last_written(settings):
+    for key, listed in listed_runs(settings).items():
         try:
-            documents = read_documents(settings, key).current()
+            documents = read_documents(settings, key, listed.folder).current()
         except TransientError:
             raise
         except FruitsError as error:
@@ -116,7 +116,7 @@ def outcome_of(documents: RunDocuments) -> RunOutcome:
 
 
 def _outcome_of_plan(planned: PlannedRun) -> RunOutcome:
-    """What became of a run whose plan alone is finished."""
+    """What became of a run when only its plan is finished."""
     if planned.request.dry_run:
         return "dry run"
     if planned.pinned:
@@ -125,7 +125,7 @@ def _outcome_of_plan(planned: PlannedRun) -> RunOutcome:
 
 
 def error_of(documents: RunDocuments) -> str | None:
-    """Why a run failed; None when it did not."""
+    """Why a run failed; None when no task failed."""
     return next((document.error for document in documents if document.error), None)
 
 

@@ -25,7 +25,7 @@ def read_summary(settings: Settings, run: str) -> dict[str, Any]:
 def summarise(documents: RunDocuments, state: State | None, settings: Settings) -> dict[str, Any]:
     """The summary of a planned run, JSON types; ``wall_seconds`` is the sum of its tasks'.
 
-    ``state`` is that of the current publication: this run's, or an older one when there was nothing to do.
+    ``state`` is that of the current publication: the run's own, or an older one when the run had nothing to do.
 
     Raises:
         FruitsError: when the run has no finished plan.
@@ -63,7 +63,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         },
         "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
-        "undecided": [described(question) for question in planned.undecided],
+        "undecided": [described(question) for question in documents.undecided],
         "catalog": describe_catalog(settings),
     }
 

@@ -35,6 +35,12 @@ _CAUSES = {
 _RAISED = re.compile(rf"{re.escape(FruitsError.__module__)}\.(?P<kind>\w*Error): (?P<message>[^\n]*)")
 """A ``FruitsError`` that was raised on an executor."""
 
+_NO_DATABASE = re.compile(
+    r"PSQLException: ((?:Connection to|The connection|This connection|An I/O error|FATAL: (?:terminating|the database "
+    r"system))[^\n]*)"
+)
+"""What PostgreSQL's driver says of a server that does not answer."""
+
 _PASSING = {
     r"(Cannot run program [^\n]*)": "{0}",  # no memory, no rights, another kind of CPU: in its own words
     r"Cannot call methods on a stopped SparkContext": (
@@ -147,6 +153,8 @@ def explain_failure(account: str) -> FruitsError | None:
     if raised := _RAISED.search(account):
         kinds: dict[str, type[FruitsError]] = {"TransientError": TransientError, "DeniedError": DeniedError}
         return kinds.get(raised["kind"], FruitsError)(raised["message"])
+    if silent := _NO_DATABASE.search(account):
+        return TransientError(f"catalog database: {silent[1]} Check FRUITS_CATALOG_URI, the server and the network")
     host = re.search(r"\(TID \d+\) \((\S+) executor", account)
     where = f"worker {host[1]}" if host else "cluster"
     for error, causes in ((FruitsError, _CAUSES), (TransientError, _PASSING)):

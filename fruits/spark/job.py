@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fruits.denials import denials_explained
+from fruits.disks import full_disks_explained, temporary_folders
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
@@ -151,7 +152,7 @@ def run_maintenance_job(description: str, work: Callable[[MaintenanceJob], None]
 
 
 def _run(task: TaskName, settings: Settings, run: str, work: Callable[[Job], None]) -> None:
-    planned = read_plan(settings, run)
+    planned = read_plan(settings, run)  # without the lease: see fruits/run/lease.py
     with _attempt(task, settings, planned, dry_run=planned.request.dry_run) as (lake, recorder):
         documents = with_snapshots(lake, planned, read_documents(settings, run))
         check_tasks_before(task, planned, documents)
@@ -227,7 +228,10 @@ def _tables(task: TaskName, lake: Lake, run: str, recorder: TaskRecorder[Any]) -
         tables = Tables(spark, lake, recorder.document.writer(run))
         for name, value in tables.session_properties.items():
             spark.conf.set(name, value)
-        yield tables
+        with full_disks_explained(
+            lake.settings, temporary_folders(spark.sparkContext.getConf().get("spark.local.dir"))
+        ):
+            yield tables
 
 
 def _exit_code(

@@ -16,9 +16,11 @@ from fruits.analysis.pca import (
     refit_reason,
     unexplained_share,
 )
+from fruits.lake.approvals import ask
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
 from fruits.lake.schemas import EMBEDDINGS
 from fruits.photos.keys import FIT_SPLIT
+from fruits.run.decisions import Decisions, decide, due_refit_question
 from fruits.spark.executors import SQUARES_SCHEMA, squared_norms
 from fruits.spark.executors import project as project_batches
 from fruits.spark.job import Job
@@ -44,11 +46,12 @@ def reason_to_refit(job: Job, current: PCAVersion | None, fit_rows: int) -> tupl
     """Why the PCA is fitted again, or None; and the drift that was measured, if any.
 
     A run that leaves objects over, as each run of a backfill does, keeps the PCA that there is. The run that leaves
-    none over refits, if that is due. So a backfill refits once at most.
+    none over refits, if that is due. So a backfill refits once at most. A refit that a person approved is done.
     """
     drift, measured = measure_drift(job, current) if current else (None, 0)
     settings, request = job.settings, job.run.request
-    if current is not None and request.refit == "auto" and job.remaining:
+    approval = next((one for one in job.run.approvals if one.kind == "refit"), None)
+    if current is not None and request.refit == "auto" and job.remaining and approval is None:
         return None, drift
     reason = refit_reason(
         request.refit,
@@ -61,7 +64,17 @@ def reason_to_refit(job: Job, current: PCAVersion | None, fit_rows: int) -> tupl
         min_drift_rows=settings.refit_drift_rows,
         growth=settings.refit_growth,
     )
+    if reason is None and approval is not None:
+        reason = f"approved by {approval.approved_by}: {approval.why}"
     return reason, drift
+
+
+def decide_refit(job: Job, reason: str | None) -> Decisions:
+    """Ask whether the PCA that readers have is fitted again, where a refit needs an approval; writes the question."""
+    question = due_refit_question(job.run, reason, job.settings)
+    if question is None:
+        return Decisions()
+    return decide([question], [ask(job.settings, question)])
 
 
 def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:

@@ -34,7 +34,7 @@ EXECUTOR_SOURCES = (
     *("analysis/__init__.py", "analysis/moments.py", "analysis/pca.py"),
     *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
     "backbones/weights.py",
-    *("denials.py", "errors.py"),
+    *("denials.py", "disks.py", "errors.py"),
     *("lake/__init__.py", "lake/schemas.py"),
     *(
         "photos/__init__.py",

@@ -251,6 +251,8 @@ def reconcile(
     other_work = None
     if known and not decisions.waits("backbone"):
         other_work = work_without_photos(lake, base, card, request, settings, plan)
+        if other_work is None and decisions.uses("refit"):
+            other_work = "the PCA is fitted again, as approved"
     return Reconciliation(plan, len(known), readers, switching, other_work, request, decisions)
 
 
@@ -320,8 +322,13 @@ class Review:
         questions = []
         if request.mode == "rebuild" and plan.counts[Action.UPDATE] > self.settings.approval_rows:
             questions.append(rebuild_question(request, model_id, plan, self.run))
-        if not switching and work_without_photos(self.lake, self.base, self.card, request, self.settings, plan):
-            questions.append(refit_question(request, model_id, rows, self.settings, self.run))
+        refit = refit_question(request, model_id, rows, self.settings, self.run)
+        approved = any(one.decided and one.digest == refit.digest for one in self.approvals)
+        if not switching and (
+            (approved and request.refit == "auto" and not plan.remaining)
+            or work_without_photos(self.lake, self.base, self.card, request, self.settings, plan)
+        ):
+            questions.append(refit)
         return questions
 
 

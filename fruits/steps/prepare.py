@@ -52,7 +52,7 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
     """Check lake and backbone without making anything.
 
     Raises:
-        FruitsError: when the lake or its backbone is not there yet, or the lake holds other photos.
+        FruitsError: when the lake or its backbone does not exist yet, or when the lake holds other photos.
     """
     advice = "`fruits plan` shows what the first run would do, or start the run without `dry_run`"
     try:
@@ -69,7 +69,7 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
 
 
 def _published_photo_readable(settings: Settings) -> bool:
-    """Whether a photo that was read before can still be read: then only some objects are denied."""
+    """Whether a photo of an earlier run can still be read: then the bucket denies some objects only."""
     try:
         keys = open_read_only(settings).some_keys(None, PUBLISHED_ASKED)
     except FruitsError:
@@ -78,7 +78,7 @@ def _published_photo_readable(settings: Settings) -> bool:
 
 
 def with_backbone(settings: Settings, request: RunRequest) -> Settings:
-    """The settings with the backbone and weights that a run was asked for.
+    """The settings with the backbone and weights that a run requests.
 
     Raises:
         FruitsError: when the weights are from a place that neither FRUITS_WEIGHTS nor FRUITS_WEIGHTS_FROM names.
@@ -91,7 +91,7 @@ def with_backbone(settings: Settings, request: RunRequest) -> Settings:
 
 
 def stage_missing(settings: Settings) -> None:
-    """Build the backbone of the settings into the lake, unless it is there.
+    """Build the backbone of the settings into the lake, unless the lake has that backbone.
 
     The build runs in the jobs environment, because TensorFlow is there.
 

@@ -1,6 +1,7 @@
 """The task `publish`: make the snapshots that the gates measured the current publication. Needs no JVM."""
 
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,7 +35,22 @@ from fruits.settings import Settings
 log = logging.getLogger("fruits")
 
 
-def publish_run(settings: Settings, run: str) -> Publication:
+@dataclass(frozen=True)
+class Announcement:
+    """What the task `publish` has to announce.
+
+    Attributes:
+        publication: The run's publication.
+        current: The publication that readers see: a newer one, when the run had published before.
+        rows_before: Rows of the publication that the run started from.
+    """
+
+    publication: Publication
+    current: Publication
+    rows_before: int
+
+
+def publish_run(settings: Settings, run: str) -> Announcement:
     """Publish exactly the snapshots that the run's gates measured; publishing them again changes nothing.
 
     While a new backbone is being built, readers keep backbone, PCA version and probe of the publication before.
@@ -46,35 +62,32 @@ def publish_run(settings: Settings, run: str) -> Publication:
     Raises:
         ConflictError: when another run published since this one was planned.
         TransientError: when another run holds the lease.
-        FruitsError: when a task before has not succeeded, or ran again after a later one, or readers are pinned.
+        FruitsError: when an earlier task has not succeeded, or ran again after a later task, or readers are pinned.
     """
+    planned = read_plan(settings, run)  # without the lease: see fruits/run/lease.py
     with hold_lease(settings, run):
         lake = Lake.open(settings)
         migrate(lake)
-        publication = _publish(lake, run)
+        publication = _publish(lake, planned)
         withdraw(settings, used_approvals(settings, publication))
+        current = publications(lake)[-1]
     release_lease(settings, run)
     log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))
-    return publication
-
-
-def rows_before(settings: Settings, run: str) -> int:
-    """Rows of the publication that a run started from."""
-    return read_plan(settings, run).base.publication.rows
+    return Announcement(publication, current, planned.base.publication.rows)
 
 
 def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:
-    """What a publication leaves behind: the approvals that it records, and questions about gates of earlier runs.
+    """The approvals to remove after a publication: those that it records, and all about gates of earlier runs.
 
-    A run that was planned before can't publish any more, so its findings need no approval.
+    A run that was planned before the publication can't publish any more, so its findings need no approval.
     """
     used = {(approval.kind, approval.digest) for approval in publication.approvals}
     return [
-        one
-        for one in read_approvals(settings)
+        approval
+        for approval in read_approvals(settings)
         if publication.published_at
-        and one.asked_at < publication.published_at
-        and (one.kind == "gates" or (one.kind, one.digest) in used)
+        and approval.asked_at < publication.published_at
+        and (approval.kind == "gates" or (approval.kind, approval.digest) in used)
     ]
 
 
@@ -88,13 +101,8 @@ def published_run(settings: Settings, run: str) -> Publication | None:
     return published_from(Lake.open(settings), planned.base, planned.run_id)
 
 
-def current_publication(settings: Settings) -> Publication:
-    """The publication that readers see; there must be one."""
-    return publications(Lake.open(settings))[-1]
-
-
-def _publish(lake: Lake, run: str) -> Publication:
-    planned = read_plan(lake.settings, run)
+def _publish(lake: Lake, planned: PlannedRun) -> Publication:
+    run = planned.key
     with task_document(lake.settings, "publish", run, planned.run_id, planned.planned_at) as document:
         published = published_from(lake, planned.base, planned.run_id)
         if published is None:
@@ -117,7 +125,7 @@ def _publish(lake: Lake, run: str) -> Publication:
 
 
 def check_written_by_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> None:
-    """See that the attempts which count wrote every snapshot between the run's base and what is to be published.
+    """See that the recorded attempts wrote every snapshot between the run's base and the snapshots to publish.
 
     Raises:
         FruitsError: naming a snapshot that another process wrote.
@@ -132,10 +140,11 @@ def check_written_by_run(lake: Lake, planned: PlannedRun, documents: RunDocument
 
 
 def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
-    """The publication that a run asks for: the snapshots that were measured, and what readers are told of them."""
+    """The publication of a run: the snapshots that the gates measured, with counts, findings and approvals."""
     validated = documents.validate.done if documents.validate else None
     if validated is None or validated.snapshots is None:
         raise FruitsError(f"run {planned.key}: its validate job has not succeeded; run that first")
+    projected = documents.pca.done if documents.pca else None
     sequence = planned.base.publication.sequence + 1
     return Publication(
         sequence=sequence,
@@ -144,7 +153,7 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
         run_id=planned.run_id,
         published_at=datetime.now(UTC),
         gates=validated.gates,
-        approvals=(*planned.approvals, *validated.approvals),
+        approvals=(*planned.approvals, *(projected.approvals if projected else ()), *validated.approvals),
         **_for_readers(planned, documents, validated),
     )
 

@@ -7,12 +7,13 @@ of the bytes. Rows are written by PyIceberg on the attempt's branch, in the orde
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,12 +33,14 @@ from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, s
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableName
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
-from fruits.photos.quarantine import Reason
+from fruits.photos.quarantine import DECODER, Pending, Reason
 from fruits.run.documents import Featurized, Probe, Projected, TaskName, Validated
 from fruits.run.manifest import entries_of
 from fruits.run.state import WRITTEN
+from fruits.spark import featurizing
 from fruits.spark import job as real
 from fruits.spark.executors import _embeddings, matrix
+from fruits.spark.featurizing import OutcomeCounts, carried_out
 from fruits.spark.job import Job
 from fruits.spark.tables import Tables
 from tests.loading import load_file
@@ -103,34 +106,59 @@ class _Counts:
 
 
 def featurize(job: Job, bucket: Bucket) -> None:
-    manifest = job.manifest()
+    planned = job.manifest()
     job.start_branches(*WRITTEN["featurize"])
-    for name in WRITTEN["featurize"]:
-        job.tables.delete_keys(name, manifest.replaced_keys, job.run.model_id)
-    photos = manifest.photos
+    photos = planned.photos
     rows = [_outcome(job, entry, bucket) for batch in photos.table.to_batches() for entry in entries_of(batch)]
     features = [row for row in rows if "vector" in row]
-    quarantined = [row for row in rows if "vector" not in row]
+    quarantined = [row for row in rows if "reason" in row]
+    pending = [row for row in rows if "pending" in row]
+    counts = OutcomeCounts(
+        images=len(rows),
+        features=len(features),
+        quarantine=dict(Counter(row["reason"] for row in quarantined)),
+        pending=dict(Counter(row["pending"].value for row in pending)),
+        bytes=0,
+        photo_seconds={},
+    )
+    manifest = carried_out(job, planned, _Outcomes(pending), counts)
+    script("featurize").remove_replaced(job, manifest)
     for definition, some in ((FEATURES, features), (QUARANTINE, quarantined)):
         if some:
             job.tables.append(definition.name, pa.Table.from_pylist(some, schema=definition.schema))
     job.recorder.record(
         Featurized(
-            images=len(rows),
-            features=len(features),
-            quarantine=Counter(row["reason"] for row in quarantined),
-            bytes=0,
-            photo_seconds={},
+            **asdict(counts),
             images_per_second=1.0,
-            removed=len(manifest) - len(photos),
+            removed=manifest.count(Action.DELETE),
             wrote=job.wrote(*WRITTEN["featurize"]),
+            **script("featurize").save_carried_out(job, planned, manifest),
         )
     )
+
+
+class _Outcomes:
+    """What `carried_out` asks of a data frame: the rows of photos that are pending."""
+
+    def __init__(self, pending: Sequence[Mapping[str, Any]]) -> None:
+        self.pending = [SimpleNamespace(**row, detail="-") for row in pending]
+
+    def where(self, condition: str) -> "_Outcomes":
+        assert condition == "pending IS NOT NULL"
+        return self
+
+    def select(self, *columns: str) -> "_Outcomes":
+        return self
+
+    def collect(self) -> list[SimpleNamespace]:
+        return self.pending
 
 
 def _outcome(job: Job, entry: Any, bucket: Bucket) -> dict[str, Any]:
     photo = bucket.get(entry.key)
     read = photo or entry
+    if not entry.rejection and (photo is None or photo.silent):
+        return {"key": entry.key, "pending": Pending.VANISHED if photo is None else Pending.UNANSWERED}
     row = {
         "key": entry.key,
         "etag": read.etag,
@@ -139,9 +167,8 @@ def _outcome(job: Job, entry: Any, bucket: Bucket) -> dict[str, Any]:
         "model_id": job.run.model_id,
         "run_id": job.run.run_id,
     }
-    reason = entry.rejection or (Reason.GONE if photo is None else Reason.CORRUPT if photo.data == BROKEN else None)
-    if reason:
-        return {**row, "reason": reason.value, "detail": "-"}
+    if entry.rejection or photo.data == BROKEN:
+        return {**row, "reason": (entry.rejection or Reason.CORRUPT).value, "detail": "-", "decoder": DECODER}
     known = {"sha256": "0", "phash": 0, "width": 8, "height": 8, "format": "PNG"}
     return {**row, **known, "label": entry.label, "split": entry.split, "vector": vector_of(photo.data)}
 
@@ -286,29 +313,32 @@ WORK: Mapping[TaskName, Callable[[Job, Bucket], None]] = {"featurize": featurize
 
 
 @cache
-def _script_of_maintenance() -> ModuleType:
-    script: ModuleType = load_file(Path(__file__).parents[2] / "spark_jobs" / "maintain.py", "chaos_maintain")
-    return script
+def script(name: str) -> ModuleType:
+    """A script of `spark_jobs`."""
+    loaded: ModuleType = load_file(Path(__file__).parents[2] / "spark_jobs" / f"{name}.py", f"chaos_{name}")
+    return loaded
 
 
 @contextmanager
 def numpy_jobs() -> Iterator[ModuleType]:
     """Inside, jobs work on ``NumpyTables``; gives the script of maintenance."""
-    maintain = _script_of_maintenance()
+    maintain = script("maintain")
 
     @contextmanager
     def tables(task: TaskName, lake: Any, run: str, recorder: Any) -> Iterator[Tables]:
-        yield NumpyTables(None, lake, recorder.document.writer(run))  # type: ignore[arg-type]
+        yield NumpyTables(None, lake, recorder.document.writer(run))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(real, "_tables", tables)
+        patch.setattr(featurizing, "server_answers", lambda *_: True)  # for most photos, always
         patch.setattr(maintain, "drop_dangling_deletes", lambda *_: None)
         patch.setattr(maintain, "check_rows", _check_rows)
         yield maintain
 
 
 def _check_rows(tables: Tables, name: TableName, before: int, after: int, dropped: tuple[str, ...]) -> None:
-    was, now = (Counter(map(repr, tables.read(name, one).to_pylist())) for one in (before, after))
+    rows: list[Any] = [tables.read(name, snapshot) for snapshot in (before, after)]
+    was, now = (Counter(map(repr, table.to_pylist())) for table in rows)
     if not dropped:
         assert was == now, f"compaction changed the rows of {name}"
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,6 +68,7 @@ class MemoryCatalog:
         self.warehouse = warehouse
         self.tables: dict[str, Metadata] = {}
         self.ids = itertools.count(1)
+        self.commits = 0
 
     def list_tables(self, namespace: str) -> list[tuple[str, str]]:
         """All tables, as identifiers."""
@@ -90,11 +92,18 @@ class MemoryCatalog:
         def ignored() -> Iterator[Any]:
             yield SimpleNamespace(add_identity=lambda column: None)
 
-        yield SimpleNamespace(update_spec=ignored, update_snapshot=lambda: SimpleNamespace(fast_append=ignored))
+        summary: dict[str, str] = {}
+
+        def update_snapshot(snapshot_properties: Mapping[str, str]) -> Any:
+            summary.update(snapshot_properties)
+            return SimpleNamespace(fast_append=ignored)
+
+        yield SimpleNamespace(update_spec=ignored, update_snapshot=update_snapshot)
         with effect("commit", identifier[1]):
             if identifier[1] in self.tables:
                 raise TableAlreadyExistsError(identifier[1])
-            first = Snapshot(next(self.ids), None, schema.empty_table())
+            self.commits += 1
+            first = Snapshot(next(self.ids), None, schema.empty_table(), properties=summary)
             self.tables[identifier[1]] = Metadata(
                 dict(properties), {first.snapshot_id: first}, {"main": first.snapshot_id}
             )
@@ -111,6 +120,7 @@ class MemoryCatalog:
             for update in updates:
                 now = updated(now, update)
             self.tables[name] = now
+            self.commits += 1
 
 
 def updated(now: Metadata, update: Any) -> Metadata:
@@ -153,8 +163,7 @@ class MemoryTable:
 
     def schema(self) -> Any:
         """The names of the columns."""
-        names = next(iter(self.metadata.snapshots.values())).rows.column_names
-        return SimpleNamespace(column_names=names, fields=[SimpleNamespace(name=name) for name in names])
+        return _columns(next(iter(self.metadata.snapshots.values())).rows.schema)
 
     def refresh(self) -> "MemoryTable":
         """The table as of now."""
@@ -288,6 +297,11 @@ class Transaction:
         moved = [name for name, at in heads.items() if metadata.heads.get(name) != at]
         updates += [SetSnapshotRefUpdate(ref_name=name, type="branch", snapshot_id=heads[name]) for name in moved]
         return tuple(SimpleNamespace(ref=name, snapshot_id=metadata.heads.get(name)) for name in moved), tuple(updates)
+
+
+@cache
+def _columns(schema: pa.Schema) -> Any:
+    return SimpleNamespace(column_names=schema.names, fields=[SimpleNamespace(name=name) for name in schema.names])
 
 
 def filtered(rows: pa.Table, condition: Any, *, keep: bool = True) -> pa.Table:

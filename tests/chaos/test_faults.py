@@ -26,9 +26,10 @@ from fruits.run.upkeep import run_folders
 from fruits.serve.state import runs
 from fruits.spark import job as jobs
 from fruits.steps.prepare import prepare
-from fruits.stores import effects_watched, write_bytes
+from fruits.stores import effects_watched, list_files, remove_files, write_bytes
+from tests.chaos.faults import Fault
 from tests.chaos.jobs import vector_of
-from tests.chaos.world import FIRST, Fault, world
+from tests.chaos.world import FIRST, world
 
 ROW = {"key": "a", "etag": "e", "size": 1, "last_modified": 0, "model_id": "m", "reason": "gone", "detail": "-"}
 ROWS = pa.Table.from_pylist([{**ROW, "run_id": "r"}], schema=QUARANTINE.schema)
@@ -111,10 +112,40 @@ def test_a_job_whose_starting_snapshots_have_expired_says_what_to_do(memory):
 def test_a_job_whose_manifest_is_gone_says_what_to_do(memory):
     memory.runs["run"] = memory.request()
     memory.run_on("run", "prepare", last="plan")
-    for file in (memory.folder / "lake" / "runs" / "fruits" / run_key("run")).glob("manifest*"):
-        file.unlink()
+    store = run_store(memory.settings, run_key("run"))
+    remove_files(store, *(item["path"] for item in list_files(store) if item["path"].startswith("manifest")))
     with pytest.raises(FruitsError, match="its manifest .* is gone from .*; clear the run from `wait_for_lease`"):
         memory.attempt("featurize", "run")
+
+
+def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(memory):
+    """The bucket is emptied of photos that a run was about to read again: it must not take their rows away."""
+    for number in range(4):
+        memory.put(f"Training/Kiwi/{number}.png", b"1")
+    memory.sweep("first")
+    for number in range(4):
+        memory.put(f"Training/Kiwi/{number}.png", b"2")
+    memory.runs["late"] = memory.request()
+    memory.run_on("late", "prepare", last="plan")
+    for number in range(4):
+        del memory.bucket[f"Training/Kiwi/{number}.png"]
+    memory.run_on("late", "featurize")
+    assert publications(Lake(memory.settings))[-1].counts["features"] == 7
+    memory.sweep("next")
+    assert [question.number for question in memory.questions()] == [4]
+    memory.check_equals_a_full_run()
+
+
+def test_a_pin_at_any_moment_of_a_run_holds(memory):
+    memory.sweep("first")
+    for number in range(1, 60):
+        memory.put(FIRST[0], f"other {number}".encode())
+        memory.sweep(f"run {number}", [Fault(number, "before", "pinned")])
+        if memory.pinned is None:  # the run has fewer effects
+            break
+        memory.check_after_a_sweep()
+        memory.unpin()
+    assert number > 30
 
 
 class TestTheLease:

@@ -25,7 +25,8 @@ def publish_and_die(made: World, number: int) -> int:
         "FRUITS_LAKE": settings.lake,
         "FRUITS_CATALOG_URI": settings.catalog_uri.get_secret_value(),
     }
-    command = [sys.executable, ROOT / "tests" / "spark_jobs" / "killed.py", str(number), "after", "publish", "--run"]
+    script = str(ROOT / "tests" / "spark_jobs" / "killed.py")
+    command = [sys.executable, script, str(number), "after", "publish", "--run"]
     done = subprocess.run([*command, run_key("run")], env={**os.environ, **variables}, capture_output=True, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
     return done.returncode

@@ -25,18 +25,18 @@ QUESTION = Approval(
 )
 ASKING = """
 from airflow.sdk import DAG, get_current_context, task
-from fruits.airflow.approvals import ASKED, announce_questions
+from fruits.airflow.approvals import questions_announced
 
 with DAG("asking", schedule=None):
 
-    @task(outlets=[ASKED])
-    def plan():
-        from fruits.lake.approvals import read_approvals
+    @task
+    def validate():
         from fruits.settings import Settings
 
-        announce_questions(read_approvals(Settings.load()), get_current_context())
+        with questions_announced(Settings.load(), "run", get_current_context()):
+            raise RuntimeError("required gates failed")
 
-    plan()
+    validate()
 """
 
 
@@ -57,7 +57,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def airflow(data: Path) -> Iterator[Airflow]:
-    """The embedded stack's Airflow with `fruit_approval`, and a DAG that asks as `plan` does."""
+    """The embedded stack's Airflow with `fruit_approval`, and a DAG that asks and fails as `validate` does."""
     approval = (ROOT / "dags" / "fruit_approval.py").read_text()
     with running_airflow(data, {"asking.py": ASKING, "fruit_approval.py": approval}, count=2) as running:
         yield running
@@ -66,8 +66,9 @@ def airflow(data: Path) -> Iterator[Airflow]:
 def test_a_question_starts_the_dag_and_the_answer_is_recorded(airflow: Airflow, data: Path) -> None:
     settings = Settings.load(lake=f"file://{data / 'lake'}", catalog_uri=f"sqlite:///{data}/catalog.db")
     ask(settings, QUESTION)
-    airflow.start("asking")
+    assert [airflow.finish("asking", "failed") for _ in range(2)], "clearing `validate` asks the same"
     run = wait_for(lambda: waiting(airflow))
+    assert airflow.ask("dags/fruit_approval/dagRuns")["total_entries"] == 1
     shown = airflow.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}")
     assert shown["subject"] == QUESTION.question
     assert "Kiwi/{{ 7 * 7 }}'''.jpg" in shown["body"], "a key is no template and ends no code block"

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from fruits.errors import FruitsError
-from fruits.lake.approvals import Approval, ask, digest_of, read_approvals
+from fruits.airflow.approvals import questions_announced
+from fruits.errors import FruitsError, GateError
+from fruits.lake.approvals import Approval, approve, ask, digest_of, read_approvals
 from fruits.run.lease import current_lease
+from fruits.run.state import run_key
 from fruits.settings import Settings
+from tests.runs import document, projected, write_documents
 
 pytestmark = pytest.mark.airflow
 
@@ -44,7 +47,6 @@ def test_it_asks_then_waits_then_records(module: ModuleType) -> None:
     assert [task.task_id for task in module.dag.topological_sort()] == ["question", "decide", "record"]
     assert module.dag.get_task("decide").options == ["Approve", "Reject"]
     assert list(module.dag.get_task("decide").serialized_params) == ["why"]  # the form under Required Actions
-    assert [asset.name for asset in module.dag.timetable.asset_condition.objects] == ["fruits_questions"]
 
 
 def test_nobody_who_answers_means_no(module: ModuleType) -> None:
@@ -106,15 +108,87 @@ def test_a_question_that_a_run_took_back_is_not_approved(module: ModuleType, set
         record_decision(question(1).digest, decision())
 
 
-def test_a_new_question_starts_the_dag_and_sends_an_alert(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The digests for which the DAG was started; each run exists once, as in Airflow."""
     from fruits.airflow import approvals
 
-    sent: list[Any] = []
-    events: list[Any] = []
-    monkeypatch.setattr(approvals, "alert", sent.append)
-    outlet = SimpleNamespace(add=lambda asset, extra: events.append((asset.name, extra)))
-    context: Any = {"outlet_events": {approvals.ASKED: outlet}}
-    approvals.announce_questions([question(3, reasons=["a bound"])], context)
-    assert events == [("fruits_questions", {"digest": question(3).digest})]
-    assert "deletions" in sent[0].subject
-    assert f"fruits approve {question(3).short}" in sent[0].text
+    digests: list[str] = []
+
+    def start(question: Approval) -> bool:
+        new = question.digest not in digests
+        digests.extend([question.digest] * new)
+        return new
+
+    monkeypatch.setattr(approvals, "start_approval", start)
+    return digests
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The alerts."""
+    from fruits.airflow import approvals
+
+    messages: list[Any] = []
+    monkeypatch.setattr(approvals, "alert", messages.append)
+    return messages
+
+
+class TestAnnouncing:
+    """What a task asks inside ``questions_announced``."""
+
+    def test_a_question_starts_the_dag_and_sends_an_alert_once(
+        self, settings: Settings, started: list[str], sent: list[Any]
+    ) -> None:
+        for _ in range(2):
+            with questions_announced(settings, "run", {}):
+                ask(settings, question(3, reasons=["a bound"]))
+        assert started == [question(3).digest]
+        (message,) = sent
+        assert "deletions" in message.subject
+        assert f"fruits approve {question(3).short}" in message.text
+
+    def test_failed_gates_start_the_dag_and_leave_the_alert_to_their_run(
+        self, settings: Settings, started: list[str], sent: list[Any]
+    ) -> None:
+        with pytest.raises(GateError), questions_announced(settings, "run", {}):
+            ask(settings, replace(question(2), kind="gates"))
+            raise GateError("required gates failed")
+        assert (started, sent) == ([question(2).digest], [])
+
+    def test_what_is_decided_and_what_another_run_asked_is_not_announced(
+        self, settings: Settings, started: list[str], sent: list[Any]
+    ) -> None:
+        approve(settings, ask(settings, question(1)), by="ada", why="moved", via="fruits approve")
+        ask(settings, replace(question(2), run="another"))
+        with questions_announced(settings, "run", {}):
+            pass
+        assert (started, sent) == ([], [])
+
+    def test_the_runs_note_gets_what_waits(self, settings: Settings, started: list[str]) -> None:
+        write_documents(settings, document("pca", result=projected(undecided=(question(1),))), run_id="a run")
+        kept: dict[str, Any] = {}
+        context: Any = {"ti": SimpleNamespace(xcom_push=kept.__setitem__)}
+        with questions_announced(settings, run_key("a run"), context):
+            pass
+        assert kept == {"waits": ["Remove 1?"]}
+
+    def test_an_airflow_that_does_not_answer_fails_no_task(
+        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def refuse(_: Approval) -> bool:
+            raise OSError("no answer")
+
+        monkeypatch.setattr("fruits.airflow.approvals.start_approval", refuse)
+        with questions_announced(settings, "run", {}):
+            ask(settings, question(1))
+        assert "run run: its questions are not announced: no answer" in caplog.text
+
+
+def test_a_question_that_was_answered_before_its_run_started_is_skipped(
+    module: ModuleType, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(settings, question(1))
+    gone = question(2).digest
+    monkeypatch.setattr(module, "get_current_context", lambda: {"params": {"digest": gone}})
+    assert module.question.function() == {}

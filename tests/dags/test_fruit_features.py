@@ -73,12 +73,12 @@ def test_a_publication_that_shrinks_is_told(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, before: int, told: bool
 ) -> None:
     from fruits.lake.publication import Publication
+    from fruits.steps.publish import Announcement
 
     publication = Publication(2, {}, "pub-000002-abcdef", counts={"features": 5, "quarantine": 1})
     sent: list[Any] = []
-    monkeypatch.setattr("fruits.steps.publish.publish_run", lambda settings, run: publication)
-    monkeypatch.setattr("fruits.steps.publish.current_publication", lambda settings: publication)
-    monkeypatch.setattr("fruits.steps.publish.rows_before", lambda settings, run: before)
+    published = Announcement(publication, publication, before)
+    monkeypatch.setattr("fruits.steps.publish.publish_run", lambda settings, run: published)
     monkeypatch.setattr("fruits.airflow.metrics.send", lambda gauges: None)
     monkeypatch.setattr(module, "announce", lambda context, publication, current: {})
     monkeypatch.setattr(module, "alert", sent.append)

@@ -23,6 +23,7 @@ import pytest
 
 from sample_photos import generate
 from tests.loading import load_file
+from tests.planted import assert_none, files
 
 pytestmark = [pytest.mark.airflow, pytest.mark.compose]
 
@@ -121,13 +122,8 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def deployment(tmp_path_factory, photos) -> Iterator[Deployment]:
+def deployment(docker_engine, tmp_path_factory, photos) -> Iterator[Deployment]:
     """`make up` in a new copy of the checkout, with photos; all of it is removed in the end."""
-    if (
-        shutil.which("docker") is None
-        or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
-    ):
-        pytest.fail("ABSENT: no Docker engine answers; `make test-compose` needs one")
     folder = tmp_path_factory.mktemp("deployment")
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -211,6 +207,8 @@ def test_the_photos_that_were_there_are_published_by_the_cluster(deployment, pho
 
 
 def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, photos):
+    under_way = "dags/fruit_features/dagRuns?state=queued&state=running"
+    eventually(lambda: deployment.api(under_way)["total_entries"] == 0, "the end of the runs that would take the photo")
     before, objects_before, started = deployment.publication(), objects(deployment), time.monotonic()
     deployment.put(next(photos.glob("Test/*/*.jpg")), "Training/Kiwi/dropped.jpg")
     eventually(lambda: objects(deployment) == objects_before + 1, "the dropped photo")
@@ -218,6 +216,28 @@ def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, ph
     after = deployment.publication()
     assert after["sequence"] == before["sequence"] + 1
     assert after["run_id"].startswith("asset_triggered")
+
+
+def test_no_secret_is_in_what_the_containers_leave(deployment, tmp_path):
+    """After real runs: databases with XCom, logs of services, tasks, drivers and executors, event logs, arguments."""
+    for folder in ("scheduler:/opt/airflow/logs", "spark-worker:/opt/spark/work", "history-server:/opt/spark/events"):
+        deployment.docker("cp", folder, str(tmp_path / folder.partition(":")[0]))
+    left = files(tmp_path)
+    for what in ("task_id=featurize/", "/stderr", "/events_"):
+        assert any(what in name for name in left), what
+    assert any(b"SparkListenerEnvironmentUpdate" in text for name, text in left.items() if "/events_" in name)
+    containers = deployment.docker("ps", "--all", "--quiet").split()
+    shown = "{{json .Config.Labels}} {{json .Config.Entrypoint}} {{json .Config.Cmd}}"
+    dump = ("exec", "-T", "postgres", "pg_dump", "-U", "postgres")
+    texts = {
+        **{database: deployment.docker(*dump, database) for database in compose.DATABASES},
+        "logs": deployment.docker("logs"),
+        "arguments": deployment.docker("top"),
+        "labels": succeed(["docker", "inspect", "--format", shown, *containers], deployment.folder),
+    }
+    settings = deployment.settings
+    secrets = [settings[name] for name in compose.SECRETS if name != "LOCAL_S3_ACCESS_KEY"]  # which is but a name
+    assert_none(secrets, {**left, **texts})
 
 
 @pytest.mark.slow
@@ -238,10 +258,13 @@ def test_a_second_worker_joins_by_scaling(deployment):
 
 
 @pytest.mark.slow
-def test_both_databases_can_be_backed_up_and_restored(deployment):
+def test_both_databases_can_be_backed_up_and_restored_and_an_old_catalog_is_rebuilt(deployment):
     before = deployment.publication()
     deployment.make("backup")
     (folder,) = (deployment.folder / "backups").iterdir()
+    for sequence in (before["sequence"] - 1, before["sequence"]):  # two publications that the backup does not know
+        deployment.fruits("rollback", str(sequence), "--yes")
+    newest = deployment.publication()
     superuser = ("exec", "-T", "postgres", "psql", "-U", "postgres", "-v", "ON_ERROR_STOP=1")
     deployment.docker(*superuser, "-d", "catalog", "-c", "DELETE FROM iceberg_tables")
     deployment.docker(*superuser, "-d", "airflow", "-c", "DELETE FROM connection")
@@ -249,6 +272,10 @@ def test_both_databases_can_be_backed_up_and_restored(deployment):
     deployment.make("restore", f"BACKUP={folder}")
     deployment.make("up")
     assert deployment.publication() == before
+    doctor = run(["docker", "compose", "exec", "-T", "scheduler", "fruits", "doctor"], deployment.folder)
+    assert "the catalog is older than the lake" in doctor.stdout
+    assert deployment.fruits("catalog", "rebuild", "--yes")["changed"]
+    assert deployment.publication() == newest
     connections = deployment.api("connections")["connections"]
     assert {"spark_default", "aws_default"} <= {one["connection_id"] for one in connections}
 

@@ -2,15 +2,23 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from fruits.cli.app import app
 from fruits.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     path
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("requirements/*.md"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("requirements/*.md"),
+        ROOT / "tests" / "README.md",
+    )
     if path.name != "CHANGELOG.md"  # which also names what was there
 ]
 FOLDERS = "benchmarks|dags|docker|docs|fruits|infra|local|plugins|requirements|sample_photos|scripts|spark_jobs|tests"
@@ -30,7 +38,14 @@ def test_every_link_leads_to_a_file(page):
 
 def test_every_path_exists(page):
     paths = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())
-    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [path for path in paths if not (ROOT / path).exists() and not (page.parent / path).exists()] == []
+
+
+def test_every_test_that_a_promise_names_exists():
+    folder = ROOT / "tests"
+    named = re.findall(r"`([a-z_]+/[\w./-]*)`", (folder / "README.md").read_text())
+    assert "chaos/" in named
+    assert [path for path in named if not (folder / path).exists()] == []
 
 
 def test_every_variable_is_a_setting(page):
@@ -43,6 +58,16 @@ def test_every_make_target_is_in_the_makefile(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:`|^ {4}(?:.*&& )?)(?:sudo )?make ([a-z-]+)", page.read_text(), re.MULTILINE))
     assert named - targets == set()
+
+
+def test_every_command_of_fruits_exists_with_its_options(page):
+    for name, rest in re.findall(r"(?:`|bin/|scheduler )fruits ([a-z-]+)([^`\n#>|]*)", page.read_text()):
+        group: Any = typer.main.get_command(app)
+        command, words = group.commands[name], rest.split()
+        if hasattr(command, "commands") and words:
+            command = command.commands[words[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, f"fruits {name} {rest}"
 
 
 def test_every_decision_is_in_the_index():

@@ -4,7 +4,9 @@ import json
 import os
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import obstore
 import pytest
 from botocore.exceptions import BotoCoreError
 from obstore.exceptions import AlreadyExistsError, GenericError
@@ -113,7 +115,8 @@ def test_without_an_endpoint_the_stores_are_those_of_aws(stack, make_settings):
     photos = photo_store(settings)
     assert "endpoint" not in photos.config
     assert photos.config["virtual_hosted_style_request"] == "true"
-    assert lake_store(settings, "runs").prefix == "warehouse/runs"
+    lake: Any = lake_store(settings, "runs")
+    assert lake.prefix == "warehouse/runs"
 
 
 class TestEffects:
@@ -322,7 +325,7 @@ def test_a_lake_where_nothing_can_be_removed_keeps_one_object_of_each_caller(sta
         raise GenericError("DeleteObjects request failed for key x: Access Denied (code: AccessDenied)")
 
     settings = make_settings("s3")
-    monkeypatch.setattr(stores.obstore, "delete", denied)
+    monkeypatch.setattr(obstore, "delete", denied)
     for caller in ("prepare", "doctor", "prepare"):
         with pytest.raises(FruitsError, match="denies s3:DeleteObject"):
             check_lake(settings, caller)

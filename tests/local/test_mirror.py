@@ -7,7 +7,6 @@ from obstore.exceptions import PermissionDeniedError
 from fruits.errors import FruitsError
 from fruits.photos.listing import list_objects
 from fruits.stores import effects_watched, photo_store, read_bytes
-from local import folder as folder_module
 from local import mirror as module
 from local.mirror import Mirrored, mirror
 from tests.files import write_files as write
@@ -69,7 +68,7 @@ def test_what_can_not_be_read_is_named_and_nothing_is_removed(settings, folder, 
     def denied(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(folder_module.os if broken == "scandir" else module.Path, broken, denied)
+    monkeypatch.setattr(os if broken == "scandir" else Path, broken, denied)
     with pytest.raises(FruitsError, match="photos.*: Permission denied; make it readable"):
         mirror(folder, settings, silent)
     monkeypatch.undo()

@@ -117,7 +117,8 @@ def test_what_is_no_object_of_the_bucket_is_not_told_of(told):
 
 @pytest.fixture
 def queue() -> EventQueue:
-    return EventQueue(*free_ports(2), TOKEN)
+    port, admin = free_ports(2)
+    return EventQueue(port, admin, TOKEN)
 
 
 class Sent:
@@ -276,7 +277,8 @@ def test_objects_put_and_deleted_over_s3_are_in_the_queue(tmp_path):
 
 def received(queue: EventQueue, count: int) -> list[tuple[str, str, int | None, str | None]]:
     """At least so many notifications, and what else is there then."""
-    client, found = queue.client(), []
+    client = queue.client()
+    found: list[tuple[str, str, int | None, str | None]] = []
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         wait = 1 if len(found) >= count else 5
@@ -292,6 +294,6 @@ def received(queue: EventQueue, count: int) -> list[tuple[str, str, int | None, 
 
 
 def test_a_queue_that_does_not_start_is_reported_with_its_log_and_leaves_no_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(FruitsError, match=r"did not start; its log is .*queue\.log"):
         start_queue(Path(tmp_path))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fruits.steps.prepare import prepare
 from local.airflow import LogReader, run_dag
 from local.stack import Stack, running_stack, stop_s3
 from sample_photos import BROKEN, LABELS, draw, generate, photo_key
+from tests.planted import TOKEN, assert_none, files, rows
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
 
@@ -134,7 +136,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 @pytest.fixture(scope="module")
 def first(installation: Installation) -> Ran:
     """A run over a fresh installation."""
-    return installation.run()
+    return installation.run(SLACK_TOKEN=TOKEN)
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +201,17 @@ def test_the_summary_says_what_was_done(first: Ran) -> None:
         assert set(gate) == {"name", "severity", "passed", "value", "threshold"}
         assert gate["severity"] in ("required", "warn")
         assert gate["passed"] or gate["severity"] == "warn"
+
+
+def test_a_run_leaves_no_secret(first: Ran, installation: Installation) -> None:
+    """Airflow's database with XCom, the log with the lines of drivers and executors, run documents, tables, report."""
+    database = rows(installation.data / "airflow" / "airflow.db")
+    assert b"publication_id" in database["xcom"]
+    left = files(installation.data.parent, "photos/*", "data/s3/*", "data/s3.*", "data/airflow/airflow.db*")
+    assert any(b"Running Spark version" in left[name] for name in left if fnmatch(name, "data/logs/run-*.log"))
+    assert {"report.html", "summary.json", "data/catalog.db"} <= left.keys()
+    with running_stack(installation.data) as stack:
+        assert_none((stack.secret_key, TOKEN), {**database, **left, "output": first.out})
 
 
 def test_the_summary_is_shown_to_the_person(first: Ran) -> None:

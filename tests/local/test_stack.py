@@ -323,7 +323,7 @@ def test_a_process_that_will_not_end_is_ended(monkeypatch):
 
 
 def test_without_the_program_the_message_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.sys, "prefix", str(tmp_path / "envs" / "jobs"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "envs" / "jobs"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FruitsError, match="run `make setup`"):
         start_s3(tmp_path)

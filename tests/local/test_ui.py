@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -27,6 +29,7 @@ from local import ui as module
 from local.queue import EventQueue
 from local.stack import Stack, in_use, running_server, running_stack, server_pid
 from sample_photos import photo_key
+from tests.planted import PLANTED, SIGNATURE, TOKEN, assert_none, files, rows
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.story]
 
@@ -103,7 +106,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UI]:
     """The stack, started as a person starts it."""
     data = tmp_path_factory.mktemp("ui") / "data"
     try:
-        done = command(data, "ui")
+        done = command(data, "ui", **PLANTED)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs(data)}"
         yield UI(data, done.stdout)
     finally:
@@ -120,7 +123,7 @@ def card(ui: UI) -> Card:
     """A backbone's card where `prepare` looks for it: a dry run needs no more, and building one takes half a minute."""
     stack = ui.stack
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in stack.environment.items():
+        for name, value in {**stack.environment, **PLANTED}.items():
             patch.setenv(name, value)
         settings = Settings.load()
         card = Card(
@@ -359,6 +362,19 @@ def follow(
         assert not any(states[-1:] == ["failed"] for states in seen.values()), f"{seen}\n{logs(ui.data)}"
         time.sleep(0.3)
     raise AssertionError(f"not {until} after {seconds} s: {seen}\n{logs(ui.data)}")
+
+
+def test_airflow_keeps_no_secret(ui: UI) -> None:
+    """After the runs above: its database with DAGs, params and XCom, its tasks' logs, its programs' logs."""
+    database = rows(ui.data / "airflow" / "airflow.db")
+    assert b"counts" in database["xcom"]
+    assert b"fruit_features" in database["serialized_dag"]
+    (passwords,) = (ui.data / "airflow").glob("*.generated")
+    assert stat.S_IMODE(passwords.stat().st_mode) == 0o600
+    left = files(ui.data, "s3/*", "s3.*", f"airflow/{passwords.name}", "airflow/airflow.db*")
+    logs = [name for name in left if fnmatch(name, "airflow/logs/*task_id=plan/*.log")]
+    assert any(b"plan: 3 create" in left[name] for name in logs)
+    assert_none((ui.stack.secret_key, ui.shown("password"), SIGNATURE, TOKEN), {**database, **left})
 
 
 def test_stop_ends_what_was_started_and_nothing_else(ui: UI, stack: Stack) -> None:

@@ -121,7 +121,7 @@ def test_a_run_in_flight_goes_on_and_publishes_what_the_old_release_would_have(
     with chain.environment(settings):
         for job in JOBS[len(old.done) - 1 :]:
             assert chain.jobs[job].main(["--run", key]) == ExitCode.OK
-    published = publish_run(settings, key)
+    published = publish_run(settings, key).publication
 
     lake = Lake.open(settings)
     assert (published.sequence, published.run_id) == (2, run_id)

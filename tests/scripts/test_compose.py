@@ -406,6 +406,27 @@ def test_secrets_reach_those_only_who_need_them(file):
     assert services_with("${LOCAL_S3_SECRET_KEY") == airflow | {"spark-worker", "s3"}
 
 
+def test_no_secret_is_in_a_label_and_a_changed_one_makes_containers_again(file, checkout, docker):
+    digests = re.findall(r"\$\{(\w+)", str([service.get("labels", {}) for service in file["services"].values()]))
+    assert set(digests) == {"CONFIG_DIGEST"}
+    contents = " ".join(one["content"] for one in file["configs"].values())
+    assert set(re.findall(r"\$\{(\w+)", contents)) == set(compose.CONFIGS)
+    for service in file["services"].values():
+        assert bool(service.get("configs")) <= ("fruits.config" in service.get("labels", {}))
+
+    docker()
+
+    def digest(**values: str) -> str:
+        text = (checkout / ".env").read_text() if (checkout / ".env").exists() else ""
+        (checkout / ".env").write_text(compose.with_values(text, values))
+        assert compose.main(["up"]) == 0
+        return compose.read_settings(checkout / ".env")["CONFIG_DIGEST"]
+
+    first = digest()
+    assert digest() == digest(AIRFLOW_PORT=str(free_port())) == first
+    assert digest(SPARK_SECRET=compose.new_secret("SPARK_SECRET")) != first
+
+
 def test_every_variable_is_explained_in_the_example(file):
     text = (REPOSITORY / ".env.example").read_text()
     known = compose.read_settings(REPOSITORY / ".env.example").keys()

@@ -89,7 +89,7 @@ class Chain:
     def publish(self, settings: Settings, run_id: str) -> Publication:
         """The task `publish`."""
         self.lapse(settings)
-        return publish_run(settings, run_key(run_id))
+        return publish_run(settings, run_key(run_id)).publication
 
     def lapse(self, settings: Settings) -> None:
         """Release any lease: tests leave runs unfinished, and let runs overlap that would wait for each other."""

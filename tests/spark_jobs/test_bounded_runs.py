@@ -10,6 +10,7 @@ import pytest
 
 from fruits.backbones.card import model_id as identity_of
 from fruits.backbones.stage import _registry_path, read_card
+from fruits.lake.approvals import approve, read_approvals
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.run.request import RunRequest
@@ -36,8 +37,13 @@ def add_twin(settings, model_id):
 
 
 def test_runs_that_leave_photos_over_refit_once_at_the_end_by_the_drift_of_them_all(chain, new_settings):
-    """Neither run has seven new photos; the first that leaves photos over has as many as a drift needs."""
-    settings = new_settings(min_probe_ratio=0, refit_drift=0.001, refit_drift_rows=4, refit_growth=100)
+    """Neither run has seven new photos; the first that leaves photos over has as many as a drift needs.
+
+    The refit is of more rows than need no approval: the last run keeps the PCA, and the run after the approval refits.
+    """
+    settings = new_settings(
+        min_probe_ratio=0, refit_drift=0.001, refit_drift_rows=4, refit_growth=100, approval_rows=12
+    )
     chain.put(settings, chain.photos(12))
     chain.run(settings, "first")
     chain.put(settings, {f"Training/Orange/{number}.img": chain.photo(number, "Orange") for number in range(7)})
@@ -45,7 +51,14 @@ def test_runs_that_leave_photos_over_refit_once_at_the_end_by_the_drift_of_them_
     assert [documents.planned.remaining for documents in (some, rest)] == [3, 0]
     assert some.pca.result.action == "project"
     assert some.pca.result.drift > 0.001, "it would have refitted, had it left nothing over"
-    assert (rest.pca.result.action, rest.pca.result.reason.split(" new photos")[0]) == ("fit", "7")
+    (question,) = rest.pca.result.undecided
+    assert (rest.pca.result.action, question.details["reasons"][0].split(" new photos")[0]) == ("project", "7")
+    assert chain.published(settings).pca_id == rest.pca.result.pca_id == some.pca.result.pca_id
+
+    decision = approve(settings, question, by="ada", why="another camera", via="fruits approve")
+    approved = chain.run(settings, "approved")
+    assert (approved.pca.result.action, approved.pca.result.reason) == ("fit", "approved by ada: another camera")
+    assert (chain.published(settings).approvals, read_approvals(settings)) == ((decision,), [])
     versions = chain.rows(settings, "pca_models")
     assert max(version["n"] for version in versions) == 9 + 7, "the fit split of all"
 

@@ -15,6 +15,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.run.state import run_key
 from tests.loading import load_file
+from tests.planted import TOKEN, assert_none, files
 from tests.spark_jobs.standalone import ENVIRONMENT, ROOT, free_port, get_json, standalone, wait_for
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
@@ -73,16 +74,18 @@ def contents(rows):
     ]
 
 
-def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, submit, planned):
+def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, submit, planned, stack, monkeypatch):
+    monkeypatch.setenv("SLACK_TOKEN", TOKEN)
     settings, local = planned("clustered"), first.settings
     both = {  # no task starts before both executors are there
         "spark.cores.max": 2,
         "spark.scheduler.minRegisteredResourcesRatio": 1,
         "spark.scheduler.maxRegisteredResourcesWaitingTime": "100s",
     }
+    outputs = {}
     for job in JOBS:
-        code, said = submit(job, settings, "clustered", **both)
-        assert code == ExitCode.OK, said
+        code, outputs[job] = submit(job, settings, "clustered", **both)
+        assert code == ExitCode.OK, outputs[job]
     chain.publish(settings, "clustered")
 
     for table in ("features", "quarantine"):
@@ -101,7 +104,8 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
     np.testing.assert_allclose(cosines, 1, atol=1e-9)
     embeddings = [chain.rows(one, "embeddings") for one in (settings, local)]
     assert [row["key"] for row in embeddings[0]] == [row["key"] for row in embeddings[1]]
-    np.testing.assert_allclose(*([row["embedding"] for row in rows] for rows in embeddings), atol=1e-4)
+    mine, theirs = ([row["embedding"] for row in rows] for rows in embeddings)
+    np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
     # Each executor had its share, and the history server tells of each job from its event log.
     cluster.start("history.HistoryServer")
@@ -114,6 +118,12 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
     executors = get_json(f"{cluster.history}/applications/{names['fruits featurize']}/executors")
     assert {one["totalTasks"] > 0 for one in executors if one["id"] != "driver"} == {True}
     assert len(executors) == 3
+
+    # No log of a driver, an executor or a daemon has a secret, and no event log.
+    left = files(cluster.folder, "*/environment/*")
+    assert any(name.endswith("/stderr") for name in left)
+    assert any("/events_" in name and b"SparkListenerEnvironmentUpdate" in left[name] for name in left)
+    assert_none((stack.secret_key, TOKEN), {**left, **outputs})
 
 
 def fitted(chain, settings, planned):

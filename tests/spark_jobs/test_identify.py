@@ -1,5 +1,7 @@
 """What the jobs published, `identify` finds again."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ def test_a_photo_goes_the_way_of_the_executors_bit_for_bit(chain, first, tmp_pat
     backbone = load_backbone(first.settings, rows[0]["model_id"])
     for row in rows:
         (tmp_path / "photo").write_bytes(first.photos[row["key"]])
-        vector = _vector(tmp_path / "photo", backbone, first.settings)
+        vector: Any = _vector(tmp_path / "photo", backbone, first.settings)
         assert vector.tolist() == row["vector"], row["key"]
 
 

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ pytestmark = [pytest.mark.jobs]
 class Bucket:
     """The photos of a bucket and a seeded way to change them."""
 
-    chain: object
-    settings: object
+    chain: Any
+    settings: Any
     seed: int
     photos: dict[str, bytes] = field(default_factory=dict)
     drawn: int = 0

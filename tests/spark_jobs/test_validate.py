@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,7 +143,7 @@ class TestARequiredGateThatFails:
             assert chain.documents(worked, RUN).validate.result.snapshots["features"] == snapshot
 
 
-SPOILT = {
+SPOILT: dict[str, Any] = {
     "a photo twice": (
         "features",
         [{}, {}],

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, small pure functions. Colours and sizes of text are the page's stylesheet's.
+"""Charts as inline SVG, small pure functions. The page's stylesheet sets colours and sizes of text.
 
 All text goes through ``Markup.format``, which escapes it.
 """
@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 
 def shortened(text: str, longest: int = _LONGEST_LABEL) -> str:
-    """``text``, its end left out when it is longer."""
+    """``text``, without its end when ``text`` is too long."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
@@ -150,7 +150,7 @@ def _percent(share: float) -> str:
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> Callable[[float], float]:
-    """From values to pixels, the least to ``start`` and the largest to ``end``; what is not finite to the middle."""
+    """Values as pixels: the least at ``start``, the largest at ``end``, values that are not finite in the middle."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
 
@@ -180,5 +180,5 @@ def _round_up(value: float) -> float:
 
 
 def _number(value: float) -> str:
-    """A coordinate, as short as it is exact enough."""
+    """A coordinate with no more digits than a pixel needs."""
     return f"{value:.1f}".removesuffix(".0")

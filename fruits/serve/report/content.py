@@ -1,4 +1,4 @@
-"""What a report shows, as plain values: ``reading`` makes them, ``page`` renders them."""
+"""The content of a report as plain values: ``reading`` makes the values, ``page`` renders them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fruits.serve.state import FittedVersion, RunOutcome
 
 @dataclass(frozen=True)
 class Picture:
-    """A quarantined object as it can be shown: ``jpeg`` where its bytes decode, else ``note`` says what they are."""
+    """A picture of a quarantined object: ``jpeg`` when its bytes decode, else ``note`` says what the bytes are."""
 
     jpeg: bytes | None
     note: str
@@ -49,7 +49,7 @@ class Quarantine:
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """Embeddings on the first two components: ``points`` by label, a sample of the ``read`` of ``total`` rows."""
+    """Embeddings on the first two components: ``points`` by label, a sample of ``read`` of the ``total`` rows."""
 
     points: Mapping[str, Sequence[tuple[float, float]]]
     read: int
@@ -72,7 +72,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Work:
-    """How a run went: the documents of its tasks, in order, and what it featurized, if anything."""
+    """The work of a run: the documents of its tasks, in order, and the result of ``featurize``, if there was one."""
 
     tasks: Sequence[TaskDocument[Any]]
     featurized: Featurized | None
@@ -98,7 +98,7 @@ class PastPublication:
 
 @dataclass(frozen=True)
 class Building:
-    """A backbone is built beside the one that readers use, until none of the ``remaining`` objects awaits it."""
+    """A new backbone grows beside the backbone that readers use; ``remaining`` objects lack a feature under it."""
 
     readers_model_id: str
     remaining: int
@@ -127,8 +127,8 @@ class RunReport:
     """A run, whatever became of it.
 
     ``tables`` are as the run left them, published or not; None when their snapshots have expired or the run was not
-    planned. ``building`` is set when it published without a change for readers, as it built a backbone
-    beside theirs. ``publication`` is the run's own, ``current`` the one that readers see.
+    planned. ``building`` is set when the run published rows of a new backbone, which readers do not use yet.
+    ``publication`` is the run's own, ``current`` the one that readers see.
     """
 
     lake: str

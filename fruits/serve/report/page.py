@@ -41,9 +41,9 @@ _REASONS = {reason.value: reason.description for reason in Reason}
 
 
 def render(report: Overview | RunReport, made_at: datetime | None = None) -> str:
-    """The page of a report; ``made_at`` (now, when None) is when it was read.
+    """The page of a report; ``made_at`` (None: now) is when the report was read.
 
-    Whatever keys, labels, reasons and errors hold is shown as text: the templates escape it.
+    The templates escape keys, labels, reasons and errors, so the page shows them as text.
     """
     name = "overview.html" if isinstance(report, Overview) else "run.html"
     return _page(name, report=report, made_at=made_at or datetime.now(UTC))
@@ -109,9 +109,8 @@ def _environment() -> Environment:
 
 
 def _explained(reason: str) -> Markup:
-    """A reason's description; what stands between backticks becomes code."""
-    said = _REASONS.get(reason, "A reason that this version of the software does not know.")
-    return _with_code(said)
+    """A reason's description; text between backticks becomes code."""
+    return _with_code(_REASONS.get(reason, "A reason that this version of the software does not know."))
 
 
 def _with_code(text: str) -> Markup:
@@ -147,7 +146,7 @@ def _size(size: float) -> str:
 
 
 def _scope(request: RunRequest) -> dict[str, str]:
-    """What a run was asked to do, in words, the usual left out."""
+    """The run's request in words, without the defaults."""
     keys, interval = request.keys, request.interval
     rows = {
         "Mode": request.mode,

@@ -25,7 +25,7 @@ _GETS_IN_FLIGHT = 8
 
 
 def add_pictures(examples: Sequence[QuarantinedObject], settings: Settings) -> tuple[QuarantinedObject, ...]:
-    """The examples with a picture each; what the bucket does not give within ten seconds is said to be so."""
+    """The examples with a picture each; a note replaces a picture that the bucket does not send in ten seconds."""
     if not examples:
         return ()
     store = photo_store(settings)
@@ -37,7 +37,7 @@ def add_pictures(examples: Sequence[QuarantinedObject], settings: Settings) -> t
 
 
 def picture_of(data: bytes) -> Picture:
-    """``data`` as a picture, or what it begins with."""
+    """``data`` as a picture, or a note with its first bytes."""
     if not data:
         return Picture(None, "no bytes")
     try:
@@ -59,7 +59,7 @@ def _picture(fetching: "Future[bytes | str]") -> Picture:
 
 
 def _fetch(store: ObjectStore, example: QuarantinedObject) -> bytes | str:
-    """The bytes that were quarantined, only the first few of a large object; or why there are none."""
+    """The bytes of a quarantined object (of a large one only the first few), or why there are none."""
     options: Any = {"if_match": f'"{example.etag}"'}
     if example.size > _LIMITS.max_bytes:
         options["range"] = (0, _OPENING)

@@ -1,4 +1,4 @@
-"""Reads what a report shows: run documents, tables, and the pictures of quarantined objects. All of it bounded."""
+"""Reads the content of a report: run documents, tables, and pictures of quarantined objects. Every read is bounded."""
 
 import re
 import zlib
@@ -16,7 +16,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, publications
 from fruits.lake.reader import explain_lake_errors, open_read_only
 from fruits.lake.schemas import DATA_TABLES, TableName
-from fruits.run.documents import RunDocuments, last_written, read_documents
+from fruits.run.documents import RunDocuments, listed_runs, read_documents
 from fruits.run.pin import current_pin
 from fruits.run.state import PlannedRun, run_key
 from fruits.serve.report.content import (
@@ -49,7 +49,7 @@ class UnknownRunError(FruitsError):
 
 
 def read_overview(settings: Settings) -> Overview:
-    """What readers see now: the current publication, its tables, the run that made it, and those before it.
+    """What readers see now: the current publication, its tables, its run, and the publications before.
 
     Raises:
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
@@ -71,7 +71,7 @@ def read_overview(settings: Settings) -> Overview:
             work=_work(documents) if made_it else None,
             history=_history(lake, published),
             pin=str(pin) if pin else None,
-            questions=[one for one in read_approvals(settings) if not one.decided],
+            questions=[question for question in read_approvals(settings) if not question.decided],
         )
 
 
@@ -79,7 +79,7 @@ def read_run(settings: Settings, key: str) -> RunReport:
     """A run by its key (``run_key`` makes it of Airflow's run id), whatever became of it.
 
     Raises:
-        UnknownRunError: when there are no documents of it; says how to list the runs.
+        UnknownRunError: when the run has no documents; says how to list the runs.
         FruitsError: when lake, catalog or bucket cannot be read; says which and what to do.
     """
     with explain_lake_errors(settings):
@@ -140,7 +140,7 @@ def read_quarantine(lake: Lake, snapshot_id: int, model_id: str) -> Quarantine:
 
 
 def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
-    """Embeddings of a PCA version on their first two components; which are shown, a hash of their key decides."""
+    """Embeddings of a PCA version on their first two components: a sample, chosen by a hash of the key."""
     tasks = lake.scan("embeddings", snapshot_id, pca_id=pca_id).plan_files()
     total = sum(task.file.record_count for task in tasks)
     share = MOST_POINTS / min(total, MOST_ROWS_READ) if total > MOST_POINTS else 1.0
@@ -160,16 +160,16 @@ def read_map(lake: Lake, snapshot_id: int, pca_id: str) -> EmbeddingMap:
 
 
 def _documents_of(settings: Settings, key: str) -> RunDocuments:
-    known = last_written(settings)
-    documents = read_documents(settings, key).current() if key in known else RunDocuments()
+    known = listed_runs(settings)
+    documents = read_documents(settings, key, known[key].folder).current() if key in known else RunDocuments()
     if documents.of_maintenance:
-        raise UnknownRunError(f"run {key}: it is a run of maintenance, which has no report; its log says what it did")
+        raise UnknownRunError(f"run {key}: a run of maintenance has no report; read the log of its task `maintain`")
     if not documents:
-        shown = ", ".join(list(known)[:_KNOWN_SHOWN]) or "none"
+        listed = ", ".join(list(known)[:_KNOWN_SHOWN]) or "none"
         raise UnknownRunError(
-            f"run {key}: there are no documents of it in {settings.lake}/runs. Either it has not come to its task "
-            "`plan` yet, or there was no such run, or its documents have expired. `airflow dags list-runs "
-            f"fruit_features` lists the runs; known here: {shown}"
+            f"run {key}: no documents in {settings.lake}/runs. Either the run has not reached its task `plan` yet, or "
+            "there was no such run, or its documents have expired. `airflow dags list-runs fruit_features` lists the "
+            f"runs; known here: {listed}"
         )
     return documents
 
@@ -185,7 +185,7 @@ def _work(documents: RunDocuments) -> Work:
 
 
 def _tables_of_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> Tables | None:
-    """The tables as a run sees them: the snapshots that its tasks wrote, else those that it started from."""
+    """The tables as a run sees them: the snapshots that its tasks wrote, or else the snapshots of its base."""
     snapshots: dict[TableName, int] = dict(planned.base.snapshots)
     for document in (documents.featurize, documents.pca):
         if document and document.done and document.done.wrote:
@@ -212,7 +212,7 @@ def _history(lake: Lake, published: Sequence[Publication]) -> tuple[PastPublicat
 
 
 def _examples(by_reason: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[QuarantinedObject, ...]:
-    """The first of each reason, then the second of each, as long as there is room; in the order of the reasons."""
+    """The first example of each reason, then the second of each, up to ``MOST_EXAMPLES``; ordered by reason."""
     places = [(rank, reason) for reason, rows in enumerate(by_reason) for rank in range(len(rows))]
     chosen = sorted(sorted(places)[:MOST_EXAMPLES], key=lambda place: place[::-1])
     return tuple(QuarantinedObject(**by_reason[reason][rank]) for rank, reason in chosen)

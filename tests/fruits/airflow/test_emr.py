@@ -194,7 +194,8 @@ class TestStart:
         for name, value in properties.items():
             monkeypatch.setenv(name.removeprefix("spark.emr-serverless.driverEnv."), value)
         there = Settings.load()
-        jobs_own = Settings.model_fields.keys() - type(here).__mro__[1].model_fields.keys()
+        common: Any = type(here).__mro__[1]
+        jobs_own = Settings.model_fields.keys() - common.model_fields.keys()
         assert {name: getattr(there, name) for name in jobs_own} == {name: getattr(here, name) for name in jobs_own}
 
     def test_memory_of_the_driver_is_the_applications_own_unless_it_is_set(

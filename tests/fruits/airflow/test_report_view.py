@@ -245,7 +245,7 @@ def test_what_a_run_says_is_shown_as_text(server: Server, settings: Settings) ->
 @pytest.mark.parametrize(
     ("path", "said"),
     [
-        ("dags/fruit_features/runs/manual__never", "there are no documents of it in file://"),
+        ("dags/fruit_features/runs/manual__never", "no documents in file://"),
         ("dags/fruit_features/runs/%3Cscript%3E", "`airflow dags list-runs fruit_features` lists the runs"),
         ("dags/another/runs/manual__1", "Only runs of the DAG fruit_features have a report"),
     ],

@@ -308,6 +308,17 @@ class TestUploadsSettled:
         assert shortest_pause(listings) >= 0.9
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
+    def test_objects_that_no_run_takes_are_not_waited_for(
+        self, sensors: Any, bucket: str, put: Callable[..., None]
+    ) -> None:
+        for key in ("Training/Apple/", "Training/.DS_Store", "AWSLogs/today.log.gz"):
+            put(key)
+        settled_sensor(sensors, bucket).execute(run_params())
+        trigger = sensors.UploadsSettledTrigger(
+            bucket_name=bucket, prefix="", inactivity_period=60, aws_conn_id="aws_default"
+        )
+        assert asyncio.run(asyncio.wait_for(event_of(trigger), 30))["status"] == "success"
+
     @pytest.mark.heavy
     def test_a_photo_that_comes_or_changes_meanwhile_prolongs_the_wait(
         self, sensors: Any, bucket: str, put: Callable[..., None]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import Variable
 from airflow.sdk.api.datamodels._generated import DagRunType
 from airflow.sdk.exceptions import (
     AirflowException,
@@ -16,6 +17,7 @@ from airflow.sdk.exceptions import (
     ErrorType,
 )
 from airflow.sdk.execution_time.comms import ErrorResponse
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from fruits.airflow import metrics, notes, replan, tasks, watchdog
 from fruits.airflow.errors import non_retryable
@@ -191,6 +193,11 @@ class TestNotes:
             ),
             ({("pca", "error"): "the disk is full"}, 0, "pca: the disk is full"),
             ({("plan", "pinned"): "ada pinned readers to pub-3"}, 0, "ada pinned readers to pub-3"),
+            (
+                {("plan", "waits"): ["Remove 5?"], ("pca", "waits"): ["Remove 5?", "Fit again?"]},
+                0,
+                "waits for an approval: Remove 5?\nwaits for an approval: Fit again?",
+            ),
         ],
     )
     def test_a_note_tells_publication_counts_and_errors(self, values: Any, again: int, text: str) -> None:
@@ -238,7 +245,9 @@ class TestMetrics:
 
     def test_they_go_where_airflows_settings_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
         sent: list[Any] = []
-        monkeypatch.setattr(metrics.stats, "gauge", lambda name, value, tags: sent.append((name, value, tags)))
+        monkeypatch.setattr(
+            "fruits.airflow.metrics.stats.gauge", lambda name, value, tags: sent.append((name, value, tags))
+        )
         now = datetime(2026, 11, 22, 12, tzinfo=UTC)
         metrics.send(metrics.of_wait(now - timedelta(seconds=90), now))
         seen = Observation(now, timedelta(hours=6), Freshness(now - timedelta(hours=1), pending=5))
@@ -261,8 +270,8 @@ class TestWatchdog:
     def told(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         """Airflow's variables."""
         variables: dict[str, str] = {}
-        monkeypatch.setattr(watchdog.Variable, "get", lambda key, default: variables.get(key) or default)
-        monkeypatch.setattr(watchdog.Variable, "set", variables.__setitem__)
+        monkeypatch.setattr(Variable, "get", lambda key, default: variables.get(key) or default)
+        monkeypatch.setattr(Variable, "set", variables.__setitem__)
         return variables
 
     @pytest.fixture
@@ -319,7 +328,7 @@ class TestWatchdog:
     ) -> None:
         looks = [(1, 0), second]
         dag = SimpleNamespace(is_paused=False, next_dagrun=None)
-        monkeypatch.setattr(watchdog.RuntimeTaskInstance, "get_dag", lambda _: dag)
+        monkeypatch.setattr(RuntimeTaskInstance, "get_dag", lambda _: dag)
         monkeypatch.setattr(watchdog, "_runs", lambda: looks.pop(0))
         monkeypatch.setattr(watchdog, "_SECOND_LOOK_SECONDS", 0)
         monkeypatch.setattr(watchdog, "import_errors", dict)

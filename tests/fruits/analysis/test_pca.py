@@ -181,8 +181,8 @@ def test_an_embedding_does_not_depend_on_the_rows_it_is_projected_with():
     pca = fit(moments_of(wide), 97)
     centred = wide - pca.mean
     # Rows outside the subspace: their embedding is nothing but rounding, so any difference in rounding shows.
-    wide = pca.mean + centred - centred @ pca.components.T @ pca.components
-    embedding, residual = transform(pca, wide)
+    outside = pca.mean + centred - centred @ pca.components.T @ pca.components
+    embedding, residual = transform(pca, outside)
     order = np.random.default_rng(1).permutation(len(wide))
     for picked in (order, order[:300], order[:5], order[:1]):
         some_embedding, some_residual = transform(pca, wide[picked])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from fruits.analysis.probe import fit_calibrated_classifier, fit_classifier, pro
 CENTRES = np.random.default_rng(99).normal(size=(5, 20)) * 3
 
 
-def clusters(rng, n, labels=5):
+def clusters(rng, n, labels=5) -> tuple[Any, Any]:
     """Rows around one centre per label."""
     picked = rng.integers(labels, size=n)
     rows = CENTRES[picked] + rng.normal(size=(n, 20))

@@ -14,6 +14,7 @@ from fruits.backbones.stage import load_backbone, main, stage, staged_card
 from fruits.backbones.weights import WeightsFile
 from fruits.errors import FruitsError
 from fruits.settings import Settings
+from fruits.stores import write_bytes, write_json
 
 Load = Callable[..., Settings]
 ROOT = Path(__file__).resolve().parents[3]
@@ -124,8 +125,8 @@ def test_a_crash_between_two_writes_leaves_nothing_visible_and_the_next_run_mend
 
     given = settings(backbone="A")
     with monkeypatch.context() as patch:
-        patch.setattr(staging, "write_bytes", crashing(staging.write_bytes))
-        patch.setattr(staging, "write_json", crashing(staging.write_json))
+        patch.setattr(staging, "write_bytes", crashing(write_bytes))
+        patch.setattr(staging, "write_json", crashing(write_json))
         with pytest.raises(CrashError):
             stage(given)
     assert len(writes) == survivors

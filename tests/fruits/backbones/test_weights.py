@@ -1,6 +1,7 @@
 import hashlib
 import io
 import threading
+import time
 import urllib.request
 import urllib.response
 from collections.abc import Callable, Iterator
@@ -167,7 +168,7 @@ def test_a_download_has_bounded_size_and_time(
     settings: Load, host: Host, monkeypatch: pytest.MonkeyPatch, limit: str, says: str
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(weights_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(weights_module, limit, 100)
     host.answer("/a/net.weights.h5", Endless(clock))
     with pytest.raises(FruitsError, match=says), opened(settings(weights=SIGNED, weights_from=HOST)):

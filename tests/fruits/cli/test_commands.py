@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -270,7 +271,7 @@ class TestQuarantine:
         assert not [call for call in calls() if call[:2] == ["dags", "trigger"]]
 
     def test_without_airflow_it_says_what_is_missing(self, fruits, published, tmp_path, monkeypatch):
-        monkeypatch.setattr(airflow.sys, "prefix", str(tmp_path / "jobs"))
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / "jobs"))
         monkeypatch.setenv("PATH", str(tmp_path))
         result = fruits("quarantine", "retry", settings=published)
         assert result.exit_code == ExitCode.BAD_INPUT
@@ -302,7 +303,7 @@ class TestStale:
     """`fruits doctor --stale`: what a cron job goes by is the exit code."""
 
     def test_a_lake_that_runs_keep_up_to_date_is_fine(self, answer, published, tmp_path, monkeypatch):
-        monkeypatch.setattr(airflow.sys, "prefix", str(tmp_path / "jobs"))
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / "jobs"))
         monkeypatch.setenv("PATH", str(tmp_path))
         found = answer("doctor", "--stale", settings=published)
         assert (found["ok"], [one["state"] for one in found["checks"]]) == (True, ["ok"])
@@ -351,7 +352,7 @@ case "$2" in
 esac
 """)
     program.chmod(0o755)
-    monkeypatch.setattr(airflow.sys, "prefix", str(tmp_path / "jobs"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "jobs"))
     return lambda: [line.split("\0")[:-1] for line in log.read_text().splitlines()]
 
 
@@ -457,7 +458,7 @@ class TestOutput:
 
     def test_a_narrow_terminal_wraps_a_key_and_cuts_nothing_off(self, monkeypatch, capsys):
         key = "train/Kiwi/" + "k" * 200
-        monkeypatch.setattr(output.sys.stdout, "isatty", lambda: True)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         monkeypatch.setenv("COLUMNS", "60")
         print_answer({"key": key}, lambda it: [table(("key", ">bytes"), [(it["key"], 12_345)])], as_json=False)
         shown = capsys.readouterr().out

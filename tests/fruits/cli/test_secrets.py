@@ -15,11 +15,11 @@ from fruits.settings import Settings
 from fruits.steps.plan import effective_backbone, plan_run
 from fruits.steps.prepare import prepare
 from fruits.stores import lake_store, list_files, photo_store, read_bytes, write_bytes, write_json
+from tests.planted import SIGNATURE, TOKEN, WEIGHTS, assert_none, files
 
 pytestmark = pytest.mark.jobs
 
-SIGNATURE, PASSWORD, TOKEN = "marker-signature", "marker-password", "marker-token"
-WEIGHTS = f"https://127.0.0.1:1/net.weights.h5?X-Amz-Signature={SIGNATURE}"
+PASSWORD = "marker-password"
 REQUEST = RunRequest(prefix="")
 COMMANDS = (
     ("status",),
@@ -66,18 +66,10 @@ def secrets(stack) -> tuple[str, ...]:
     return (stack.secret_key, SIGNATURE, PASSWORD, TOKEN)
 
 
-def assert_none(secrets: tuple[str, ...], texts: dict[str, bytes | str]) -> None:
-    """No secret is in any of the texts, whose names say where they were found."""
-    for name, text in texts.items():
-        data = text.encode() if isinstance(text, str) else text
-        assert not [secret for secret in secrets if secret.encode() in data], f"{name} holds a secret"
-
-
 def written(settings: Settings, folder: Path) -> dict[str, bytes]:
     """All files under a folder, and all objects of the bucket."""
-    files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     store = photo_store(settings)
-    return files | {item["path"]: read_bytes(store, item["path"]) for item in list_files(store)}
+    return files(folder) | {item["path"]: read_bytes(store, item["path"]) for item in list_files(store)}
 
 
 def test_a_plan_leaves_no_secret(planted: Settings, secrets, folder, caplog) -> None:

@@ -17,7 +17,7 @@ from pyiceberg.table import DataScan, FileScanTask
 from fruits.errors import FruitsError
 from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
-from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
+from fruits.lake.catalog import LAKE_FORMAT, RUN_PROPERTY, Lake, catalog_properties, spark_configuration
 from fruits.lake.publication import Publication, _to_rows, publications
 from fruits.lake.reader import PublishedRows
 from fruits.lake.rebuild import check_catalog_is_current, plan_rebuild, rebuild
@@ -80,11 +80,12 @@ def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake):
 class TestTablesOfAnEarlierRelease:
     """Columns that were added since come with the next opening for work; published snapshots are read as they were."""
 
-    @pytest.fixture
-    def old(self, lake):
-        """A lake whose `quarantine` lacks the newest columns and has a row."""
+    @pytest.fixture(params=["1", "2"])
+    def old(self, lake, request):
+        """A lake of an earlier format, whose `quarantine` lacks the newest columns and has a row."""
         with lake.table("quarantine").update_schema() as change:
             change.delete_column("limit").delete_column("decoder")
+        lake.set_properties({"fruits.lake-format": request.param})
         fields = [field for field in QUARANTINE.schema if field.name not in ("limit", "decoder")]
         values = {"key": "a", "etag": "e", "model_id": "m", "reason": "corrupt", "detail": "d", "run_id": "r"}
         row = {**values, "size": 1, "last_modified": datetime(2026, 1, 1, tzinfo=UTC)}
@@ -119,6 +120,28 @@ class TestTablesOfAnEarlierRelease:
         rows = {row["key"]: row["limit"] for row in opened.read("quarantine", None).to_pylist()}
         assert rows == {"a": None, "b": 9}
 
+    def test_a_lake_of_this_format_is_opened_by_one_read_of_metadata(self, old, monkeypatch):
+        loaded, load = [], Lake.table
+        monkeypatch.setattr(Lake, "table", lambda lake, name: loaded.append(name) or load(lake, name))
+        Lake.open(old.settings).set_format()
+        assert set(loaded) == NAMES
+        loaded.clear()
+        Lake.open(old.settings)
+        assert loaded == ["publications"]
+
+    def test_tables_that_an_earlier_release_left_half_made_get_them_as_well(self, old):
+        old.catalog.drop_table((old.settings.namespace, "publications"))
+        opened = Lake.open(old.settings)
+        assert opened.format() == LAKE_FORMAT
+        assert opened.table("quarantine").schema().column_names == QUARANTINE.schema.names
+
+
+def test_a_new_column_is_a_new_format():
+    """Else lakes of this format would never get the column: only an older lake's tables are looked at."""
+    columns = {table.name: len(table.schema) for table in TABLES}
+    of_format_3 = {"features": 14, "quarantine": 10, "pca_models": 16, "pca_statistics": 7, "embeddings": 9}
+    assert (LAKE_FORMAT, columns) == (3, {**of_format_3, "publications": 12})
+
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
 def test_an_empty_catalog_is_not_put_over_published_tables(make_settings, kind):
@@ -126,7 +149,7 @@ def test_an_empty_catalog_is_not_put_over_published_tables(make_settings, kind):
     lake = Lake.open(settings)
     snapshots = {name: lake.state(name).main for name in DATA_TABLES}
     row = Publication(1, snapshots, "pub-000001-abcdef", "run", None, "m", "p")
-    lake.table("publications").append(_to_rows(row))
+    lake.table("publications").append(_to_rows(row), snapshot_properties={RUN_PROPERTY: "run"})
     lost = make_settings(lake=settings.lake)  # with a catalog of its own
     with pytest.raises(FruitsError, match="`fruits catalog rebuild` makes the catalog again"):
         Lake.open(lost)

@@ -1,3 +1,4 @@
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,19 +10,22 @@ import pytest
 from fruits.analysis.gates import Gate
 from fruits.errors import ConflictError, FruitsError
 from fruits.lake import publication as module
-from fruits.lake.branches import commit_rows, drop_run_branches, start_branch
+from fruits.lake.branches import advance_main, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
     Publication,
+    _to_rows,
     check_current,
     current_base,
     publication_id,
     publications,
+    publications_of,
     publish,
     readable,
+    readers_base,
     roll_back,
 )
-from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TABLES
+from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, PUBLICATIONS, TABLES
 from tests.runs import heads as written
 from tests.runs import writer
 
@@ -163,7 +167,7 @@ class TestPublish:
 def test_an_attempt_that_was_left_behind_and_published_first_is_no_conflict(lake, monkeypatch):
     base = current_base(lake)
     write(lake, "a", base)
-    late, advance = publication_of(lake, "a", base), module.advance_main
+    late, advance = publication_of(lake, "a", base), advance_main
 
     def overtaken(own, name, *, expected, target):
         """The other attempt publishes just before."""
@@ -242,7 +246,7 @@ class TestConflict:
 
 def crash_at(table):
     """``advance_main`` that dies when it comes to a table."""
-    advance = module.advance_main
+    advance = advance_main
 
     def advance_or_die(lake, name, *, expected, target):
         if name == table:
@@ -286,7 +290,7 @@ class TestCrashAfterTheCommit:
 
     def test_whoever_completes_it_late_does_not_undo_a_newer_publication(self, lake, crashed, monkeypatch):
         read = module.publications
-        overtaken = []
+        overtaken: list[Publication] = []
 
         def overtaken_while_reading(own, snapshot_id=None):
             found = read(own, snapshot_id)
@@ -301,12 +305,88 @@ class TestCrashAfterTheCommit:
         assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
+class TestARowOfAnotherProgramInPublications:
+    """Somebody writes to `main` of `publications`: never adopted, never lost, named; and no run is stopped."""
+
+    @pytest.fixture(params=["before the first publication", "later"])
+    def before(self, request, lake):
+        """What readers see before it."""
+        if request.param == "later":
+            publish_run(lake, "first")
+        return readers_base(lake)
+
+    @staticmethod
+    def append(lake, base, sequence=99):
+        """The other program's row, which looks like ours; returns the snapshot."""
+        row = replace(publication_of(lake, "nobody", base), sequence=sequence)
+        lake.table("publications").append(_to_rows(row))
+        return lake.head("publications")
+
+    def test_readers_go_on_with_the_publication_that_there_was(self, lake, before):
+        for sequence in (1, 99):
+            self.append(lake, before, sequence)
+        assert readers_base(lake) == before
+        expected = [before.publication] if before.publication.sequence else []
+        assert publications(lake) == publications_of(lake.table("publications")) == expected
+
+    def test_the_next_plan_names_it_keeps_it_by_a_tag_and_puts_main_back(self, lake, before, caplog):
+        foreign = self.append(lake, before)
+        with caplog.at_level(logging.WARNING, "fruits"):
+            assert current_base(lake) == before
+        assert f"table publications: main is at snapshot {foreign}, which no run published" in caplog.text
+        assert lake.head("publications") == before.publications_snapshot
+        assert lake.state("publications").refs[f"foreign_{foreign}"] == foreign
+        assert publish_run(lake, "next").sequence == before.publication.sequence + 1
+
+    def test_a_run_that_it_overtakes_publishes_all_the_same(self, lake, before, caplog):
+        write(lake, "run", before)
+        foreign = self.append(lake, before)
+        with caplog.at_level(logging.WARNING, "fruits"):
+            check_current(lake, before, "run")
+            done = publish(lake, before, writer("run"), publication_of(lake, "run", before))
+        assert f"snapshot {foreign}, which no run published" in caplog.text
+        assert publications(lake)[-1] == done
+        assert lake.read("publications", lake.head("publications")).num_rows == before.publication.sequence + 1
+
+    def test_its_deletion_of_rows_is_not_adopted_either(self, lake, before):
+        publish_run(lake, "run")
+        lake.table("publications").delete("sequence > 0")
+        assert lake.read("publications", lake.head("publications")).num_rows == 0
+        assert publications(lake)[-1].run_id == current_base(lake).publication.run_id == "run"
+
+    def test_files_that_somebody_rewrote_hold_our_rows(self, lake, before, monkeypatch):
+        """PyIceberg has no rewriting, so an append of no rows is called one."""
+        lake.table("publications").append(PUBLICATIONS.schema.empty_table())
+        rewritten = lake.head("publications")
+        assert module.own_head(lake.table("publications")) == before.publications_snapshot
+        monkeypatch.setattr(module, "_REWRITE", "append")
+        assert module.own_head(lake.table("publications")) == rewritten
+
+
+def test_snapshots_of_a_lake_of_fruits_0_1_name_no_run_and_are_ours(lake, monkeypatch):
+    monkeypatch.setattr(module, "RUN_PROPERTY", "fruits.unheard-of")
+    publish_run(lake, "first")
+    assert publications(lake)[-1].run_id == "first"
+
+
+def test_the_order_of_publications_is_that_of_their_commits_whatever_the_clocks_say(lake):
+    first, second = datetime(2036, 1, 1, tzinfo=UTC), datetime(2016, 1, 1, tzinfo=UTC)  # two hosts, clocks years off
+    for run, moment in (("first", first), ("second", second)):
+        base = current_base(lake)
+        write(lake, run, base)
+        publish(lake, base, writer(run), replace(publication_of(lake, run, base), published_at=moment))
+    assert [one.run_id for one in publications(lake)] == ["first", "second"]
+    assert mains_follow(lake, readers_base(lake).publication)
+    assert roll_back(lake, "1", now=datetime(1996, 1, 1, tzinfo=UTC)).sequence == 3
+    assert keys(lake, "features", lake.head("features")) == ["first.jpg"]
+
+
 def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(lake, monkeypatch):
     """A table's `main` is then back where the publisher saw it, and its compare-and-swap would take it forward."""
     publish_run(lake, "a")
     base = current_base(lake)
     write(lake, "b", base)
-    advance = module.advance_main
+    advance = advance_main
 
     def roll_back_at_embeddings(lake, name, *, expected, target):
         if name == "embeddings":

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import numpy as np
+import obstore
 import pytest
 from PIL import Image
 
 from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import FruitsError
-from fruits.photos import fetch as fetching
 from fruits.photos.decode import Limits, decode, perceptual_hash, preprocess
 from fruits.photos.entry import Action, Entry
 from fruits.photos.featurize import STAGES, featurize_entries
@@ -69,7 +69,7 @@ def featurize(settings):
 @pytest.fixture
 def gets(monkeypatch):
     """The keys of the GETs that were made, and of those whose bytes were downloaded."""
-    made, downloaded, real_get = [], [], fetching.obstore.get
+    made, downloaded, real_get = [], [], obstore.get
 
     class Watched:
         def __init__(self, key, answer):
@@ -83,7 +83,7 @@ def gets(monkeypatch):
         made.append(key)
         return Watched(key, real_get(store, key))
 
-    monkeypatch.setattr(fetching.obstore, "get", get)
+    monkeypatch.setattr(obstore, "get", get)
     return made, downloaded
 
 
@@ -107,7 +107,7 @@ def test_broken_photos_are_quarantined_for_their_reason_and_the_others_get_throu
     generate(tmp_path, kinds=1, per_kind_train=2, per_kind_test=0, size=(64, 80))
     files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in tmp_path.rglob("*.*")}
     outcomes = {outcome.entry.key: outcome for outcome in featurize(*(put(*file) for file in files.items()))}
-    unreadable = {key: Reason(code) for key, code in BROKEN.items() if code != Reason.KEY_PATTERN}
+    unreadable = {key: code for key, code in BROKEN.items() if code != Reason.KEY_PATTERN}
     assert {key: outcome.reason for key, outcome in outcomes.items() if outcome.reason} == unreadable
     assert all((outcome.feature is None) == bool(outcome.reason) for outcome in outcomes.values())
     assert all(bool(outcome.detail) == bool(outcome.reason) for outcome in outcomes.values())
@@ -158,7 +158,7 @@ def test_a_worker_out_of_memory_blames_no_photo(put, featurize, monkeypatch):
     def exhausted(*_):
         raise MemoryError
 
-    monkeypatch.setattr(Image.core, "new", exhausted)
+    monkeypatch.setattr("PIL.Image.core.new", exhausted)
     (outcome,) = featurize(put("Kiwi/1.jpg", photo()))
     assert (outcome.reason, outcome.pending, outcome.etag) == (None, Pending.MEMORY, outcome.entry.etag)
 
@@ -178,13 +178,13 @@ def test_a_rejected_object_is_never_fetched(put, featurize, gets):
 
 def test_outcomes_come_in_the_order_of_the_entries_whichever_get_is_slow(put, featurize, monkeypatch):
     entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(12)]
-    real_get = fetching.obstore.get
+    real_get = obstore.get
 
     def slow_for_even(store, key):
         time.sleep(0.05 if int(key[5:-4]) % 2 == 0 else 0)
         return real_get(store, key)
 
-    monkeypatch.setattr(fetching.obstore, "get", slow_for_even)
+    monkeypatch.setattr(obstore, "get", slow_for_even)
     outcomes = featurize(*entries, gets_in_flight=4)
     assert [outcome.entry for outcome in outcomes] == entries
     assert [outcome.etag for outcome in outcomes] == [entry.etag for entry in entries]
@@ -202,15 +202,17 @@ def test_gets_overlap_with_each_other_and_with_the_inference(put, featurize, mon
     """Each GET waits for as many others as may be in flight: one after the other, they would wait in vain."""
     in_flight, count = 4, 12
     entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(count)]
-    real_get, together = fetching.obstore.get, threading.Barrier(in_flight)
-    started, inferred, ahead = [], [], []
+    real_get, together = obstore.get, threading.Barrier(in_flight)
+    started: list[str] = []
+    inferred: list[int] = []
+    ahead: list[int] = []
 
     def get(store, key):
         started.append(key)
         together.wait(timeout=60)
         return real_get(store, key)
 
-    monkeypatch.setattr(fetching.obstore, "get", get)
+    monkeypatch.setattr(obstore, "get", get)
     backbone = MeanColour(before=[lambda: (ahead.append(len(started) - len(inferred)), inferred.append(1))])
     outcomes = featurize(*entries, gets_in_flight=in_flight, backbone=backbone)
     assert [outcome.reason for outcome in outcomes] == [None] * count
@@ -229,7 +231,7 @@ def test_entries_are_taken_as_they_are_needed(put, settings):
     )
     assert next(outcomes).entry == entries[0]
     assert len(taken) <= 3
-    outcomes.close()
+    outcomes.close()  # type: ignore[attr-defined]  # a generator
 
 
 def test_nothing_to_do_yields_nothing(featurize):

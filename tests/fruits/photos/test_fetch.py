@@ -11,6 +11,7 @@ from fruits.photos import fetch as fetching
 from fruits.photos.decode import UnreadablePhotoError
 from fruits.photos.fetch import Patience, PendingPhotoError, PhotoServer, readable_again
 from fruits.photos.quarantine import Pending, Reason
+from fruits.serve import doctor
 from fruits.settings import Settings
 from tests import misbehaving
 from tests.misbehaving import StandIn, always, at_first, misbehaving_server, refuse
@@ -252,6 +253,7 @@ class TestMetadataService:
     @pytest.mark.usefixtures("late")
     def test_a_slow_answer_is_waited_for(self):
         assert stores._credentials()()["access_key_id"] == "a"
+        assert doctor.credentials().found == "found by iam-role"
 
     @pytest.mark.usefixtures("late")
     def test_the_operators_own_limits_stand(self, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image, WebPImagePlugin
+from PIL import Image
 
 from fruits.photos import headers
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode
@@ -135,7 +135,7 @@ def test_a_webp_of_too_many_pixels_gets_no_canvas(
     exif = {"exif": Image.Exif().tobytes() + b" "} if extended else {}
     data = photo("WEBP", lossless=lossless, **exif)
     assert data[12:16] == (b"VP8X" if extended else b"VP8L" if lossless else b"VP8 ")
-    monkeypatch.setattr(WebPImagePlugin._webp, "WebPAnimDecoder", lambda *_: pytest.fail("a canvas was allocated"))
+    monkeypatch.setattr("PIL.WebPImagePlugin._webp.WebPAnimDecoder", lambda *_: pytest.fail("a canvas was allocated"))
     error = refused(data, Limits(10**6, 96 * 64 - 1))
     assert (error.reason, error.detail[:26]) == (Reason.TOO_MANY_PIXELS, "WEBP of 96 x 64 pixels: ex")
 

@@ -180,6 +180,34 @@ def test_a_larger_holdout_keeps_all_that_a_smaller_one_held_out(key, share, more
     assert smaller is None or smaller.split != HELD_OUT_SPLIT or larger.split == HELD_OUT_SPLIT
 
 
+SHOTS = r"(?:(?P<split>Training|Test)/)?(?P<label>[^/]+)/(?:(?P<group>[^/_]+)_)?[^/]+"
+
+
+def test_all_shots_of_one_group_have_one_split_and_groups_are_held_out_by_their_share():
+    pattern = key_pattern(key_pattern=SHOTS, holdout_share=0.2)
+    splits = [
+        {pattern.parse(f"{label}/{fruit}_{shot}.jpg").split for shot in range(8)}
+        for label in ("Kiwi", "Apple Red")
+        for fruit in range(1_000)
+    ]
+    assert all(len(of_group) == 1 for of_group in splits)
+    # Four standard deviations of a binomial share of 2,000.
+    assert splits.count({HELD_OUT_SPLIT}) / 2_000 == pytest.approx(0.2, abs=4 * (0.2 * 0.8 / 2_000) ** 0.5)
+
+
+def test_groups_of_one_name_under_two_labels_are_two_groups():
+    pattern = key_pattern(key_pattern=SHOTS, holdout_share=0.5)
+    splits = [{pattern.parse(f"{label}/{fruit}_1.jpg").split for label in ("Kiwi", "Fig")} for fruit in range(40)]
+    assert {FIT_SPLIT, HELD_OUT_SPLIT} in splits
+
+
+def test_a_photo_without_a_group_is_split_by_its_key_and_a_split_in_the_key_wins():
+    grouped, plain = key_pattern(key_pattern=SHOTS), key_pattern()
+    keys = [f"Kiwi/{number}.jpg" for number in range(100)]
+    assert [grouped.parse(key).split for key in keys] == [plain.parse(key).split for key in keys]
+    assert {grouped.parse(f"Training/Kiwi/{number}_1.jpg").split for number in range(100)} == {FIT_SPLIT}
+
+
 def test_a_split_in_the_key_is_not_overruled_by_the_holdout():
     pattern = key_pattern(holdout_share=0.99)
     assert {pattern.parse(f"Training/Kiwi/{number}.jpg").split for number in range(100)} == {FIT_SPLIT}

@@ -6,6 +6,8 @@ A `job` below leaves what a Spark job does: rows on the branch of its attempt, a
 import re
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Literal
 
 import pyarrow as pa
 import pytest
@@ -28,6 +30,7 @@ from fruits.run.documents import (
     read_plan,
     task_document,
 )
+from fruits.run.lease import acquire_lease, current_lease
 from fruits.run.pin import remove_pin, set_pin
 from fruits.run.request import RunRequest
 from fruits.run.state import WRITTEN, PlannedRun, run_key
@@ -38,7 +41,7 @@ from fruits.steps.publish import publish_run
 RUN_ID = "manual 1"
 KEY = run_key(RUN_ID)
 CARD = Card("m", "lite", "none", None, Preprocessing(8, 8), 2, "0" * 64, 1, "none", {})
-MARKED = "quarantine"
+MARKED: Literal["quarantine"] = "quarantine"
 """The table in which a job marks its attempt: a row whose key is the attempt's name."""
 
 
@@ -143,7 +146,7 @@ def refusal(lake):
 
 def test_a_run_publishes_exactly_the_snapshots_that_were_measured(lake, planned):
     writers = jobs(lake, "featurize", "pca", "validate")
-    publication = publish_run(lake.settings, KEY)
+    publication = publish_run(lake.settings, KEY).publication
     assert publication.snapshots == read_documents(lake.settings, KEY).validate.result.snapshots
     assert published_marks(lake) == [writers["featurize"].attempt]
 
@@ -156,7 +159,7 @@ def test_a_run_that_was_planned_before_a_pin_does_not_publish(lake, planned):
         r"anna pinned readers to pub-000003-abcdef on .*: a bad camera; nothing was published", refusal(lake)
     )
     remove_pin(lake.settings)
-    assert publish_run(lake.settings, KEY).sequence == 1
+    assert publish_run(lake.settings, KEY).publication.sequence == 1
 
 
 def test_each_attempt_has_a_branch_of_its_own_and_starts_from_the_plan_again(lake, planned):
@@ -186,7 +189,7 @@ class TestATaskThatIsClearedAlone:
         refusal(lake)
         jobs(lake, *again)
         documents = read_documents(lake.settings, KEY)
-        publication = publish_run(lake.settings, KEY)
+        publication = publish_run(lake.settings, KEY).publication
         assert publication.snapshots == documents.validate.result.snapshots
         assert published_marks(lake) == [documents.featurize.writer(KEY).attempt]
 
@@ -273,8 +276,15 @@ def test_publish_refuses_what_a_defective_job_recorded_of_another_process(lake, 
 def mark_as(lake, writer, branch):
     """Commit a row on a branch with the properties of a writer that it does not belong to."""
 
-    class Foreign:
-        snapshot_properties = writer.snapshot_properties
+    mark(lake, SimpleNamespace(snapshot_properties=writer.snapshot_properties, branch=branch), "ghost")
 
-    Foreign.branch = branch
-    mark(lake, Foreign, "ghost")
+
+@pytest.mark.usefixtures("planned")
+def test_a_late_task_of_a_run_that_is_planned_anew_leaves_the_lease_to_the_plan(settings):
+    acquire_lease(settings, KEY)
+    with task_document(settings, "plan", KEY, RUN_ID):
+        with pytest.raises(FruitsError, match="no finished plan"):
+            publish_run(settings, KEY)
+        lease = current_lease(settings)
+        assert lease is not None
+        assert lease.run == KEY

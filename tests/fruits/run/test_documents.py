@@ -10,14 +10,16 @@ from fruits.run.documents import (
     RunDocuments,
     check_tasks_before,
     find_plan,
-    last_written,
+    listed_runs,
     read_documents,
     read_plan,
     run_store,
     task_document,
 )
 from fruits.run.state import run_key
-from fruits.stores import exists, lake_store, read_json, write_json
+from fruits.run.upkeep import run_folders
+from fruits.serve.state import runs
+from fruits.stores import exists, lake_store, list_files, read_json, write_json
 from tests.runs import RUN_ID, START, document, featurized, planned, projected, published, validated, write_documents
 
 KEY = "manual_1"
@@ -136,8 +138,8 @@ def test_namespaces_of_one_lake_have_run_folders_of_their_own(settings):
     assert [read_documents(one, KEY).plan.attempt for one in (settings, other)] == [1, 1]
     with task_document(other, "plan", "manual_2", "of other"):
         pass
-    assert list(last_written(settings)) == [KEY]
-    assert set(last_written(other)) == {KEY, "manual_2"}
+    assert list(listed_runs(settings)) == [KEY]
+    assert set(listed_runs(other)) == {KEY, "manual_2"}
 
 
 def test_a_run_of_an_earlier_release_goes_on_in_its_folder(settings):
@@ -151,8 +153,25 @@ def test_a_run_of_an_earlier_release_goes_on_in_its_folder(settings):
     with task_document(settings, "plan", "manual_2", "a new run"):
         pass
     assert [one.task for one in read_documents(settings, KEY)] == ["plan", "featurize"]
-    assert set(last_written(settings)) == {KEY, "manual_2"}
+    assert set(listed_runs(settings)) == {KEY, "manual_2"}
     assert exists(lake_store(settings), f"runs/{KEY}/featurize.json")
+
+
+def test_runs_are_listed_once_however_many_are_read(settings, monkeypatch):
+    """The listing shows each run's folder, that of an earlier release as well."""
+    old = document("plan", 0, planned(), run_id="of the earlier release")
+    write_json(lake_store(settings), f"runs/{KEY}/plan.json", old.model_dump(mode="json"))
+    for key in ("manual_2", "manual_3"):
+        with task_document(settings, "plan", key, f"run of {key}"):
+            pass
+    listings = []
+    monkeypatch.setattr(
+        "fruits.run.documents.list_files", lambda store, prefix: listings.append(prefix) or list_files(store, prefix)
+    )
+    found = {key: documents.plan.run_id for key, documents in runs(settings)}
+    assert found == {KEY: "of the earlier release", "manual_2": "run of manual_2", "manual_3": "run of manual_3"}
+    assert {folder.key for folder in run_folders(settings, START - timedelta(days=1)) if folder.planned} == {KEY}
+    assert listings == ["runs", "runs"]
 
 
 def test_a_document_is_a_json_file_where_the_docs_say(make_settings):
@@ -195,14 +214,14 @@ def test_documents_of_an_earlier_try_do_not_belong_to_the_plan_that_stands():
 
 def test_the_run_that_was_written_to_last_is_the_newest(make_settings):
     settings = make_settings("file")
-    assert last_written(settings) == {}
+    assert listed_runs(settings) == {}
     for task, key in (("plan", "a"), ("plan", "b"), ("featurize", "a")):
         with task_document(settings, task, key, "manual__1"):
             pass
         time.sleep(0.02)
-    found = last_written(settings)
+    found = listed_runs(settings)
     assert list(found) == ["a", "b"]
-    assert found["b"] < found["a"] <= datetime.now(UTC)
+    assert found["b"].written_at < found["a"].written_at <= datetime.now(UTC)
 
 
 def test_a_run_without_a_finished_plan_says_what_to_do(settings):

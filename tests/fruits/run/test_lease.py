@@ -13,7 +13,7 @@ from fruits.errors import FruitsError, TransientError
 from fruits.run import lease as module
 from fruits.run.lease import Lease, acquire_lease, current_lease, hold_lease, release_lease
 from fruits.settings import Settings
-from fruits.stores import lake_store, write_json
+from fruits.stores import lake_store, list_files, write_json
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -173,7 +173,7 @@ def test_a_renewal_that_is_under_way_does_not_undo_the_release(settings):
     assert current_lease(settings) is None
     assert acquire_lease(settings, "next") is None
     assert current_lease(settings).run == "next"
-    assert len(list(module.list_files(module._store(settings)))) == 1
+    assert len(list(list_files(module._store(settings)))) == 1
 
 
 def test_a_lease_that_cannot_be_released_does_not_hide_the_error(settings, monkeypatch):

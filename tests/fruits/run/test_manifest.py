@@ -71,7 +71,6 @@ def test_what_was_not_read_is_as_if_the_plan_had_not_named_it(store, rebuilt):
         "create-read": Action.CREATE,
         "update-read": Action.UPDATE,
         "delete-read": Action.DELETE,
-        "update-gone": Action.DELETE,
         **({"update-pending": Action.DELETE} if rebuilt else {}),
     }
     done.write(store, "carried_out.parquet")

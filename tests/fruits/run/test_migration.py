@@ -106,10 +106,9 @@ def test_a_lake_of_format_2_gets_the_column_of_approvals_and_keeps_its_publicati
     with monkeypatch.context() as patch:
         patch.setattr("fruits.lake.catalog.TABLES", (*TABLES[:-1], old))
         first = fake_run(folder_lake).publish("lite0-0123", "pca-1")  # readers and rollbacks migrate nothing
+    Lake(folder_lake).set_properties({"fruits.lake-format": "2"})
     lake = Lake.open(folder_lake)
     assert publications(lake) == [first]
-    with lake.table("publications").transaction() as transaction:
-        transaction.set_properties({"fruits.lake-format": "2"})
     migrate(lake)
     migrate(lake)
     assert lake.format() == LAKE_FORMAT

@@ -137,6 +137,6 @@ def test_a_request_survives_its_document(request_):
 
 def test_a_request_does_not_change_and_has_no_unknown_fields():
     with pytest.raises(ValidationError):
-        RunRequest(prefix="", dryrun=True)
+        RunRequest(prefix="", dryrun=True)  # type: ignore[call-arg]
     with pytest.raises(ValidationError):
         RunRequest(prefix="").limit = 5

@@ -30,7 +30,7 @@ class TestExamine:
         started = time.monotonic()
         findings = examine(
             [
-                Check("hangs", lambda: hang.wait() and Found("never"), seconds=0.3),
+                Check("hangs", lambda: Found(f"never: {hang.wait()}"), seconds=0.3),
                 Check("breaks", broken),
                 Check("mendable", mendable),
                 Check("fine", lambda: Found("all right")),
@@ -120,7 +120,7 @@ class TestMachine:
     @pytest.mark.parametrize(("free", "state"), [(100, "ok"), (3, "warn"), (0.5, "fail")])
     def test_a_full_disk_is_noticed(self, tmp_path, monkeypatch, free, state):
         usage = shutil.disk_usage(tmp_path)._replace(free=int(free * 1e9))
-        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
         assert doctor.disk(tmp_path).state == state
 
     @pytest.mark.parametrize(("driver", "state"), [("1m", "ok"), ("9999g", "warn")])

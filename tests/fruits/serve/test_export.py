@@ -136,7 +136,7 @@ class TestTarget:
     def test_a_file_that_is_there_stays_unless_it_may_go(self, lake, tmp_path, kind):
         target = tmp_path / "x"
         target.write_text("mine")
-        with pytest.raises(FruitsError, match="is there already"):
+        with pytest.raises(FruitsError, match="exists already"):
             export(lake, "quarantine", target, kind)
         assert target.read_text() == "mine"
         export(lake, "quarantine", target, kind, overwrite=True)

@@ -76,6 +76,17 @@ def test_an_executor_that_cannot_be_used_is_a_sentence(account: str, told: str) 
             "S3 server x: it does not answer",
         ),
         (
+            (
+                "org.apache.iceberg.jdbc.UncheckedSQLException: Failed to connect: jdbc:postgresql://db\nCaused by: "
+                "org.postgresql.util.PSQLException: Connection to db:5432 refused.\n\tat org.postgresql"
+            ),
+            "catalog database: Connection to db:5432 refused. Check FRUITS_CATALOG_URI",
+        ),
+        (
+            "org.postgresql.util.PSQLException: FATAL: terminating connection due to administrator command\n\tat org",
+            "catalog database: FATAL: terminating connection due to administrator command",
+        ),
+        (
             f'{TASK}java.io.IOException: Cannot run program "python": error=13, Permission denied',
             'worker 10.0.0.5: Cannot run program "python": error=13, Permission denied',
         ),
@@ -106,6 +117,7 @@ def test_a_denial_of_an_executor_stays_one() -> None:
 
 def test_a_defect_stays_one() -> None:
     assert explain_failure(f"{TASK}java.lang.NullPointerException") is None
+    assert explain_failure('org.postgresql.util.PSQLException: ERROR: relation "iceberg_tables" does not exist') is None
     with pytest.raises(ZeroDivisionError), executor_errors():
         _ = 1 / 0
 

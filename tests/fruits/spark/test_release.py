@@ -231,7 +231,7 @@ class TestSameRelease:
             list(checked(iter([1])))
 
     @staticmethod
-    def sent_to_a_worker(function):  # type: ignore[no-untyped-def]
+    def sent_to_a_worker(function):
         from pyspark import cloudpickle
 
         return pickle.loads(cloudpickle.dumps(fruits.spark.release.same_release(function)))  # noqa: S301

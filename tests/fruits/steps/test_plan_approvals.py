@@ -11,12 +11,14 @@ import pytest
 
 from fruits.analysis.pca import components_asked
 from fruits.errors import FruitsError
-from fruits.lake.approvals import Approval, approve, read_approvals
+from fruits.lake.approvals import Approval, approve, ask, read_approvals
 from fruits.lake.branches import Writer
+from fruits.lake.catalog import Lake
 from fruits.lake.publication import current_base, publish
 from fruits.photos.entry import Action
+from fruits.run.decisions import due_refit_question, refit_question
 from fruits.run.documents import RunDocuments, read_documents, run_store
-from fruits.run.lease import current_lease
+from fruits.run.lease import current_lease, release_lease
 from fruits.run.manifest import Manifest, entries_of
 from fruits.run.request import resolve_request
 from fruits.run.state import PlannedRun, run_key
@@ -52,7 +54,7 @@ class Place:
         self.runs += 1
         run_id = run_id or f"run {self.runs}"
         planned = plan_run(self.settings, resolve_request(params, self.settings), run_id)
-        plan_step.release_lease(self.settings, planned.key)
+        release_lease(self.settings, planned.key)
         return planned
 
     def actions(self, planned: PlannedRun) -> dict[str, Action]:
@@ -67,7 +69,7 @@ class Place:
 
     def publish_counts(self, delete: int, ago: timedelta = timedelta(hours=1)) -> None:
         """A run publishes that it deleted so many rows."""
-        lake = plan_step.Lake.open(self.settings)
+        lake = Lake.open(self.settings)
         base = current_base(lake)
         row = replace(
             base.publication,
@@ -173,14 +175,15 @@ class TestManyDeletions:
         place.remove(*KIWIS[:5])
         first, second = place.plan(), place.plan()
         assert first.undecided == second.undecided
-        assert (first.newly_asked, second.newly_asked) == (first.undecided, ())
+        assert [question.run for question in second.undecided] == [first.key], "what starts fruit_approval once"
 
     def test_a_question_that_grows_is_announced_again_when_it_has_doubled(self, place: Place) -> None:
         announced = []
         for number in (4, 5, 7, 8, 9):
             place.remove(*KIWIS[:number])
-            announced.append([question.number for question in place.plan().newly_asked])
-        assert announced == [[4], [], [], [8], []]
+            planned = place.plan()
+            announced += [question.number for question in planned.undecided if question.run == planned.key]
+        assert announced == [4, 8]
         assert [question.number for question in read_approvals(place.settings)] == [9]
 
     def test_an_approval_is_of_one_set(self, place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -268,6 +271,34 @@ class TestLargeWork:
         planned = place.plan()
         assert (planned.request.refit, [one.kind for one in planned.approvals]) == ("auto", ["refit"])
         assert planned.other_work is not None
+
+    def test_a_refit_that_pca_asked_for_is_done_by_the_next_run_also_without_photos(
+        self, make: Callable[..., Place]
+    ) -> None:
+        place = make(KIWIS, approval_rows=11)
+        request = resolve_request({}, place.settings)
+        ask(place.settings, refit_question(request, MODEL_ID, 12, place.settings, "pca's run", "the photos drift"))
+        assert (place.plan().work, len(read_approvals(place.settings))) == (False, 1)
+        decision = place.approve()
+        assert place.plan(refit="never").approvals == ()
+        planned = place.plan()
+        assert (planned.approvals, planned.other_work) == ((decision,), "the PCA is fitted again, as approved")
+        place.put("train/Kiwi/new 1.jpg", "train/Kiwi/new 2.jpg")
+        assert place.plan(limit=1).approvals == (), "a run that leaves photos over fits nothing"
+
+    def test_the_publication_records_a_refit_that_was_approved_after_the_plan(self, make: Callable[..., Place]) -> None:
+        place = make(KIWIS, approval_rows=11)
+        planned = place.plan()
+        question = due_refit_question(planned, "the photos drift", place.settings)
+        assert question is not None
+        ask(place.settings, question)
+        decision = place.approve()
+        tasks = RunDocuments(
+            pca=document("pca", result=projected(approvals=(decision,))),
+            validate=document("validate", result=validated()),
+        )
+        row = publication_of(planned, tasks)
+        assert used_approvals(place.settings, row) == [decision]
 
 
 class TestSwitchOfBackbone:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from fruits.analysis.gates import Gate
-from fruits.lake.catalog import Lake
+from fruits.lake.catalog import RUN_PROPERTY, Lake
 from fruits.lake.publication import Base, Publication, _to_rows, publications
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, PCA_MODELS, QUARANTINE
 from fruits.run.documents import TaskDocument
@@ -98,7 +98,7 @@ def publish(lake: Lake, *changed: Mapping[str, Any]) -> None:
     """Publish what is on ``main`` of each table, as often as there are changes to what is published."""
     start = len(publications(lake)) + 1
     rows = [_to_rows(publication(lake, start + number, **one)) for number, one in enumerate(changed or ({},))]
-    lake.table("publications").append(pa.concat_tables(rows))
+    lake.table("publications").append(pa.concat_tables(rows), snapshot_properties={RUN_PROPERTY: "run"})
 
 
 def upload(settings: Settings, key: str, data: bytes) -> str:

@@ -206,7 +206,7 @@ def hostile(value: Any) -> Any:
         chosen = {"task", "state", "mode", "refit", "action", "token"}
         names = [name for name in type(value).model_fields if name not in chosen]
         return value.model_copy(update={name: hostile(getattr(value, name)) for name in names})
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         chosen = {"outcome", "severity", "resample"}
         return replace(
             value, **{f.name: hostile(getattr(value, f.name)) for f in fields(value) if f.name not in chosen}

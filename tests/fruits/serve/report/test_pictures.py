@@ -5,6 +5,7 @@ import obstore
 import pytest
 from PIL import Image
 
+from fruits.photos.decode import Limits
 from fruits.serve.report import pictures
 from fruits.serve.report.content import QuarantinedObject
 from fruits.stores import photo_store
@@ -47,10 +48,10 @@ def test_what_is_no_picture_is_told_by_its_first_bytes():
 
 
 def test_a_photo_of_many_pixels_or_bytes_is_not_decoded(monkeypatch):
-    for limits in (pictures.Limits(max_bytes=10**6, max_pixels=119_999), pictures.Limits(1_000, 10**6)):
+    for limits in (Limits(max_bytes=10**6, max_pixels=119_999), Limits(1_000, 10**6)):
         monkeypatch.setattr(pictures, "_LIMITS", limits)
         assert pictures.picture_of(photo()).jpeg is None
-    monkeypatch.setattr(pictures, "_LIMITS", pictures.Limits(max_bytes=10**6, max_pixels=120_000))
+    monkeypatch.setattr(pictures, "_LIMITS", Limits(max_bytes=10**6, max_pixels=120_000))
     assert pictures.picture_of(photo()).jpeg is not None
 
 
@@ -80,7 +81,7 @@ def test_a_strange_key_costs_at_most_its_own_picture(settings, put, key):
 
 
 def test_of_a_large_object_only_the_first_bytes_are_fetched(settings, put, monkeypatch):
-    monkeypatch.setattr(pictures, "_LIMITS", pictures.Limits(max_bytes=1_000, max_pixels=10**6))
+    monkeypatch.setattr(pictures, "_LIMITS", Limits(max_bytes=1_000, max_pixels=10**6))
     etag = put("Kiwi/1.jpg", photo())
     fetched = pictures._fetch(photo_store(settings), example("Kiwi/1.jpg", etag, len(photo())))
     assert fetched == photo()[:48]

@@ -1,0 +1,136 @@
+"""When the PCA is fitted again, and when a person is asked first: the decisions of the `pca` job, without Spark."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fruits.lake.approvals import approve, read_approvals
+from fruits.run.documents import Projected
+from fruits.run.request import RunRequest
+from fruits.run.state import WRITTEN, PlannedRun
+from fruits.settings import Settings
+from fruits.spark import projection
+from tests.loading import load_file
+from tests.runs import MODEL_ID, base, planned
+
+pytestmark = pytest.mark.jobs
+
+GREW = "fit split grew from 6 to 12"
+SNAPSHOTS = {name: 1 for names in WRITTEN.values() for name in names}
+
+
+@pytest.fixture
+def settings(folder_lake: Settings) -> Settings:
+    """Refits of more than eleven embeddings wait."""
+    return folder_lake.model_copy(update={"approval_rows": 11})
+
+
+def run(**changed: Any) -> PlannedRun:
+    """A run on a lake whose readers have twelve rows."""
+    return planned(**{"base": base(1, model_id=MODEL_ID, pca_id="pca-1"), "known_rows": 12, **changed})
+
+
+def job_of(settings: Settings, planned: PlannedRun, remaining: int = 0) -> Any:
+    """A job; what it records comes into ``recorded``."""
+    recorded: list[Projected] = []
+    return SimpleNamespace(
+        settings=settings,
+        run=planned,
+        start=SNAPSHOTS,
+        remaining=remaining,
+        start_branches=lambda *_: None,
+        manifest=lambda: SimpleNamespace(replaced_keys=None),
+        tables=SimpleNamespace(delete_keys=lambda *_: None),
+        phase=lambda _: nullcontext(),
+        wrote=lambda *names: dict.fromkeys(names, 1),
+        recorder=SimpleNamespace(record=recorded.append),
+        recorded=recorded,
+    )
+
+
+def version(pca_id: str) -> Any:
+    """A PCA version."""
+    pca = SimpleNamespace(n=6, n_components=2, explained_variance_ratio=SimpleNamespace(sum=lambda: 0.9))
+    return SimpleNamespace(pca_id=pca_id, pca=pca, n_components="2")
+
+
+@pytest.fixture
+def update_pca(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the job on readers whose PCA is `pca-1` (or none), when a refit is due; returns what it recorded."""
+    script = load_file(Path(__file__).parents[3] / "spark_jobs" / "pca.py", "pca_without_spark")
+
+    def update(job: Any, current: Any) -> Projected:
+        reason = "first fit" if current is None else GREW
+        monkeypatch.setattr(script, "update_statistics", lambda *_: (SimpleNamespace(n=12), False))
+        monkeypatch.setattr(script, "current_version", lambda _: current)
+        monkeypatch.setattr(script, "reason_to_refit", lambda *_: (reason, 0.0))
+        monkeypatch.setattr(script, "project_changed", lambda *_: 1)
+        monkeypatch.setattr(script, "fit_version", lambda *_: (version("pca-2"), 13))
+        monkeypatch.setattr(script, "figures", lambda version: {"pca_id": version.pca_id})
+        script.update_pca(job)
+        result: Projected = job.recorded[-1]
+        return result
+
+    return update
+
+
+class TestARefitThatIsDue:
+    def test_waits_for_a_person_while_the_run_goes_on_under_the_pca_that_there_is(
+        self, settings: Settings, update_pca: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        result = update_pca(job_of(settings, run()), version("pca-1"))
+        assert (result.action, result.pca_id, result.reason, result.projected) == ("project", "pca-1", None, 1)
+        (question,) = read_approvals(settings)
+        assert result.undecided == (question,)
+        assert (question.kind, question.number, question.details["reasons"]) == ("refit", 12, [GREW])
+        assert f"fruits approve {question.short}" in caplog.text
+
+    def test_is_done_once_a_person_has_approved_and_the_document_says_so(
+        self, settings: Settings, update_pca: Any
+    ) -> None:
+        (question,) = update_pca(job_of(settings, run()), version("pca-1")).undecided
+        decision = approve(settings, question, by="ada", why="a new camera", via="fruits approve")
+        result = update_pca(job_of(settings, run()), version("pca-1"))
+        assert (result.action, result.pca_id, result.reason) == ("fit", "pca-2", GREW)
+        assert (result.approvals, result.undecided) == ((decision,), ())
+
+    def test_is_asked_once_for_whatever_reason(self, settings: Settings, update_pca: Any) -> None:
+        first, later = (
+            update_pca(job_of(settings, run(known_rows=rows)), version("pca-1")).undecided for rows in (12, 15)
+        )
+        assert first == later
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"known_rows": 11},
+            {"request": RunRequest(prefix="", refit="always")},  # its plan has asked
+            {"base": base(1, model_id="mobile-1", pca_id="pca-9")},  # so has the switch of backbone
+        ],
+    )
+    def test_needs_no_approval_below_the_size_or_where_the_plan_has_asked(
+        self, settings: Settings, update_pca: Any, changed: dict[str, Any]
+    ) -> None:
+        result = update_pca(job_of(settings, run(**changed)), version("pca-1"))
+        assert (result.action, read_approvals(settings)) == ("fit", [])
+
+    def test_a_first_fit_asks_nobody(self, settings: Settings, update_pca: Any) -> None:
+        result = update_pca(job_of(settings, run()), None)
+        assert (result.action, result.reason, read_approvals(settings)) == ("fit", "first fit", [])
+
+
+@pytest.mark.parametrize(("remaining", "known"), [(0, 6), (3, 6)])
+def test_an_approved_refit_is_done_also_when_nothing_drifts_and_photos_are_pending(
+    settings: Settings, update_pca: Any, monkeypatch: pytest.MonkeyPatch, remaining: int, known: int
+) -> None:
+    (question,) = update_pca(job_of(settings, run()), version("pca-1")).undecided
+    decision = approve(settings, question, by="ada", why="a new camera", via="Airflow")
+    monkeypatch.setattr(projection, "measure_drift", lambda *_: (0.0, 0))
+    current = version("pca-1")
+    quiet = job_of(settings, run(request=RunRequest(prefix="", n_components=2)), remaining)
+    assert projection.reason_to_refit(quiet, current, known) == (None, 0.0)
+    approved = job_of(settings, run(request=quiet.run.request, approvals=(decision,)), remaining)
+    assert projection.reason_to_refit(approved, current, known) == ("approved by ada: a new camera", 0.0)
