@@ -55,5 +55,9 @@ def running_airflow(data: Path, dags: Mapping[str, str], count: int, **environme
             airflow = Airflow(data, AirflowAPI.of(data))
             wait_for(lambda: airflow.api.ask("dags")["total_entries"] == count)
             yield airflow
+        except AssertionError as error:
+            for task in airflow.api.ask("dags/~/dagRuns/~/taskInstances")["task_instances"]:
+                error.add_note(" ".join(str(task[name]) for name in ("dag_id", "task_id", "try_number", "state")))
+            raise
         finally:
             ui.stop(data)

@@ -1,5 +1,6 @@
 """A question reaches a person in Airflow, and the answer reaches the lake: a real Airflow, asked over HTTP."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +76,9 @@ def test_a_question_starts_the_dag_and_the_answer_is_recorded(airflow: Airflow, 
     assert "Kiwi/{{ 7 * 7 }}'''.jpg" in shown["body"], "a key is no template and ends no code block"
     assert read_approvals(settings) == [QUESTION]
 
+    # Airflow takes a task that is answered before its scheduler has seen it end for one that was killed from outside.
+    log = data / "logs" / "scheduler.log"
+    wait_for(lambda: re.search(r"TaskInstance Finished: .*task_id=decide, .*state=awaiting_input", log.read_text()))
     answer = {"chosen_options": ["Approve"], "params_input": {"why": "the farm moved"}}
     airflow.api.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}", "PATCH", answer)
     wait_for(lambda: airflow.api.ask("dags/fruit_approval/dagRuns?state=success")["dag_runs"])
