@@ -93,7 +93,7 @@ chaos: setup-dev  ## Histories under faults and damaged photos (HISTORIES=1000 R
 # What imports Airflow, or runs in its environment. pyproject.toml names the rest.
 AIRFLOWS_PYTHON := $(wildcard fruits/airflow/*.py) dags plugins local docker infra benchmarks/operate.py scripts/screenshots.py \
 	$(wildcard $(addsuffix /*.py, tests/dags tests/docker tests/infra tests/local tests/fruits/airflow)) \
-	$(addprefix tests/, running_airflow.py fruits/lake/test_glue.py scripts/test_compose.py scripts/test_screenshots.py)
+	$(addprefix tests/, running_airflow.py one_dag_is_secret.py triggers.py fruits/lake/test_glue.py scripts/test_compose.py scripts/test_screenshots.py)
 
 # A registry or a folder of one person's machine, named in a file, breaks everyone behind a mirror and everyone else.
 lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no file names a registry or somebody's machine

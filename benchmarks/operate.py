@@ -24,11 +24,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import numpy as np
 
 from fruits.lake.catalog import Lake
@@ -37,12 +38,13 @@ from fruits.lake.publication import current_base, publications
 from fruits.settings import Settings
 from local import ui
 from local.airflow import migrate, run_dag
+from local.api import AirflowAPI
 from local.queue import EventQueue
 from local.stack import Stack, environment_of, running_server
 from sample_photos import LABELS, draw
 
-DAG = "/api/v2/dags/fruit_features"
-BACKFILLS = "/api/v2/backfills?dag_id=fruit_features"
+DAG = "dags/fruit_features"
+BACKFILLS = "backfills?dag_id=fruit_features"
 FIRST_DAY = date(2026, 3, 2)
 SIZE = (100, 160)
 SECONDS_A_RUN = 600
@@ -235,7 +237,7 @@ class Bench:
         seconds = round(time.monotonic() - start, 1)
         runs = self.wait_for_runs(done)
         run = max(run for run in runs if run.startswith("asset_triggered"))
-        tasks = self.get(f"{DAG}/dagRuns/{quote(run)}/taskInstances")["task_instances"]
+        tasks = self.airflow.ask(f"{DAG}/dagRuns/{quote(run)}/taskInstances")["task_instances"]
         moments = sorted((moment(task["end_date"]), task["task_id"], moment(task["start_date"])) for task in tasks)
         for end, task, started in moments:
             say(
@@ -306,7 +308,7 @@ class Bench:
         start, end = FIRST_DAY + timedelta(first), FIRST_DAY + timedelta(first + days - 1)
         dates = ("--from-date", f"{start}", "--to-date", f"{end}")
         given = json.dumps({"settle_seconds": self.settle, **(conf or {})})
-        while any(not one["completed_at"] for one in self.get(BACKFILLS)["backfills"]):
+        while any(not one["completed_at"] for one in self.airflow.ask(BACKFILLS)["backfills"]):
             time.sleep(1)
         command = ("backfill", "create", "--dag-id", "fruit_features", *dates, "--dag-run-conf", given, *options)
         check(ui.airflow_command(self.data, command) == 0, "airflow backfill create failed")
@@ -316,7 +318,8 @@ class Bench:
         time.sleep(15)  # from the S3 server over bridge and queue to Airflow
         queue = EventQueue.read(self.data)
         queue.client().purge_queue(QueueUrl=queue.url)
-        self.request("DELETE", f"{DAG}/assets/queuedEvents", expected=(204, 404))
+        gone = self.airflow.request(f"api/v2/{DAG}/assets/queuedEvents", "DELETE").status_code
+        check(gone in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND), f"events are not forgotten: {gone}")
 
     def quiet(self) -> None:
         """Wait until no run is active, and none is about to be."""
@@ -337,33 +340,21 @@ class Bench:
 
     def runs(self) -> dict[str, str]:
         """The state of every run by id."""
-        return {run["dag_run_id"]: run["state"] for run in self.get(f"{DAG}/dagRuns?limit=500")["dag_runs"]}
+        return {run["dag_run_id"]: run["state"] for run in self.airflow.ask(f"{DAG}/dagRuns?limit=500")["dag_runs"]}
 
     def trigger(self, conf: dict[str, Any]) -> None:
         """A run by hand."""
         body = {"logical_date": None, "conf": {"settle_seconds": self.settle, **conf}}
-        self.request("POST", f"{DAG}/dagRuns", body)
+        self.airflow.ask(f"{DAG}/dagRuns", "POST", body)
 
     def pause(self, paused: bool) -> None:
         """Switch the DAG off or on."""
-        self.request("PATCH", DAG, {"is_paused": paused})
+        self.airflow.ask(DAG, "PATCH", {"is_paused": paused})
 
-    def get(self, path: str) -> Any:
-        """What Airflow's API answers."""
-        return self.request("GET", path).json()
-
-    def request(
-        self, method: str, path: str, body: Any = None, expected: tuple[int, ...] = (200, 201)
-    ) -> httpx.Response:
-        """Ask Airflow's API as the user that ``make ui`` prints."""
-        note = json.loads((self.data / "ui.json").read_text())
-        passwords = self.data / "airflow" / "simple_auth_manager_passwords.json.generated"
-        user = {"username": note["user"], "password": json.loads(passwords.read_text())[note["user"]]}
-        token = httpx.post(f"{note['url']}/auth/token", json=user, timeout=60).json()["access_token"]
-        headers = {"Authorization": f"Bearer {token}"}
-        answer = httpx.request(method, f"{note['url']}{path}", json=body, headers=headers, timeout=60)
-        check(answer.status_code in expected, f"{method} {path}: {answer.status_code} {answer.text}")
-        return answer
+    @cached_property
+    def airflow(self) -> AirflowAPI:
+        """Airflow's API, as the user that ``make ui`` prints."""
+        return AirflowAPI.of(self.data)
 
 
 def dated_keys(first: int, days: int, photos: int) -> list[str]:

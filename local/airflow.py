@@ -64,6 +64,7 @@ def airflow_environment(stack: Stack, queue: EventQueue | None = None) -> dict[s
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
         "AIRFLOW_CONN_SPARK_DEFAULT": json.dumps({"conn_type": "spark", "host": "local[*]"}),
+        "SPARK_CONF_DIR": os.environ.get("SPARK_CONF_DIR") or str(Path(__file__).with_name("spark")),
     }
 
 

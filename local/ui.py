@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.errors import ExitCode, FruitsError
 from local.airflow import airflow, airflow_environment, migrate, new_secret
+from local.api import password_file, password_of
 from local.queue import EventQueue, start_queue
 from local.stack import (
     BUCKET,
@@ -67,7 +68,7 @@ def start(data: Path) -> int:
             running = _start(data)
     print(f"\n  Airflow UI  {running['url']}")
     print(f"  user        {running['user']}")
-    print(f"  password    {_password(data, running['user'])}")
+    print(f"  password    {password_of(data, running['user'])}")
     print(f"  photos      s3://{running['bucket']} on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
     print(f"  events      {running['queue']}")
     print(f"  logs        {data / 'logs'}")
@@ -244,22 +245,13 @@ def _healthy(url: str) -> bool:
         return False
 
 
-def _password_file(data: Path) -> Path:
-    return data / "airflow" / "simple_auth_manager_passwords.json.generated"
-
-
 def _make_password(data: Path) -> None:
     """Make the user's password unless there is one: Airflow logs what it makes, in a file that everybody can read."""
-    path = _password_file(data)
+    path = password_file(data)
     if path.is_file():
         path.chmod(0o600)
     else:
         write_secret(path, json.dumps({_USER: new_secret()}))
-
-
-def _password(data: Path, user: str) -> str:
-    path = _password_file(data)
-    return str(json.loads(path.read_text()).get(user, "?")) if path.is_file() else "see the log"
 
 
 def _note_path(data: Path) -> Path:

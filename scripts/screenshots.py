@@ -7,17 +7,14 @@ They show where the lake is, too: `--data /tmp/fruits` (of `make run`'s program 
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +30,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from fruits.errors import FruitsError
+from local.api import AirflowAPI
 
 ROOT = Path(__file__).parents[1]
 DAG_ID = "fruit_features"
@@ -47,22 +45,6 @@ _FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
     "--force-prefers-reduced-motion",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class UI:
-    """A running Airflow UI, with a user and password."""
-
-    url: str
-    user: str
-    password: str
-
-    @classmethod
-    def of(cls, data: Path) -> "UI":
-        """The UI that `make ui` started on a data folder. Raises ``FileNotFoundError`` when there is none."""
-        running = json.loads((data / "ui.json").read_text())
-        passwords = json.loads((data / "airflow" / "simple_auth_manager_passwords.json.generated").read_text())
-        return cls(running["url"], running["user"], passwords[running["user"]])
 
 
 def find_chromium() -> tuple[str, str]:
@@ -108,7 +90,7 @@ def wait_until(driver: Chrome, look: Callable[[], Any], what: str) -> Any:
     return wait.until(lambda _: look(), f"{what} did not appear within {_WAIT_SECONDS} s on {driver.current_url}")
 
 
-def log_in(driver: Chrome, ui: UI) -> None:
+def log_in(driver: Chrome, ui: AirflowAPI) -> None:
     """Log in as a person does."""
     driver.get(f"{ui.url}/auth/login")
     wait_until(driver, lambda: driver.find_element(By.NAME, "username"), "the login form").send_keys(ui.user)
@@ -117,7 +99,7 @@ def log_in(driver: Chrome, ui: UI) -> None:
     wait_until(driver, lambda: "/auth/login" not in driver.current_url, "the page after the login")
 
 
-def open_trigger_form(driver: Chrome, ui: UI) -> WebElement:
+def open_trigger_form(driver: Chrome, ui: AirflowAPI) -> WebElement:
     """Open the DAG's trigger form; returns the dialog."""
     driver.get(f"{ui.url}/dags/{DAG_ID}")
     wait_until(driver, lambda: button(driver, "Trigger"), "the button Trigger").click()
@@ -161,54 +143,39 @@ def take(driver: Chrome, path: Path) -> None:
     print(f"{path}: {path.stat().st_size / 1_000:.0f} kB")
 
 
-def published_run(ui: UI) -> str:
+def published_run(ui: AirflowAPI) -> str:
     """The key of the last run that published.
 
     Raises:
         FruitsError: when there is none.
     """
     query = urllib.parse.urlencode({"task_id": "publish", "state": "success", "order_by": "-start_date", "limit": 1})
-    found = ask_api(ui, f"dags/{DAG_ID}/dagRuns/~/taskInstances?{query}")["task_instances"]
+    found = ui.ask(f"dags/{DAG_ID}/dagRuns/~/taskInstances?{query}")["task_instances"]
     if not found:
         raise FruitsError(f"no run of {DAG_ID} has published yet; `make run` makes one")
     return str(found[0]["dag_run_id"])
 
 
-def finished_backfill(ui: UI) -> None:
+def finished_backfill(ui: AirflowAPI) -> None:
     """Make sure that there is a backfill to show: otherwise create one of three hours long ago, without photos."""
-    if ask_api(ui, f"backfills?dag_id={DAG_ID}")["backfills"]:
+    if ui.ask(f"backfills?dag_id={DAG_ID}")["backfills"]:
         return
     hours = {"from_date": "2026-01-02T00:00:00Z", "to_date": "2026-01-02T02:00:00Z"}
     body = {"dag_id": DAG_ID, "max_active_runs": 1, "reprocess_behavior": "none", "dag_run_conf": {}, **hours}
-    paused = ask_api(ui, f"dags/{DAG_ID}")["is_paused"]
-    ask_api(ui, f"dags/{DAG_ID}", "PATCH", {"is_paused": False})
+    paused = ui.ask(f"dags/{DAG_ID}")["is_paused"]
+    ui.ask(f"dags/{DAG_ID}", "PATCH", {"is_paused": False})
     try:
-        made = ask_api(ui, "backfills", "POST", body)["id"]
+        made = ui.ask("backfills", "POST", body)["id"]
         deadline = time.monotonic() + _BACKFILL_SECONDS
-        while ask_api(ui, f"backfills/{made}")["completed_at"] is None:
+        while ui.ask(f"backfills/{made}")["completed_at"] is None:
             if time.monotonic() > deadline:
                 raise FruitsError(f"backfill {made} has not ended within {_BACKFILL_SECONDS} s; see {ui.url}")
             time.sleep(5)
     finally:
-        ask_api(ui, f"dags/{DAG_ID}", "PATCH", {"is_paused": paused})
+        ui.ask(f"dags/{DAG_ID}", "PATCH", {"is_paused": paused})
 
 
-def ask_api(ui: UI, path: str, method: str = "GET", body: object = None) -> Any:
-    """The answer of Airflow's API."""
-    login = {"username": ui.user, "password": ui.password}
-    token = _answer(f"{ui.url}/auth/token", "POST", login, {})["access_token"]
-    return _answer(f"{ui.url}/api/v2/{path}", method, body, {"Authorization": f"Bearer {token}"})
-
-
-def _answer(url: str, method: str, body: object, headers: dict[str, str]) -> Any:
-    data = json.dumps(body).encode() if body is not None else None
-    headers = {"Content-Type": "application/json", **headers}
-    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 -- our own http URL
-    with urllib.request.urlopen(request, timeout=_WAIT_SECONDS) as answer:  # noqa: S310
-        return json.load(answer)
-
-
-def take_all(driver: Chrome, ui: UI, folder: Path) -> None:
+def take_all(driver: Chrome, ui: AirflowAPI, folder: Path) -> None:
     """Take every picture."""
     run = published_run(ui)
     finished_backfill(ui)
@@ -252,7 +219,7 @@ def _shows(driver: Chrome, text: str) -> None:
 
 
 @contextmanager
-def running_ui(data: Path) -> Iterator[UI]:
+def running_ui(data: Path) -> Iterator[AirflowAPI]:
     """The UI on a data folder: the running one, or else a new one, which ends with the block."""
     command = [sys.executable, "-m", "local", "--data", str(data)]
     started = not (data / "ui.json").is_file()
@@ -260,7 +227,7 @@ def running_ui(data: Path) -> Iterator[UI]:
     if done.returncode:
         raise FruitsError(done.stderr.strip())
     try:
-        yield UI.of(data)
+        yield AirflowAPI.of(data)
     finally:
         if started:
             subprocess.run([*command, "stop"], cwd=ROOT, capture_output=True, check=False)  # noqa: S603

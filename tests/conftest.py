@@ -3,15 +3,18 @@
 Each worker of pytest-xdist is a session with a server, a JVM and lakes of its own, so tests of two workers never meet.
 """
 
+import fcntl
 import importlib.util
 import json
 import os
 import re
 import secrets
 import socket
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 # Before the first import of numpy: each of two workers would start a thread per core, and wait for the other's.
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
@@ -20,12 +23,16 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
+from sqlalchemy import Engine, event
 
 from fruits import stores
 from fruits.settings import Settings
 from local import stack as local_stack
 from local.stack import Stack, make_bucket, temporary_stack, write_secret
 from tests.postgres import CuttingProxy, Postgres, cutting_proxy, programs, running_postgres
+
+if TYPE_CHECKING:
+    from tests.running_ui import UI
 
 IN_AIRFLOW = importlib.util.find_spec("airflow") is not None
 OF_AIRFLOW = re.compile(r"^pytestmark = .*mark\.airflow", re.MULTILINE)
@@ -37,7 +44,11 @@ MARKS = {
     "jvm": {"chain", "spark", "spark_submit"},
 }
 """The fixtures that give a test each mark: a test is marked by what it uses, not by hand."""
-LONGEST_FIRST = ("slow", "heavy", "jvm", "server")
+LONGEST_FIRST = ("slow", "story", "heavy", "jvm", "server")
+ONE_UI = tuple(
+    f"tests/{name}.py" for name in ("dags/test_trigger_form", "fruits/airflow/test_report_view", "local/test_ui_story")
+)
+"""The files whose tests need `make ui`: they go to one worker, in this order, so that Airflow is started once."""
 # A busy machine is no fault of the code: no example has a deadline, and drawing examples may be slow.
 hypothesis_settings.register_profile("fruits", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("fruits")
@@ -60,6 +71,18 @@ def pytest_configure(config: pytest.Config) -> None:
     quarter = len(local_stack._PORT_RANGE) // 4
     number = 2 * IN_AIRFLOW + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2
     local_stack._PORT_RANGE = local_stack._PORT_RANGE[number * quarter : (number + 1) * quarter]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker a file at a time, as `--dist loadfile` does, but the files of ``ONE_UI`` as if they were one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -86,17 +109,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if part := config.getoption("part"):
         keep_part(config, items, *map(int, part.split("/")))
-    ranks: dict[Path, int] = {}
+    ranks: dict[str, int] = {}
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         rank = next((number for number, name in enumerate(LONGEST_FIRST) if name in marks), len(LONGEST_FIRST))
-        ranks[item.path] = min(rank, ranks.get(item.path, rank))
-    items.sort(key=lambda item: ranks[item.path])
+        ranks[_unit(item.nodeid)] = min(rank, ranks.get(_unit(item.nodeid), rank))
+    turns = {file: turn for turn, file in enumerate(ONE_UI)}
+    items.sort(key=lambda item: (ranks[_unit(item.nodeid)], turns.get(_file(item.nodeid), -1)))
     for path in {item.path for item in items if item.get_closest_marker("story")}:
         places = [place for place, item in enumerate(items) if item.path == path]
         steps = sorted((items[place] for place in places), key=lambda item: (item.location[1], item.nodeid))
         for place, item in zip(places, steps, strict=True):
             items[place] = item
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _unit(nodeid: str) -> str:
+    """What one worker does: a file, or the files that share one Airflow."""
+    return "one ui" if _file(nodeid) in ONE_UI else _file(nodeid)
 
 
 def keep_part(config: pytest.Config, items: list[pytest.Item], part: int, parts: int) -> None:
@@ -110,7 +143,14 @@ def keep_part(config: pytest.Config, items: list[pytest.Item], part: int, parts:
 
 def _whole(item: pytest.Item) -> str:
     """The name of what is not divided among parts: a test, or all tests of a story."""
-    return item.nodeid.partition("::")[0] if item.get_closest_marker("story") else item.nodeid
+    return _file(item.nodeid) if item.get_closest_marker("story") else item.nodeid
+
+
+@event.listens_for(Engine, "connect")
+def _need_no_disk(connection: Any, _: object) -> None:
+    """No test survives a power cut, so a catalog in SQLite need not wait for the disk at each commit."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +207,31 @@ def settings(make_settings: Callable[..., Settings]) -> Settings:
 
 
 @pytest.fixture(scope="session")
+def start_ui(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Callable[[], UI]]":
+    """Starts the session's `make ui` unless it runs, and returns it."""
+    from tests.running_ui import command, started_ui
+
+    data = tmp_path_factory.mktemp("ui") / "data"
+    running: list[UI] = []
+
+    def start() -> "UI":
+        if not (running and (data / "ui.json").is_file()):
+            running[:] = [started_ui(data)]
+        return running[0]
+
+    try:
+        yield start
+    finally:
+        command(data, "stop")
+
+
+@pytest.fixture
+def ui(start_ui: "Callable[[], UI]") -> "UI":
+    """The session's `make ui`. A test leaves `fruit_features` paused and without an active run."""
+    return start_ui()
+
+
+@pytest.fixture(scope="session")
 def real_fruits() -> Path:
     """Fruits-360 photos: ``{Training,Test}/<label>/*.jpg``."""
     return _shared("fruits")
@@ -205,12 +270,16 @@ def database(postgres: Postgres) -> Iterator[CuttingProxy]:
 
 
 @pytest.fixture(scope="session")
-def staged_models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake's ``models`` folder with the default backbone, built once for the session."""
+def staged_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake's ``models`` folder with the default backbone, built once for all workers. Not to be changed by tests."""
     from fruits.backbones.stage import stage
 
-    lake = tmp_path_factory.mktemp("staged")
-    stage(Settings.load(lake=f"file://{lake}", catalog_uri=f"sqlite:///{lake}/catalog.db", s3_endpoint=stack.endpoint))
+    session = tmp_path_factory.getbasetemp()
+    lake = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "staged"
+    lake.mkdir(exist_ok=True)
+    with (lake / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stage(Settings.load(lake=f"file://{lake}", catalog_uri=f"sqlite:///{lake}/catalog.db"))
     return lake / "models"
 
 

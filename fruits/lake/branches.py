@@ -7,7 +7,7 @@ attempt, and a snapshot that another process made is found before anything is pu
 
 import re
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -124,24 +124,15 @@ def advance_main(lake: Lake, name: TableName, *, expected: int, target: int) -> 
     _set_ref(lake, name, _MAIN, target, expected=expected)
 
 
-def drop_branch(lake: Lake, name: TableName, branch: str) -> None:
-    """Remove ``branch`` if it exists; its snapshots stay until they expire."""
-    _drop(lake, lake.table(name), [branch])
-
-
 def drop_run_branches(lake: Lake, run: str) -> None:
-    """Remove the branches of all attempts of a run from all tables."""
-    for definition in TABLES:
-        table = lake.table(definition.name)
-        _drop(lake, table, [ref for ref in table.metadata.refs if run_of_branch(ref) == run])
-
-
-def _drop(lake: Lake, table: "Table", branches: Collection[str]) -> None:
+    """Remove the branches of all attempts of a run from all tables; their snapshots stay until they expire."""
     from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
-    updates = tuple(RemoveSnapshotRefUpdate(ref_name=ref) for ref in branches if ref in table.metadata.refs)
-    if updates:
-        _commit(lake, table, (), updates)
+    for definition in TABLES:
+        table = lake.table(definition.name)
+        branches = [ref for ref in table.metadata.refs if run_of_branch(ref) == run]
+        if branches:
+            _commit(lake, table, (), tuple(RemoveSnapshotRefUpdate(ref_name=branch) for branch in branches))
 
 
 def change_refs(lake: Lake, name: TableName, tags: Mapping[str, int], dropped: Mapping[str, int]) -> None:

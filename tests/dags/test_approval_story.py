@@ -8,7 +8,8 @@ import pytest
 
 from fruits.lake.approvals import Approval, ask, digest_of, read_approvals
 from fruits.settings import Settings
-from tests.running_airflow import Airflow, running_airflow, wait_for
+from tests.running_airflow import Airflow, running_airflow
+from tests.running_ui import wait_for
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.slow]
 
@@ -42,8 +43,8 @@ with DAG("asking", schedule=None):
 
 def waiting(airflow: Airflow) -> str | None:
     """The run of fruit_approval whose question waits for an answer."""
-    for run in airflow.ask("dags/fruit_approval/dagRuns?state=running")["dag_runs"]:
-        tasks = airflow.ask(f"dags/fruit_approval/dagRuns/{run['dag_run_id']}/taskInstances")["task_instances"]
+    for run in airflow.api.ask("dags/fruit_approval/dagRuns?state=running")["dag_runs"]:
+        tasks = airflow.api.ask(f"dags/fruit_approval/dagRuns/{run['dag_run_id']}/taskInstances")["task_instances"]
         if any((task["task_id"], task["state"]) == ("decide", "awaiting_input") for task in tasks):
             return str(run["dag_run_id"])
     return None
@@ -68,15 +69,15 @@ def test_a_question_starts_the_dag_and_the_answer_is_recorded(airflow: Airflow, 
     ask(settings, QUESTION)
     assert [airflow.finish("asking", "failed") for _ in range(2)], "clearing `validate` asks the same"
     run = wait_for(lambda: waiting(airflow))
-    assert airflow.ask("dags/fruit_approval/dagRuns")["total_entries"] == 1
-    shown = airflow.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}")
+    assert airflow.api.ask("dags/fruit_approval/dagRuns")["total_entries"] == 1
+    shown = airflow.api.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}")
     assert shown["subject"] == QUESTION.question
     assert "Kiwi/{{ 7 * 7 }}'''.jpg" in shown["body"], "a key is no template and ends no code block"
     assert read_approvals(settings) == [QUESTION]
 
     answer = {"chosen_options": ["Approve"], "params_input": {"why": "the farm moved"}}
-    airflow.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}", "PATCH", answer)
-    wait_for(lambda: airflow.ask("dags/fruit_approval/dagRuns?state=success")["dag_runs"])
+    airflow.api.ask(f"dags/fruit_approval/dagRuns/{run}/{DECIDE}", "PATCH", answer)
+    wait_for(lambda: airflow.api.ask("dags/fruit_approval/dagRuns?state=success")["dag_runs"])
     (approval,) = read_approvals(settings)
     assert (approval.decided, approval.why, approval.via) == (True, "the farm moved", "Airflow")
     assert approval.approved_by not in (None, "unknown")

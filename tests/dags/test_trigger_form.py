@@ -1,15 +1,16 @@
 """The trigger form as a person meets it: Airflow's UI, in a Chromium."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fruits.errors import FruitsError
-from local import ui
+from local.api import AirflowAPI
 from tests.loading import load_file
+from tests.running_ui import DAG, UI
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
 
@@ -21,24 +22,19 @@ screenshots = load_file(ROOT / "scripts" / "screenshots.py", "screenshots")
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The embedded stack's UI, with nothing in it."""
+def running(start_ui: Callable[[], UI]) -> AirflowAPI:
+    """The session's UI, for a person who has logged in."""
     try:
         screenshots.find_chromium()
     except FruitsError as error:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"ABSENT: {error}")
-    data = tmp_path_factory.mktemp("form") / "data"
-    ui.start(data)
-    try:
-        yield screenshots.UI.of(data)
-    finally:
-        ui.stop(data)
+    return start_ui().api
 
 
 @pytest.fixture(scope="module")
-def driver(running: Any) -> Iterator[Any]:
+def driver(running: AirflowAPI) -> Iterator[Any]:
     """A browser, logged in."""
     with screenshots.browser() as driver:
         screenshots.log_in(driver, running)
@@ -46,15 +42,15 @@ def driver(running: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def form(driver: Any, running: Any) -> Any:
+def form(driver: Any, running: AirflowAPI) -> Any:
     """The trigger form, as it opens."""
     return screenshots.open_trigger_form(driver, running)
 
 
 @pytest.fixture(scope="module")
-def params(running: Any) -> dict[str, Any]:
+def params(running: AirflowAPI) -> dict[str, Any]:
     """The DAG's params, as Airflow has them."""
-    return dict(screenshots.ask_api(running, "dags/fruit_features/details")["params"])
+    return dict(running.ask(f"{DAG}/details")["params"])
 
 
 def test_every_param_is_shown_with_its_title_and_description(form: Any, params: dict[str, Any]) -> None:
@@ -66,13 +62,15 @@ def test_every_param_is_shown_with_its_title_and_description(form: Any, params: 
         assert " ".join(param["description"].split()) in shown, name
 
 
-def test_untouched_the_form_asks_for_the_defaults(driver: Any, running: Any, form: Any, params: dict[str, Any]) -> None:
+def test_untouched_the_form_asks_for_the_defaults(
+    driver: Any, running: AirflowAPI, form: Any, params: dict[str, Any]
+) -> None:
     conf = triggered(driver, running, form)
     assert conf == {name: param["value"] for name, param in params.items()}
 
 
 def test_pasted_keys_and_a_dry_run_arrive_as_typed(
-    driver: Any, running: Any, form: Any, params: dict[str, Any]
+    driver: Any, running: AirflowAPI, form: Any, params: dict[str, Any]
 ) -> None:
     screenshots.paste(driver, form.find_element("name", "element_keys"), "\n".join(KEYS))
     screenshots.paste(driver, form.find_element("name", "element_n_components"), "0.9")
@@ -83,11 +81,13 @@ def test_pasted_keys_and_a_dry_run_arrive_as_typed(
     assert conf == {**{name: param["value"] for name, param in params.items()}, **changed}
 
 
-def triggered(driver: Any, running: Any, form: Any) -> dict[str, Any]:
+def triggered(driver: Any, running: AirflowAPI, form: Any) -> dict[str, Any]:
     """Press the form's button, without unpausing the DAG; returns the conf of the run that came of it."""
     unpause = form.find_element("css selector", "input[type=checkbox]:not([name])")
     driver.execute_script("arguments[0].click()", unpause)
     driver.execute_script("arguments[0].click()", screenshots.button(form, "Trigger"))
     screenshots.wait_until(driver, lambda: "/runs/manual__" in driver.current_url, "the run")
     run = driver.current_url.partition("/runs/")[2].partition("/")[0]
-    return dict(screenshots.ask_api(running, f"dags/fruit_features/dagRuns/{run}")["conf"])
+    conf = dict(running.ask(f"{DAG}/dagRuns/{run}")["conf"])
+    running.ask(f"{DAG}/dagRuns/{run}", "DELETE")
+    return conf

@@ -10,17 +10,18 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import boto3
+import httpx
 import pytest
 
+from fruits.errors import FruitsError
+from local.api import AirflowAPI
 from sample_photos import generate
 from tests.loading import load_file
 from tests.planted import assert_none, files
@@ -79,18 +80,10 @@ class Deployment:
             aws_secret_access_key=settings["LOCAL_S3_SECRET_KEY"],
         ).upload_file(str(photo), "fruits", key)
 
-    def api(self, path: str, password: str | None = None) -> Any:
-        """What Airflow's API answers to its administrator."""
-        settings = self.settings
-        user = {"username": "admin", "password": password or settings["AIRFLOW_ADMIN_PASSWORD"]}
-        headers = {"Content-Type": "application/json"}
-        token = ask(f"{self.url('AIRFLOW_PORT')}/auth/token", headers, json.dumps(user).encode())["access_token"]
-        return ask(f"{self.url('AIRFLOW_PORT')}/api/v2/{path}", {"Authorization": f"Bearer {token}"})
-
-
-def ask(url: str, headers: dict[str, str], data: bytes | None = None) -> Any:
-    with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as answer:
-        return json.load(answer)
+    @property
+    def airflow(self) -> AirflowAPI:
+        """Airflow's API, as its administrator sees it."""
+        return AirflowAPI(self.url("AIRFLOW_PORT"), "admin", self.settings["AIRFLOW_ADMIN_PASSWORD"])
 
 
 def run(command: list[str], folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -164,13 +157,12 @@ def test_up_says_how_to_log_in_and_shows_no_secret(deployment):
 
 def test_the_ui_takes_the_generated_password_and_no_other(deployment):
     with screenshots.browser() as driver:
-        ui = screenshots.UI(deployment.url("AIRFLOW_PORT"), "admin", deployment.settings["AIRFLOW_ADMIN_PASSWORD"])
+        ui = deployment.airflow
         screenshots.log_in(driver, ui)
         driver.get(f"{ui.url}/dags/fruit_features")
         screenshots.wait_until(driver, lambda: screenshots.button(driver, "Trigger"), "the DAG's page")
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        deployment.api("dags", "airflow")
-    assert refused.value.code == 401
+    with pytest.raises(FruitsError, match="401"):
+        replace(ui, password=ui.user).ask("dags")
 
 
 def test_every_part_runs_as_nobody_special_with_one_python(deployment):
@@ -202,13 +194,15 @@ def test_the_photos_that_were_there_are_published_by_the_cluster(deployment, pho
     files = sum(1 for path in photos.rglob("*") if path.is_file())
     seconds = eventually(lambda: objects(deployment) == files, "a first publication")
     print(f"\nfirst publication, {files} photos: {seconds:.0f} s after `make up`")
-    applications = ask(f"{deployment.url('HISTORY_PORT')}/api/v1/applications", {})
+    applications = httpx.get(f"{deployment.url('HISTORY_PORT')}/api/v1/applications", timeout=30).json()
     assert {"fruits featurize", "fruits pca", "fruits validate"} <= {one["name"] for one in applications}
 
 
 def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, photos):
     under_way = "dags/fruit_features/dagRuns?state=queued&state=running"
-    eventually(lambda: deployment.api(under_way)["total_entries"] == 0, "the end of the runs that would take the photo")
+    eventually(
+        lambda: deployment.airflow.ask(under_way)["total_entries"] == 0, "the end of the runs that would take the photo"
+    )
     before, objects_before, started = deployment.publication(), objects(deployment), time.monotonic()
     deployment.put(next(photos.glob("Test/*/*.jpg")), "Training/Kiwi/dropped.jpg")
     eventually(lambda: objects(deployment) == objects_before + 1, "the dropped photo")
@@ -254,7 +248,7 @@ def test_a_photo_that_comes_while_all_is_restarted_is_not_lost(deployment, photo
 def test_a_second_worker_joins_by_scaling(deployment):
     deployment.docker("up", "--detach", "--no-recreate", "--scale", "spark-worker=2", "spark-worker")
     page = f"{deployment.url('SPARK_UI_PORT')}/json/"
-    eventually(lambda: ask(page, {})["aliveworkers"] == 2, "two workers", 120)
+    eventually(lambda: httpx.get(page, timeout=30).json()["aliveworkers"] == 2, "two workers", 120)
 
 
 @pytest.mark.slow
@@ -276,20 +270,20 @@ def test_both_databases_can_be_backed_up_and_restored_and_an_old_catalog_is_rebu
     assert "the catalog is older than the lake" in doctor.stdout
     assert deployment.fruits("catalog", "rebuild", "--yes")["changed"]
     assert deployment.publication() == newest
-    connections = deployment.api("connections")["connections"]
+    connections = deployment.airflow.ask("connections")["connections"]
     assert {"spark_default", "aws_default"} <= {one["connection_id"] for one in connections}
 
 
 @pytest.mark.slow
 def test_down_and_up_keep_all(deployment, photos):
     before = deployment.publication()
-    runs = deployment.api("dags/fruit_features/dagRuns?limit=100")["total_entries"]
+    runs = deployment.airflow.ask("dags/fruit_features/dagRuns?limit=100")["total_entries"]
     deployment.make("down")
     assert deployment.docker("ps", "--quiet") == ""
     deployment.make("up")
     assert deployment.publication() == before
-    assert deployment.api("dags/fruit_features/dagRuns?limit=100")["total_entries"] >= runs > 0
-    assert deployment.api("connections")["total_entries"] >= 2
+    assert deployment.airflow.ask("dags/fruit_features/dagRuns?limit=100")["total_entries"] >= runs > 0
+    assert deployment.airflow.ask("connections")["total_entries"] >= 2
     deployment.put(next(photos.glob("Test/*/*.jpg")), "Training/Kiwi/again.jpg")
     eventually(lambda: objects(deployment) == before["features"] + before["quarantined"] + 1, "a photo after it")
 

@@ -9,6 +9,7 @@ from fruits.photos.listing import list_objects
 from fruits.stores import effects_watched, photo_store, read_bytes
 from local import mirror as module
 from local.mirror import Mirrored, mirror
+from local.run import _upload
 from tests.files import write_files as write
 
 
@@ -45,6 +46,16 @@ def test_new_changed_removed_and_unchanged_photos_are_counted_and_the_bucket_end
     (folder / "Training/Apple Red/2.PNG").unlink()
     assert counts(mirror(folder, settings, silent)) == (2, 1, 1)
     assert contents(settings) == photos(folder)
+
+
+def test_the_person_reads_how_many_rows_leave_with_the_photos_that_are_gone(settings, folder, capsys):
+    _upload(folder, settings)
+    assert "3 uploaded, 0 removed, 0 as they were\n" in capsys.readouterr().out
+    (folder / "Training/Apple Red/2.PNG").unlink()
+    _upload(folder, settings)
+    said = capsys.readouterr().out
+    assert "0 uploaded, 1 removed, 2 as they were\n" in said
+    assert f"photos that are not in {folder}, so their rows leave the tables: 1\n" in said
 
 
 def test_an_upload_removes_nothing(settings, folder, capsys, monkeypatch):

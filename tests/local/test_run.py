@@ -22,12 +22,12 @@ from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.steps.plan import plan_run
 from fruits.steps.prepare import prepare
-from local.airflow import LogReader, run_dag
+from local.airflow import LogReader
 from local.stack import Stack, running_stack, stop_s3
 from sample_photos import BROKEN, LABELS, draw, generate, photo_key
 from tests.planted import TOKEN, assert_none, files, rows
 
-pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
+pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.story]
 
 ROOT = Path(__file__).parents[2]
 KINDS, TRAIN, TEST, SIZE = 6, 8, 3, (100, 160)
@@ -251,6 +251,7 @@ def test_running_again_finds_nothing_to_do_and_starts_no_jvm(first: Ran, second:
         assert second.summary[unchanged] == first.summary[unchanged], unchanged
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_featurized(second: Ran, third: Ran) -> None:
     assert third.summary["objects"] == {
         "create": 4, "update": 2, "delete": 1, "unchanged": SOUND - 3, "quarantined": len(BROKEN), "pending": 0,
@@ -267,6 +268,7 @@ def test_only_what_changed_is_featurized(second: Ran, third: Ran) -> None:
     assert all(third.features[key][0] != second.features[key][0] for key in keys(REPLACED))
 
 
+@pytest.mark.slow
 def test_a_few_new_photos_are_projected_on_the_pca_that_is_there(first: Ran, third: Ran) -> None:
     assert third.summary["pca"]["action"] == "project"
     assert third.summary["pca"]["pca_id"] == first.summary["pca"]["pca_id"]
@@ -292,10 +294,11 @@ def refused(done: Done, summary: Path) -> str:
     return done.err.strip()
 
 
-def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist(
+    installation: Installation, published: list[dict[str, Any]], tmp_path: Path
+) -> None:
     missing, summary = tmp_path / "nowhere", tmp_path / "summary.json"
-    said = refused(command(tmp_path / "data", missing, summary), summary)
-    stop_s3(tmp_path / "data")
+    said = refused(command(installation.data, missing, summary), summary)
     assert str(missing) in said
     assert "no such folder" in said
     assert "IMAGES" in said
@@ -316,56 +319,14 @@ def test_a_folder_without_photos_does_not_empty_the_bucket(
         assert stack.client().list_objects_v2(Bucket="fruits")["KeyCount"] >= SOUND
 
 
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        pytest.param(
-            {"FRUITS_KEY_PATTERN": "(?P<label>["},
-            ["FRUITS_KEY_PATTERN", "regular expression", "(?P<label>["],
-            id="malformed key pattern",
-        ),
-        pytest.param(
-            {"FRUITS_KEY_PATTERN": "(.*)"}, ["FRUITS_KEY_PATTERN", "(?P<label>...)"], id="pattern without label"
-        ),
-        pytest.param(
-            {"FRUITS_N_COMPONENTS": "many", "FRUITS_MAX_PHOTO_BYTES": "-1"},
-            ["FRUITS_N_COMPONENTS", "'many'", "FRUITS_MAX_PHOTO_BYTES", "'-1'"],
-            id="two wrong settings",
-        ),
-    ],
-)
 def test_settings_that_are_wrong_are_named_at_once(
-    variables: dict[str, str],
-    expected: list[str],
-    installation: Installation,
-    published: list[dict[str, Any]],
-    tmp_path: Path,
-) -> None:
-    summary = tmp_path / "summary.json"
-    said = refused(command(installation.data, installation.photos, summary, **variables), summary)
-    assert [part for part in expected if part not in said] == []
-
-
-def test_what_cannot_work_is_said_before_spark_is_started(
     installation: Installation, published: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    weights, summary = tmp_path / "other.pth", tmp_path / "summary.json"
-    weights.write_bytes(b"these are no weights")
-    said = refused(command(installation.data, installation.photos, summary, FRUITS_WEIGHTS=str(weights)), summary)
-    assert str(weights) in said
-    assert "efficientnet" in said
-    assert len(said.splitlines()) <= 3, said
-
-
-def test_the_dag_says_so_when_the_credentials_are_wrong(installation: Installation, first: Ran, tmp_path: Path) -> None:
-    with running_stack(installation.data) as stack:
-        stranger = Stack(stack.data, stack.endpoint, "nobody", "knows-this-key")
-        ended = run_dag(stranger, "fruit_features", {}, tmp_path / "log", lambda line: None)
-    assert not ended.succeeded
-    assert len(ended.errors) == 1
-    assert "AWS_ACCESS_KEY_ID" in ended.errors[0]
-    assert stack.endpoint in ended.errors[0]
-    assert "knows-this-key" not in (tmp_path / "log").read_text()
+    wrong = {"FRUITS_KEY_PATTERN": "(?P<label>[", "FRUITS_N_COMPONENTS": "many", "FRUITS_MAX_PHOTO_BYTES": "-1"}
+    summary = tmp_path / "summary.json"
+    said = refused(command(installation.data, installation.photos, summary, **wrong), summary)
+    expected = [*wrong, "regular expression", "(?P<label>[", "'many'", "'-1'"]
+    assert [part for part in expected if part not in said] == []
 
 
 def test_prepare_says_so_when_the_bucket_is_not_there(make_settings: Callable[..., Settings]) -> None:

@@ -25,7 +25,8 @@ from fruits.serve.doctor import Finding
 from fruits.serve.watch import news
 from fruits.settings import DagSettings, Settings
 from local.stack import running_server
-from tests.running_airflow import Airflow, running_airflow, wait_for
+from tests.running_airflow import Airflow, running_airflow
+from tests.running_ui import wait_for
 from tests.runs import document, planned, write_documents
 
 pytestmark = pytest.mark.airflow
@@ -384,7 +385,7 @@ class TestThroughAirflow:
         assert f"prepare: {ERROR}\n" in text, "the error's own words, and no template's"
         assert "compact: ZeroDivisionError: not mendable\n" in text
         assert "publish" not in text.partition("The run: ")[0], "it did not fail: it was not started"
-        assert f"{airflow.url}/dags/failing/runs/manual__" in text
+        assert f"{airflow.api.url}/dags/failing/runs/manual__" in text
         assert "clear the task that the error names, or else the failed task" in text
 
         assert slack == "#fruits\n" + escaped(text.partition("\n")[2])
@@ -394,23 +395,24 @@ class TestThroughAirflow:
     def test_a_publication_is_announced_once_and_another_dag_follows(self, airflow: Airflow) -> None:
         first, second = airflow.finish("publishing"), airflow.finish("publishing")
         states = [
-            airflow.ask(f"dags/publishing/dagRuns/{run}/taskInstances/publish")["state"] for run in (first, second)
+            airflow.api.ask(f"dags/publishing/dagRuns/{run}/taskInstances/publish")["state"] for run in (first, second)
         ]
         assert states == ["success", "skipped"], "the second one is what clearing `publish` alone does"
-        (followed,) = wait_for(lambda: airflow.ask("dags/follower/dagRuns?state=success")["dag_runs"])
+        (followed,) = wait_for(lambda: airflow.api.ask("dags/follower/dagRuns?state=success")["dag_runs"])
         path = f"dags/follower/dagRuns/{followed['dag_run_id']}/taskInstances/follow/xcomEntries/return_value"
-        (event,) = airflow.ask(f"{path}?deserialize=true")["value"]
+        (event,) = airflow.api.ask(f"{path}?deserialize=true")["value"]
         assert (event["publication_id"], event["sequence"], event["kind"]) == ("pub-000007-abc", 7, "run")
 
     def test_an_overtaken_run_plans_again_once(self, airflow: Airflow) -> None:
         once = airflow.finish("overtaken")
         path = f"dags/overtaken/dagRuns/{once}/taskInstances"
-        assert airflow.ask(f"{path}/publish/xcomEntries/return_value")["value"] == 1, "planned anew, by the same run"
-        assert airflow.ask(f"{path}/plan")["try_number"] == 2
+        published = airflow.api.ask(f"{path}/publish/xcomEntries/return_value")["value"]
+        assert published == 1, "planned anew, by the same run"
+        assert airflow.api.ask(f"{path}/plan")["try_number"] == 2
         conf = {"logical_date": None, "conf": {"always": True}}
-        always = str(airflow.ask("dags/overtaken/dagRuns", "POST", conf)["dag_run_id"])
+        always = str(airflow.api.ask("dags/overtaken/dagRuns", "POST", conf)["dag_run_id"])
         assert wait_for(lambda: airflow.ended("overtaken", always)) == "failed"
-        assert airflow.ask(f"dags/overtaken/dagRuns/{always}/taskInstances/plan")["try_number"] == 2
+        assert airflow.api.ask(f"dags/overtaken/dagRuns/{always}/taskInstances/plan")["try_number"] == 2
 
     def test_a_run_that_waits_takes_the_lease_of_a_run_that_has_ended(self, airflow: Airflow, all_well: str) -> None:
         """Task and triggerer ask Airflow: five minutes would pass for a run that Airflow does not know."""
@@ -418,16 +420,16 @@ class TestThroughAirflow:
         hold_silently(lake_of(airflow), ("failing", "unknown"))
         run = airflow.start("waiting")
         path = f"dags/waiting/dagRuns/{run}/taskInstances/wait_for_lease"
-        wait_for(lambda: airflow.ask(path)["state"] == "deferred")
+        wait_for(lambda: airflow.api.ask(path)["state"] == "deferred")
         hold_silently(lake_of(airflow), ("failing", all_well))
         assert wait_for(lambda: airflow.ended("waiting", run), seconds=100) == "success"
         assert current_lease(lake_of(airflow)).run == run_key(run)
 
     def test_an_ended_run_has_a_note(self, airflow: Airflow) -> None:
-        airflow.ask("dags/fruit_features", "PATCH", {"is_paused": False})
+        airflow.api.ask("dags/fruit_features", "PATCH", {"is_paused": False})
         run = airflow.finish("fruit_features")
-        airflow.ask("dags/fruit_features", "PATCH", {"is_paused": True})
-        assert airflow.ask(f"dags/fruit_features/dagRuns/{run}")["note"] == "1,200 create"
+        airflow.api.ask("dags/fruit_features", "PATCH", {"is_paused": True})
+        assert airflow.api.ask(f"dags/fruit_features/dagRuns/{run}")["note"] == "1,200 create"
 
     def test_the_watchdog_tells_once_and_when_it_is_over(
         self, airflow: Airflow, channels: Channels, all_well: str
@@ -445,7 +447,7 @@ class TestThroughAirflow:
         assert "fruit_features is paused" in text
 
         leave_plan(lake_of(airflow), "another", datetime.now(UTC))
-        airflow.ask("dags/fruit_features", "PATCH", {"is_paused": False})
+        airflow.api.ask("dags/fruit_features", "PATCH", {"is_paused": False})
         for _ in range(2):
             airflow.finish("fruit_watchdog")
         assert wait_for(lambda: len(channels.sent("mail", "fruits: ")) == 2)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +16,9 @@ from fruits.lake.publication import Publication, current_base, publish
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.spark.release import library_release
-from local.airflow import airflow_environment
 from local.stack import Stack
 from tests.runs import document, planned, write_documents, writer
+from tests.triggers import event_of, made_again
 
 pytestmark = pytest.mark.airflow
 
@@ -28,15 +28,11 @@ KEY_PATTERN = r"""(?P<label>[^/]+) 'and' "more" $HOME/(?P<file>[^/]+)"""  # noth
 
 
 @pytest.fixture(scope="module")
-def plugin(stack: Stack) -> Iterator[Any]:
-    """The plugin's module, in a process that is set up as the embedded stack sets up Airflow."""
-    with pytest.MonkeyPatch.context() as patch:
-        environment = airflow_environment(stack)
-        for name in (name for name in environment if name.startswith("AIRFLOW")):
-            patch.setenv(name, environment[name])
-        from fruits.airflow import emr as fruits_emr
+def plugin(airflow_variables: pytest.MonkeyPatch) -> Any:
+    """The module."""
+    from fruits.airflow import emr
 
-        yield fruits_emr
+    return emr
 
 
 class Service:
@@ -114,24 +110,10 @@ def deferral(job: Any) -> Any:
     return raised.value
 
 
-def made_again(trigger: Any) -> Any:
-    """A trigger as the triggerer has it: made from what Airflow's database kept."""
-    from airflow.sdk._shared.module_loading import import_string
-    from airflow.sdk.serde import deserialize, serialize
-
-    path, arguments = trigger.serialize()
-    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(arguments)))))
-
-
 def ended(plugin: Any, deferred: Any) -> Any:
     """Wait as the triggerer does, and resume the task in another process' operator."""
-
-    async def event() -> dict[str, Any]:
-        return dict((await anext(made_again(deferred.trigger).run())).payload)
-
-    return emr_job(plugin).resume_execution(
-        deferred.method_name, {**deferred.kwargs, "event": asyncio.run(event())}, context()
-    )
+    event = asyncio.run(event_of(made_again(deferred.trigger)))
+    return emr_job(plugin).resume_execution(deferred.method_name, {**deferred.kwargs, "event": event}, context())
 
 
 def leave_error(lake: Settings, started_at: datetime, *, retryable: bool) -> None:

@@ -1,6 +1,5 @@
 """Spark jobs as tasks, where only spark-submit is a stand-in."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from fruits.run.documents import TaskName, run_store
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import write_json
-from local.airflow import airflow_environment
 from local.stack import Stack
 from tests.runs import document, planned, write_documents, writer
 
@@ -25,23 +23,11 @@ RUN = run_key("a run")
 
 
 @pytest.fixture(scope="module")
-def operators(stack: Stack) -> Iterator[Any]:
-    """The module, in a process that is set up as the local stack sets up Airflow."""
-    with pytest.MonkeyPatch.context() as patch:
-        environment = airflow_environment(stack)
-        for name in (name for name in environment if name.startswith("AIRFLOW")):
-            patch.setenv(name, environment[name])
-        from fruits.airflow import operators
+def operators(airflow_variables: pytest.MonkeyPatch) -> Any:
+    """The module."""
+    from fruits.airflow import operators
 
-        yield operators
-
-
-@pytest.fixture
-def lake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Points tasks at an empty lake of the test's own."""
-    monkeypatch.setenv("FRUITS_LAKE", settings.lake)
-    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
-    return settings
+    return operators
 
 
 class Submitted:

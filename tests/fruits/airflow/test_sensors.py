@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from types import SimpleNamespace
@@ -22,24 +22,20 @@ from fruits.lake.schemas import QUARANTINE
 from fruits.run.lease import acquire_lease, current_lease, release_lease, waiting_run
 from fruits.run.state import run_key
 from fruits.settings import Settings
-from local.airflow import airflow_environment
 from local.stack import Stack
+from tests.triggers import event_of, made_again
 
 pytestmark = pytest.mark.airflow
 
 
 @pytest.fixture(scope="module")
-def sensors(stack: Stack) -> Iterator[Any]:
-    """The module, in a process that is set up as the local stack sets up Airflow."""
-    with pytest.MonkeyPatch.context() as patch:
-        environment = airflow_environment(stack)
-        for name in (name for name in environment if name.startswith("AIRFLOW")):
-            patch.setenv(name, environment[name])
-        patch.setenv("FRUITS_LAKE", "file:///nowhere")
-        patch.setenv("FRUITS_CATALOG_URI", "sqlite:////nowhere/catalog.db")
-        from fruits.airflow import sensors
+def sensors(airflow_variables: pytest.MonkeyPatch) -> Any:
+    """The module."""
+    airflow_variables.setenv("FRUITS_LAKE", "file:///nowhere")
+    airflow_variables.setenv("FRUITS_CATALOG_URI", "sqlite:////nowhere/catalog.db")
+    from fruits.airflow import sensors
 
-        yield sensors
+    return sensors
 
 
 @pytest.fixture
@@ -96,14 +92,6 @@ def run_params(prefix: str = "", run_type: str = "manual", **params: Any) -> dic
     return {"params": params, "ti": TaskInstance(prefix), "dag_run": dag_run(run_type)}
 
 
-@pytest.fixture
-def lake(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Points tasks at an empty lake of the test's own."""
-    monkeypatch.setenv("FRUITS_LAKE", settings.lake)
-    monkeypatch.setenv("FRUITS_CATALOG_URI", settings.catalog_uri.get_secret_value())
-    return settings
-
-
 def settled_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
     return sensors.UploadsSettledSensor(task_id="uploads_settled", bucket_name=bucket, prefix=prefix, deferrable=True)
 
@@ -152,19 +140,6 @@ def deferral(sensor: Any, **params: Any) -> Any:
     with pytest.raises(TaskDeferred) as raised:
         sensor.execute(run_params(prefix=str(getattr(sensor, "bucket_key", "")).rstrip("*"), **params))
     return raised.value
-
-
-def made_again(trigger: Any) -> Any:
-    """The trigger as the triggerer makes it, from what Airflow's database keeps."""
-    from airflow.sdk._shared.module_loading import import_string
-    from airflow.sdk.serde import deserialize, serialize
-
-    path, arguments = trigger.serialize()
-    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(arguments)))))
-
-
-async def event_of(trigger: Any) -> dict[str, Any]:
-    return dict((await anext(trigger.run())).payload)
 
 
 class TestPhotosPresent:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from fruits.errors import ConflictError, TransientError
-from fruits.lake.branches import advance_main, change_refs, commit_rows, drop_branch, start_branch
+from fruits.lake.branches import advance_main, change_refs, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import PCA_STATISTICS
 
@@ -129,18 +129,20 @@ class TestAdvanceMain:
         assert lake.head(TABLE) == targets[winner]
 
 
-class TestDropBranch:
-    def test_the_branch_is_gone_and_its_snapshot_stays_readable(self, lake):
-        start_branch(lake, TABLE, "run_a", lake.head(TABLE))
-        append(lake, "run_a", "a")
+class TestDropRunBranches:
+    def test_the_branches_of_the_run_are_gone_and_their_snapshots_stay_readable(self, lake):
+        for branch in ("run_a", "run_b"):
+            start_branch(lake, TABLE, branch, lake.head(TABLE))
+            append(lake, branch, branch)
         snapshot = lake.head(TABLE, "run_a")
-        drop_branch(lake, TABLE, "run_a")
+        drop_run_branches(lake, "a")
         assert lake.head(TABLE, "run_a") is None
-        assert lake.read(TABLE, snapshot)["run_id"].to_pylist() == ["a"]
+        assert runs_on(lake, "run_b") == ["run_b"]
+        assert lake.read(TABLE, snapshot)["run_id"].to_pylist() == ["run_a"]
 
-    def test_dropping_a_branch_that_is_not_there_changes_nothing(self, lake):
+    def test_a_run_without_branches_changes_nothing(self, lake):
         before = lake.table(TABLE).metadata
-        drop_branch(lake, TABLE, "run_nobody")
+        drop_run_branches(lake, "nobody")
         assert lake.table(TABLE).metadata == before
 
 
@@ -162,8 +164,8 @@ def rounds(lake, name):
     for _ in range(3):
         start_branch(lake, TABLE, f"run_{name}", base)
         append(lake, f"run_{name}", name)
-    start_branch(lake, TABLE, f"gone_{name}", base)
-    drop_branch(lake, TABLE, f"gone_{name}")
+    start_branch(lake, TABLE, f"run_gone_{name}", base)
+    drop_run_branches(lake, f"gone_{name}")
 
 
 @pytest.mark.heavy

@@ -360,6 +360,7 @@ def test_spark_and_pyiceberg_work_on_the_same_tables(
             **os.environ,
             **{f"FRUITS_{name}": value for name, value in names.items()},
             "JAVA_HOME": (ROOT / ".venvs/java_home").read_text().strip(),
+            "SPARK_CONF_DIR": str(ROOT / "local" / "spark"),
         },
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip

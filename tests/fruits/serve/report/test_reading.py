@@ -108,7 +108,7 @@ def test_an_unknown_run_is_named_and_leaves_nothing_behind(filled, key):
 def test_a_run_of_the_maintenance_has_no_report(published):
     found = document("plan_maintenance", 0, planned_maintenance())
     key = write_documents(published, found, document("maintain", 1), run_id="maintenance")
-    with pytest.raises(UnknownRunError, match="maintenance, which has no report"):
+    with pytest.raises(UnknownRunError, match="a run of maintenance has no report"):
         read_run(published, key)
 
 
