@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -181,7 +182,6 @@ def start_s3(data: Path, notifications: str = "") -> Stack:
     """
     log_path = data / "s3.log"
     (data / "s3").mkdir(parents=True, exist_ok=True)
-    access_key, secret_key = _credentials(data / "s3.credentials.json")
     with (data / "s3.server").open("a+") as note, log_path.open("ab") as log:
         deadline = time.monotonic() + _START_SECONDS
         while not _lock(note):
@@ -193,6 +193,7 @@ def start_s3(data: Path, notifications: str = "") -> Stack:
                     f"its log is {log_path}"
                 )
             time.sleep(0.2)
+        access_key, secret_key = _credentials(data / "s3.credentials.json")
         ports = _ports(data / "s3.ports.json")
         write_secret(data / "notification.toml", notifications)  # an empty one, too: else a person's own would be taken
         process = subprocess.Popen(  # noqa: S603 -- our own binary
@@ -289,7 +290,7 @@ def _ports(path: Path) -> dict[str, int]:
     ports: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
     if ports.keys() != _PORTS.keys() or not _all_free(list(ports.values())):
         ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
-        path.write_text(json.dumps(ports))
+        write_secret(path, json.dumps(ports))
     return ports
 
 
@@ -314,10 +315,11 @@ def _credentials(path: Path) -> tuple[str, str]:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        path.chmod(0o600)  # an existing file keeps its mode otherwise
+    """Write a file that only its owner can read. Whoever reads meanwhile finds the old file or the new one, whole."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w") as file:
         file.write(text)
+    Path(name).replace(path)
 
 
 def _wait_until_ready(stack: Stack, master: int, process: "subprocess.Popen[bytes]", log_path: Path) -> None:

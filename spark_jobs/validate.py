@@ -30,8 +30,7 @@ def validate(job: Job) -> None:
 
     A backbone that is being built has no PCA version yet, and the gates on that do not apply.
     """
-    measured = Measured.of(job)
-    findings = measure(measured)
+    findings, reasons = measure(Measured.of(job))
     gates = evaluate(findings, job.settings)
     snapshots = {name: job.start[name] for name in DATA_TABLES}
     broken = failed(gates)
@@ -39,7 +38,7 @@ def validate(job: Job) -> None:
     job.recorder.record(
         Validated(
             features=findings.rows - findings.quarantined,
-            quarantine=measured.reasons(),
+            quarantine=reasons,
             probe=Probe(raw=findings.probe_raw, embedded=findings.probe_embedded),
             gates=gates,
             snapshots=snapshots,

@@ -3,12 +3,14 @@
 Each worker of pytest-xdist is a session with a server, a JVM and lakes of its own, so tests of two workers never meet.
 """
 
+import fcntl
 import importlib.util
 import json
 import os
 import re
 import secrets
 import socket
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from PIL import Image
+from sqlalchemy import Engine, event
 
 from fruits import stores
 from fruits.settings import Settings
@@ -143,6 +146,13 @@ def _whole(item: pytest.Item) -> str:
     return _file(item.nodeid) if item.get_closest_marker("story") else item.nodeid
 
 
+@event.listens_for(Engine, "connect")
+def _need_no_disk(connection: Any, _: object) -> None:
+    """No test survives a power cut, so a catalog in SQLite need not wait for the disk at each commit."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """After a test, forget what it leaves in the process: the credentials it met, the size of the photos it decoded."""
@@ -260,12 +270,16 @@ def database(postgres: Postgres) -> Iterator[CuttingProxy]:
 
 
 @pytest.fixture(scope="session")
-def staged_models(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake's ``models`` folder with the default backbone, built once for the session."""
+def staged_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake's ``models`` folder with the default backbone, built once for all workers. Not to be changed by tests."""
     from fruits.backbones.stage import stage
 
-    lake = tmp_path_factory.mktemp("staged")
-    stage(Settings.load(lake=f"file://{lake}", catalog_uri=f"sqlite:///{lake}/catalog.db", s3_endpoint=stack.endpoint))
+    session = tmp_path_factory.getbasetemp()
+    lake = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "staged"
+    lake.mkdir(exist_ok=True)
+    with (lake / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stage(Settings.load(lake=f"file://{lake}", catalog_uri=f"sqlite:///{lake}/catalog.db"))
     return lake / "models"
 
 

@@ -141,7 +141,7 @@ def should_recompute(moments: Moments) -> bool:
 
 def packed_scatter(moments: Moments) -> Vector:
     """The scatter's upper triangle, row by row: shape ``(d(d+1)/2,)``, little-endian float64."""
-    return moments.scatter[np.triu_indices(moments.d)].astype("<f8")
+    return np.concatenate([row[number:] for number, row in enumerate(moments.scatter)]).astype("<f8")
 
 
 def unpacked_scatter(packed: Vector) -> Matrix:
@@ -153,10 +153,11 @@ def unpacked_scatter(packed: Vector) -> Matrix:
     d = (math.isqrt(8 * len(packed) + 1) - 1) // 2
     if d * (d + 1) // 2 != len(packed):
         raise ValueError(f"expected the d(d+1)/2 numbers of an upper triangle, got {len(packed):,}")
-    upper = np.triu_indices(d)
     scatter = np.empty((d, d))
-    scatter[upper] = packed
-    scatter.T[upper] = packed
+    end = 0
+    for row in range(d):
+        start, end = end, end + d - row
+        scatter[row, row:] = scatter[row:, row] = packed[start:end]
     return scatter
 
 

@@ -87,11 +87,15 @@ def _outcome_row(outcome: Outcome, model_id: str, run_id: str) -> dict[str, obje
 
 
 def partial_moments(width: int) -> BatchFunction:
-    """From features (``key``, ``vector``) to their moments, one row a task, with ``MOMENTS_SCHEMA``."""
+    """From features (``key``, ``vector``) to their moments, with ``MOMENTS_SCHEMA``: at most one row a task.
+
+    A task without features gives none: the row, 7 MB at 1,280 features, would be all zeros.
+    """
 
     def moments(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         total = merge_all([Moments.empty(width), *(_moments_of_batch(batch) for batch in filter(len, batches))])
-        yield pa.RecordBatch.from_pylist([{"moments": to_bytes(total)}])
+        if total.n:
+            yield pa.RecordBatch.from_pylist([{"moments": to_bytes(total)}])
 
     return moments
 

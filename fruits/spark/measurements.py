@@ -1,6 +1,7 @@
 """What the gates are evaluated on: measured on exactly the snapshots that the run's tasks wrote."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,12 @@ from fruits.lake.pca_tables import PCAVersion, load_versions
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Probe
+from fruits.run.manifest import Manifest
 from fruits.spark.executors import matrix
 from fruits.spark.job import Job
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, Row
 
 _MOST_EXAMPLES = 20
 _FEWEST_LABELS = 2  # a classifier needs two classes
@@ -52,23 +54,40 @@ class Measured:
         """Objects in quarantine by reason."""
         return {row["reason"]: row["count"] for row in self.quarantine.groupBy("reason").count().collect()}
 
+    def labels(self) -> "list[Row]":
+        """Of each label in the features: its rows, those of held-out splits, and whether the fit split has one."""
+        from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
-def measure(measured: Measured) -> Findings:
-    """Everything that the gates need to know."""
+        fit = F.col("split") == FIT_SPLIT
+        counts = F.count("*").alias("rows"), F.count_if(~fit).alias("held_out"), F.max(fit).alias("fitted")
+        return self.job.features().groupBy("label").agg(*counts).collect()
+
+
+def measure(measured: Measured) -> tuple[Findings, Mapping[str, int]]:
+    """Everything that the gates need to know; and the quarantined objects by reason."""
     job, version = measured.job, measured.version
     with job.phase("tables"):
+        reasons, labels = measured.reasons(), measured.labels()
+        features, quarantined = sum(label.rows for label in labels), sum(reasons.values())
+        manifest = job.manifest()
         tables = {
-            **accounted(measured),
+            "planned": len(manifest),
+            "unaccounted": misplaced(measured, manifest),
+            "expected_rows": job.run.known_rows + manifest.count(Action.CREATE) - manifest.count(Action.DELETE),
+            "rows": features + quarantined,
+            "quarantined": quarantined,
             **new_vectors(measured),
-            **splits_and_labels(measured),
-            "missing_embeddings": missing_embeddings(measured) if version else None,
+            "held_out_rows": sum(label.held_out for label in labels),
+            "unfitted_labels": sorted(label.label for label in labels if not label.fitted),
+            "duplicates_across_splits": duplicates_across_splits(measured),
+            "missing_embeddings": missing_embeddings(measured, features) if version else None,
         }
     with job.phase("probe"):
         # A probe cannot be fitted on vectors that their own gates are about to refuse.
         usable = version is not None and not (tables["unusable_vectors"] or tables["wrong_widths"])
-        accuracy = probe(measured) if usable else Probe()
+        accuracy = probe(measured, features) if usable else Probe()
     document = job.documents.pca
-    return Findings(
+    findings = Findings(
         **tables,
         orthonormality_error=orthonormality_error(version.pca.components) if version else None,
         explained_variance=float(version.pca.explained_variance_ratio.sum()) if version else None,
@@ -76,15 +95,15 @@ def measure(measured: Measured) -> Findings:
         probe_raw=accuracy.raw,
         probe_embedded=accuracy.embedded,
     )
+    return findings, reasons
 
 
-def accounted(measured: Measured) -> dict[str, Any]:
-    """Is every planned object where its action puts it, and are there as many rows as there should be?"""
+def misplaced(measured: Measured, manifest: Manifest) -> list[str]:
+    """Some keys of planned objects that are not where their action puts them."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
-    manifest, spark = job.manifest(), job.tables.spark
-    planned = spark.createDataFrame(manifest.table.select(["key", "action"]))
+    planned = job.tables.spark.createDataFrame(manifest.table.select(["key", "action"]))
     rows = job.features().select("key", "run_id").union(measured.quarantine.select("key", "run_id"))
     placed = (
         rows.join(planned.hint("broadcast"), "key")
@@ -94,15 +113,8 @@ def accounted(measured: Measured) -> dict[str, Any]:
     right = F.when(F.col("action") == Action.DELETE.value, F.col("rows").isNull()).otherwise(
         (F.col("rows") == 1) & (F.col("written") == 1)
     )
-    misplaced = planned.join(placed, "key", "left").where(~F.coalesce(right, F.lit(False)))
-    quarantined = measured.quarantine.count()
-    return {
-        "planned": len(manifest),
-        "unaccounted": [row.key for row in misplaced.limit(_MOST_EXAMPLES).collect()],
-        "expected_rows": job.run.known_rows + manifest.count(Action.CREATE) - manifest.count(Action.DELETE),
-        "rows": job.features().count() + quarantined,
-        "quarantined": quarantined,
-    }
+    wrong = planned.join(placed, "key", "left").where(~F.coalesce(right, F.lit(False)))
+    return [row.key for row in wrong.limit(_MOST_EXAMPLES).collect()]
 
 
 def new_vectors(measured: Measured) -> dict[str, Any]:
@@ -134,31 +146,24 @@ def new_vectors(measured: Measured) -> dict[str, Any]:
     }
 
 
-def splits_and_labels(measured: Measured) -> dict[str, Any]:
-    """Do photos stand in two splits, and are there labels that nothing was fitted on?"""
+def duplicates_across_splits(measured: Measured) -> int:
+    """New photos whose bytes stand in another split too."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
-    features = job.features()
     new = job.new_features().select("key", "sha256", F.col("split").alias("new_split"))
-    same_bytes = features.select("sha256", "split").join(new, "sha256").where("split != new_split")
-    fitted = features.groupBy("label").agg(F.max(F.col("split") == FIT_SPLIT).alias("fitted"))
-    held_out = features.where(F.col("split") != FIT_SPLIT)
-    return {
-        "held_out_rows": held_out.count(),
-        "duplicates_across_splits": same_bytes.select("key").distinct().count(),
-        "unfitted_labels": sorted(row.label for row in fitted.where(~F.col("fitted")).collect()),
-    }
+    same_bytes = job.features().select("sha256", "split").join(new, "sha256").where("split != new_split")
+    return int(same_bytes.select("key").distinct().count())
 
 
-def missing_embeddings(measured: Measured) -> int:
+def missing_embeddings(measured: Measured, features: int) -> int:
     """Features without exactly one embedding, and embeddings without a feature."""
     job, embeddings = measured.job, measured.embeddings
     stale = job.new_features().join(embeddings.select("key", "etag"), ["key", "etag"], "left_anti").count()
-    return abs(job.features().count() - embeddings.count()) + stale
+    return abs(features - embeddings.count()) + int(stale)
 
 
-def probe(measured: Measured) -> Probe:
+def probe(measured: Measured, features: int) -> Probe:
     """Held-out accuracy of the linear probe; without held-out photos or labels there is none.
 
     For a PCA version that is published already its accuracy stands: a probe belongs to the version, not to the run.
@@ -166,7 +171,7 @@ def probe(measured: Measured) -> Probe:
     published = measured.job.run.base.publication
     if measured.version and published.pca_id == measured.version.pca_id:
         return Probe(raw=published.probe_raw, embedded=published.probe_embedded)
-    rows = probe_sample(measured).toArrow()
+    rows = probe_sample(measured, features).toArrow()
     fit = rows.filter(rows["fit"])
     held_out = rows.filter(~rows["fit"].to_numpy())
     if not held_out.num_rows or len(fit["label"].unique()) < _FEWEST_LABELS:
@@ -183,13 +188,13 @@ def probe(measured: Measured) -> Probe:
     return Probe(raw=raw, embedded=embedded)
 
 
-def probe_sample(measured: Measured) -> "DataFrame":
-    """At most about ``probe_rows`` photos with feature and embedding, the same photos whatever their order."""
+def probe_sample(measured: Measured, total: int) -> "DataFrame":
+    """Feature and embedding of about ``probe_rows`` of ``total`` photos, the same photos whatever their order."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
     features = job.features().select("key", "label", (F.col("split") == FIT_SPLIT).alias("fit"), "vector")
-    total, most = features.count(), job.settings.probe_rows
+    most = job.settings.probe_rows
     if total > most:
         features = features.where(F.pmod(F.xxhash64("key"), F.lit(_BUCKETS)) < int(_BUCKETS * most / total))
     return features.join(measured.embeddings.select("key", "embedding"), "key").orderBy("key")

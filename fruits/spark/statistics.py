@@ -40,8 +40,8 @@ def update_statistics(job: Job, replaced: "pa.Table") -> tuple[Moments, bool]:
 
 
 def moments_of_rows(features: "DataFrame", width: int) -> Moments:
-    """Moments of the fit split's vectors: one partial result per core, merged on the driver."""
+    """Moments of the fit split's vectors: at most one partial result per core, merged on the driver."""
     fit_rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "vector")
     cores = features.sparkSession.sparkContext.defaultParallelism
-    parts = map_batches(fit_rows.coalesce(cores), partial_moments(width), MOMENTS_SCHEMA).collect()
-    return merge_all([Moments.empty(width), *(from_bytes(part.moments) for part in parts)])
+    parts = map_batches(fit_rows.coalesce(cores), partial_moments(width), MOMENTS_SCHEMA).toArrow()
+    return merge_all([Moments.empty(width), *(from_bytes(part.as_py()) for part in parts["moments"])])

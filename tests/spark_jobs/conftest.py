@@ -225,15 +225,20 @@ def spark(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S
     """The one Spark of this process; the jobs of all tests work in new sessions beside it."""
     options = (
         "--master local[2] --driver-memory 1g "
-        # Nothing here runs long enough to repay a better compilation, or several threads of garbage collection.
-        '--driver-java-options "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"'
+        # Nothing here runs long enough to repay a better compilation, or several threads of garbage collection; and
+        # with room for all of Spark's code and classes, and for young objects, there is little to collect.
+        '--driver-java-options "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC -Xmn300m '
+        '-XX:MetaspaceSize=256m"'
     )
     nowhere = Settings.load(lake="file:///nowhere", catalog_uri="sqlite:////nowhere/catalog.db")
     configuration = {
         "spark.sql.extensions": spark_configuration(nowhere)["spark.sql.extensions"],
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("spark")),
         "spark.ui.enabled": "false",
-        "spark.sql.codegen.wholeStage": "false",  # to compile a query takes longer than to run it on a few rows
+        # To compile a query, or to plan it again after each of its stages, takes longer than to run it on a few rows.
+        "spark.sql.codegen.wholeStage": "false",
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+        "spark.sql.adaptive.enabled": "false",
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYSPARK_SUBMIT_ARGS", f"{options} pyspark-shell")

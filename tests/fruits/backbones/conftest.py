@@ -1,5 +1,6 @@
 """Backbones built once per session, and the real photos and weights where there are any."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,18 +20,15 @@ LIMITS = Limits(max_bytes=10_000_000, max_pixels=10_000_000)
 
 
 @pytest.fixture(scope="session")
-def built_lite0() -> tuple[Card, bytes]:
-    return build("efficientnet-lite0", "default")
+def lite0_flatbuffer(staged_models: Path) -> bytes:
+    (path,) = staged_models.glob("*/model.tflite")
+    return path.read_bytes()
 
 
 @pytest.fixture(scope="session")
-def lite0(built_lite0: tuple[Card, bytes]) -> Backbone:
-    return Backbone(*built_lite0)
-
-
-@pytest.fixture(scope="session")
-def lite0_flatbuffer(built_lite0: tuple[Card, bytes]) -> bytes:
-    return built_lite0[1]
+def lite0(staged_models: Path, lite0_flatbuffer: bytes) -> Backbone:
+    (path,) = staged_models.glob("*/card.json")
+    return Backbone(Card.from_document(json.loads(path.read_text())), lite0_flatbuffer)
 
 
 @pytest.fixture(scope="session")

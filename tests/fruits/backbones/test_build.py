@@ -2,6 +2,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,11 +139,19 @@ def test_a_damaged_weights_file_is_named(suffix: str, tmp_path: Path) -> None:
         build("MobileNetV2", WeightsFile.at(path))
 
 
-def test_weights_that_lack_one_layer_are_named(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    """A Keras model of MobileNetV2 with weights that no initialisation gives."""
+    model = load_network("MobileNetV2", "random").model
+    model.set_weights([weight + 0.25 for weight in model.get_weights()])
+    return model
+
+
+def test_weights_that_lack_one_layer_are_named(trained: Any, tmp_path: Path) -> None:
     import h5py
 
     path = tmp_path / "partial.weights.h5"
-    load_network("MobileNetV2", "random").model.save_weights(path)
+    trained.save_weights(path)
     with h5py.File(path, "a") as file:
         del file["layers/batch_normalization_11"]
     with pytest.raises(FruitsError, match=r"partial.weights.h5: does not hold the weights of MobileNetV2"):
@@ -157,17 +166,14 @@ def test_weights_in_an_unknown_format_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
-def test_every_format_of_keras_loads(suffix: str, tmp_path: Path) -> None:
-    model = load_network("MobileNetV2", "random").model
-    saved = [weight + 0.25 for weight in model.get_weights()]  # what no initialisation gives
-    model.set_weights(saved)
+def test_every_format_of_keras_loads(trained: Any, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"saved{suffix}"
     if suffix == ".weights.h5":
-        model.save_weights(path)
+        trained.save_weights(path)
     else:
-        model.save(path)
+        trained.save(path)
     network = load_network("MobileNetV2", WeightsFile.at(path))
-    assert all(map(np.array_equal, network.model.get_weights(), saved))
+    assert all(map(np.array_equal, network.model.get_weights(), trained.get_weights()))
     assert network.weights == str(path)
 
 

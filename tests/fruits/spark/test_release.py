@@ -141,9 +141,11 @@ def test_a_new_python_that_gets_a_function_for_executors_imports_exactly_them() 
     sent = cloudpickle.dumps(fruits.spark.release.same_release(executors.partial_moments(3)))
     program = (
         "import json, pickle, sys\n"
+        "import pyarrow as pa\n"
+        "photos = pa.RecordBatch.from_pylist([{'key': 'a', 'vector': [1.0, 2.0, 3.0]}])\n"
         "function = pickle.load(sys.stdin.buffer)\n"
         "before = [name for name in sys.modules if name.partition('.')[0] == 'fruits']\n"
-        "rows = list(function(iter([])))\n"
+        "rows = list(function(iter([photos])))\n"
         "after = [name for name in sys.modules if name.partition('.')[0] == 'fruits']\n"
         "print(json.dumps([before, sorted(after), len(rows)]))"
     )
