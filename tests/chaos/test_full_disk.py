@@ -6,6 +6,7 @@ from pydantic import SecretStr
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
+from tests.chaos.observed import whole_rows
 from tests.chaos.world import FIRST, STEPS, world
 from tests.small_disk import small_disk
 
@@ -43,7 +44,7 @@ def test_a_full_disk_is_named_and_after_room_is_made_the_run_goes_on(made, disk)
             except FruitsError as error:
                 errors[task] = error
         assert publications(Lake(made.settings)) == before, "nothing of the failed attempt is visible"
-        made.check_whole(Lake(made.settings), before[-1])
+        whole_rows(Lake(made.settings), before[-1])
         made.attempt(task, "second")
     assert {"featurize", "pca", "publish"} <= set(errors)
     for error in errors.values():

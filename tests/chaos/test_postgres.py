@@ -12,6 +12,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.lake.schemas import TABLES
 from fruits.stores import effects_watched
+from tests.chaos.observed import whole_rows
 from tests.chaos.world import FIRST, STEPS, world
 
 pytestmark = pytest.mark.heavy
@@ -49,7 +50,7 @@ def run(made, run_id, between=lambda: None):
 
 def check_readers(made):
     for publication in publications(Lake.open(made.settings))[-1:]:
-        made.check_whole(Lake(made.settings), publication)
+        whole_rows(Lake(made.settings), publication)
 
 
 FEATURES, STATISTICS, PUBLICATION, MAIN = 5, 10, 14, 17
