@@ -1,7 +1,6 @@
 """`make ui` as a person starts it, with users who may see less: one for all tests of a session."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,11 +15,11 @@ import psutil
 
 from local.api import AirflowAPI, password_of
 from local.stack import Stack, running_server
+from tests.environments import ROOT, unconfigured
 from tests.planted import PLANTED
 
 Value = TypeVar("Value")
 
-ROOT = Path(__file__).parents[1]
 DAG = "dags/fruit_features"
 VARIABLES = {
     **PLANTED,
@@ -33,10 +32,9 @@ VARIABLES = {
 
 def command(data: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     """`python -m local` in an environment where only ``variables`` are configured."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FRUITS_", "AWS_", "AIRFLOW"))}
     return subprocess.run(
         [sys.executable, "-m", "local", "--data", str(data), *arguments],
-        env={**kept, "PYTHONPATH": str(ROOT), **variables},
+        env=unconfigured(**variables),
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 

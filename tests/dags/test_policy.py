@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.environments import ROOT, unconfigured
+
 pytestmark = pytest.mark.airflow
 
-ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"
 CHAIN = [
     "prepare", "wait_for_images", "uploads_settled", "wait_for_lease",
@@ -30,15 +31,13 @@ print(json.dumps({"dags": sorted(bag.dags), "errors": bag.import_errors, "module
 
 def bare_environment(home: Path) -> dict[str, str]:
     """An environment in which nothing of ours is configured but where Airflow finds DAGs and plugins."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FRUITS_", "AWS_", "AIRFLOW"))}
-    return {
-        **kept,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    }
+    return unconfigured(
+        PYTHONPATH=os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        AIRFLOW_HOME=str(home),
+        AIRFLOW__CORE__DAGS_FOLDER=str(DAGS),
+        AIRFLOW__CORE__PLUGINS_FOLDER=str(ROOT / "plugins"),
+        AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    )
 
 
 @pytest.fixture(scope="module")

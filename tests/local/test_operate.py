@@ -1,18 +1,16 @@
 """Events, a backfill and a run by hand through a real Airflow: `benchmarks/operate.py` on a small scale."""
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.story]
+from tests.environments import ROOT, unconfigured
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.airflow, pytest.mark.slow, pytest.mark.story]
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +19,13 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     then one photo more.
     """
     folder = tmp_path_factory.mktemp("operate")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FRUITS_", "AWS_", "AIRFLOW"))}
     scale = ("--days", "2", "--failed-days", "0", "--overlap-days", "2", "--photos", "4")
     done = subprocess.run(
         [
             sys.executable, str(ROOT / "benchmarks" / "operate.py"), *scale,
             "--data", str(folder / "data"), "--json", str(folder / "findings.json"),
         ],
-        env={**kept, "PYTHONPATH": str(ROOT)}, cwd=folder, capture_output=True, text=True, check=False,
+        env=unconfigured(), cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (folder / "findings.json").is_file(), f"{done.stdout}\n{done.stderr}"
     return dict(json.loads((folder / "findings.json").read_text()))

@@ -1,7 +1,6 @@
 """`make run` as a person types it: photos in a folder, one command, published tables and a summary."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -25,11 +24,11 @@ from fruits.steps.prepare import prepare
 from local.airflow import LogReader
 from local.stack import Stack, running_stack, stop_s3
 from sample_photos import BROKEN, LABELS, draw, generate, photo_key
+from tests.environments import ROOT, unconfigured
 from tests.planted import TOKEN, assert_none, files, rows
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy, pytest.mark.story]
 
-ROOT = Path(__file__).parents[2]
 KINDS, TRAIN, TEST, SIZE = 6, 8, 3, (100, 160)
 SOUND = KINDS * (TRAIN + TEST)
 # 18 held-out photos: chance moves the probe's accuracy by far more than the gate allows a large bucket.
@@ -64,13 +63,12 @@ class Done:
 
 def command(data: Path, images: Path, summary: Path, **variables: str) -> Done:
     """`python -m local run` in an environment where only ``variables`` are configured."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FRUITS_", "AWS_", "AIRFLOW"))}
     process = subprocess.Popen(
         [
             sys.executable, "-m", "local", "--data", str(data),
             "run", "--images", str(images), "--summary", str(summary),
         ],
-        env={**kept, "PYTHONPATH": str(ROOT), **variables},
+        env=unconfigured(**variables),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with ThreadPoolExecutor(1) as pool:
