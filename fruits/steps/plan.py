@@ -245,14 +245,17 @@ def reconcile(
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, len(known), readers, switching, None, request, Decisions())
-    plan, decisions = Review(settings, request, lake, base, card, known, keys, run, published, approvals).of(plan)
-    if decisions.waits("refit"):
+    other_work = work_without_photos(lake, base, card, request, settings, plan) if known else None
+    plan, decisions = Review(
+        settings, request, lake, base, card, known, keys, run, published, approvals, switching, other_work
+    ).of(plan)
+    if decisions.waits("backbone"):
+        other_work = None
+    elif decisions.waits("refit"):  # then nothing of the refit is done; which reads no table
         request = request.model_copy(update={"refit": "never"})
-    other_work = None
-    if known and not decisions.waits("backbone"):
         other_work = work_without_photos(lake, base, card, request, settings, plan)
-        if other_work is None and decisions.uses("refit"):
-            other_work = "the PCA is fitted again, as approved"
+    elif other_work is None and decisions.uses("refit"):
+        other_work = "the PCA is fitted again, as approved"
     return Reconciliation(plan, len(known), readers, switching, other_work, request, decisions)
 
 
@@ -271,6 +274,8 @@ class Review:
         run: Key of the run.
         published: The publications of the lake, the newest last.
         approvals: The approvals of the lake.
+        switching: Whether readers use another backbone.
+        other_work: Why the run has to go on even when no photo changed; None when it has not.
     """
 
     settings: Settings
@@ -283,11 +288,12 @@ class Review:
     run: str
     published: Sequence[Publication]
     approvals: Sequence[Approval]
+    switching: bool
+    other_work: str | None
 
     def of(self, plan: Plan) -> tuple[Plan, Decisions]:
         """The plan without the deletions that wait for an approval, and all decisions."""
         readers = self.base.publication.model_id
-        switching = readers is not None and readers != self.card.model_id
         recent = recent_deletions(self.published, datetime.now(UTC))
         allowed = allowed_by(self.request, self.settings, nothing_listed=not self.listed)
         withheld = withheld_of(
@@ -301,9 +307,9 @@ class Review:
             )
         if decisions.undecided:
             plan = plan.without(withheld.entries)
-        if readers is not None and switching and not plan.remaining:
+        if readers is not None and self.switching and not plan.remaining:
             decisions += decide(self._switch(readers, plan, recent), self.approvals, allowed)
-        return plan, decisions + decide(self._large_work(plan, switching=switching), self.approvals)
+        return plan, decisions + decide(self._large_work(plan), self.approvals)
 
     def _switch(self, readers: str, plan: Plan, recent: int) -> list[Approval]:
         """The question whether readers get the run's backbone, when it is one."""
@@ -314,7 +320,7 @@ class Review:
             return []
         return [switch_question(readers, self.card.model_id, rows, lost, self.run)]
 
-    def _large_work(self, plan: Plan, *, switching: bool) -> list[Approval]:
+    def _large_work(self, plan: Plan) -> list[Approval]:
         """The questions whether much is rebuilt or fitted again."""
         request, model_id, rows = self.request, self.card.model_id, len(self.known)
         if rows <= self.settings.approval_rows:
@@ -324,10 +330,8 @@ class Review:
             questions.append(rebuild_question(request, model_id, plan, self.run))
         refit = refit_question(request, model_id, rows, self.settings, self.run)
         approved = any(one.decided and one.digest == refit.digest for one in self.approvals)
-        if not switching and (
-            (approved and request.refit == "auto" and not plan.remaining)
-            or work_without_photos(self.lake, self.base, self.card, request, self.settings, plan)
-        ):
+        due = self.other_work is not None or (approved and request.refit == "auto" and not plan.remaining)
+        if due and not self.switching:
             questions.append(refit)
         return questions
 
