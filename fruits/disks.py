@@ -44,6 +44,11 @@ def is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in _ERRNOS or bool(_IN_TEXT.search(str(error)))
 
 
+def advice(error: BaseException) -> str:
+    """What to do about an error of a lake on this machine's disk."""
+    return "make room on that disk" if is_full(error) else "check FRUITS_LAKE and who may write there"
+
+
 def temporary_folders(configured: str | None = None) -> tuple[str, ...]:
     """Where Spark puts temporary files: ``SPARK_LOCAL_DIRS``, or else what is ``configured``, or the system's."""
     return tuple((os.environ.get("SPARK_LOCAL_DIRS") or configured or tempfile.gettempdir()).split(","))

@@ -32,7 +32,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
 from fruits.denials import NO_CREDENTIALS, error_code, explain, is_transient, refusal
-from fruits.disks import is_full
+from fruits.disks import advice
 from fruits.errors import FruitsError, TransientError
 from fruits.settings import Settings
 
@@ -232,8 +232,7 @@ def errors_explained(store: ObjectStore, permission: Permission, path: str = "")
             raise
         if not isinstance(store, S3Store):
             reason = " ".join(str(error).partition("\n\n")[0].split())
-            advice = "make room on that disk" if is_full(error) else "check FRUITS_LAKE and who may write there"
-            raise FruitsError(f"{_full_path(store, path)}: {reason}; {advice}") from error
+            raise FruitsError(f"{_full_path(store, path)}: {reason}; {advice(error)}") from error
         server = store.config.get("endpoint") or f"AWS ({store.config.get('region')})"
         key = _full_path(store, path) if path else ""
         raise explain(error, server, store.config["bucket"], permission, key) from error

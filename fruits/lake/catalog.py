@@ -12,7 +12,7 @@ import pyarrow as pa
 
 import fruits
 from fruits.denials import denials_explained
-from fruits.disks import is_full
+from fruits.disks import advice
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.schemas import TABLES, TableDefinition, TableName
 from fruits.settings import Settings
@@ -239,8 +239,7 @@ class Lake:
             raise glue_problem(settings, error) from error
         except OSError as error:
             reason = str(error).splitlines()[0]
-            advice = "make room on that disk" if is_full(error) else "check FRUITS_LAKE and who may write there"
-            raise FruitsError(f"lake {settings.lake}: {reason}; {advice}") from error
+            raise FruitsError(f"lake {settings.lake}: {reason}; {advice(error)}") from error
         return lake
 
     def table(self, name: TableName) -> "Table":
@@ -308,9 +307,8 @@ class Lake:
             deleted = deletes.get(task.file.file_path)
             left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
             end = 0
-            for group in range(
-                file.num_row_groups
-            ):  # one by one, because groups that are asked for together are read together
+            # One by one, because groups that are asked for together are read together.
+            for group in range(file.num_row_groups):
                 for rows in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[*{*names, *left}]):
                     start, end = end, end + rows.num_rows
                     live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows

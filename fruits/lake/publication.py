@@ -110,10 +110,8 @@ def own_head(table: "Table") -> int:
         FruitsError: when there is no branch ``main``.
     """
     above: list[Snapshot] = []
-    snapshot = table.snapshot_by_name(_MAIN)
-    if snapshot is None:
-        raise _no_main("publications")
-    head: int = snapshot.snapshot_id
+    head = _main_of(table, "publications")
+    snapshot = table.snapshot_by_id(head)
     while snapshot is not None:
         summary = snapshot.summary
         if summary and summary[RUN_PROPERTY]:
@@ -144,7 +142,8 @@ def current_base(lake: Lake) -> Base:
         TransientError: when others kept moving the tables.
     """
     for _ in range(_SETTLE_TRIES):
-        mains = {name: _main(lake, name) for name in DATA_TABLES}  # read before the publications: see _settle
+        # Read before the publications: see _settle.
+        mains = {name: _main_of(lake.table(name), name) for name in DATA_TABLES}
         head = _put_back_publications(lake)
         published = publications(lake, head)
         base = Base(published[-1] if published else _before_all(lake), head)
@@ -352,7 +351,8 @@ def _keep_foreign(lake: Lake, mains: Snapshots, published: Sequence[Publication]
 
 def _put_back_publications(lake: Lake) -> int:
     """Where ``main`` of ``publications`` is, after rows of another program are named, tagged and left behind."""
-    head, own = _main(lake, "publications"), own_head(lake.table("publications"))
+    table = lake.table("publications")
+    head, own = _main_of(table, "publications"), own_head(table)
     if own != head:
         _name_foreign(lake, "publications", head)
         with suppress(ConflictError):  # another task was quicker; whoever commits next finds out
@@ -373,15 +373,11 @@ def _name_foreign(lake: Lake, name: TableName, snapshot: int) -> None:
     )
 
 
-def _main(lake: Lake, name: TableName) -> int:
-    head = lake.head(name)
-    if head is None:
-        raise _no_main(name)
-    return head
-
-
-def _no_main(name: TableName) -> FruitsError:
-    return FruitsError(f"table {name} has no main branch; it was not made by this software")
+def _main_of(table: "Table", name: TableName) -> int:
+    snapshot = table.snapshot_by_name(_MAIN)
+    if snapshot is None:
+        raise FruitsError(f"table {name} has no main branch; it was not made by this software")
+    return int(snapshot.snapshot_id)
 
 
 def _to_rows(publication: Publication) -> pa.Table:
