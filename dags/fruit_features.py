@@ -25,8 +25,8 @@ readers use. The run that clears the backlog switches readers to the new backbon
 
 **Approvals.** More deletions than FRUITS_MAX_DELETED_SHARE and FRUITS_MAX_DELETIONS allow within 24 hours, and the last
 photos of a label, wait for a person's approval; so do a rebuild, a refit and a switch of backbone of more rows than
-FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Failed gates may be approved, too. Approve in the DAG `fruit_approval`, or by
-`fruits approve`.
+FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Failed gates may be approved, too. Approve in the DAG
+`fruit_approval`, or by `fruits approve`.
 
 **Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
 between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the
@@ -50,8 +50,8 @@ says who pinned readers and why. `fruits unpin` lets runs publish again.
 
 **Alerts.** The channels that are set (SNS, Slack, e-mail) get an alert for each failed run, for each new question that
 waits for an approval, and for each publication with fewer rows than the publication before. `fruit_watchdog` alerts of
-faults that stop runs from starting. A publication is an event of the asset `fruits_embeddings`, which may schedule other DAGs. The note of an ended run has its publication and
-its counts, what waits for an approval, or its error.
+faults that stop runs from starting. A publication is an event of the asset `fruits_embeddings`, which may schedule other
+DAGs. The note of an ended run has its publication and its counts, what waits for an approval, or its error.
 
 Every task leaves `runs/<namespace>/<run>/<task>.json` in the lake: counts, seconds by phase, versions, errors.
 """  # noqa: E501 -- rows of a table
