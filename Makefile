@@ -51,35 +51,24 @@ backup:  ## Dump the databases of `make up` into a new folder of backups/
 restore:  ## Put the databases back (BACKUP=backups/20261125T120000)
 	$(COMPOSE) restore "$(BACKUP)"
 
-# Each test runs in the environment it is for: the files of tests on WORKERS processes, in a random order whose seed pytest
-# prints (ARGS="--randomly-seed=1" repeats it). Both environments run whatever the first
-# says. pytest's 5 means that no test was selected: with ARGS or PART that may be so, else not.
+# The files of tests on WORKERS processes of each environment, in a random order whose seed pytest prints
+# (ARGS="--randomly-seed=1" repeats it). Compiled tests are kept, or each process would compile all of them anew.
 WORKERS ?= 2
-PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PARTED) $(COVERED)
+RUN_TESTS = @$(JOBS) -m tests --workers $(WORKERS) $(PARTED) $(if $(COVERAGE),--coverage)
 PARTED = $(if $(PART),--part $(PART))
-COVERED = $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
 FAST = not server and not jvm and not heavy and not slow and not compose
-define run_tests
-	@jobs=0; COVERAGE_FILE=build/coverage/jobs JAVA_HOME="$$(cat .venvs/java_home)" $(JOBS) $(PYTEST) -m "not airflow and $(1)" $(ARGS) || jobs=$$?; \
-	airflow=0; COVERAGE_FILE=build/coverage/airflow $(AIRFLOW) $(PYTEST) -m "airflow and $(1)" $(ARGS) || airflow=$$?; \
-	case "$$jobs $$airflow" in \
-		"0 0") ;; \
-		"0 5" | "5 0") $(if $(ARGS)$(PART),true,echo "One environment has no tests." && false) ;; \
-		"5 5") $(if $(PART),true,echo "No test was selected." && false) ;; \
-		*) echo "Tests failed (pytest returned $$jobs in the jobs environment, $$airflow in the airflow environment)."; false ;; \
-	esac
-endef
+test test-fast test-slow: export PYTHONDONTWRITEBYTECODE =
 
 test: setup-dev  ## All tests but the slow and the containers' (ARGS="-k moments" for some, COVERAGE=1 to measure it)
 	@rm -rf build/coverage && mkdir -p build/coverage
-	$(call run_tests,not slow and not compose)
+	$(RUN_TESTS) --marks "not slow and not compose" $(ARGS)
 	$(if $(COVERAGE),@$(JOBS) -m coverage combine --quiet build/coverage/jobs build/coverage/airflow && $(JOBS) -m coverage report)
 
 test-fast: setup-dev  ## Units and properties, in a minute: no server, no JVM, no other program
-	$(call run_tests,$(FAST))
+	$(RUN_TESTS) --airflow-workers 1 --marks "$(FAST)" $(ARGS)
 
 test-slow: setup-dev  ## What is too slow for each change (PART=1/4: the first of four parts)
-	$(call run_tests,slow and not compose)
+	$(RUN_TESTS) --marks "slow and not compose" $(ARGS)
 
 # The containers' tests are steps of one deployment's life: in their order, on one process.
 test-compose: setup-dev  ## What docker-compose.yaml promises, in containers: 20 min (PART=1/4: a quarter of the slow)

@@ -1,7 +1,8 @@
 """A published lake without Spark: the rows that the jobs would write, through PyIceberg, published as a run's are."""
 
+import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,30 @@ class FakeRun:
 def fake_run() -> type[FakeRun]:
     """Starts a run on the lake of some settings."""
     return FakeRun
+
+
+@pytest.fixture(scope="session")
+def as_made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Settings]:
+    """Gives a lake in a folder as a function makes it, which is called once a session with the lake's settings.
+
+    The files of a lake name their own folder, so a copy of them is a lake only in that folder: tests have it one after
+    another. What a lake is depends on the function and on the further arguments.
+    """
+    made: dict[tuple[object, ...], tuple[Settings, Path, Path]] = {}
+
+    def give(make: Callable[..., object], *arguments: str) -> Settings:
+        if (make, *arguments) not in made:
+            folder, original = (tmp_path_factory.mktemp(name) for name in ("lake", "original"))
+            settings = Settings.load(lake=f"file://{folder}/lake", catalog_uri=f"sqlite:///{folder}/catalog.db")
+            make(settings, *arguments)
+            made[make, *arguments] = (settings, folder, original)
+            shutil.copytree(folder, original, dirs_exist_ok=True)
+        settings, folder, original = made[make, *arguments]
+        shutil.rmtree(folder)
+        shutil.copytree(original, folder)
+        return settings
+
+    return give
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from sklearn.decomposition import PCA
 
 from fruits.analysis.pca import subspace_angle, transform, unexplained_share
 from fruits.errors import ExitCode
@@ -56,6 +55,8 @@ class TestFirstFit:
         assert np.linalg.norm(found.scatter - scatter) < 1e-9 * np.linalg.norm(scatter)
 
     def test_the_model_is_scikit_learns_on_the_fit_split(self, fitted, version):
+        from sklearn.decomposition import PCA
+
         theirs = PCA(0.95, svd_solver="full").fit(fitted)
         assert version.pca.components.shape == theirs.components_.shape
         assert subspace_angle(version.pca.components, theirs.components_) < 1e-6

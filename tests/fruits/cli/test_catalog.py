@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,17 @@ NAMES = {"features", "quarantine", "pca_models", "pca_statistics", "embeddings",
 
 
 @pytest.fixture
-def settings(folder_lake: Settings) -> Settings:
+def settings(as_made: Callable[..., Settings]) -> Settings:
     """A lake with one publication in its catalog, which is a backup, and another one since."""
-    database, lake = _database(folder_lake), Lake.open(folder_lake)
+    return as_made(_restore_a_backup)
+
+
+def _restore_a_backup(settings: Settings) -> None:
+    database, lake = _database(settings), Lake.open(settings)
     publish_run(lake, "a")
     shutil.copy(database, f"{database}.backup")
     publish_run(lake, "b")
     shutil.copy(f"{database}.backup", database)
-    return folder_lake
 
 
 def _database(settings: Settings) -> Path:

@@ -13,6 +13,7 @@ from fruits.lake import publication as module
 from fruits.lake.branches import advance_main, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import (
+    Base,
     Publication,
     _to_rows,
     check_current,
@@ -80,6 +81,13 @@ def publish_run(lake, run, base=None):
     return done
 
 
+def publish_runs(settings, *runs):
+    """A lake with publications of runs, one after another."""
+    lake = Lake.open(settings)
+    for run in runs:
+        publish_run(lake, run)
+
+
 def heads(lake):
     return {table.name: lake.head(table.name) for table in TABLES}
 
@@ -126,7 +134,10 @@ class TestPublish:
 
     def test_many_publications_are_read_from_few_files(self, lake, monkeypatch):
         monkeypatch.setattr(module, "_MOST_FILES", 3)
-        expected = [publish_run(lake, f"run-{number}") for number in range(8)]
+        expected = []
+        for number in range(8):
+            base = current_base(lake)
+            expected.append(publish(lake, base, writer(str(number)), publication_of(lake, str(number), base)))
         found = publications(lake)
         assert [(one.sequence, one.run_id, one.snapshots) for one in found] == [
             (one.sequence, one.run_id, one.snapshots) for one in expected
@@ -256,19 +267,30 @@ def crash_at(table):
     return advance_or_die
 
 
+def crash_after_the_commit(settings, table):
+    """Publish run a, and run b up to a table, whose `main` it does not advance."""
+    publish_runs(settings, "a")
+    lake = Lake.open(settings)
+    base = current_base(lake)
+    write(lake, "b", base)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "advance_main", crash_at(table))
+        publish(lake, base, writer("b"), publication_of(lake, "b", base))
+
+
 @pytest.mark.parametrize("table", ["features", "embeddings"])
 class TestCrashAfterTheCommit:
     @pytest.fixture
-    def crashed(self, lake, monkeypatch, table):
-        """The base of run b, which died after its row was committed, with run a published before."""
-        publish_run(lake, "a")
-        base = current_base(lake)
-        write(lake, "b", base)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(module, "advance_main", crash_at(table))
-            publish(lake, base, writer("b"), publication_of(lake, "b", base))
+    def lake(self, as_made, table):
+        """A lake in which run b died after its row was committed, with run a published before."""
+        return Lake.open(as_made(crash_after_the_commit, table))
+
+    @pytest.fixture
+    def crashed(self, lake, table):
+        """The base of run b."""
         assert keys(lake, table, lake.head(table)) == ["a.jpg"]
-        return base
+        before = lake.table("publications").current_snapshot().parent_snapshot_id
+        return Base(publications(lake, before)[-1], before)
 
     def test_readers_of_the_publication_see_all_of_it_at_once(self, lake, crashed):
         current = publications(lake)[-1]
@@ -308,11 +330,14 @@ class TestCrashAfterTheCommit:
 class TestARowOfAnotherProgramInPublications:
     """Somebody writes to `main` of `publications`: never adopted, never lost, named; and no run is stopped."""
 
-    @pytest.fixture(params=["before the first publication", "later"])
-    def before(self, request, lake):
+    @pytest.fixture(params=[(), ("first",)], ids=["before the first publication", "later"])
+    def lake(self, as_made, request):
+        """A lake before and after its first publication."""
+        return Lake.open(as_made(publish_runs, *request.param))
+
+    @pytest.fixture
+    def before(self, lake):
         """What readers see before it."""
-        if request.param == "later":
-            publish_run(lake, "first")
         return readers_base(lake)
 
     @staticmethod
@@ -381,9 +406,9 @@ def test_the_order_of_publications_is_that_of_their_commits_whatever_the_clocks_
     assert keys(lake, "features", lake.head("features")) == ["first.jpg"]
 
 
-def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(lake, monkeypatch):
+def test_a_rollback_while_a_publication_is_completed_leaves_no_mix(as_made, monkeypatch):
     """A table's `main` is then back where the publisher saw it, and its compare-and-swap would take it forward."""
-    publish_run(lake, "a")
+    lake = Lake.open(as_made(publish_runs, "a"))
     base = current_base(lake)
     write(lake, "b", base)
     advance = advance_main
@@ -429,9 +454,14 @@ def test_readers_see_a_consistent_set_while_runs_publish(lake):
 
 class TestRollBack:
     @pytest.fixture
+    def lake(self, as_made):
+        """A lake with publications of the runs a and b."""
+        return Lake.open(as_made(publish_runs, "a", "b"))
+
+    @pytest.fixture
     def two(self, lake):
-        """Publications of the runs a and b."""
-        return publish_run(lake, "a"), publish_run(lake, "b")
+        """The two publications."""
+        return publications(lake)
 
     @pytest.mark.parametrize("by", ["publication_id", "sequence"])
     def test_readers_see_the_older_rows_in_every_table(self, lake, two, by):
@@ -549,6 +579,6 @@ class TestRollBack:
         assert str(refused.value).count("pub-") == 3  # itself, and the two that are left
         assert heads(lake) == before
 
-    def test_before_anything_is_published_there_is_nothing_to_roll_back_to(self, lake):
+    def test_before_anything_is_published_there_is_nothing_to_roll_back_to(self, as_made):
         with pytest.raises(FruitsError, match="newest first: none"):
-            roll_back(lake, "1")
+            roll_back(Lake.open(as_made(Lake.open)), "1")

@@ -34,7 +34,6 @@ from fruits.run.lease import acquire_lease, current_lease
 from fruits.run.pin import remove_pin, set_pin
 from fruits.run.request import RunRequest
 from fruits.run.state import WRITTEN, PlannedRun, run_key
-from fruits.settings import Settings
 from fruits.spark.job import starting_snapshots
 from fruits.steps.publish import publish_run
 
@@ -46,8 +45,8 @@ MARKED: Literal["quarantine"] = "quarantine"
 
 
 @pytest.fixture
-def settings(tmp_path):
-    return Settings.load(lake=f"file://{tmp_path}/lake", catalog_uri=f"sqlite:///{tmp_path}/catalog.db")
+def settings(as_made):
+    return as_made(Lake.open)
 
 
 @pytest.fixture

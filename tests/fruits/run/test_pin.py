@@ -7,14 +7,13 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications, roll_back
 from fruits.run.pin import check_unpinned, current_pin, pinned, remove_pin, set_pin, to_pin
 from fruits.stores import lake_store, write_bytes
+from tests.fruits.lake.test_publication import publish_runs
 
 
 @pytest.fixture
-def lake(folder_lake, fake_run):
+def lake(as_made):
     """A lake of two publications."""
-    for pca_id in ("pca-1", "pca-2"):
-        fake_run(folder_lake).publish("m", pca_id)
-    return Lake.open(folder_lake)
+    return Lake.open(as_made(publish_runs, "a", "b"))
 
 
 def test_a_pin_says_who_pinned_readers_where_and_why_until_it_is_taken_away(lake):
