@@ -45,14 +45,17 @@ def verdict(jobs: int, airflow: int, *, may_be_empty: bool) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> str | None:
     """Run the tests with some marks in both environments; other options go to pytest. Returns what is wrong."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--marks", required=True, help="which tests, as pytest's -m has it")
     parser.add_argument("--workers", default="2", help="processes of the jobs environment")
     parser.add_argument("--airflow-workers", help="processes of the airflow environment (default: as many)")
+    parser.add_argument("--hypothesis-profile", default="fruits", help="how many examples a property is tried on")
     parser.add_argument("--part", help="K/N: of the tests marked slow, only the K-th of N parts")
     parser.add_argument("--coverage", action="store_true", help="measure what the tests reach")
     args, arguments = parser.parse_known_args(argv)
-    options = [*(["--part", args.part] if args.part else []), *arguments]
+    options = ["--hypothesis-profile", args.hypothesis_profile, *arguments]
+    if args.part:
+        options = ["--part", args.part, *options]
     if args.coverage:
         options = ["--cov", "--cov-report=", "--cov-fail-under=0", *options]
     with TemporaryFile() as output:

@@ -4,6 +4,7 @@ Each worker of pytest-xdist is a session with a server, a JVM and lakes of its o
 """
 
 import fcntl
+import gc
 import importlib.util
 import json
 import os
@@ -51,7 +52,9 @@ ONE_UI = tuple(
 """The files whose tests need `make ui`: they go to one worker, in this order, so that Airflow is started once."""
 # A busy machine is no fault of the code: no example has a deadline, and drawing examples may be slow.
 hypothesis_settings.register_profile("fruits", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile("quick", hypothesis_settings.get_profile("fruits"), max_examples=25)
 hypothesis_settings.load_profile("fruits")
+gc.disable()  # Collecting makes a million objects that stay: pytest_collection_finish.
 S3_KEYS = {"access_key": f"fruits{secrets.token_hex(7)}", "secret_key": secrets.token_urlsafe(30)}
 
 
@@ -121,6 +124,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         steps = sorted((items[place] for place in places), key=lambda item: (item.location[1], item.nodeid))
         for place, item in zip(places, steps, strict=True):
             items[place] = item
+
+
+def pytest_collection_finish() -> None:
+    """From here on Python looks for garbage, but not among the modules and tests."""
+    gc.freeze()
+    gc.enable()
 
 
 def _file(nodeid: str) -> str:

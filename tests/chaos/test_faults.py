@@ -136,6 +136,7 @@ def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(m
     memory.check_equals_a_full_run()
 
 
+@pytest.mark.heavy
 def test_a_pin_at_any_moment_of_a_run_holds(memory):
     memory.sweep("first")
     for number in range(1, 60):

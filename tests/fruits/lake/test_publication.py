@@ -132,6 +132,7 @@ class TestPublish:
         publish_run(lake, "a")
         assert {name: set(lake.table(name).refs()) for name in heads(lake)} == {name: {"main"} for name in heads(lake)}
 
+    @pytest.mark.heavy
     def test_many_publications_are_read_from_few_files(self, lake, monkeypatch):
         monkeypatch.setattr(module, "_MOST_FILES", 3)
         expected = []
@@ -224,6 +225,7 @@ class TestConflict:
         assert keys(lake, "features", lake.head("features")) == ["a.jpg", "b.jpg"]
         assert keys(lake, "embeddings", lake.head("embeddings")) == ["a.jpg", "b.jpg"]
 
+    @pytest.mark.heavy
     def test_sequences_have_no_gaps_whatever_failed_in_between(self, lake):
         for run in ("a", "b", "c"):
             stale = current_base(lake)

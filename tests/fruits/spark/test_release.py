@@ -134,6 +134,7 @@ def test_executors_sources_import_nothing_of_ours_that_is_not_among_them() -> No
     assert imported - ours == NEVER_ON_AN_EXECUTOR
 
 
+@pytest.mark.heavy
 def test_a_new_python_that_gets_a_function_for_executors_imports_exactly_them() -> None:
     """A package's `__init__` that grows an import would take its modules to every executor."""
     from pyspark import cloudpickle
