@@ -297,6 +297,15 @@ def read_documents(settings: Settings, run: str, folder: str | None = None) -> R
     return RunDocuments(**found)
 
 
+def read_document(settings: Settings, run: str, task: TaskName, folder: str | None = None) -> TaskDocument[Any] | None:
+    """The document of one task of a run, if it exists; ``folder`` is the run's, where a listing has shown it.
+
+    Raises:
+        FruitsError: when this release does not know the document's form.
+    """
+    return _read_document(lake_store(settings), f"{folder or run_folder(settings, run)}/{task}.json", task)
+
+
 def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocument[Any] | None:
     try:
         document = upgraded(read_json(store, path))
@@ -451,8 +460,7 @@ def find_plan(settings: Settings, run: str, folder: str | None = None) -> Planne
 
     ``folder`` is the run's, where a listing has shown it.
     """
-    folder = folder or run_folder(settings, run)
-    document = _read_document(lake_store(settings), f"{folder}/plan.json", "plan")
+    document = read_document(settings, run, "plan", folder)
     planned = document.done if document else None
     return planned if isinstance(planned, PlannedRun) else None
 
