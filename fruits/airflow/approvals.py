@@ -9,6 +9,7 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowFailException
 
 from fruits.airflow.alerts import Message, alert
+from fruits.errors import FruitsError
 
 if TYPE_CHECKING:
     from fruits.lake.approvals import Approval
@@ -88,7 +89,7 @@ def start_approval(question: "Approval") -> bool:
     from airflow.sdk.execution_time import task_runner  # its connection to Airflow exists only while a task works
     from airflow.sdk.execution_time.comms import OKResponse, TriggerDagRun
 
-    run_id = f"{question.kind}__{question.asked_at:%Y-%m-%dT%H:%M:%S.%f}"
+    run_id = f"{question.kind}__{question.asked_at:%Y-%m-%dT%H:%M:%S.%f}__{question.short}"
     request = TriggerDagRun(dag_id=_DAG_ID, run_id=run_id, conf={"digest": question.digest})
     return isinstance(task_runner.SUPERVISOR_COMMS.send(request), OKResponse)
 
@@ -118,16 +119,26 @@ def record_decision(digest: str, decision: Mapping[str, Any]) -> dict[str, Any]:
     """Record the answer of `decide`; returns the approval as JSON types, empty when the answer is not to approve.
 
     Raises:
-        FruitsError: when the question is no longer there: a run took it back meanwhile.
+        FruitsError: when the question is no longer there: a run took it back meanwhile, or asks about more deletions.
+            Each question that waits instead has a run of `fruit_approval` then.
     """
     from fruits.lake.approvals import approve, chosen, read_approvals
+    from fruits.run.decisions import after_approval
     from fruits.settings import Settings
 
     if decision["chosen_options"] != [_APPROVE]:
         return {}
     settings = Settings.load()
-    question = chosen(read_approvals(settings), digest)
+    known = read_approvals(settings)
+    try:
+        question = chosen(known, digest)
+    except FruitsError:
+        for one in known:
+            if not one.decided:
+                start_approval(one)
+        raise
     user = decision.get("responded_by_user") or {}
     why = str((decision.get("params_input") or {}).get("why") or "").strip() or "no reason given in Airflow's UI"
     by = str(user.get("name") or user.get("id") or "unknown")
+    log.info("%s Approved. %s", question.question, after_approval(question))
     return approve(settings, question, by=by, why=why, via="Airflow").to_document()

@@ -240,6 +240,11 @@ class RunDocuments:
         return tuple(one for task in (self.planned, self.projected) if task for one in task.undecided)
 
     @property
+    def approvals(self) -> tuple[Approval, ...]:
+        """The approvals that the run used: of the plan's questions, of a refit, of failed gates."""
+        return tuple(one for task in (self.planned, self.projected, self.validated) if task for one in task.approvals)
+
+    @property
     def of_maintenance(self) -> bool:
         """Whether the run is one of maintenance."""
         return self.plan_maintenance is not None or self.maintain is not None
