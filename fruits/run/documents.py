@@ -241,8 +241,8 @@ class RunDocuments:
 
     @property
     def approvals(self) -> tuple[Approval, ...]:
-        """The approvals that the run used: of the plan's questions, of a refit, of failed gates."""
-        return tuple(one for task in (self.planned, self.projected, self.validated) if task for one in task.approvals)
+        """The approvals that the run used."""
+        return approvals_of(self.planned, self.projected, self.validated)
 
     @property
     def of_maintenance(self) -> bool:
@@ -259,6 +259,11 @@ class RunDocuments:
             else:
                 since = document.started_at
         return kept
+
+
+def approvals_of(*tasks: PlannedRun | Projected | Validated | None) -> tuple[Approval, ...]:
+    """The approvals that tasks used: the plan's, of a refit that `pca` asked for, of failed gates."""
+    return tuple(one for task in tasks if task for one in task.approvals)
 
 
 _DOCUMENTS: Mapping[TaskName, type[TaskDocument[Any]]] = {

@@ -8,7 +8,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-
 from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.execution_time import task_runner
 
@@ -34,9 +33,7 @@ NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 def question(number: int, **details: Any) -> Approval:
     """A question about so many deletions."""
-    return Approval(
-        "deletions", digest_of("deletions", [str(number)]), f"Remove {number}?", number, RUN, NOW, details
-    )
+    return Approval("deletions", digest_of("deletions", [str(number)]), f"Remove {number}?", number, RUN, NOW, details)
 
 
 def decision(option: str = "Approve", why: str = "moved", name: str | None = "ada") -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_a_run_whose_gates_do_not_wait_is_refused(fruits: Any, folder_lake: Sett
         ("gates", "Clear the task `validate` of run manual__1"),
         ("rebuild", "Clear run manual__1 from `wait_for_lease`"),
         ("refit", "once you clear it from `wait_for_lease`"),
-        ("backbone", "start a run with the same param"),
+        ("backbone", "Otherwise start a run with the same param"),
     ],
 )
 def test_it_says_what_carries_the_approval_out(fruits: Any, folder_lake: Settings, kind: Kind, shown: str) -> None:
