@@ -1,5 +1,6 @@
 """The Iceberg catalog, as PyIceberg and as Spark open it, and the tables in it."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ RUN_PROPERTY = "fruits.run"
 
 LAKE_FORMAT = 3
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
+_LOCKED = re.compile(r"database (\w+ )?is locked")  # the words of SQLite
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
 _TABLE_PROPERTIES = {
@@ -120,7 +122,7 @@ def _database_uri(settings: Settings) -> str:
 def open_catalog(settings: Settings, **properties: str) -> "Catalog":
     """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``.
 
-    A database that does not answer a commit, or a question for a table, is a ``TransientError``.
+    A database that does not answer a commit, or a question for a table, is a ``TransientError``; so is a locked file.
     """
     from pyiceberg.catalog import load_catalog
 
@@ -128,11 +130,11 @@ def open_catalog(settings: Settings, **properties: str) -> "Catalog":
     commit_table, load_table = catalog.commit_table, catalog.load_table
 
     def commit(table: "Table", *changes: Any) -> Any:
-        with effect("commit", table.name()[-1]), _outages_explained(settings):
+        with effect("commit", table.name()[-1]), outages_explained(settings):
             return commit_table(table, *changes)
 
     def load(identifier: Any) -> "Table":
-        with _outages_explained(settings):
+        with outages_explained(settings):
             return load_table(identifier)
 
     catalog.commit_table, catalog.load_table = commit, load
@@ -140,7 +142,8 @@ def open_catalog(settings: Settings, **properties: str) -> "Catalog":
 
 
 @contextmanager
-def _outages_explained(settings: Settings) -> Iterator[None]:
+def outages_explained(settings: Settings) -> Iterator[None]:
+    """Raise errors of the catalog's database inside that may pass as ``TransientError``; the other errors pass."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -153,13 +156,21 @@ def _outages_explained(settings: Settings) -> Iterator[None]:
 
 
 def database_problem(settings: Settings, error: "SQLAlchemyError") -> FruitsError:
-    """An error of the catalog's database as a message; a ``TransientError`` when PostgreSQL does not answer."""
+    """An error of the catalog's database as a message.
+
+    A ``TransientError`` when PostgreSQL does not answer, ends a connection, or refuses a transaction beside another one
+    (a serialization failure, a deadlock), and when another program holds the lock of SQLite's file.
+    """
     from sqlalchemy.exc import InterfaceError, OperationalError
+    from sqlalchemy.exc import TimeoutError as NoConnectionError
 
     shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
     reason = str(error).splitlines()[0]
+    if isinstance(error, OperationalError) and _LOCKED.search(reason):
+        return TransientError(f"catalog database {shown}: {reason}; another program writes to the file, try again")
     cut = isinstance(error, OperationalError | InterfaceError) or getattr(error, "connection_invalidated", False)
-    kind = TransientError if cut and settings.catalog_kind == "postgresql" else FruitsError
+    passing = isinstance(error, NoConnectionError) or (cut and settings.catalog_kind == "postgresql")
+    kind = TransientError if passing else FruitsError
     return kind(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI")
 
 

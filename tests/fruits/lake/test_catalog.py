@@ -1,25 +1,39 @@
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 import numpy as np
+import psycopg2
+import psycopg2.errors
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.catalog import load_catalog
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.table import DataScan, FileScanTask
+from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
-from fruits.errors import FruitsError
+from fruits.errors import FruitsError, TransientError
 from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
-from fruits.lake.catalog import LAKE_FORMAT, RUN_PROPERTY, Lake, catalog_properties, spark_configuration
+from fruits.lake.catalog import (
+    LAKE_FORMAT,
+    RUN_PROPERTY,
+    Lake,
+    catalog_properties,
+    database_problem,
+    spark_configuration,
+)
 from fruits.lake.publication import Publication, _to_rows, publications
-from fruits.lake.reader import PublishedRows
+from fruits.lake.reader import PublishedRows, explain_lake_errors, open_read_only
 from fruits.lake.rebuild import check_catalog_is_current, plan_rebuild, rebuild
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TABLES
 
@@ -445,6 +459,62 @@ class TestWrongCatalog:
         with pytest.raises(FruitsError, match=r"127\.0\.0\.1:9/lake: .*check FRUITS_CATALOG_URI") as raised:
             Lake.open(lake_settings(catalog_uri="postgresql://ann:geheim@127.0.0.1:9/lake"))
         assert "geheim" not in str(raised.value)
+
+
+class TestADatabaseThatIsBusy:
+    """Its error may pass: Airflow tries the task again, and a job or a command ends with the exit code for that."""
+
+    @pytest.fixture
+    def locked(self, lake_settings):
+        """A lake whose catalog another program writes to, for longer than we wait."""
+        file = lake_settings().catalog_uri.get_secret_value()
+        settings = lake_settings(catalog_uri=f"{file}?timeout=0.1")
+        lake = Lake.open(settings)
+        with closing(sqlite3.connect(file.removeprefix("sqlite:///"))) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            yield lake, settings
+
+    @pytest.mark.parametrize(
+        "work",
+        [
+            lambda lake, settings: lake.table("features"),
+            lambda lake, settings: lake.set_properties({"a": "b"}),
+            lambda lake, settings: Lake.open(settings),
+            lambda lake, settings: open_read_only(settings),
+        ],
+        ids=["load", "commit", "open", "open read-only"],
+    )
+    def test_a_locked_file_is_tried_again(self, locked, work):
+        with pytest.raises(
+            TransientError, match=r"catalog\.db.*database is locked; another program writes to the file"
+        ):
+            work(*locked)
+
+    def test_a_command_says_so_too(self, locked):
+        _, settings = locked
+        with pytest.raises(TransientError, match="database is locked"), explain_lake_errors(settings):
+            load_catalog("fruits", **catalog_properties(settings)).list_namespaces()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OperationalError("INSERT", {}, psycopg2.errors.SerializationFailure("could not serialize access")),
+            OperationalError("INSERT", {}, psycopg2.errors.DeadlockDetected("deadlock detected")),
+            InterfaceError("INSERT", {}, psycopg2.InterfaceError("connection already closed")),
+            DatabaseError("INSERT", {}, psycopg2.DatabaseError("SSL SYSCALL"), connection_invalidated=True),
+            SQLAlchemyTimeoutError("QueuePool limit of size 5 overflow 10 reached"),
+        ],
+        ids=lambda error: type(getattr(error, "orig", error)).__name__,
+    )
+    def test_so_is_what_postgresql_refuses_or_cuts_short(self, lake_settings, error):
+        settings = lake_settings(catalog_uri="postgresql://ann:geheim@db/lake")
+        assert isinstance(database_problem(settings, error), TransientError)
+
+    def test_a_table_that_is_missing_or_denied_is_for_a_person(self, lake_settings):
+        settings = lake_settings(catalog_uri="postgresql://ann:geheim@db/lake")
+        for denied in (psycopg2.errors.UndefinedTable("no such"), psycopg2.errors.InsufficientPrivilege("denied")):
+            problem = database_problem(settings, ProgrammingError("SELECT", {}, denied))
+            assert type(problem) is FruitsError
 
 
 class TestWrongLake:
