@@ -104,8 +104,11 @@ def own_head(table: "Table") -> int:
     """The newest snapshot of ``main`` of ``publications`` without rows of another program.
 
     Each snapshot that adds or removes publications names its run. Snapshots of other programs do not, and lie above
-    the newest one that does. A rewrite of files leaves the rows as they are, whoever did it. Where no snapshot names a
-    run, all are of Fruits 0.1, which named none.
+    the newest one that does. A rewrite of files leaves the rows as they are, whoever did it.
+
+    Before the first publication, the head is the empty snapshot that ``Lake.open`` made with the table and marked, so
+    rows of another program are never taken for publications. A lake of Fruits 0.1 has no marks: where no snapshot names
+    a run, ``main`` itself is the head, and rows of another program cannot be told from publications.
 
     Raises:
         FruitsError: when there is no branch ``main``.
