@@ -32,6 +32,7 @@ _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
 _PROPERTY_TRIES = 20
 _FORMAT_PROPERTY = "fruits.lake-format"
+_COLUMNS_PROPERTY = "fruits.lake-columns"
 
 RUN_PROPERTY = "fruits.run"
 """What each snapshot of ours carries in its summary: the key of the run that made it."""
@@ -227,7 +228,8 @@ class Lake:
     def open(cls, settings: Settings) -> "Lake":
         """Open the lake; its tables are made where they are missing, each with an empty first snapshot.
 
-        The tables of a lake of an older format get the columns that they lack. Other lakes cost one read of metadata.
+        The tables get the columns that they lack, which the property ``fruits.lake-columns`` tells by their number. A
+        lake that lacks none costs one read of metadata.
         """
         return cls._open(settings, tries=5)
 
@@ -423,18 +425,22 @@ class Lake:
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
         if "publications" in existing:
-            older = self.check_format() < LAKE_FORMAT  # before anything is made in a lake of a newer format
+            publications = self.table("publications")
+            check_known_format(self.settings, publications)  # before anything is made in a lake of a newer format
+            columns = int(publications.properties.get(_COLUMNS_PROPERTY, 0))
         else:
             self._check_nothing_is_published()
-            older = True  # maybe: an earlier release may have made some of the tables
+            columns = 0  # maybe: an earlier release may have made some of the tables
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
-            elif older:
+            elif columns < _number_of_columns():
                 self._add_missing_columns(definition)
+        if "publications" in existing and columns < _number_of_columns():
+            self.set_properties({_COLUMNS_PROPERTY: str(_number_of_columns())})
 
     def _add_missing_columns(self, definition: TableDefinition) -> None:
-        """Add the nullable columns that a table of an earlier release lacks; its rows have null there.
+        """Add the nullable columns that a table of earlier software lacks; its rows have null there.
 
         Software of that release goes on reading the table, and published snapshots are read as they were.
         """
@@ -518,9 +524,14 @@ def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":
     return snapshot
 
 
+def _number_of_columns() -> int:
+    return sum(len(definition.schema) for definition in TABLES)
+
+
 def _properties(definition: TableDefinition) -> dict[str, str]:
-    """The properties of a new table; that of ``publications`` says the lake's format."""
-    return {**_TABLE_PROPERTIES, **({_FORMAT_PROPERTY: str(LAKE_FORMAT)} if definition.name == "publications" else {})}
+    """The properties of a new table; those of ``publications`` say the lake's format and the number of columns."""
+    of_lake = {_FORMAT_PROPERTY: str(LAKE_FORMAT), _COLUMNS_PROPERTY: str(_number_of_columns())}
+    return {**_TABLE_PROPERTIES, **(of_lake if definition.name == "publications" else {})}
 
 
 def _opened(io: "FileIO", tasks: "Sequence[FileScanTask]") -> "Iterator[tuple[FileScanTask, pq.ParquetFile]]":
