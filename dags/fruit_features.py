@@ -96,7 +96,7 @@ PARAMS = {
         enum=["auto", "reconcile", "interval", "rebuild"],
         title="Mode",
         description="auto: a backfill covers its day, any other run reconciles everything. rebuild: featurizes every "
-        "photo again.",
+        "photo again. A photo that cannot be read then keeps its row, and the next run takes the photo.",
     ),
     "backbone": Param(
         None,

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 
 from fruits.errors import ExitCode
+from fruits.run.manifest import DUE_ETAG
 from tests import misbehaving
 from tests.misbehaving import always, misbehaving_server, refuse
 
@@ -71,6 +72,16 @@ def test_refused_objects_are_quarantined_or_pending_and_the_rest_is_published(ch
     assert features[overwritten] == md5(before), "readers keep the photo that could be read"
     assert len(chain.rows(settings, "quarantine")) == 4
     assert chain.published(settings).counts["pending"] == 1
+
+    # A rebuild keeps its row, and makes the photo due again. All other rows are new.
+    vectors = {row["key"]: row["vector"] for row in chain.rows(settings, "features")}
+    assert chain.plan(settings, "rebuild", mode="rebuild").counts["update"] == len(vectors) + 4
+    assert chain.submit("featurize", settings, "rebuild") == ExitCode.OK
+    rows = chain.branch_rows(settings, "rebuild", "features")
+    assert {row["key"]: row["vector"] for row in rows} == vectors
+    assert {key for key, etag in etags(rows).items() if etag == DUE_ETAG} == {overwritten}
+    assert len(chain.branch_rows(settings, "rebuild", "quarantine")) == 4
+    assert len({row["run_id"] for row in rows}) == 1
 
     # Nothing but that photo is due, and the server still does not answer for it: the run may be tried again.
     assert chain.plan(settings, "third").counts["update"] == 1
