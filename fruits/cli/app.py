@@ -337,6 +337,18 @@ catalog = typer.Typer(no_args_is_help=True, help="The catalog: which files are t
 app.add_typer(catalog, name="catalog")
 
 
+@catalog.command("properties")
+def catalog_properties(data: Data = None, as_json: Json = False) -> None:
+    """The properties that open the tables in PyIceberg and Spark, without passwords."""
+    from fruits.cli import catalog as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+
+    with opened(data, "lake") as place:
+        document = command.properties(place.settings)
+    answer(document, command.render_properties, as_json=as_json)
+
+
 @catalog.command("rebuild")
 def rebuild_catalog(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

@@ -1,4 +1,4 @@
-"""``fruits catalog rebuild``: the catalog's database is made again from the lake."""
+"""``fruits catalog``: the properties that open the tables, and the catalog's database made again from the lake."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,23 @@ from fruits.cli.output import Document, fields, table
 from fruits.errors import FruitsError
 from fruits.lake.rebuild import Rebuild, rebuild
 from fruits.run.lease import acquire_lease, release_lease
+from fruits.serve.summary import describe_catalog
 from fruits.settings import Settings
+
+
+def properties(settings: Settings) -> dict[str, Any]:
+    """The properties that open the tables, as ``build/summary.json`` has them; without user and password."""
+    return describe_catalog(settings)
+
+
+def render_properties(catalog: Document) -> Iterable[RenderableType]:
+    """The properties for a terminal."""
+    name, namespace = catalog["name"], catalog["namespace"]
+    yield f"PyIceberg: load_catalog({name!r}, **properties); the tables are {namespace}.<table>"
+    yield fields(catalog["properties"].items())
+    yield f"\nSpark: the session's configuration; the tables are {name}.{namespace}.<table>"
+    yield fields(catalog["spark"].items())
+    yield "\nUser and password of the database, and keys of S3, are left out: docs/data.md says where they go."
 
 
 @contextmanager

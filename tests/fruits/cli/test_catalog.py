@@ -1,10 +1,11 @@
-"""``fruits catalog rebuild``, on an embedded stack's folder and by the variables of a lake."""
+"""``fruits catalog``, on an embedded stack's folder and by the variables of a lake."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from pyiceberg.catalog import load_catalog
 from typer.testing import CliRunner, Result
 
 from fruits.cli.app import app
@@ -37,6 +38,25 @@ def rebuild(settings: Settings, *arguments: str, answer: str = "") -> Result:
     data = str(_database(settings).parent)
     command = ["catalog", "rebuild", "--data", data, *arguments]
     return CliRunner().invoke(app, command, prog_name="fruits", input=answer)
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_the_properties_of_a_catalog_are_printed_without_user_and_password(settings, monkeypatch, form):
+    monkeypatch.setenv("FRUITS_LAKE", "s3://lake/fruits")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "postgresql://keeper:p%40ss-w0rd@db:5432/catalog")
+    printed = CliRunner().invoke(app, ["catalog", "properties", *form], prog_name="fruits").output
+    for expected in ("postgresql+psycopg2://db:5432/catalog", "jdbc:postgresql://db:5432/catalog", "s3://lake/fruits"):
+        assert expected in printed
+    assert [word in printed for word in ("keeper", "w0rd")] == [False, False]
+
+
+def test_the_printed_properties_open_the_published_tables(settings):
+    data = str(_database(settings).parent)
+    printed = CliRunner().invoke(app, ["catalog", "properties", "--data", data, "--json"], prog_name="fruits").stdout
+    catalog = json.loads(printed)
+    opened = load_catalog(catalog["name"], **catalog["properties"])
+    rows = opened.load_table((catalog["namespace"], "publications")).scan().to_arrow()
+    assert [run for run in rows["run_id"].to_pylist() if run] == published(settings)
 
 
 def published(settings: Settings) -> list[str | None]:
