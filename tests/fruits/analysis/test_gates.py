@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fruits.analysis.gates import Findings, Gate, evaluate, failed, wilson_interval
+from fruits.analysis.gates import _LARGE_SAMPLE, Findings, Gate, evaluate, failed, wilson_interval
 from fruits.settings import Settings
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
@@ -47,6 +47,11 @@ WARN = {
     "labels_fitted": {"unfitted_labels": ("Durian",)},
     "duplicates_across_splits": {"duplicates_across_splits": 1},
 }
+
+
+@pytest.mark.parametrize("name", ["max_quarantined_share", "min_probe_ratio"])
+def test_the_reference_of_settings_says_what_a_small_sample_is(name):
+    assert f"fewer than {_LARGE_SAMPLE:,}" in str(Settings.model_fields[name].description)
 
 
 def not_passed(findings: Findings, settings: Settings = SETTINGS) -> list[str]:
