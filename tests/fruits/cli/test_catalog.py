@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_is_there_and_changes_nothing(settings):
         **dict.fromkeys(("features", "embeddings", "publications"), "move"),
     }
     assert (document["changed"], document["to_change"]) == (False, 3)
-    assert "without --dry-run 3 tables would be" in rebuild(settings, "--dry-run").stdout
+    assert "the command would change 3 tables" in rebuild(settings, "--dry-run").stdout
     assert published(settings) == ["a"]
 
 

@@ -242,7 +242,7 @@ class TestRefusals:
         settings = history.settings
         self.refuse(
             Settings.load(lake=settings.lake, catalog_uri=f"sqlite:///{tmp_path}/catalog.db"),
-            r"the catalog has it at .*; set FRUITS_LAKE",
+            r"the catalog names .*; set FRUITS_LAKE",
         )
 
     def test_another_name_of_the_catalog(self, history):
