@@ -137,7 +137,10 @@ def test_a_server_that_is_not_there_is_named(fruits, published):
         (("plan", "--limit", "0"), "Invalid value for '--limit'"),
         (("plan", "--rebuild", "--limit", "3"), "leave `limit` empty"),
         (("plan", "--keys", "some"), "--keys 'some': expected a number, or `all`"),
-        (("report", "no-such-run", "-o", "{tmp}/a.html"), "'no-such-run': no run of this id.*manual_2, scheduled_1"),
+        (
+            ("report", "no-such-run", "-o", "{tmp}/a.html"),
+            "'no-such-run': the lake has no documents.*manual_2, scheduled_1",
+        ),
         (("report", "-o", "{tmp}/none/a.html"), "No such file or directory"),
         (("export", "vectors", "-o", "{tmp}/a.csv"), "'vectors': expected features"),
         (("export", "features", "-o", "{tmp}/a.doc"), "'doc': expected --format"),

@@ -267,7 +267,7 @@ class TestOneTransaction:
         with sqlite3.connect(history.database) as database:
             database.execute("UPDATE iceberg_tables SET metadata_location = 'x' WHERE table_name = 'publications'")
         before = registered(history)
-        with pytest.raises(FruitsError, match="another process changed it"):
+        with pytest.raises(FruitsError, match="another process changed the catalog"):
             rebuild(history.settings, planned)
         assert registered(history) == before
 
