@@ -195,7 +195,7 @@ def rollback(
     publication: Annotated[str, typer.Argument(help="Its id or sequence: `fruits status --publications`.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     pin: Annotated[bool, typer.Option("--pin", help="Stay there until `fruits unpin`; needs --why.")] = False,
-    why: Annotated[str, typer.Option(help="With --pin: the reason, for whoever finds the pin.")] = "",
+    why: Annotated[str, typer.Option(help="With --pin: the reason, which `fruits status` shows.")] = "",
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -208,7 +208,7 @@ def rollback(
     if as_json and not yes:
         raise FruitsError("rollback --json does not ask, so it needs --yes")
     if pin != bool(why.strip()):
-        raise FruitsError("rollback: --pin and --why go together; a pin needs a reason, for whoever finds it")
+        raise FruitsError("rollback: --pin and --why go together; a pin needs a reason, which `fruits status` shows")
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
         question = command.preview(lake, publication)
@@ -220,9 +220,9 @@ def rollback(
 
 @app.command()
 def pin(
-    why: Annotated[str, typer.Option(help="The reason, for whoever finds the pin.", show_default=False)],
+    why: Annotated[str, typer.Option(help="The reason, which `fruits status` shows.", show_default=False)],
     publication: Annotated[
-        str | None, typer.Argument(help="Its id or sequence. Default: the one that readers see.")
+        str | None, typer.Argument(help="Its id or sequence. Default: the current publication.")
     ] = None,
     data: Data = None,
     as_json: Json = False,

@@ -63,7 +63,7 @@ def preview(question: Approval) -> Iterator[str]:
 
 
 def run(settings: Settings, question: Approval, *, by: str | None, why: str) -> dict[str, Any]:
-    """Record the approval; returns it with the sentence on its effect."""
+    """Record the approval; return it with a sentence on its effect."""
     approval = approve(settings, question, by=by or getpass.getuser(), why=why, via="fruits approve")
     return {**approval.to_document(), "effect": effect_of(approval)}
 
