@@ -1,5 +1,7 @@
 """The commands with their options and help. The module of a command's name does the work; a call imports the module."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +41,22 @@ class Commands(TyperGroup):
             if as_json:
                 answer_error(error)
             raise
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Refuse to go on without an answer to a question: the input has ended, or a person typed Ctrl-C."""
+    try:
+        yield
+    except typer.Abort:
+        raise FruitsError("no answer, so nothing was done; add --yes where no person can answer") from None
+
+
+def confirm(question: str) -> None:
+    """Ask a person on the terminal; end the command unless the answer is yes."""
+    with answered():
+        if not typer.confirm(question, err=True):
+            raise typer.Exit(ExitCode.BAD_INPUT)
 
 
 app = typer.Typer(
@@ -212,8 +230,8 @@ def rollback(
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
         question = command.preview(lake, publication)
-        if question and not yes and not typer.confirm(question, err=True):
-            raise typer.Exit(ExitCode.BAD_INPUT)
+        if question and not yes:
+            confirm(question)
         document = command.run(lake, publication, why if pin else None)
     answer(document, command.render, as_json=as_json)
 
@@ -270,8 +288,8 @@ def move_photos(
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
         question = command.preview(lake)
-        if question and not yes and not typer.confirm(question, err=True):
-            raise typer.Exit(ExitCode.BAD_INPUT)
+        if question and not yes:
+            confirm(question)
         document = command.run(lake, why)
     answer(document, command.render, as_json=as_json)
 
@@ -303,9 +321,9 @@ def approve(
         if not yes:
             for line in command.preview(question):
                 warn(line)
-            why = why or typer.prompt("Why", err=True)
-            if not typer.confirm("Approve?", err=True):
-                raise typer.Exit(ExitCode.BAD_INPUT)
+            with answered():
+                why = why or typer.prompt("Why", err=True)
+            confirm("Approve?")
         document = command.run(place.settings, question, by=by, why=why)
     answer(document, command.render, as_json=as_json)
 
@@ -366,8 +384,8 @@ def rebuild_catalog(
             document = command.to_document(plan_rebuild(place.settings), changed=False)
         else:
             question = command.preview(plan_rebuild(place.settings))
-            if question and not yes and not typer.confirm(question, err=True):
-                raise typer.Exit(ExitCode.BAD_INPUT)
+            if question and not yes:
+                confirm(question)
             with command.no_run_works(place.settings):
                 document = command.run(place.settings, plan_rebuild(place.settings))
     answer(document, command.render, as_json=as_json)

@@ -16,7 +16,7 @@ from fruits.settings import Settings
 
 
 def properties(settings: Settings) -> dict[str, Any]:
-    """The properties that open the tables, as ``build/summary.json`` has them; without user and password."""
+    """The properties that open the tables, without user and password."""
     return describe_catalog(settings)
 
 
