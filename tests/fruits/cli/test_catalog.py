@@ -77,6 +77,13 @@ def test_it_shows_each_change_and_asks(settings):
     assert current_lease(settings) is None
 
 
+def test_without_a_person_who_answers_it_names_the_option_and_changes_nothing(settings):
+    refused = rebuild(settings)
+    assert refused.exit_code == ExitCode.BAD_INPUT
+    assert "no answer, so nothing was done; add --yes" in refused.stderr
+    assert published(settings) == ["a"]
+
+
 def test_a_dry_run_says_what_is_there_and_changes_nothing(settings):
     document = json.loads(rebuild(settings, "--dry-run", "--json").stdout)
     assert {one["table"]: one["action"] for one in document["tables"]} == {
