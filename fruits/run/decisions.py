@@ -93,11 +93,11 @@ def withheld_of(
     deletions = [entry for entry in plan.entries if entry.action is Action.DELETE]
     if not deletions:
         return Withheld()
-    waiting_keys = {
+    named = {
         key
-        for question in stored
-        if question.kind == "deletions" and not question.decided
-        for key in question.details.get("first_keys", ())
+        for one in stored
+        if one.kind == "deletions" and not one.decided
+        for key in one.details.get("first_keys", ())
     }
     return withheld_deletions(
         deletions,
@@ -106,7 +106,7 @@ def withheld_of(
         DeletionBounds.of(settings),
         arriving={entry.label for entry in (*plan.entries, *plan.pending) if entry.action is not Action.DELETE},
         nothing_listed=nothing_listed,
-        undecided=waiting_keys,
+        undecided=named,
     )
 
 
@@ -118,9 +118,9 @@ def lost_by_switch(
     recent: int,
     settings: Settings,
 ) -> Withheld:
-    """The rows that readers would lose by a switch of backbone, if they are beyond the bounds of deletions.
+    """The rows that readers have and lose by a switch of backbone, when they are beyond the bounds of deletions.
 
-    The new backbone has rows of the photos that the bucket has now. ``readers`` are the rows of the backbone in use.
+    The new backbone's rows are those of photos that are there; ``readers`` are the rows of the backbone in use.
     """
     lost = [
         Entry(key, row.etag, 0, row.last_modified, Action.DELETE, row.label, row.split)
@@ -132,7 +132,7 @@ def lost_by_switch(
 
 
 def deletions_question(withheld: Withheld, rows: int, place: str, run: str) -> Approval:
-    """Ask whether these rows shall leave the tables."""
+    """Shall these rows leave?"""
     number = len(withheld.entries)
     return _question(
         "deletions",
@@ -145,7 +145,7 @@ def deletions_question(withheld: Withheld, rows: int, place: str, run: str) -> A
 
 
 def switch_question(readers: str, model_id: str, rows: int, lost: Withheld, run: str) -> Approval:
-    """Ask whether readers shall get another backbone."""
+    """Shall readers get another backbone?"""
     losing = f" {len(lost.entries):,} rows of photos that are gone leave." if lost.entries else ""
     return _question(
         "backbone",
