@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fruits.analysis.gates import _LARGE_SAMPLE, Findings, Gate, evaluate, failed, wilson_interval
+from fruits.analysis.gates import Findings, Gate, evaluate, failed, wilson_interval
 from fruits.settings import Settings
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
@@ -56,11 +56,6 @@ def test_the_runbook_explains_every_gate(name):
     runbook = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
     section = runbook.partition("\n## The gates\n")[2].partition("\n## ")[0]
     assert re.search(rf"^\| [^|]*`{name}`", section, re.MULTILINE)
-
-
-@pytest.mark.parametrize("name", ["max_quarantined_share", "min_probe_ratio"])
-def test_the_reference_of_settings_says_what_a_small_sample_is(name):
-    assert f"fewer than {_LARGE_SAMPLE:,}" in str(Settings.model_fields[name].description)
 
 
 def not_passed(findings: Findings, settings: Settings = SETTINGS) -> list[str]:
