@@ -36,10 +36,12 @@ def _document(photo: Identification) -> dict[str, Any]:
 
 
 def render(document: Document) -> Iterable[RenderableType]:
-    """The answer for a terminal: a line for each photo, then the nearest published photos of each photo."""
+    """The answer for a terminal: a line for each photo, then its error or the nearest published photos."""
     columns = ("photo", "label", ">confidence", "or", ">familiarity")
     yield table(columns, (_row(photo) for photo in document["photos"]))
     for photo in document["photos"]:
+        if photo["error"]:
+            yield f"\n{photo['path']}: {photo['error']}"
         if photo["nearest"]:
             yield ""
             rows = ((near["key"], near["label"], f"{near['similarity']:.3f}") for near in photo["nearest"])
@@ -47,7 +49,5 @@ def render(document: Document) -> Iterable[RenderableType]:
 
 
 def _row(photo: Document) -> tuple[object, ...]:
-    if photo["error"]:
-        return photo["path"], photo["error"], "", "", ""
     others = ", ".join(f"{other['label']} {other['confidence']:.0%}" for other in photo["labels"][1:3])
     return photo["path"], photo["label"], share(photo["confidence"]), others, share(photo["familiarity"])

@@ -99,6 +99,7 @@ def render(plan: Document) -> Iterable[RenderableType]:
             ("published", plan["published"] or "nothing yet"),
             ("backbone", model),
             *((name, count) for name, count in counts.items()),
+            ("waiting", sum(one["number"] for one in plan["undecided"] if one["kind"] == "deletions") or None),
         ]
     )
     if plan["building"]:
