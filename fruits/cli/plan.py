@@ -92,6 +92,7 @@ def render(plan: Document) -> Iterable[RenderableType]:
     """The plan for a terminal."""
     counts = plan["counts"]
     model = plan["model_id"] or f"{plan['backbone']}, which the next run builds"
+    waiting = sum(question["number"] for question in plan["undecided"] if question["kind"] == "deletions")
     yield fields(
         [
             ("bucket", f"s3://{plan['bucket']}/{plan['request']['prefix']}"),
@@ -99,7 +100,7 @@ def render(plan: Document) -> Iterable[RenderableType]:
             ("published", plan["published"] or "nothing yet"),
             ("backbone", model),
             *((name, count) for name, count in counts.items()),
-            ("waiting", sum(one["number"] for one in plan["undecided"] if one["kind"] == "deletions") or None),
+            ("waiting", waiting or None),
         ]
     )
     if plan["building"]:
