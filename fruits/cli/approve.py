@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from fruits.cli.output import Document, fields, printable
 from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, approve, chosen, read_approvals
-from fruits.run.decisions import effect_of
+from fruits.run.decisions import after_approval
 from fruits.run.state import run_key
 from fruits.settings import Settings
 
@@ -63,9 +63,9 @@ def preview(question: Approval) -> Iterator[str]:
 
 
 def run(settings: Settings, question: Approval, *, by: str | None, why: str) -> dict[str, Any]:
-    """Record the approval; return it with a sentence on its effect."""
+    """Record the approval; also says what carries the approval out."""
     approval = approve(settings, question, by=by or getpass.getuser(), why=why, via="fruits approve")
-    return {**approval.to_document(), "effect": effect_of(approval)}
+    return {**approval.to_document(), "next": after_approval(approval)}
 
 
 def render(done: Document) -> Iterable[RenderableType]:
@@ -78,4 +78,4 @@ def render(done: Document) -> Iterable[RenderableType]:
             ("why", done["why"]),
         ]
     )
-    yield f"\n{done['effect']}"
+    yield f"\n{done['next']}"

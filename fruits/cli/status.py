@@ -11,7 +11,7 @@ from fruits.cli.output import Document, ago, fields, share, table
 from fruits.cli.pin import describe
 from fruits.lake.approvals import Approval, read_approvals
 from fruits.lake.publication import Publication, publications, readable
-from fruits.run.decisions import described, effect_of
+from fruits.run.decisions import after_approval, described
 from fruits.run.documents import RunDocuments
 from fruits.serve.state import State, error_of, outcome_of, read_state, runs, wall_seconds
 from fruits.settings import Settings
@@ -50,7 +50,7 @@ def _current(state: State) -> dict[str, Any]:
 
 def _approval(approval: Approval) -> dict[str, Any]:
     if approval.decided:
-        text, command = f"{approval.question} Approved by {approval.approved_by}. {effect_of(approval)}", None
+        text, command = f"{approval.question} Approved by {approval.approved_by}. {after_approval(approval)}", None
     else:
         text, command = described(approval), approval.command
     return {**approval.to_document(), "text": text, "command": command}

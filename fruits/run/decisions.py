@@ -254,17 +254,6 @@ def check_requested(request: RunRequest, undecided: Iterable[Approval]) -> None:
             )
 
 
-def effect_of(approval: Approval) -> str:
-    """How the approval takes effect, in one sentence: by the next run, or by a task that a person clears."""
-    return {
-        "deletions": "The next run removes the rows, if the same photos are still gone.",
-        "backbone": "The next run under the new backbone switches readers.",
-        "rebuild": f"Clear run {approval.run} from `wait_for_lease`.",
-        "refit": "The next run that leaves no photo over fits the PCA.",
-        "gates": f"Clear the task `validate` of run {approval.run}, downstream included.",
-    }[approval.kind]
-
-
 def described(question: Approval) -> str:
     """Describe a question for logs, alerts and pages: consequence, reasons, first labels and keys, the command."""
     details = question.details
@@ -281,6 +270,28 @@ def described(question: Approval) -> str:
             f"To approve: `{question.command}`, or Airflow's DAG fruit_approval.",
         )
     )
+
+
+def after_approval(approval: Approval) -> str:
+    """What carries an approval out."""
+    match approval.kind:
+        case "gates":
+            return f"Clear the task `validate` of run {approval.run}, downstream included."
+        case "rebuild":
+            return f"Clear run {approval.run} from `wait_for_lease`, or start a run with the same params."
+        case "refit":
+            return (
+                "The next run that fits the same components and leaves no photo over does it: a sweep, when these are "
+                "FRUITS_N_COMPONENTS, or the run that failed because it was started for the refit, once you clear it "
+                "from `wait_for_lease`."
+            )
+        case "backbone":
+            return (
+                "The next run under the same backbone does it: a sweep, when that is FRUITS_BACKBONE and new to "
+                "readers. Otherwise start a run with the same param."
+            )
+        case "deletions":
+            return "The next run that finds the same photos gone does it: the next sweep, or start a run now."
 
 
 def _by_label(known: Mapping[str, KnownObject]) -> Counter[str | None]:
