@@ -125,8 +125,7 @@ def clean_up(job: MaintenanceJob) -> dict[str, Any]:
     with job.phase("orphans"):
         oldest = now - timedelta(days=request.orphan_days)
         orphans = {
-            definition.name: remove_orphans(job.tables, definition.name, oldest, dry_run=request.dry_run)
-            for definition in TABLES
+            name: remove_orphans(job.tables, name, oldest, dry_run=request.dry_run) for name in upkeep.tables
         }
     log_upkeep(upkeep, "would" if request.dry_run else "did")
     log.info("%s orphan files: %s", "would remove" if request.dry_run else "removed", orphans)

@@ -52,10 +52,17 @@ class PCA:
 
 @dataclass(frozen=True)
 class FittedSummary:
-    """The facts about the PCA in use that decide on a refit: its number of fitted rows and its ``components_asked``."""
+    """The facts about the PCA in use that decide on a refit.
+
+    Attributes:
+        n: Number of fitted rows.
+        components_asked: ``components_asked`` of the fit.
+        split_rules: The rules that chose the fitted rows; None when they are not known.
+    """
 
     n: int
     components_asked: str
+    split_rules: str | None = None
 
 
 def fit(moments: Moments, n_components: float, max_components: int | None = None) -> PCA:
@@ -181,6 +188,31 @@ def components_asked(n_components: float, max_components: int | None = None) -> 
     return f"{n_components:g} of the variance{limit}"
 
 
+def refit_gain(pca: PCA, moments: Moments, n_components: float, max_components: int | None = None) -> float:
+    """Share of the variance of ``moments`` that a refit would explain beyond the share that ``pca`` explains of it.
+
+    In closed form, without the rows: components ``C`` explain ``trace(C S C^T) / trace(S)`` of a scatter ``S``. Negative
+    where a refit chooses fewer components.
+
+    Args:
+        pca: The PCA in use.
+        moments: Count, mean and scatter of the rows now.
+        n_components: As for ``fit``.
+        max_components: As for ``fit``.
+
+    Raises:
+        FruitsError: when ``fit`` does.
+    """
+    refitted = float(fit(moments, n_components, max_components).explained_variance_ratio.sum())
+    explained = float(np.einsum("kd,de,ke->", pca.components, moments.scatter, pca.components, optimize=True))
+    return refitted - explained / float(np.trace(moments.scatter))
+
+
+def drifted(drift: float | None, n_new: int, *, max_drift: float, min_drift_rows: int) -> bool:
+    """Whether ``drift``, measured on ``n_new`` rows, is beyond the threshold."""
+    return drift is not None and n_new >= min_drift_rows and drift > max_drift
+
+
 def refit_reason(
     policy: RefitPolicy,
     current: FittedSummary | None,
@@ -192,6 +224,9 @@ def refit_reason(
     max_drift: float,
     min_drift_rows: int,
     growth: float,
+    gain: float | None = None,
+    min_gain: float = 0.0,
+    split_rules: str | None = None,
 ) -> str | None:
     """The reason to fit the PCA again, as words for a log; None to keep the current PCA.
 
@@ -207,6 +242,11 @@ def refit_reason(
         max_drift: A larger drift, over at least ``min_drift_rows`` rows, is a reason.
         min_drift_rows: Fewest rows that can show a drift.
         growth: Growth of the fit split, as a factor, that is a reason.
+        gain: ``refit_gain``; None when not measured. Photos of a rare kind always leave more unexplained than the rest,
+            also after a refit, so drift alone would refit at every increment.
+        min_gain: With a smaller gain a drift is no reason.
+        split_rules: The rules that choose the fitted rows now. A difference from the known rules of the current PCA is
+            a reason: it may have been fitted on rows that are held out now.
 
     Raises:
         FruitsError: when the policy is ``never`` and there is no PCA to keep.
@@ -222,10 +262,13 @@ def refit_reason(
         return "asked for" if policy == "always" else None
     if asked != current.components_asked:
         return f"components asked changed from {current.components_asked} to {asked}"
+    if current.split_rules is not None and split_rules is not None and split_rules != current.split_rules:
+        return f"the rules of the split changed from {current.split_rules} to {split_rules}"
     if n_now >= growth * current.n:
         return f"fit split grew from {current.n:,} to {n_now:,}"
-    if drift is not None and n_new >= min_drift_rows and drift > max_drift:
-        return f"{n_new:,} new photos leave {drift:.1%} more variance unexplained than the fit"
+    if drifted(drift, n_new, max_drift=max_drift, min_drift_rows=min_drift_rows) and (gain is None or gain >= min_gain):
+        more = "" if gain is None else f", and a refit explains {gain:.1%} more"
+        return f"{n_new:,} new photos leave {drift:.1%} more variance unexplained than the fit{more}"
     return None
 
 

@@ -68,6 +68,7 @@ class Featurized(Frozen):
 class Projected(Frozen):
     """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote.
 
+    ``gain`` is the share of the variance that a refit for drift would have explained in addition; None without drift.
     ``undecided`` is the question of a refit that is due and waits for an approval. ``approvals`` has the approval of a
     refit that a person approved after the plan.
     """
@@ -78,6 +79,7 @@ class Projected(Frozen):
     n_statistics: int
     recomputed: bool
     drift: float | None
+    gain: float | None = None
     projected: int
     n: int | None = None
     k: int | None = None

@@ -151,7 +151,8 @@ def table_upkeep(
     owners = {ref: run_of_branch(ref) for ref in state.refs}
     dropped_branches = {ref: at for ref, at in state.refs.items() if owners[ref] and owners[ref] not in keys}
     kept = [at for ref, at in state.refs.items() if ref not in {*dropped_tags, *dropped_branches, *tags}]
-    bases = [run.planned.base.snapshots[name] for run in runs if run.planned]
+    # A run that an earlier release planned knows nothing of a newer table.
+    bases = [run.planned.base.snapshots[name] for run in runs if run.planned and name in run.planned.base.snapshots]
     needed = {state.main, *retained_tags.values(), *kept, *bases}
     for ref, at in state.refs.items():
         if owners[ref] in keys:
@@ -218,7 +219,9 @@ def layout_of(files: Iterable[DataFile], *, rewrite_all: bool = False) -> Layout
 def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
     """Read the lake, and decide what to do."""
     # Tables before run documents: a snapshot that a run writes after this reading cannot be among those to expire.
-    states = {table.name: lake.state(table.name) for table in TABLES}
+    there = lake.names()
+    tables = [table for table in TABLES if table.name in there]
+    states = {table.name: lake.state(table.name) for table in tables}
     base = readers_base(lake) if request.dry_run else current_base(lake)
     published = publications(lake, base.publications_snapshot)
     existing = [
@@ -235,7 +238,7 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
         tables={name: table_upkeep(name, state, retained, flying) for name, state in states.items()},
         layouts={
             table.name: layout_of(lake.files(table.name, snapshots[table.name]), rewrite_all=request.rewrite_all)
-            for table in TABLES
+            for table in tables
         },
         expired_versions=expired_versions(versions, retained, flying),
         old_folders=old_folders(folders, retained, flying, request, now),

@@ -1,6 +1,8 @@
 """PCA versions and embeddings of a run: is a refit due, fit, project, and measure what a version leaves unexplained."""
 
+import logging
 import math
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,15 +13,17 @@ from fruits.analysis.pca import (
     PCA,
     FittedSummary,
     components_asked,
+    drifted,
     fit,
     pca_identity,
+    refit_gain,
     refit_reason,
     unexplained_share,
 )
 from fruits.lake.approvals import ask
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
 from fruits.lake.schemas import EMBEDDINGS
-from fruits.photos.keys import FIT_SPLIT
+from fruits.photos.keys import FIT_SPLIT, KeyPattern
 from fruits.run.decisions import Decisions, decide, due_refit_question
 from fruits.spark.executors import SQUARES_SCHEMA, squared_norms
 from fruits.spark.executors import project as project_batches
@@ -28,6 +32,8 @@ from fruits.spark.session import map_batches, progress
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+log = logging.getLogger("fruits")
 
 ROWS_PER_FILE = 200_000
 """About 128 MB of embeddings."""
@@ -42,8 +48,17 @@ def current_version(job: Job) -> PCAVersion | None:
     return next(reversed(published or versions), None)
 
 
-def reason_to_refit(job: Job, current: PCAVersion | None, fit_rows: int) -> tuple[str | None, float | None]:
-    """Why the PCA is fitted again, or None; and the drift that was measured, if any.
+@dataclass(frozen=True)
+class Refit:
+    """Why the PCA is fitted again, or None; and the measured drift, and the gain of a refit, where one was due for it."""
+
+    reason: str | None
+    drift: float | None = None
+    gain: float | None = None
+
+
+def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> Refit:
+    """Decide whether the PCA is fitted again.
 
     A run that leaves objects over, as each run of a backfill does, keeps the PCA that there is. The run that leaves
     none over refits, if that is due. So a backfill refits once at most. A refit that a person approved is done.
@@ -52,21 +67,28 @@ def reason_to_refit(job: Job, current: PCAVersion | None, fit_rows: int) -> tupl
     settings, request = job.settings, job.run.request
     approval = next((one for one in job.run.approvals if one.kind == "refit"), None)
     if current is not None and request.refit == "auto" and job.remaining and approval is None:
-        return None, drift
+        return Refit(None, drift)
+    gain = None
+    bounds = {"max_drift": settings.refit_drift, "min_drift_rows": settings.refit_drift_rows}
+    if current is not None and request.refit == "auto" and drifted(drift, measured, **bounds):
+        gain = refit_gain(current.pca, moments, request.n_components, settings.max_components)
+        log.info("drift of %.1f %%: a refit would explain %.1f %% more of the variance", 100 * (drift or 0), 100 * gain)
     reason = refit_reason(
         request.refit,
-        FittedSummary(current.pca.n, current.n_components) if current else None,
+        FittedSummary(current.pca.n, current.n_components, current.split_rules) if current else None,
         asked=components_asked(request.n_components, settings.max_components),
-        n_now=fit_rows,
+        n_now=moments.n,
         n_new=measured,
         drift=drift,
-        max_drift=settings.refit_drift,
-        min_drift_rows=settings.refit_drift_rows,
+        **bounds,
         growth=settings.refit_growth,
+        gain=gain,
+        min_gain=settings.refit_gain,
+        split_rules=KeyPattern.of(settings).split_rules,
     )
     if reason is None and approval is not None:
         reason = f"approved by {approval.approved_by}: {approval.why}"
-    return reason, drift
+    return Refit(reason, drift, gain)
 
 
 def decide_refit(job: Job, reason: str | None) -> Decisions:
@@ -124,6 +146,7 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
         reason=reason,
         run_id=job.run.run_id,
         fitted_at=datetime.now(UTC),
+        split_rules=KeyPattern.of(settings).split_rules,
     )
     save_version(job.lake, job.tables.writer, version)
     return version, projected

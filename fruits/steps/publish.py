@@ -27,7 +27,7 @@ from fruits.run.documents import (
     task_document,
 )
 from fruits.run.lease import hold_lease, release_lease
-from fruits.run.migration import migrate, with_snapshots
+from fruits.run.migration import migrate, with_every_table, with_snapshots
 from fruits.run.pin import check_unpinned
 from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
@@ -68,7 +68,7 @@ def publish_run(settings: Settings, run: str) -> Announcement:
     with hold_lease(settings, run):
         lake = Lake.open(settings)
         migrate(lake)
-        publication = _publish(lake, planned)
+        publication = _publish(lake, with_every_table(lake, planned))
         withdraw(settings, used_approvals(settings, publication))
         current = publications(lake)[-1]
     release_lease(settings, run)

@@ -97,7 +97,7 @@ class TestFirstFit:
     def test_the_document_names_the_snapshots_that_are_published(self, chain, first):
         snapshots, result = chain.published(first.settings).snapshots, first.documents.pca.result
         assert result.read == {name: snapshots[name] for name in ("features", "quarantine")}
-        assert result.wrote == {name: snapshots[name] for name in ("pca_statistics", "pca_models", "embeddings")}
+        assert result.wrote == {name: snapshots[name] for name in ("pca_statistics", "label_statistics", "pca_models", "embeddings")}
 
 
 @pytest.fixture(scope="module")

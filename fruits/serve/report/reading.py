@@ -111,7 +111,7 @@ def read_run(settings: Settings, key: str) -> RunReport:
 
 def read_tables(lake: Lake, snapshots: Mapping[TableName, int], model_id: str, pca_id: str | None) -> Tables | None:
     """Quarantine, PCA version and map of the embeddings at these snapshots; None when one of them has expired."""
-    if any(snapshots[name] not in lake.state(name).snapshots for name in DATA_TABLES):
+    if any(at not in lake.state(name).snapshots for name, at in snapshots.items() if name in DATA_TABLES):
         return None
     quarantine = read_quarantine(lake, snapshots["quarantine"], model_id)
     pictured = add_pictures(quarantine.examples, lake.settings)
