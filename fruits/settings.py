@@ -235,7 +235,7 @@ class Settings(DagSettings):
     )
     refit_drift_rows: int = Field(default=50, ge=2, description="Fewest new photos that can show a drift.")
     refit_gain: float = Field(
-        default=0.01,
+        default=0.02,
         ge=0,
         le=1,
         description="A drift alone is a reason to refit only where a refit explains this much more of the variance.",

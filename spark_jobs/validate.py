@@ -39,7 +39,7 @@ def validate(job: Job) -> None:
         Validated(
             features=findings.rows - findings.quarantined,
             quarantine=reasons,
-            probe=Probe(raw=findings.probe_raw, embedded=findings.probe_embedded),
+            probe=Probe(raw=findings.probe_raw, embedded=findings.probe_embedded, rows=findings.probe_rows),
             gates=gates,
             snapshots=snapshots,
             approvals=(question,) if question and question.decided else (),

@@ -191,8 +191,9 @@ def components_asked(n_components: float, max_components: int | None = None) -> 
 def refit_gain(pca: PCA, moments: Moments, n_components: float, max_components: int | None = None) -> float:
     """Share of the variance of ``moments`` that a refit would explain beyond the share that ``pca`` explains of it.
 
-    In closed form, without the rows: components ``C`` explain ``trace(C S C^T) / trace(S)`` of a scatter ``S``. Negative
-    where a refit chooses fewer components.
+    In closed form, without the rows: components ``C`` explain ``trace(C S C^T) / trace(S)`` of a scatter ``S``. Where a
+    share of variance is asked for, a refit gains nothing beyond that share, although it may explain a little more.
+    Negative where ``pca`` explains more than was asked for.
 
     Args:
         pca: The PCA in use.
@@ -204,6 +205,8 @@ def refit_gain(pca: PCA, moments: Moments, n_components: float, max_components: 
         FruitsError: when ``fit`` does.
     """
     refitted = float(fit(moments, n_components, max_components).explained_variance_ratio.sum())
+    if not isinstance(n_components, int):
+        refitted = min(refitted, n_components)
     explained = float(np.einsum("kd,de,ke->", pca.components, moments.scatter, pca.components, optimize=True))
     return refitted - explained / float(np.trace(moments.scatter))
 
@@ -260,16 +263,18 @@ def refit_reason(
         return "first fit"
     if policy != "auto":
         return "asked for" if policy == "always" else None
-    if asked != current.components_asked:
-        return f"components asked changed from {current.components_asked} to {asked}"
-    if current.split_rules is not None and split_rules is not None and split_rules != current.split_rules:
-        return f"the rules of the split changed from {current.split_rules} to {split_rules}"
-    if n_now >= growth * current.n:
-        return f"fit split grew from {current.n:,} to {n_now:,}"
-    if drifted(drift, n_new, max_drift=max_drift, min_drift_rows=min_drift_rows) and (gain is None or gain >= min_gain):
-        more = "" if gain is None else f", and a refit explains {gain:.1%} more"
-        return f"{n_new:,} new photos leave {drift:.1%} more variance unexplained than the fit{more}"
-    return None
+    unknown = None in (current.split_rules, split_rules)
+    drift_pays = gain is None or gain >= min_gain
+    explained = "" if gain is None else f", and a refit explains {gain:.1%} more"
+    reasons = {
+        f"components asked changed from {current.components_asked} to {asked}": asked != current.components_asked,
+        f"the rules of the split changed from {current.split_rules} to {split_rules}": not unknown
+        and split_rules != current.split_rules,
+        f"fit split grew from {current.n:,} to {n_now:,}": n_now >= growth * current.n,
+        f"{n_new:,} new photos leave {drift or 0:.1%} more variance unexplained than the fit{explained}": drift_pays
+        and drifted(drift, n_new, max_drift=max_drift, min_drift_rows=min_drift_rows),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _with_fixed_signs(components: NDArray[np.float64]) -> NDArray[np.float64]:

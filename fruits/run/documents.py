@@ -92,10 +92,14 @@ class Projected(Frozen):
 
 
 class Probe(Frozen):
-    """Held-out accuracy of the linear probe on features and on embeddings; None where it was not measured."""
+    """Held-out accuracy of the linear probe on features and on embeddings; None where it was not measured.
+
+    ``rows`` is the number of held-out photos that the probe was scored on.
+    """
 
     raw: float | None = None
     embedded: float | None = None
+    rows: int = 0
 
 
 class Validated(Frozen):
@@ -138,6 +142,7 @@ class Maintained(Frozen):
     expired_files: Mapping[str, int]
     publication_id: str | None = None
     dropped_versions: tuple[str, ...] = ()
+    dropped_backbones: tuple[str, ...] = ()
     layout_before: Mapping[str, Any] = {}
 
 

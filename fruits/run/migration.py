@@ -3,9 +3,9 @@
 Format 2 has typed run documents that record snapshots, a branch for each attempt, and leases in ``leases/``, where
 format 1 had ``turns/``. A run of format 1 that is under way continues: ``upgraded`` brings its documents into today's
 form, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and pins by namespace,
-and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder. Format 4 has
-the table ``label_statistics``, and more columns in ``pca_models`` and ``publications``. A run of an earlier release that
-is under way publishes that table as it was before.
+and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder. Format 4
+has the table ``label_statistics``, and more columns in ``pca_models`` and ``publications``. A run under way of an
+earlier release publishes that table as it was before the run.
 """
 
 from collections.abc import Mapping
@@ -117,22 +117,23 @@ def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments")
             values["wrote"] = heads(wrote, document.task, None)
         return document.model_copy(update={"result": document.result.model_copy(update=values)})
 
-    def completed(document: Any, field: str) -> Any:
-        """With the base's snapshot of each table that is newer than the release that wrote the document."""
-        snapshots = getattr(document.result, field) if document and document.result else None
-        if snapshots is None:
-            return document
-        values = {field: {**{name: planned.base.snapshots[name] for name in _NEWER}, **snapshots}}
-        return document.model_copy(update={"result": document.result.model_copy(update=values)})
-
     tables = tuple(name for name in DATA_TABLES if name not in _NEWER)
     pca = tuple(name for name in WRITTEN["pca"] if name not in _NEWER)
     return replace(
         documents,
         featurize=filled(documents.featurize, {}, WRITTEN["featurize"]),
-        pca=completed(filled(documents.pca, {"read": WRITTEN["featurize"]}, pca), "wrote"),
-        validate=completed(filled(documents.validate, {"snapshots": tables}), "snapshots"),
+        pca=_completed(planned, filled(documents.pca, {"read": WRITTEN["featurize"]}, pca), "wrote"),
+        validate=_completed(planned, filled(documents.validate, {"snapshots": tables}), "snapshots"),
     )
+
+
+def _completed(planned: "PlannedRun", document: Any, field: str) -> Any:
+    """A document with the base's snapshot of each table that is newer than the release that wrote the document."""
+    snapshots = getattr(document.result, field) if document and document.result else None
+    if snapshots is None:
+        return document
+    values = {field: {**{name: planned.base.snapshots[name] for name in _NEWER}, **snapshots}}
+    return document.model_copy(update={"result": document.result.model_copy(update=values)})
 
 
 def with_every_table(lake: Lake, planned: "PlannedRun") -> "PlannedRun":

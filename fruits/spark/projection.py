@@ -50,7 +50,7 @@ def current_version(job: Job) -> PCAVersion | None:
 
 @dataclass(frozen=True)
 class Refit:
-    """Why the PCA is fitted again, or None; and the measured drift, and the gain of a refit, where one was due for it."""
+    """Why the PCA is fitted again, or None; the measured drift, and what a refit would gain where photos drifted."""
 
     reason: str | None
     drift: float | None = None
@@ -69,8 +69,9 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
     if current is not None and request.refit == "auto" and job.remaining and approval is None:
         return Refit(None, drift)
     gain = None
-    bounds = {"max_drift": settings.refit_drift, "min_drift_rows": settings.refit_drift_rows}
-    if current is not None and request.refit == "auto" and drifted(drift, measured, **bounds):
+    max_drift, min_drift_rows = settings.refit_drift, settings.refit_drift_rows
+    due = request.refit == "auto" and drifted(drift, measured, max_drift=max_drift, min_drift_rows=min_drift_rows)
+    if current is not None and due:
         gain = refit_gain(current.pca, moments, request.n_components, settings.max_components)
         log.info("drift of %.1f %%: a refit would explain %.1f %% more of the variance", 100 * (drift or 0), 100 * gain)
     reason = refit_reason(
@@ -80,7 +81,8 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
         n_now=moments.n,
         n_new=measured,
         drift=drift,
-        **bounds,
+        max_drift=max_drift,
+        min_drift_rows=min_drift_rows,
         growth=settings.refit_growth,
         gain=gain,
         min_gain=settings.refit_gain,

@@ -5,7 +5,7 @@ Moments of all rows for the PCA, and sums by label for classifiers.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,8 +46,8 @@ class Updated:
 def update_statistics(job: Job, replaced: "pa.Table") -> Updated:
     """Merge the run's new rows, subtract those of ``replaced`` keys, and save the result on the attempt's branches.
 
-    Where subtracting would lose digits of the moments, all statistics are taken from the rows again. A lake of a release
-    without `label_statistics` gets them then, or at its next refit: until then, no label has a row.
+    Where subtracting would lose digits of the moments, all statistics are taken from the rows again. A lake of a
+    release without `label_statistics` gets them then, or at its next refit: until then, no label has a row.
     """
     width, model_id = job.run.backbone.feature_width, job.run.model_id
     before = load_statistics(job.lake, job.start["pca_statistics"], model_id, width)

@@ -166,14 +166,16 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
         counts |= featurized.carried_out
         for name in ("pending", "remaining"):
             counts[name] += featurized.due
+    base = planned.base.publication
     if planned.building:
-        base = planned.base.publication
         kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}
         return {
             "model_id": base.model_id,
             "pca_id": base.pca_id,
             "probe_raw": base.probe_raw,
             "probe_embedded": base.probe_embedded,
+            "probe_rows": base.probe_rows,
+            "building": planned.model_id,
             "counts": {**counts, **kept},
         }
     projected = documents.pca.done if documents.pca else None
@@ -182,6 +184,8 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
         "pca_id": projected.pca_id if projected else None,
         "probe_raw": validated.probe.raw,
         "probe_embedded": validated.probe.embedded,
+        "probe_rows": validated.probe.rows,
+        "building": None if base.building == planned.model_id else base.building,
         "counts": {
             **counts,
             "features": validated.features,

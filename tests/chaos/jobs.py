@@ -37,6 +37,7 @@ from fruits.photos.quarantine import DECODER, Pending, Reason
 from fruits.run.documents import Featurized, Probe, Projected, TaskName, Validated
 from fruits.run.manifest import entries_of
 from fruits.run.state import WRITTEN
+from fruits.run.upkeep import Upkeep
 from fruits.spark import featurizing
 from fruits.spark import job as real
 from fruits.spark.executors import _embeddings, matrix
@@ -293,7 +294,7 @@ def validate(job: Job, bucket: Bucket) -> None:
         unfitted_labels=(),
         probe_raw=None,
         probe_embedded=None,
-        held_out_rows=0,
+        probe_rows=0,
     )
     gates = evaluate(findings, job.settings)
     job.recorder.record(
@@ -336,10 +337,10 @@ def numpy_jobs() -> Iterator[ModuleType]:
         yield maintain
 
 
-def _check_rows(tables: Tables, name: TableName, before: int, after: int, dropped: tuple[str, ...]) -> None:
+def _check_rows(tables: Tables, name: TableName, before: int, after: int, upkeep: Upkeep) -> None:
     rows: list[Any] = [tables.read(name, snapshot) for snapshot in (before, after)]
     was, now = (Counter(map(repr, table.to_pylist())) for table in rows)
-    if not dropped:
+    if not (upkeep.expired_versions or upkeep.retired_backbones):
         assert was == now, f"compaction changed the rows of {name}"
 
 

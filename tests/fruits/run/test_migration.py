@@ -20,6 +20,7 @@ from fruits.stores import lake_store, list_files, write_json
 from tests.runs import RUN_ID, START, document, featurized, planned, projected, validated
 
 KEY = run_key(RUN_ID)
+OLD_TABLES = tuple(table.name for table in TABLES if table.since == 1 and table is not PUBLICATIONS)
 PLAN = {
     "task": "plan", "run_id": RUN_ID, "attempt": 1, "state": "succeeded",
     "started_at": "2026-11-22T09:30:00.000000+00:00",

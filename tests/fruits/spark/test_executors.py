@@ -1,5 +1,7 @@
 """The functions that executors run, on batches as Spark gives them."""
 
+from itertools import chain
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -46,9 +48,9 @@ def test_the_statistics_of_a_task_are_those_of_the_rows_of_all_its_batches() -> 
 
 def test_partial_statistics_are_merged_by_executors_as_on_the_driver() -> None:
     leaves = [[*partial_statistics(4)(iter([batch(VECTORS[first : first + 2], first)]))] for first in range(0, 9, 2)]
-    above = [[*merged_statistics(4)(iter(sum(some, [])))] for some in (leaves[:2], leaves[2:])]
+    above = [[*merged_statistics(4)(chain.from_iterable(some))] for some in (leaves[:2], leaves[2:])]
     assert [sum(row is None for part in some for row in part["label"].to_pylist()) for some in above] == [1, 1]
-    check_equal(merge_partials(sum(above, []), 4))
+    check_equal(merge_partials(chain.from_iterable(above), 4))
 
 
 def test_a_task_without_a_row_sends_nothing() -> None:
@@ -56,7 +58,9 @@ def test_a_task_without_a_row_sends_nothing() -> None:
     assert not list(merged_statistics(4)(iter([])))
 
 
-@pytest.mark.parametrize(("tasks", "levels"), [(1, []), (8, []), (9, [2]), (163, [21, 3]), (100_000, [12_500, 1_563, 196, 25, 4])])
+@pytest.mark.parametrize(
+    ("tasks", "levels"), [(1, []), (8, []), (9, [2]), (163, [21, 3]), (100_000, [12_500, 1_563, 196, 25, 4])]
+)
 def test_few_partial_results_come_to_the_driver_however_many_tasks_there_are(tasks: int, levels: list[int]) -> None:
     assert [*tree(tasks)] == levels
     assert [tasks, *levels][-1] <= FAN_IN
