@@ -63,11 +63,14 @@ def update_pca(job: Job) -> None:
         if not statistics.labelled:
             with job.phase("moments"):
                 moments = recompute(job)
+        if refit.keep:  # readers keep it if the new version fails its gates
+            project_changed(job, refit.keep)
         action, (version, projected) = "fit", fit_version(job, moments, reason or "")
     k, n = version.pca.n_components, version.pca.n
     log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, k, n, projected, reason)
     known |= {"undecided": decisions.undecided, "approvals": decisions.approvals}
-    known |= {"drift": refit.drift, "gain": refit.gain}
+    keep = refit.keep.pca_id if refit.keep and action == "fit" else None
+    known |= {"drift": refit.drift, "gain": refit.gain, "keep": keep}
     record(job, action=action, reason=reason, projected=projected, **figures(version), **known)
 
 

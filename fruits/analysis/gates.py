@@ -12,6 +12,9 @@ from fruits.settings import Settings
 
 Severity = Literal["required", "warn"]
 
+_OF_PCA_VERSION = frozenset({"embeddings_complete", "components_orthonormal", "explained_variance", "probe"})
+"""The required gates about the PCA version alone: another version of the same rows may pass them."""
+
 _FEWEST_PROBED = 50  # one photo is then 2 % of the accuracy
 _LARGE_SAMPLE = 1_000  # from here on the measured value decides: its interval is less than 3 % wide to each side
 _Z = 1.96  # standard errors on each side of a 95 % interval
@@ -123,6 +126,18 @@ def probe_is_due(scored: int | None, held_out: int) -> bool:
     if scored is None:
         return held_out > 0
     return scored < _LARGE_SAMPLE and held_out >= 2 * max(scored, 1)
+
+
+def only_of_version(broken: Sequence[Gate]) -> bool:
+    """Whether required gates failed, and all of them are about the PCA version alone."""
+    return bool(broken) and {gate.name for gate in broken} <= _OF_PCA_VERSION
+
+
+def refused_refit(pca_id: str, kept: str, broken: Iterable[Gate]) -> Gate:
+    """The warning of a run that publishes under the PCA version that there is, because its refit failed some gates."""
+    reasons = "; ".join(f"{gate.name}: {gate.detail}" for gate in broken)
+    detail = f"the new PCA version {pca_id} is not published, and readers keep {kept}, because of {reasons}"
+    return Gate("refit", "warn", passed=False, value=None, threshold=None, detail=detail)
 
 
 def wilson_interval(share: float, n: int) -> tuple[float, float]:

@@ -69,6 +69,7 @@ class Projected(Frozen):
     """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote.
 
     ``gain`` is the share of the variance that a refit for drift would have explained in addition; None without drift.
+    ``keep`` is the PCA version that readers keep if the new one fails its gates; both have the embeddings of all rows.
     ``undecided`` is the question of a refit that is due and waits for an approval. ``approvals`` has the approval of a
     refit that a person approved after the plan.
     """
@@ -80,6 +81,7 @@ class Projected(Frozen):
     recomputed: bool
     drift: float | None
     gain: float | None = None
+    keep: str | None = None
     projected: int
     n: int | None = None
     k: int | None = None
@@ -105,6 +107,7 @@ class Probe(Frozen):
 class Validated(Frozen):
     """What ``validate`` found, and the snapshots that it measured: exactly these may be published.
 
+    ``pca_id`` is the PCA version to publish; a document of an earlier release has None, for that of ``pca``.
     ``approvals`` are those of required gates that failed.
     """
 
@@ -113,6 +116,7 @@ class Validated(Frozen):
     probe: Probe
     gates: tuple[Gate, ...]
     snapshots: Snapshots | None
+    pca_id: str | None = None
     approvals: tuple[Approval, ...] = ()
 
 

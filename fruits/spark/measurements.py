@@ -32,10 +32,8 @@ class Measured:
     version: PCAVersion | None
 
     @classmethod
-    def of(cls, job: Job) -> "Measured":
-        """The tables of a run whose pca job has succeeded."""
-        document = job.documents.pca
-        pca_id = document.done.pca_id if document and document.done else None
+    def of(cls, job: Job, pca_id: str | None) -> "Measured":
+        """The tables of a run under a PCA version."""
         versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
         return cls(job, next((version for version in versions if version.pca_id == pca_id), None))
 
@@ -170,10 +168,10 @@ def probe(measured: Measured, features: int, held_out: int) -> Probe:
     For a PCA version that is published already its accuracy stands, because a probe belongs to the version and not to
     the run; but it is measured again after a fit, and where it was scored on too few photos.
     """
-    published, document = measured.job.run.base.publication, measured.job.documents.pca
-    fitted = document is not None and document.done is not None and document.done.action == "fit"
-    same = measured.version is not None and published.pca_id == measured.version.pca_id
-    if same and not fitted and not probe_is_due(published.probe_rows, held_out):
+    published, projected = measured.job.run.base.publication, measured.job.documents.projected
+    pca_id = measured.version.pca_id if measured.version else None
+    fitted = projected is not None and (projected.action, projected.pca_id) == ("fit", pca_id)
+    if pca_id == published.pca_id and not fitted and not probe_is_due(published.probe_rows, held_out):
         rows = published.probe_rows or 0
         return Probe(raw=published.probe_raw, embedded=published.probe_embedded, rows=rows)
     rows = probe_sample(measured, features).toArrow()

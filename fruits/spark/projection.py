@@ -50,11 +50,20 @@ def current_version(job: Job) -> PCAVersion | None:
 
 @dataclass(frozen=True)
 class Refit:
-    """Why the PCA is fitted again, or None; the measured drift, and what a refit would gain where photos drifted."""
+    """Whether the PCA is fitted again.
+
+    Attributes:
+        reason: Why; None to keep the PCA in use.
+        drift: Share of variance that new photos leave unexplained beyond the expected share, where it was measured.
+        gain: What a refit would explain in addition, where photos drifted.
+        keep: The PCA in use, when readers may keep it if the refit fails its gates: nobody asked for another, and no
+            photo of its fit is held out now.
+    """
 
     reason: str | None
     drift: float | None = None
     gain: float | None = None
+    keep: PCAVersion | None = None
 
 
 def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> Refit:
@@ -65,6 +74,8 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
     """
     drift, measured = measure_drift(job, current) if current else (None, 0)
     settings, request = job.settings, job.run.request
+    asked = components_asked(request.n_components, settings.max_components)
+    split_rules = KeyPattern.of(settings).split_rules
     approval = next((one for one in job.run.approvals if one.kind == "refit"), None)
     if current is not None and request.refit == "auto" and job.remaining and approval is None:
         return Refit(None, drift)
@@ -77,7 +88,7 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
     reason = refit_reason(
         request.refit,
         FittedSummary(current.pca.n, current.n_components, current.split_rules) if current else None,
-        asked=components_asked(request.n_components, settings.max_components),
+        asked=asked,
         n_now=moments.n,
         n_new=measured,
         drift=drift,
@@ -86,11 +97,27 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
         growth=settings.refit_growth,
         gain=gain,
         min_gain=settings.refit_gain,
-        split_rules=KeyPattern.of(settings).split_rules,
+        split_rules=split_rules,
     )
+    may_keep = (
+        current is not None
+        and current.pca_id == job.run.base.publication.pca_id
+        and (request.refit, current.n_components) == ("auto", asked)
+        and current.split_rules in (None, split_rules)
+    )
+    keep = current if reason and may_keep else None
+    if keep and (refused := refused_version(job, keep)) and moments.n < settings.refit_growth * refused.pca.n:
+        log.info("no refit, although %s: version %s failed its gates", reason, refused.pca_id)
+        reason, keep = None, None
     if reason is None and approval is not None:
         reason = f"approved by {approval.approved_by}: {approval.why}"
-    return Refit(reason, drift, gain)
+    return Refit(reason, drift, gain, keep)
+
+
+def refused_version(job: Job, current: PCAVersion) -> PCAVersion | None:
+    """The newest version that was fitted after the published one, and failed its gates; None without one."""
+    versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
+    return next((version for version in reversed(versions) if version.fitted_at > current.fitted_at), None)
 
 
 def decide_refit(job: Job, reason: str | None) -> Decisions:

@@ -181,7 +181,7 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
     projected = documents.pca.done if documents.pca else None
     return {
         "model_id": planned.model_id,
-        "pca_id": projected.pca_id if projected else None,
+        "pca_id": validated.pca_id or (projected.pca_id if projected else None),
         "probe_raw": validated.probe.raw,
         "probe_embedded": validated.probe.embedded,
         "probe_rows": validated.probe.rows,

@@ -190,7 +190,10 @@ def _tables_of_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> 
     for document in (documents.featurize, documents.pca):
         if document and document.done and document.done.wrote:
             snapshots |= document.done.wrote
-    pca_id = documents.pca.done.pca_id if documents.pca and documents.pca.done else None
+    validated = documents.validated
+    pca_id = validated.pca_id if validated else None
+    if pca_id is None and documents.pca and documents.pca.done:
+        pca_id = documents.pca.done.pca_id
     base = planned.base.publication
     if pca_id is None and base.model_id == planned.model_id:  # another backbone's PCA is not the run's
         pca_id = base.pca_id

@@ -154,7 +154,7 @@ class TestExpiredVersions:
     def test_versions_that_nothing_needs_are_expired(self):
         versions = [self.version(f"pca-{day}", day) for day in range(5)]
         kept = [published(1, 0, pca_id="pca-1")], [flying("live", 1, pca_id="pca-3")]
-        assert expired_versions(versions, *kept) == ("pca-0", "pca-2")
+        assert expired_versions(versions, *kept) == ("pca-0", "pca-2", "pca-4")
 
     def test_the_newest_version_of_a_backbone_stays_only_while_the_backbone_is_built_again(self):
         versions = [self.version("a", 0, "beside"), self.version("b", 1, "beside"), self.version("c", 2)]
