@@ -120,16 +120,14 @@ def load_label_sums(lake: Lake, snapshot_id: int, model_id: str, labels: Collect
 
 
 def save_label_sums(
-    lake: Lake, writer: Writer, model_id: str, sums: LabelSums, run_id: str, *, emptied: Collection[str] = ()
+    lake: Lake, writer: Writer, model_id: str, sums: LabelSums, run_id: str, *, replaced: Collection[str] = ()
 ) -> None:
-    """Write the sums of some labels on an attempt's branch, in place of their rows; ``emptied`` labels have none left.
+    """Write the sums of some labels on an attempt's branch, in place of the rows of ``replaced`` labels.
 
     The rows of other labels stay as they are.
     """
     from pyiceberg.expressions import And, EqualTo, In
 
-    known = count_by_label(lake, lake.head("label_statistics", writer.branch) or 0, model_id)
-    replaced = sorted(known.keys() & {*sums, *emptied})
     rows = pa.Table.from_pylist(
         [
             {"model_id": model_id, "label": label, "n": one.n, "total": one.total, "rest": one.rest, "run_id": run_id}
@@ -140,7 +138,7 @@ def save_label_sums(
 
     def replace(transaction: "Transaction") -> None:
         if replaced:
-            transaction.delete(And(EqualTo("model_id", model_id), In("label", replaced)), **writer.commit)
+            transaction.delete(And(EqualTo("model_id", model_id), In("label", tuple(replaced))), **writer.commit)
         if rows.num_rows:
             transaction.append(rows, **writer.commit)
 

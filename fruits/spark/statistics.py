@@ -51,8 +51,7 @@ def update_statistics(job: Job, replaced: "pa.Table") -> Updated:
     """
     width, model_id = job.run.backbone.feature_width, job.run.model_id
     before = load_statistics(job.lake, job.start["pca_statistics"], model_id, width)
-    counts = count_by_label(job.lake, job.start["label_statistics"], model_id)
-    labelled = sum(counts.values()) == before.n
+    labelled = sum(count_by_label(job.lake, job.start["label_statistics"], model_id).values()) == before.n
     gone = statistics_of_rows(rows_before(job, replaced), width) if replaced.num_rows and before.n else None
     new = statistics_of_rows(job.new_features(), width)
     moments = merge(subtract(before, gone.moments) if gone else before, new.moments)
@@ -75,7 +74,7 @@ def update_labels(job: Job, gone: LabelSums, new: LabelSums) -> None:
     model_id, writer = job.run.model_id, job.tables.writer
     before = load_label_sums(job.lake, job.start["label_statistics"], model_id, changed)
     after = merge_sums([subtract_sums(before, gone), new])
-    save_label_sums(job.lake, writer, model_id, after, job.run.run_id, emptied=changed - after.keys())
+    save_label_sums(job.lake, writer, model_id, after, job.run.run_id, replaced=before.keys())
 
 
 def recompute(job: Job) -> Moments:
@@ -83,8 +82,8 @@ def recompute(job: Job) -> Moments:
     model_id, writer, run_id = job.run.model_id, job.tables.writer, job.run.run_id
     found = statistics_of_rows(job.features(), job.run.backbone.feature_width)
     save_statistics(job.lake, writer, model_id, found.moments, run_id)
-    emptied = count_by_label(job.lake, job.start["label_statistics"], model_id).keys() - found.labels.keys()
-    save_label_sums(job.lake, writer, model_id, found.labels, run_id, emptied=emptied)
+    known = count_by_label(job.lake, job.start["label_statistics"], model_id)
+    save_label_sums(job.lake, writer, model_id, found.labels, run_id, replaced=known.keys())
     return found.moments
 
 

@@ -131,7 +131,7 @@ class TestLabelSums:
     def test_only_labels_that_changed_are_written_and_an_emptied_label_leaves_no_row(self, branch):
         save_label_sums(branch, WRITER, "m", labelled(0, *"abc"), "first")
         save_label_sums(branch, WRITER, "other", labelled(1, *"abc"), "first")
-        save_label_sums(branch, WRITER, "m", labelled(2, *"bd"), "second", emptied={"c", "never there"})
+        save_label_sums(branch, WRITER, "m", labelled(2, *"bd"), "second", replaced={"b", "c"})
         rows = branch.read("label_statistics", self.head(branch)).to_pylist()
         assert {(row["model_id"], row["label"], row["run_id"]) for row in rows} == {
             *(("m", label, run) for label, run in (("a", "first"), ("b", "second"), ("d", "second"))),
@@ -140,7 +140,7 @@ class TestLabelSums:
 
     def test_nothing_changed_commits_nothing(self, branch):
         before = self.head(branch)
-        save_label_sums(branch, WRITER, "m", {}, "a", emptied={"never there"})
+        save_label_sums(branch, WRITER, "m", {}, "a")
         assert self.head(branch) == before
 
 
