@@ -28,7 +28,7 @@ def assert_exact(sums, rows, labels):
     assert {label: one.n for label, one in sums.items()} == Counter(labels)
     for label, one in sums.items():
         own = [row for row, other in zip(rows.tolist(), labels, strict=True) if other == label]
-        exact = [sum(map(Fraction, column)) for column in zip(*own, strict=True)]
+        exact = [sum(map(Fraction, column), Fraction()) for column in zip(*own, strict=True)]
         found = [Fraction(total) + Fraction(rest) for total, rest in zip(one.total, one.rest, strict=True)]
         for value, expected in zip(found, exact, strict=True):
             assert abs(value - expected) <= abs(expected) * Fraction(1, 10**20)
