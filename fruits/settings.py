@@ -234,6 +234,12 @@ class Settings(DagSettings):
         description="Refit when new photos leave this much more of the variance unexplained than held-out ones did.",
     )
     refit_drift_rows: int = Field(default=50, ge=2, description="Fewest new photos that can show a drift.")
+    refit_gain: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="A drift alone is a reason to refit only where a refit explains this much more of the variance.",
+    )
     refit_growth: float = Field(
         default=2.0, gt=1, description="Refit when the fit split has grown by this factor since the last fit."
     )

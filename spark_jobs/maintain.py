@@ -21,7 +21,7 @@ from fruits.run.upkeep import Upkeep, log_upkeep, survey
 from fruits.spark.compaction import (
     check_rows,
     drop_dangling_deletes,
-    drop_versions,
+    drop_unneeded,
     expire,
     remove_orphans,
     remove_run_folders,
@@ -47,10 +47,11 @@ def maintain(job: MaintenanceJob) -> None:
 
 
 def compact_and_publish(job: MaintenanceJob) -> dict[str, Any]:
-    """Publish the same rows in fewer files, without expired PCA versions; returns what was published, if anything."""
+    """Publish the same rows in fewer files, without what nobody needs; returns what was published, if anything."""
     base = current_base(job.lake)
     upkeep = survey(job.lake, job.planned.request, datetime.now(UTC))
-    if not base.publication.sequence or not (upkeep.to_compact or upkeep.expired_versions):
+    unneeded = upkeep.expired_versions or upkeep.retired_backbones
+    if not base.publication.sequence or not (upkeep.to_compact or unneeded):
         log.info("compaction: every table is in good shape")
         return {}
     after = compact(job, base, upkeep)
@@ -61,22 +62,23 @@ def compact_and_publish(job: MaintenanceJob) -> dict[str, Any]:
         return {}
     with job.phase("check"):
         for name in changed:
-            check_rows(job.tables, name, base.snapshots[name], after[name], upkeep.expired_versions)
+            check_rows(job.tables, name, base.snapshots[name], after[name], upkeep)
     with job.phase("publish"):
         published = publish_compacted(job, base, after)
     return {
         "publication_id": published.publication_id,
         "dropped_versions": upkeep.expired_versions,
+        "dropped_backbones": upkeep.retired_backbones,
         "layout_before": {name: asdict(upkeep.layouts[name]) for name in changed},
     }
 
 
 def compact(job: MaintenanceJob, base: Base, upkeep: Upkeep) -> Snapshots:
-    """Drop versions and rewrite files on the attempt's branches; returns the snapshots at their ends."""
+    """Drop what nobody needs and rewrite files on the attempt's branches; returns the snapshots at their ends."""
     for name, snapshot in base.snapshots.items():
         job.tables.start_branch(name, snapshot)
     with job.phase("compact"):
-        drop_versions(job.tables, upkeep.expired_versions)
+        drop_unneeded(job.tables, upkeep)
         for name in upkeep.to_compact:
             rewrite(job.tables, DEFINITIONS[name], rewrite_all=job.planned.request.rewrite_all)
             drop_dangling_deletes(job.tables, name)
@@ -124,10 +126,7 @@ def clean_up(job: MaintenanceJob) -> dict[str, Any]:
             remove_run_folders(job.lake.settings, upkeep)
     with job.phase("orphans"):
         oldest = now - timedelta(days=request.orphan_days)
-        orphans = {
-            definition.name: remove_orphans(job.tables, definition.name, oldest, dry_run=request.dry_run)
-            for definition in TABLES
-        }
+        orphans = {name: remove_orphans(job.tables, name, oldest, dry_run=request.dry_run) for name in upkeep.tables}
     log_upkeep(upkeep, "would" if request.dry_run else "did")
     log.info("%s orphan files: %s", "would remove" if request.dry_run else "removed", orphans)
     return {

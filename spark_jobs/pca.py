@@ -3,8 +3,8 @@
 Merges the new rows into the backbone's running moments and takes the removed rows out, fits a new PCA version when the
 policy says so (then projects every row), and otherwise projects the changed rows only. A refit that would replace more
 embeddings than FRUITS_APPROVAL_ROWS waits for a person's approval, and the run goes on under the PCA that there is.
-Reads `features` at the snapshot that featurize wrote; writes `pca_statistics`, `pca_models` and `embeddings` on the
-attempt's own branch, and the run's pca.json.
+Reads `features` at the snapshot that featurize wrote; writes `pca_statistics`, `label_statistics`, `pca_models` and
+`embeddings` on the attempt's own branch, and the run's pca.json.
 """
 
 import logging
@@ -24,7 +24,7 @@ from fruits.spark.projection import (
     reason_to_refit,
     unprojected_features,
 )
-from fruits.spark.statistics import update_statistics
+from fruits.spark.statistics import recompute, update_statistics
 
 log = logging.getLogger("fruits")
 
@@ -39,10 +39,11 @@ def update_pca(job: Job) -> None:
     job.start_branches(*WRITTEN["pca"])
     replaced = job.manifest().replaced_keys
     with job.phase("moments"):
-        moments, recomputed = update_statistics(job, replaced)
+        statistics = update_statistics(job, replaced)
+    moments = statistics.moments
     with job.phase("remove"):
         job.tables.delete_keys("embeddings", replaced, job.run.model_id)
-    known: dict[str, object] = {"n_statistics": moments.n, "recomputed": recomputed}
+    known: dict[str, object] = {"n_statistics": moments.n, "recomputed": statistics.recomputed}
     if job.run.building:  # fitted once, when the backbone is complete
         log.info("backbone %s is not complete yet: statistics of %d photos, no PCA", job.run.model_id, moments.n)
         record(job, action="none", reason=None, pca_id=None, drift=None, projected=0, **known)
@@ -50,7 +51,8 @@ def update_pca(job: Job) -> None:
     current = current_version(job)
     if current is None and moments.n == 0:
         raise FruitsError(message_of_nothing_to_fit(job))
-    reason, drift = reason_to_refit(job, current, moments.n)
+    refit = reason_to_refit(job, current, moments)
+    reason = refit.reason
     decisions = decide_refit(job, reason) if current else Decisions()
     if decisions.undecided:
         log.warning("pca: %s", described(decisions.undecided[0]))
@@ -58,11 +60,18 @@ def update_pca(job: Job) -> None:
     if reason is None and current is not None:
         action, version, projected = "project", current, project_changed(job, current)
     else:
+        if not statistics.labelled:
+            with job.phase("moments"):
+                moments = recompute(job)
+        if refit.keep:  # readers keep it if the new version fails its gates
+            project_changed(job, refit.keep)
         action, (version, projected) = "fit", fit_version(job, moments, reason or "")
     k, n = version.pca.n_components, version.pca.n
     log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, k, n, projected, reason)
     known |= {"undecided": decisions.undecided, "approvals": decisions.approvals}
-    record(job, action=action, reason=reason, drift=drift, projected=projected, **figures(version), **known)
+    keep = refit.keep.pca_id if refit.keep and action == "fit" else None
+    known |= {"drift": refit.drift, "gain": refit.gain, "keep": keep}
+    record(job, action=action, reason=reason, projected=projected, **figures(version), **known)
 
 
 def project_changed(job: Job, version: PCAVersion) -> int:

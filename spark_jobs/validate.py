@@ -8,7 +8,7 @@ code 3 when a required gate fails, unless a person has approved exactly these fi
 import logging
 import sys
 
-from fruits.analysis.gates import evaluate, failed
+from fruits.analysis.gates import evaluate, failed, only_of_version, refused_refit
 from fruits.errors import GateError
 from fruits.lake.approvals import ask
 from fruits.lake.schemas import DATA_TABLES
@@ -28,10 +28,19 @@ def main(argv: list[str] | None = None) -> int:
 def validate(job: Job) -> None:
     """Measure, evaluate, record; raise when a required gate failed and nobody has approved that.
 
-    A backbone that is being built has no PCA version yet, and the gates on that do not apply.
+    A backbone that is being built has no PCA version yet, and the gates on that do not apply. Where a refit that nobody
+    asked for fails its gates, the run is published under the PCA version that readers have.
     """
-    findings, reasons = measure(Measured.of(job))
+    projected = job.documents.projected
+    pca_id, keep = (projected.pca_id, projected.keep) if projected else (None, None)
+    findings, reasons = measure(Measured.of(job, pca_id))
     gates = evaluate(findings, job.settings)
+    if keep and only_of_version(failed(gates)):
+        kept_findings, _ = measure(Measured.of(job, keep))
+        kept_gates = evaluate(kept_findings, job.settings)
+        if not failed(kept_gates):
+            gates = (*kept_gates, refused_refit(str(pca_id), keep, failed(gates)))
+            findings, pca_id = kept_findings, keep
     snapshots = {name: job.start[name] for name in DATA_TABLES}
     broken = failed(gates)
     question = ask(job.settings, gates_question(job.run, snapshots, broken)) if broken else None
@@ -39,9 +48,10 @@ def validate(job: Job) -> None:
         Validated(
             features=findings.rows - findings.quarantined,
             quarantine=reasons,
-            probe=Probe(raw=findings.probe_raw, embedded=findings.probe_embedded),
+            probe=Probe(raw=findings.probe_raw, embedded=findings.probe_embedded, rows=findings.probe_rows),
             gates=gates,
             snapshots=snapshots,
+            pca_id=pca_id,
             approvals=(question,) if question and question.decided else (),
         )
     )

@@ -97,7 +97,7 @@ def projected(**changed: Any) -> Projected:
         "drift": None,
         "projected": 1,
         "read": {"features": 1, "quarantine": 1},
-        "wrote": {"pca_statistics": 1, "pca_models": 1, "embeddings": 1},
+        "wrote": {"pca_statistics": 1, "label_statistics": 1, "pca_models": 1, "embeddings": 1},
     }
     return Projected(**{**values, **changed})
 

@@ -12,6 +12,9 @@ from fruits.settings import Settings
 
 Severity = Literal["required", "warn"]
 
+_OF_PCA_VERSION = frozenset({"embeddings_complete", "components_orthonormal", "explained_variance", "probe"})
+"""The required gates about the PCA version alone: another version of the same rows may pass them."""
+
 _FEWEST_PROBED = 50  # one photo is then 2 % of the accuracy
 _LARGE_SAMPLE = 1_000  # from here on the measured value decides: its interval is less than 3 % wide to each side
 _Z = 1.96  # standard errors on each side of a 95 % interval
@@ -56,7 +59,7 @@ class Findings:
     unfitted_labels: Sequence[str]  # labels that occur in a held-out split only
     probe_raw: float | None
     probe_embedded: float | None
-    held_out_rows: int  # features in a held-out split; with few of them the probe's accuracy is chance
+    probe_rows: int  # held-out photos that the probe was scored on; with few of them its accuracy is chance
 
 
 def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
@@ -111,6 +114,32 @@ def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
     )  # fmt: skip
 
 
+def probe_is_due(scored: int | None, held_out: int) -> bool:
+    """Whether the probe of a PCA version is measured again, because it was scored on too few photos to tell.
+
+    So a probe on few photos, which only warns, becomes no required failure without a new measurement.
+
+    Args:
+        scored: Held-out photos that the probe was scored on; None when that is not known.
+        held_out: Held-out photos now.
+    """
+    if scored is None:
+        return held_out > 0
+    return scored < _LARGE_SAMPLE and held_out >= 2 * max(scored, 1)
+
+
+def only_of_version(broken: Sequence[Gate]) -> bool:
+    """Whether required gates failed, and all of them are about the PCA version alone."""
+    return bool(broken) and {gate.name for gate in broken} <= _OF_PCA_VERSION
+
+
+def refused_refit(pca_id: str, kept: str, broken: Iterable[Gate]) -> Gate:
+    """The warning of a run that publishes under the PCA version that there is, because its refit failed some gates."""
+    reasons = "; ".join(f"{gate.name}: {gate.detail}" for gate in broken)
+    detail = f"the new PCA version {pca_id} is not published, and readers keep {kept}, because of {reasons}"
+    return Gate("refit", "warn", passed=False, value=None, threshold=None, detail=detail)
+
+
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of a share that was measured on ``n`` objects.
 
@@ -142,7 +171,7 @@ def _probe(findings: Findings, settings: Settings) -> Gate:
     Wilson intervals. Both are measured on the same photos, so they vary less against each other than independent
     shares, and the interval errs on the side of passing.
     """
-    raw, embedded, n = findings.probe_raw, findings.probe_embedded, findings.held_out_rows
+    raw, embedded, n = findings.probe_raw, findings.probe_embedded, findings.probe_rows
     threshold = settings.min_probe_ratio
     severity: Severity = "required" if n >= _FEWEST_PROBED else "warn"
     if not raw or embedded is None:

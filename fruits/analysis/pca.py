@@ -52,10 +52,17 @@ class PCA:
 
 @dataclass(frozen=True)
 class FittedSummary:
-    """The facts about the PCA in use that decide on a refit: its number of fitted rows and its ``components_asked``."""
+    """The facts about the PCA in use that decide on a refit.
+
+    Attributes:
+        n: Number of fitted rows.
+        components_asked: ``components_asked`` of the fit.
+        split_rules: The rules that chose the fitted rows; None when they are not known.
+    """
 
     n: int
     components_asked: str
+    split_rules: str | None = None
 
 
 def fit(moments: Moments, n_components: float, max_components: int | None = None) -> PCA:
@@ -181,6 +188,34 @@ def components_asked(n_components: float, max_components: int | None = None) -> 
     return f"{n_components:g} of the variance{limit}"
 
 
+def refit_gain(pca: PCA, moments: Moments, n_components: float, max_components: int | None = None) -> float:
+    """Share of the variance of ``moments`` that a refit would explain beyond the share that ``pca`` explains of it.
+
+    In closed form, without the rows: components ``C`` explain ``trace(C S C^T) / trace(S)`` of a scatter ``S``. Where a
+    share of variance is asked for, a refit gains nothing beyond that share, although it may explain a little more.
+    Negative where ``pca`` explains more than was asked for.
+
+    Args:
+        pca: The PCA in use.
+        moments: Count, mean and scatter of the rows now.
+        n_components: As for ``fit``.
+        max_components: As for ``fit``.
+
+    Raises:
+        FruitsError: when ``fit`` does.
+    """
+    refitted = float(fit(moments, n_components, max_components).explained_variance_ratio.sum())
+    if not isinstance(n_components, int):
+        refitted = min(refitted, n_components)
+    explained = float(np.einsum("kd,de,ke->", pca.components, moments.scatter, pca.components, optimize=True))
+    return refitted - explained / float(np.trace(moments.scatter))
+
+
+def drifted(drift: float | None, n_new: int, *, max_drift: float, min_drift_rows: int) -> bool:
+    """Whether ``drift``, measured on ``n_new`` rows, is beyond the threshold."""
+    return drift is not None and n_new >= min_drift_rows and drift > max_drift
+
+
 def refit_reason(
     policy: RefitPolicy,
     current: FittedSummary | None,
@@ -192,6 +227,9 @@ def refit_reason(
     max_drift: float,
     min_drift_rows: int,
     growth: float,
+    gain: float | None = None,
+    min_gain: float = 0.0,
+    split_rules: str | None = None,
 ) -> str | None:
     """The reason to fit the PCA again, as words for a log; None to keep the current PCA.
 
@@ -207,6 +245,11 @@ def refit_reason(
         max_drift: A larger drift, over at least ``min_drift_rows`` rows, is a reason.
         min_drift_rows: Fewest rows that can show a drift.
         growth: Growth of the fit split, as a factor, that is a reason.
+        gain: ``refit_gain``; None when not measured. Photos of a rare kind always leave more unexplained than the rest,
+            also after a refit, so drift alone would refit at every increment.
+        min_gain: With a smaller gain a drift is no reason.
+        split_rules: The rules that choose the fitted rows now. A difference from the known rules of the current PCA is
+            a reason: it may have been fitted on rows that are held out now.
 
     Raises:
         FruitsError: when the policy is ``never`` and there is no PCA to keep.
@@ -220,13 +263,18 @@ def refit_reason(
         return "first fit"
     if policy != "auto":
         return "asked for" if policy == "always" else None
-    if asked != current.components_asked:
-        return f"components asked changed from {current.components_asked} to {asked}"
-    if n_now >= growth * current.n:
-        return f"fit split grew from {current.n:,} to {n_now:,}"
-    if drift is not None and n_new >= min_drift_rows and drift > max_drift:
-        return f"{n_new:,} new photos leave {drift:.1%} more variance unexplained than the fit"
-    return None
+    unknown = None in (current.split_rules, split_rules)
+    drift_pays = gain is None or gain >= min_gain
+    explained = "" if gain is None else f", and a refit explains {gain:.1%} more"
+    reasons = {
+        f"components asked changed from {current.components_asked} to {asked}": asked != current.components_asked,
+        f"the rules of the split changed from {current.split_rules} to {split_rules}": not unknown
+        and split_rules != current.split_rules,
+        f"fit split grew from {current.n:,} to {n_now:,}": n_now >= growth * current.n,
+        f"{n_new:,} new photos leave {drift or 0:.1%} more variance unexplained than the fit{explained}": drift_pays
+        and drifted(drift, n_new, max_drift=max_drift, min_drift_rows=min_drift_rows),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _with_fixed_signs(components: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -37,7 +37,7 @@ _COLUMNS_PROPERTY = "fruits.lake-columns"
 RUN_PROPERTY = "fruits.run"
 """What each snapshot of ours carries in its summary: the key of the run that made it."""
 
-LAKE_FORMAT = 3
+LAKE_FORMAT = 4
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _LOCKED = re.compile(r"database (\w+ )?is locked")  # the words of SQLite
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
@@ -272,6 +272,10 @@ class Lake:
                 "restoration of an old backup; `fruits catalog rebuild` brings the catalog up to date"
             ) from error
 
+    def names(self) -> set[str]:
+        """The tables that there are; a lake of an older format lacks those that came later."""
+        return {name for _, name in self.catalog.list_tables(self.settings.namespace)}
+
     def head(self, name: TableName, ref: str = "main") -> int | None:
         """Snapshot id that ``ref`` points to; None when there is no such branch or tag."""
         snapshot = self.table(name).snapshot_by_name(ref)
@@ -423,7 +427,7 @@ class Lake:
         from pyiceberg.exceptions import NoSuchNamespaceError
 
         try:
-            existing = {name for _, name in self.catalog.list_tables(self.settings.namespace)}
+            existing = self.names()
         except NoSuchNamespaceError:  # only then: many roles may work in a database and not create one
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()

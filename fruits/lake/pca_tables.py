@@ -1,6 +1,6 @@
-"""Rows of `pca_models` and `pca_statistics` as values, and back."""
+"""Rows of `pca_models`, `pca_statistics` and `label_statistics` as values, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from fruits.analysis.labels import LabelSum, LabelSums
 from fruits.analysis.moments import Moments, packed_scatter, unpacked_scatter
 from fruits.analysis.pca import PCA
 from fruits.lake.branches import Writer, commit_rows
 from fruits.lake.catalog import Lake
-from fruits.lake.schemas import PCA_MODELS, PCA_STATISTICS, TableDefinition
+from fruits.lake.schemas import LABEL_STATISTICS, PCA_MODELS, PCA_STATISTICS, TableDefinition
 from fruits.photos.keys import FIT_SPLIT
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class PCAVersion:
     reason: str
     run_id: str
     fitted_at: datetime
+    split_rules: str | None = None
 
     @property
     def expected_unexplained(self) -> float:
@@ -65,6 +67,7 @@ def save_version(lake: Lake, writer: Writer, version: PCAVersion) -> None:
         "total_variance": pca.total_variance,
         "held_out_unexplained": version.held_out_unexplained,
         "fit_split": FIT_SPLIT,
+        "split_rules": version.split_rules,
         "features_snapshot_id": version.features_snapshot_id,
         "reason": version.reason,
         "fitted_at": version.fitted_at.astimezone(UTC),
@@ -101,6 +104,48 @@ def save_statistics(lake: Lake, writer: Writer, model_id: str, moments: Moments,
     _replace(lake, writer, PCA_STATISTICS, row, "model_id")
 
 
+def count_by_label(lake: Lake, snapshot_id: int, model_id: str) -> dict[str, int]:
+    """Photos of each label in a backbone's fit split, as `label_statistics` has them; reads no vector."""
+    rows = lake.read("label_statistics", snapshot_id, ("label", "n"), model_id=model_id)
+    return dict(zip(rows["label"].to_pylist(), rows["n"].to_pylist(), strict=True))
+
+
+def load_label_sums(lake: Lake, snapshot_id: int, model_id: str, labels: Collection[str] = ()) -> dict[str, LabelSum]:
+    """The sums of a backbone's fit split by label: those of ``labels`` that there are, or all of them."""
+    from pyiceberg.expressions import In
+
+    scan = lake.scan("label_statistics", snapshot_id, ("label", "n", "total", "rest"), model_id=model_id)
+    rows = (scan.filter(In("label", labels)) if labels else scan).to_arrow().to_pylist()
+    return {row["label"]: LabelSum(row["n"], np.array(row["total"]), np.array(row["rest"])) for row in rows}
+
+
+def save_label_sums(
+    lake: Lake, writer: Writer, model_id: str, sums: LabelSums, run_id: str, *, replaced: Collection[str] = ()
+) -> None:
+    """Write the sums of some labels on an attempt's branch, in place of the rows of ``replaced`` labels.
+
+    The rows of other labels stay as they are.
+    """
+    from pyiceberg.expressions import And, EqualTo, In
+
+    rows = pa.Table.from_pylist(
+        [
+            {"model_id": model_id, "label": label, "n": one.n, "total": one.total, "rest": one.rest, "run_id": run_id}
+            for label, one in sorted(sums.items())
+        ],
+        schema=LABEL_STATISTICS.schema,
+    )
+
+    def replace(transaction: "Transaction") -> None:
+        if replaced:
+            transaction.delete(And(EqualTo("model_id", model_id), In("label", tuple(replaced))), **writer.commit)
+        if rows.num_rows:
+            transaction.append(rows, **writer.commit)
+
+    if replaced or rows.num_rows:
+        commit_rows(lake, LABEL_STATISTICS.name, replace, branch=writer.branch)
+
+
 def _replace(lake: Lake, writer: Writer, definition: TableDefinition, row: dict[str, Any], identity: str) -> None:
     """Write one row on an attempt's branch in place of the row of the same identity, in one commit."""
     from pyiceberg.expressions import EqualTo
@@ -126,7 +171,8 @@ def _version(row: Mapping[str, Any]) -> PCAVersion:
         explained_variance_ratio=np.array(row["explained_variance_ratio"]),
         total_variance=row["total_variance"],
     )
-    card = {field.name: row[field.name] for field in fields(PCAVersion) if field.name != "pca"}
+    # A snapshot of an earlier release lacks columns that were added since.
+    card = {field.name: row[field.name] for field in fields(PCAVersion) if field.name in row}
     return PCAVersion(pca=pca, **card)
 
 

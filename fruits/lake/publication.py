@@ -62,6 +62,8 @@ class Publication:
     counts: Mapping[str, int] | None = None
     probe_raw: float | None = None
     probe_embedded: float | None = None
+    probe_rows: int | None = None
+    building: str | None = None
     gates: tuple[Gate, ...] = ()
     approvals: tuple[Approval, ...] = ()
 
@@ -92,7 +94,21 @@ class Base:
 def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication]:
     """All publications at a snapshot (None: now), the oldest first; rows of another program are left out."""
     at = own_head(lake.table("publications")) if snapshot_id is None else snapshot_id
-    return _in_order(lake.read("publications", at))
+    return with_newer_tables(lake, _in_order(lake.read("publications", at)))
+
+
+def with_newer_tables(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
+    """The publications, each with a snapshot of every table: the first one of a table that is newer than itself."""
+    named = [publication.snapshots.keys() for publication in published]
+    newer = [name for name in DATA_TABLES if not all(name in names for names in named)]
+    first = {name: _first(lake, name) for name in _there(lake, newer)}
+    return [replace(publication, snapshots={**first, **publication.snapshots}) for publication in published]
+
+
+def _there(lake: Lake, names: Sequence[TableName]) -> list[TableName]:
+    """Those of ``names`` that the lake has."""
+    there = lake.names() if names else ()
+    return [name for name in names if name in there]
 
 
 def publications_of(table: "Table") -> list[Publication]:
@@ -237,11 +253,11 @@ def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
     """The publications whose snapshots still exist in every table; no other publication can be read any more."""
-    existing = {name: lake.state(name).snapshots for name in DATA_TABLES}
+    existing = {name: lake.state(name).snapshots for name in _there(lake, DATA_TABLES)}
     return [
         publication
         for publication in published
-        if all(publication.snapshots[name] in existing[name] for name in DATA_TABLES)
+        if all(snapshot in existing[name] for name, snapshot in publication.snapshots.items())
     ]
 
 
@@ -362,7 +378,7 @@ def _settle(lake: Lake, mains: Snapshots, publication: Publication) -> None:
 
 def _before_all(lake: Lake) -> Publication:
     """What readers have before the first publication: the empty snapshot that each table began with."""
-    return Publication(0, {name: _first(lake, name) for name in DATA_TABLES})
+    return Publication(0, {name: _first(lake, name) for name in _there(lake, DATA_TABLES)})
 
 
 def _first(lake: Lake, name: TableName) -> int:
@@ -421,6 +437,8 @@ def _to_rows(publication: Publication) -> pa.Table:
         "counts": list((publication.counts or {}).items()),
         "probe_raw": publication.probe_raw,
         "probe_embedded": publication.probe_embedded,
+        "probe_rows": publication.probe_rows,
+        "building": publication.building,
         "gates": [asdict(gate) for gate in publication.gates],
         "approvals": [_approval_to_row(approval) for approval in publication.approvals],
     }

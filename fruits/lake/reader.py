@@ -44,7 +44,7 @@ def open_read_only(settings: Settings) -> Lake:
             "`fruits catalog rebuild`"
         )
     tables = _tables(settings)
-    missing = [table.name for table in TABLES if table.name not in tables]
+    missing = [table.name for table in TABLES if table.name not in tables and table.since == 1]
     if missing:
         raise NoLakeError(
             f"no lake there: catalog {settings.catalog_name!r} has no tables {', '.join(missing)} in namespace "

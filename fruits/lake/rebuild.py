@@ -129,7 +129,8 @@ def check_catalog_is_current(lake: Lake) -> None:
     Raises:
         FruitsError: if the lake has newer metadata files; names the command that rebuilds the catalog.
     """
-    for name in _NAMES:
+    there = lake.names()
+    for name in (name for name in _NAMES if name in there):
         newest = _newer_version(lake, name)
         if newest is not None:
             raise FruitsError(

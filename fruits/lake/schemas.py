@@ -7,14 +7,17 @@ import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
-TableName = Literal["features", "quarantine", "pca_models", "pca_statistics", "embeddings", "publications"]
+TableName = Literal[
+    "features", "quarantine", "pca_models", "pca_statistics", "label_statistics", "embeddings", "publications"
+]
 
 
 @dataclass(frozen=True)
 class TableDefinition:
     """A table: its name, what a row is, its columns, the column that it is partitioned by (None: not partitioned).
 
-    ``sort_by`` is the column by which rows are sorted within a file.
+    ``sort_by`` is the column by which rows are sorted within a file. ``since`` is the lake's format that the table came
+    with: a lake of an older format, which only readers have opened, lacks the table.
     """
 
     name: TableName
@@ -22,6 +25,7 @@ class TableDefinition:
     schema: pa.Schema
     sort_by: str
     partition_by: str | None = None
+    since: int = 1
 
 
 def _column(name: str, kind: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
@@ -132,6 +136,7 @@ PCA_MODELS = TableDefinition(
                 nullable=True,
             ),
             _column("fit_split", pa.string(), "Split that it was fitted on."),
+            _column("split_rules", pa.string(), "The rules that decided the photos' splits then.", nullable=True),
             _column("features_snapshot_id", pa.int64(), "Snapshot of `features` that it was fitted on."),
             _column("reason", pa.string(), "Why it was fitted."),
             _column("fitted_at", TIMESTAMP, "When it was fitted."),
@@ -156,6 +161,23 @@ PCA_STATISTICS = TableDefinition(
         ]
     ),
     sort_by="model_id",
+)  # fmt: skip
+
+LABEL_STATISTICS = TableDefinition(
+    "label_statistics",
+    "a label of one backbone's fit split: its running count and sum",
+    pa.schema(
+        [
+            _MODEL_ID, _LABEL,
+            _column("n", pa.int64(), "Photos of the label in the fit split, at least 1."),
+            _column("total", _list(pa.float64()), "Sum of their feature vectors, length d; the mean is `total / n`."),
+            _column("rest", _list(pa.float64()), "What rounding left of `total`: the exact sum less `total`."),
+            _RUN_ID,
+        ]
+    ),
+    sort_by="label",
+    partition_by="model_id",
+    since=4,
 )  # fmt: skip
 
 EMBEDDINGS = TableDefinition(
@@ -188,6 +210,8 @@ PUBLICATIONS = TableDefinition(
             _column("counts", _map(pa.int64()), "Objects by action, features and quarantined objects."),
             _column("probe_raw", pa.float64(), "Held-out accuracy of the linear probe on features.", nullable=True),
             _column("probe_embedded", pa.float64(), "The same on embeddings.", nullable=True),
+            _column("probe_rows", pa.int64(), "Held-out photos that the probe was scored on.", nullable=True),
+            _column("building", pa.string(), "Backbone that is built beside the one in use.", nullable=True),
             _column("gates", _list(GATE), "What the gates found."),
             _column("approvals", _list(APPROVAL), "The decisions of people that it rests on.", nullable=True),
         ]
@@ -195,7 +219,9 @@ PUBLICATIONS = TableDefinition(
     sort_by="sequence",
 )  # fmt: skip
 
-TABLES: tuple[TableDefinition, ...] = (FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, EMBEDDINGS, PUBLICATIONS)
+TABLES: tuple[TableDefinition, ...] = (
+    FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, LABEL_STATISTICS, EMBEDDINGS, PUBLICATIONS,
+)  # fmt: skip
 
-DATA_TABLES: tuple[TableName, ...] = ("features", "quarantine", "pca_models", "pca_statistics", "embeddings")
+DATA_TABLES: tuple[TableName, ...] = tuple(table.name for table in TABLES if table is not PUBLICATIONS)
 """The tables whose ``main`` a publication moves; ``publications`` itself is the record of it."""

@@ -80,6 +80,11 @@ class KeyPattern:
         group = groups.get("group")
         return PhotoKey(label, self._split(groups.get("split"), f"{label}\0{group}" if group else key), day)
 
+    @property
+    def split_rules(self) -> str:
+        """All that decides a photo's split besides its key; stored with what was fitted under these rules."""
+        return f"{self.regex.pattern}, holdout share {self.holdout_share:g}"
+
     def names_split(self, key: str) -> bool:
         """Whether the key names the photo's split; else a hash of the key decides."""
         match = self.regex.fullmatch(key)

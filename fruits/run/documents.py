@@ -68,6 +68,8 @@ class Featurized(Frozen):
 class Projected(Frozen):
     """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote.
 
+    ``gain`` is the share of the variance that a refit for drift would have explained in addition; None without drift.
+    ``keep`` is the PCA version that readers keep if the new one fails its gates; both have the embeddings of all rows.
     ``undecided`` is the question of a refit that is due and waits for an approval. ``approvals`` has the approval of a
     refit that a person approved after the plan.
     """
@@ -78,6 +80,8 @@ class Projected(Frozen):
     n_statistics: int
     recomputed: bool
     drift: float | None
+    gain: float | None = None
+    keep: str | None = None
     projected: int
     n: int | None = None
     k: int | None = None
@@ -90,15 +94,20 @@ class Projected(Frozen):
 
 
 class Probe(Frozen):
-    """Held-out accuracy of the linear probe on features and on embeddings; None where it was not measured."""
+    """Held-out accuracy of the linear probe on features and on embeddings; None where it was not measured.
+
+    ``rows`` is the number of held-out photos that the probe was scored on.
+    """
 
     raw: float | None = None
     embedded: float | None = None
+    rows: int = 0
 
 
 class Validated(Frozen):
     """What ``validate`` found, and the snapshots that it measured: exactly these may be published.
 
+    ``pca_id`` is the PCA version to publish; a document of an earlier release has None, for that of ``pca``.
     ``approvals`` are those of required gates that failed.
     """
 
@@ -107,6 +116,7 @@ class Validated(Frozen):
     probe: Probe
     gates: tuple[Gate, ...]
     snapshots: Snapshots | None
+    pca_id: str | None = None
     approvals: tuple[Approval, ...] = ()
 
 
@@ -136,6 +146,7 @@ class Maintained(Frozen):
     expired_files: Mapping[str, int]
     publication_id: str | None = None
     dropped_versions: tuple[str, ...] = ()
+    dropped_backbones: tuple[str, ...] = ()
     layout_before: Mapping[str, Any] = {}
 
 

@@ -1,9 +1,11 @@
-"""From lake formats 1, that of Fruits 0.1, and 2 to format 3.
+"""From lake formats 1, that of Fruits 0.1, 2 and 3 to format 4.
 
 Format 2 has typed run documents that record snapshots, a branch for each attempt, and leases in ``leases/``, where
 format 1 had ``turns/``. A run of format 1 that is under way continues: ``upgraded`` brings its documents into today's
 form, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and pins by namespace,
-and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder.
+and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder. Format
+4 has the table ``label_statistics``, and more columns in ``pca_models`` and ``publications``. A run under way of an
+earlier release publishes that table as it was before the run.
 """
 
 from collections.abc import Mapping
@@ -17,7 +19,8 @@ from obstore.exceptions import AlreadyExistsError
 from fruits.errors import FruitsError
 from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import LAKE_FORMAT, Lake
-from fruits.lake.schemas import DATA_TABLES, TableName
+from fruits.lake.publication import with_newer_tables
+from fruits.lake.schemas import DATA_TABLES, TABLES, TableName
 from fruits.run.state import WRITTEN
 from fruits.settings import Settings
 from fruits.stores import lake_store, list_files, read_json, remove_files, write_json
@@ -45,6 +48,8 @@ _LAST: Mapping[str, str] = {
     "maintain": "orphan_files",
 }
 """A field that a task of format 1 wrote with its result, and never before."""
+_NEWER = tuple(table.name for table in TABLES if table.since > 1)
+"""The tables that runs of an earlier release do not know."""
 
 
 def migrate(lake: Lake) -> None:
@@ -112,12 +117,29 @@ def with_snapshots(lake: Lake, planned: "PlannedRun", documents: "RunDocuments")
             values["wrote"] = heads(wrote, document.task, None)
         return document.model_copy(update={"result": document.result.model_copy(update=values)})
 
+    tables = tuple(name for name in DATA_TABLES if name not in _NEWER)
+    pca = tuple(name for name in WRITTEN["pca"] if name not in _NEWER)
     return replace(
         documents,
         featurize=filled(documents.featurize, {}, WRITTEN["featurize"]),
-        pca=filled(documents.pca, {"read": WRITTEN["featurize"]}, WRITTEN["pca"]),
-        validate=filled(documents.validate, {"snapshots": DATA_TABLES}),
+        pca=_completed(planned, filled(documents.pca, {"read": WRITTEN["featurize"]}, pca), "wrote"),
+        validate=_completed(planned, filled(documents.validate, {"snapshots": tables}), "snapshots"),
     )
+
+
+def _completed(planned: "PlannedRun", document: Any, field: str) -> Any:
+    """A document with the base's snapshot of each table that is newer than the release that wrote the document."""
+    snapshots = getattr(document.result, field) if document and document.result else None
+    if snapshots is None:
+        return document
+    values = {field: {**{name: planned.base.snapshots[name] for name in _NEWER}, **snapshots}}
+    return document.model_copy(update={"result": document.result.model_copy(update=values)})
+
+
+def with_every_table(lake: Lake, planned: "PlannedRun") -> "PlannedRun":
+    """The plan, with a snapshot of each table that is newer than the release that planned the run."""
+    (publication,) = with_newer_tables(lake, [planned.base.publication])
+    return planned.model_copy(update={"base": replace(planned.base, publication=publication)})
 
 
 def upgraded(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Upkeep:
     tables: Mapping[TableName, TableUpkeep]
     layouts: Mapping[TableName, Layout]
     expired_versions: tuple[str, ...]
+    retired_backbones: tuple[str, ...]
     old_folders: tuple[str, ...]
 
     @property
@@ -90,6 +91,7 @@ class Upkeep:
             "runs_in_flight": list(self.in_flight),
             "layout": {name: asdict(layout) for name, layout in self.layouts.items()},
             "expired_versions": list(self.expired_versions),
+            "retired_backbones": list(self.retired_backbones),
             "snapshots_to_expire": {name: len(upkeep.expired) for name, upkeep in self.tables.items()},
             "branches_to_drop": sorted({name for upkeep in upkeeps for name in upkeep.dropped_branches}),
             "tags_to_set": sorted({name for upkeep in upkeeps for name in upkeep.tags}),
@@ -151,7 +153,8 @@ def table_upkeep(
     owners = {ref: run_of_branch(ref) for ref in state.refs}
     dropped_branches = {ref: at for ref, at in state.refs.items() if owners[ref] and owners[ref] not in keys}
     kept = [at for ref, at in state.refs.items() if ref not in {*dropped_tags, *dropped_branches, *tags}]
-    bases = [run.planned.base.snapshots[name] for run in runs if run.planned]
+    # A run that an earlier release planned knows nothing of a newer table.
+    bases = [run.planned.base.snapshots[name] for run in runs if run.planned and name in run.planned.base.snapshots]
     needed = {state.main, *retained_tags.values(), *kept, *bases}
     for ref, at in state.refs.items():
         if owners[ref] in keys:
@@ -160,17 +163,42 @@ def table_upkeep(
 
 
 def expired_versions(
-    versions: Iterable[Mapping[str, Any]], retained: Iterable[Publication], in_flight: Iterable[RunFolder]
+    versions: Iterable[Mapping[str, Any]], retained: Collection[Publication], in_flight: Collection[RunFolder]
 ) -> tuple[str, ...]:
     """PCA versions (``pca_id``, ``model_id``, ``fitted_at``) that no retained publication and no run needs.
 
-    The newest version of each backbone is needed as well: a backbone that is built beside the published one uses it.
+    A backbone that is built beside the published one uses its newest version, if it was published before.
     """
     known = sorted(versions, key=lambda version: version["fitted_at"])
-    newest = {version["model_id"]: version["pca_id"] for version in known}
+    building = _building(retained, in_flight)
+    newest = {version["model_id"]: version["pca_id"] for version in known if version["model_id"] in building}
     bases = {run.planned.base.publication.pca_id for run in in_flight if run.planned}
     needed = {*newest.values(), *(publication.pca_id for publication in retained), *bases}
     return tuple(version["pca_id"] for version in known if version["pca_id"] not in needed)
+
+
+def retired_backbones(
+    present: Iterable[str],
+    published: Iterable[Publication],
+    retained: Collection[Publication],
+    in_flight: Collection[RunFolder],
+) -> tuple[str, ...]:
+    """Backbones with rows that readers had once, and that no retained publication and no run needs any more.
+
+    A backbone that is being built is needed, and publications name it. Nobody knows the backbone of a run with an
+    unreadable plan, so then none is retired.
+    """
+    if not all(run.readable for run in in_flight):
+        return ()
+    once = {publication.model_id for publication in published}
+    needed = {publication.model_id for publication in retained} | _building(retained, in_flight)
+    return tuple(sorted(name for name in present if name in once - needed))
+
+
+def _building(retained: Iterable[Publication], in_flight: Iterable[RunFolder]) -> set[str | None]:
+    """Backbones that are built beside the readers', and those of runs in flight."""
+    runs = {run.planned.model_id for run in in_flight if run.planned}
+    return {publication.building for publication in retained} | runs
 
 
 def old_folders(
@@ -218,7 +246,9 @@ def layout_of(files: Iterable[DataFile], *, rewrite_all: bool = False) -> Layout
 def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
     """Read the lake, and decide what to do."""
     # Tables before run documents: a snapshot that a run writes after this reading cannot be among those to expire.
-    states = {table.name: lake.state(table.name) for table in TABLES}
+    there = lake.names()
+    tables = [table for table in TABLES if table.name in there]
+    states = {table.name: lake.state(table.name) for table in tables}
     base = readers_base(lake) if request.dry_run else current_base(lake)
     published = publications(lake, base.publications_snapshot)
     existing = [
@@ -229,15 +259,18 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
     flying = runs_in_flight(folders, published, request.abandoned_days, now)
     snapshots = {**base.publication.snapshots, PUBLICATIONS.name: base.publications_snapshot}
     versions = lake.read("pca_models", snapshots["pca_models"], ("pca_id", "model_id", "fitted_at")).to_pylist()
+    # Every run of a backbone writes its statistics, so they tell which backbones have rows.
+    backbones = lake.read("pca_statistics", snapshots["pca_statistics"], ("model_id",))["model_id"].to_pylist()
     return Upkeep(
         retained=tuple(publication.sequence for publication in retained),
         in_flight=tuple(run.key for run in flying),
         tables={name: table_upkeep(name, state, retained, flying) for name, state in states.items()},
         layouts={
             table.name: layout_of(lake.files(table.name, snapshots[table.name]), rewrite_all=request.rewrite_all)
-            for table in TABLES
+            for table in tables
         },
         expired_versions=expired_versions(versions, retained, flying),
+        retired_backbones=retired_backbones(backbones, published, retained, flying),
         old_folders=old_folders(folders, retained, flying, request, now),
     )
 
@@ -281,6 +314,7 @@ def log_upkeep(upkeep: Upkeep, verb: str) -> None:
         )
     for what, names in (
         ("drop PCA versions and their embeddings", upkeep.expired_versions),
+        ("drop retired backbones and their rows", upkeep.retired_backbones),
         ("drop left-over branches", found["branches_to_drop"]),
         ("drop tags", found["tags_to_drop"]),
         ("set tags", found["tags_to_set"]),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import change_refs
-from fruits.lake.schemas import PUBLICATIONS, TableDefinition, TableName
+from fruits.lake.schemas import DATA_TABLES, TableDefinition, TableName
 from fruits.run.documents import run_store
 from fruits.run.upkeep import (
     FEWEST_SMALL_FILES,
@@ -26,14 +26,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruits")
 
+_OF_VERSIONS: tuple[TableName, ...] = ("embeddings", "pca_models")
 _BEFORE_ALL = "TIMESTAMP '1970-01-01 00:00:00'"
 
 
-def drop_versions(tables: Tables, versions: tuple[str, ...]) -> None:
-    """Delete PCA versions and their embeddings from the branch: whole files, for they are partitioned by version."""
-    if versions:
-        for name in ("embeddings", "pca_models"):
-            tables.delete_versions(name, versions)
+def drop_unneeded(tables: Tables, upkeep: Upkeep) -> None:
+    """Delete PCA versions with their embeddings, and retired backbones, from the branch.
+
+    That drops whole files of vectors and embeddings, because these are partitioned by backbone and by version.
+    """
+    if upkeep.expired_versions:
+        for name in _OF_VERSIONS:
+            tables.delete_versions(name, upkeep.expired_versions)
+    if upkeep.retired_backbones:
+        for name in DATA_TABLES:
+            tables.delete_backbones(name, upkeep.retired_backbones)
 
 
 def rewrite(tables: Tables, definition: TableDefinition, *, rewrite_all: bool) -> None:
@@ -101,15 +108,17 @@ def closing(iterable: "JavaObject") -> Iterator["JavaObject"]:
         iterable.close()
 
 
-def check_rows(tables: Tables, name: TableName, before: int, after: int, dropped_versions: tuple[str, ...]) -> None:
-    """See that a table has the rows that it had, but for dropped PCA versions.
+def check_rows(tables: Tables, name: TableName, before: int, after: int, upkeep: Upkeep) -> None:
+    """See that a table has the rows that it had, but for dropped PCA versions and backbones.
 
     Raises:
         FruitsError: when it has not: nothing is published then.
     """
     was = tables.read(name, before)
-    if dropped_versions and "pca_id" in was.columns and name != PUBLICATIONS.name:
-        was = was.where(~was.pca_id.isin(*dropped_versions))
+    if upkeep.expired_versions and name in _OF_VERSIONS:
+        was = was.where(~was.pca_id.isin(*upkeep.expired_versions))
+    if upkeep.retired_backbones and name in DATA_TABLES:
+        was = was.where(~was.model_id.isin(*upkeep.retired_backbones))
     expected, found = fingerprint(was), fingerprint(tables.read(name, after))
     if expected != found:
         raise FruitsError(

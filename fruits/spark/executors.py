@@ -4,13 +4,15 @@ A function travels to the executors with its arguments; the module is imported t
 than it needs, and an executor never imports TensorFlow.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 
-from fruits.analysis.moments import Moments, merge_all, moments_of, to_bytes
+from fruits.analysis.labels import LabelSums, merge_sums, sum_from_bytes, sum_to_bytes, sums_of
+from fruits.analysis.moments import Moments, from_bytes, merge_all, moments_of, to_bytes
 from fruits.analysis.pca import PCA, transform
 from fruits.backbones.stage import load_backbone_once
 from fruits.errors import FruitsError
@@ -31,7 +33,9 @@ OUTCOME_SCHEMA = pa.schema(
 )
 """A photo's outcome: a row of `features`, or one of `quarantine`, or why it is pending; and the seconds by phase."""
 
-MOMENTS_SCHEMA = pa.schema([("moments", pa.binary())])
+STATISTICS_SCHEMA = pa.schema([("label", pa.string()), ("sums", pa.binary())])
+"""Partial statistics: moments in a row without a label, and a row with the sum of each label."""
+
 SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.float64())])
 
 _PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format", "vector")
@@ -86,21 +90,44 @@ def _outcome_row(outcome: Outcome, model_id: str, run_id: str) -> dict[str, obje
     return {**row, **photo, "label": entry.label, "split": entry.split}
 
 
-def partial_moments(width: int) -> BatchFunction:
-    """From features (``key``, ``vector``) to their moments, with ``MOMENTS_SCHEMA``: at most one row a task.
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of some rows, and their sums by label."""
 
-    A task without features gives none: the row, 7 MB at 1,280 features, would be all zeros.
+    moments: Moments
+    labels: LabelSums
+
+
+def partial_statistics(width: int) -> BatchFunction:
+    """From features (``key``, ``label``, ``vector``) to statistics, with ``STATISTICS_SCHEMA``.
+
+    A task without features gives none: the moments, 7 MB at 1,280 features, would be all zeros.
     """
 
-    def moments(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        total = merge_all([Moments.empty(width), *(_moments_of_batch(batch) for batch in filter(len, batches))])
-        if total.n:
-            yield pa.RecordBatch.from_pylist([{"moments": to_bytes(total)}])
+    def statistics(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from _rows_of(_merged(map(_of_features, filter(len, batches)), width))
 
-    return moments
+    return statistics
 
 
-def _moments_of_batch(batch: pa.RecordBatch) -> Moments:
+def merged_statistics(width: int) -> BatchFunction:
+    """From partial statistics to those of all of them together; both have ``STATISTICS_SCHEMA``."""
+
+    def statistics(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from _rows_of(merge_partials(batches, width))
+
+    return statistics
+
+
+def merge_partials(batches: Iterable[pa.RecordBatch], width: int) -> Statistics:
+    """The statistics in rows with ``STATISTICS_SCHEMA``, merged."""
+    return _merged(map(_of_partials, batches), width)
+
+
+_Parts = tuple[Iterable[Moments], Iterable[LabelSums]]
+
+
+def _of_features(batch: pa.RecordBatch) -> _Parts:
     vectors = matrix(batch["vector"])
     finite = np.isfinite(vectors).all(axis=1)
     if not finite.all():
@@ -108,7 +135,36 @@ def _moments_of_batch(batch: pa.RecordBatch) -> Moments:
         raise FruitsError(
             f"features: the vector of {key} has NaN or infinity; check the backbone's weights. Nothing is published."
         )
-    return moments_of(vectors)
+    return [moments_of(vectors)], [sums_of(vectors, batch["label"].to_pylist())]
+
+
+def _of_partials(batch: pa.RecordBatch) -> _Parts:
+    rows = list(zip(batch["label"].to_pylist(), batch["sums"], strict=True))
+    return (
+        (from_bytes(data.as_py()) for label, data in rows if label is None),
+        ({label: sum_from_bytes(data.as_py())} for label, data in rows if label is not None),
+    )
+
+
+def _merged(parts: Iterable[_Parts], width: int) -> Statistics:
+    labels: LabelSums = {}
+
+    def moments() -> Iterator[Moments]:
+        nonlocal labels
+        yield Moments.empty(width)
+        for some, sums in parts:
+            labels = merge_sums([labels, *sums])
+            yield from some
+
+    return Statistics(merge_all(moments()), labels)
+
+
+def _rows_of(found: Statistics) -> Iterator[pa.RecordBatch]:
+    """A row for the moments, without a label, and one for each label; none without features."""
+    if found.moments.n:
+        yield pa.RecordBatch.from_pylist([{"label": None, "sums": to_bytes(found.moments)}], STATISTICS_SCHEMA)
+        rows = [{"label": label, "sums": sum_to_bytes(one)} for label, one in found.labels.items()]
+        yield pa.RecordBatch.from_pylist(rows, STATISTICS_SCHEMA)
 
 
 def squared_norms(pca: PCA) -> BatchFunction:

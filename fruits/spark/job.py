@@ -31,7 +31,7 @@ from fruits.run.documents import (
 )
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import Manifest
-from fruits.run.migration import migrate, with_snapshots
+from fruits.run.migration import migrate, with_every_table, with_snapshots
 from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
 from fruits.spark.cluster import executor_errors
@@ -154,6 +154,7 @@ def run_maintenance_job(description: str, work: Callable[[MaintenanceJob], None]
 def _run(task: TaskName, settings: Settings, run: str, work: Callable[[Job], None]) -> None:
     planned = read_plan(settings, run)  # without the lease: see fruits/run/lease.py
     with _attempt(task, settings, planned, dry_run=planned.request.dry_run) as (lake, recorder):
+        planned = with_every_table(lake, planned)
         documents = with_snapshots(lake, planned, read_documents(settings, run))
         check_tasks_before(task, planned, documents)
         check_current(lake, planned.base, planned.run_id)

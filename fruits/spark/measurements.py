@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fruits.analysis.gates import Findings
+from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
 from fruits.lake.pca_tables import PCAVersion, load_versions
@@ -32,10 +32,8 @@ class Measured:
     version: PCAVersion | None
 
     @classmethod
-    def of(cls, job: Job) -> "Measured":
-        """The tables of a run whose pca job has succeeded."""
-        document = job.documents.pca
-        pca_id = document.done.pca_id if document and document.done else None
+    def of(cls, job: Job, pca_id: str | None) -> "Measured":
+        """The tables of a run under a PCA version."""
         versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
         return cls(job, next((version for version in versions if version.pca_id == pca_id), None))
 
@@ -77,7 +75,6 @@ def measure(measured: Measured) -> tuple[Findings, Mapping[str, int]]:
             "rows": features + quarantined,
             "quarantined": quarantined,
             **new_vectors(measured),
-            "held_out_rows": sum(label.held_out for label in labels),
             "unfitted_labels": sorted(label.label for label in labels if not label.fitted),
             "duplicates_across_splits": duplicates_across_splits(measured),
             "missing_embeddings": missing_embeddings(measured, features) if version else None,
@@ -85,7 +82,8 @@ def measure(measured: Measured) -> tuple[Findings, Mapping[str, int]]:
     with job.phase("probe"):
         # A probe cannot be fitted on vectors that their own gates are about to refuse.
         usable = version is not None and not (tables["unusable_vectors"] or tables["wrong_widths"])
-        accuracy = probe(measured, features) if usable else Probe()
+        held_out = sum(label.held_out for label in labels)
+        accuracy = probe(measured, features, held_out) if usable else Probe()
     document = job.documents.pca
     findings = Findings(
         **tables,
@@ -94,6 +92,7 @@ def measure(measured: Measured) -> tuple[Findings, Mapping[str, int]]:
         drift=document.done.drift if document and document.done else None,
         probe_raw=accuracy.raw,
         probe_embedded=accuracy.embedded,
+        probe_rows=accuracy.rows,
     )
     return findings, reasons
 
@@ -163,29 +162,33 @@ def missing_embeddings(measured: Measured, features: int) -> int:
     return abs(features - embeddings.count()) + int(stale)
 
 
-def probe(measured: Measured, features: int) -> Probe:
+def probe(measured: Measured, features: int, held_out: int) -> Probe:
     """Held-out accuracy of the linear probe; without held-out photos or labels there is none.
 
-    For a PCA version that is published already its accuracy stands: a probe belongs to the version, not to the run.
+    For a PCA version that is published already its accuracy stands, because a probe belongs to the version and not to
+    the run; but it is measured again after a fit, and where it was scored on too few photos.
     """
-    published = measured.job.run.base.publication
-    if measured.version and published.pca_id == measured.version.pca_id:
-        return Probe(raw=published.probe_raw, embedded=published.probe_embedded)
+    published, projected = measured.job.run.base.publication, measured.job.documents.projected
+    pca_id = measured.version.pca_id if measured.version else None
+    fitted = projected is not None and (projected.action, projected.pca_id) == ("fit", pca_id)
+    if pca_id == published.pca_id and not fitted and not probe_is_due(published.probe_rows, held_out):
+        rows = published.probe_rows or 0
+        return Probe(raw=published.probe_raw, embedded=published.probe_embedded, rows=rows)
     rows = probe_sample(measured, features).toArrow()
     fit = rows.filter(rows["fit"])
-    held_out = rows.filter(~rows["fit"].to_numpy())
-    if not held_out.num_rows or len(fit["label"].unique()) < _FEWEST_LABELS:
-        return Probe()
+    scored = rows.filter(~rows["fit"].to_numpy())
+    if not scored.num_rows or len(fit["label"].unique()) < _FEWEST_LABELS:
+        return Probe(rows=scored.num_rows)
     raw, embedded = (
         probe_accuracy(
             matrix(fit[column].combine_chunks()),
             fit["label"].to_pylist(),
-            matrix(held_out[column].combine_chunks()),
-            held_out["label"].to_pylist(),
+            matrix(scored[column].combine_chunks()),
+            scored["label"].to_pylist(),
         )
         for column in ("vector", "embedding")
     )
-    return Probe(raw=raw, embedded=embedded)
+    return Probe(raw=raw, embedded=embedded, rows=scored.num_rows)
 
 
 def probe_sample(measured: Measured, total: int) -> "DataFrame":

@@ -1,6 +1,8 @@
 """PCA versions and embeddings of a run: is a refit due, fit, project, and measure what a version leaves unexplained."""
 
+import logging
 import math
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,15 +13,17 @@ from fruits.analysis.pca import (
     PCA,
     FittedSummary,
     components_asked,
+    drifted,
     fit,
     pca_identity,
+    refit_gain,
     refit_reason,
     unexplained_share,
 )
 from fruits.lake.approvals import ask
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
 from fruits.lake.schemas import EMBEDDINGS
-from fruits.photos.keys import FIT_SPLIT
+from fruits.photos.keys import FIT_SPLIT, KeyPattern
 from fruits.run.decisions import Decisions, decide, due_refit_question
 from fruits.spark.executors import SQUARES_SCHEMA, squared_norms
 from fruits.spark.executors import project as project_batches
@@ -28,6 +32,8 @@ from fruits.spark.session import map_batches, progress
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+log = logging.getLogger("fruits")
 
 ROWS_PER_FILE = 200_000
 """About 128 MB of embeddings."""
@@ -42,31 +48,76 @@ def current_version(job: Job) -> PCAVersion | None:
     return next(reversed(published or versions), None)
 
 
-def reason_to_refit(job: Job, current: PCAVersion | None, fit_rows: int) -> tuple[str | None, float | None]:
-    """Why the PCA is fitted again, or None; and the drift that was measured, if any.
+@dataclass(frozen=True)
+class Refit:
+    """Whether the PCA is fitted again.
+
+    Attributes:
+        reason: Why; None to keep the PCA in use.
+        drift: Share of variance that new photos leave unexplained beyond the expected share, where it was measured.
+        gain: What a refit would explain in addition, where photos drifted.
+        keep: The PCA in use, when readers may keep it if the refit fails its gates: nobody asked for another, and no
+            photo of its fit is held out now.
+    """
+
+    reason: str | None
+    drift: float | None = None
+    gain: float | None = None
+    keep: PCAVersion | None = None
+
+
+def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> Refit:
+    """Decide whether the PCA is fitted again.
 
     A run that leaves objects over, as each run of a backfill does, keeps the PCA that there is. The run that leaves
     none over refits, if that is due. So a backfill refits once at most. A refit that a person approved is done.
     """
     drift, measured = measure_drift(job, current) if current else (None, 0)
     settings, request = job.settings, job.run.request
+    asked = components_asked(request.n_components, settings.max_components)
+    split_rules = KeyPattern.of(settings).split_rules
     approval = next((one for one in job.run.approvals if one.kind == "refit"), None)
     if current is not None and request.refit == "auto" and job.remaining and approval is None:
-        return None, drift
+        return Refit(None, drift)
+    gain = None
+    max_drift, min_drift_rows = settings.refit_drift, settings.refit_drift_rows
+    due = request.refit == "auto" and drifted(drift, measured, max_drift=max_drift, min_drift_rows=min_drift_rows)
+    if current is not None and due:
+        gain = refit_gain(current.pca, moments, request.n_components, settings.max_components)
+        log.info("drift of %.1f %%: a refit would explain %.1f %% more of the variance", 100 * (drift or 0), 100 * gain)
     reason = refit_reason(
         request.refit,
-        FittedSummary(current.pca.n, current.n_components) if current else None,
-        asked=components_asked(request.n_components, settings.max_components),
-        n_now=fit_rows,
+        FittedSummary(current.pca.n, current.n_components, current.split_rules) if current else None,
+        asked=asked,
+        n_now=moments.n,
         n_new=measured,
         drift=drift,
-        max_drift=settings.refit_drift,
-        min_drift_rows=settings.refit_drift_rows,
+        max_drift=max_drift,
+        min_drift_rows=min_drift_rows,
         growth=settings.refit_growth,
+        gain=gain,
+        min_gain=settings.refit_gain,
+        split_rules=split_rules,
     )
+    may_keep = (
+        current is not None
+        and current.pca_id == job.run.base.publication.pca_id
+        and (request.refit, current.n_components) == ("auto", asked)
+        and current.split_rules in (None, split_rules)
+    )
+    keep = current if reason and may_keep else None
+    if keep and (refused := refused_version(job, keep)) and moments.n < settings.refit_growth * refused.pca.n:
+        log.info("no refit, although %s: version %s failed its gates", reason, refused.pca_id)
+        reason, keep = None, None
     if reason is None and approval is not None:
         reason = f"approved by {approval.approved_by}: {approval.why}"
-    return reason, drift
+    return Refit(reason, drift, gain, keep)
+
+
+def refused_version(job: Job, current: PCAVersion) -> PCAVersion | None:
+    """The newest version that was fitted after the published one, and failed its gates; None without one."""
+    versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
+    return next((version for version in reversed(versions) if version.fitted_at > current.fitted_at), None)
 
 
 def decide_refit(job: Job, reason: str | None) -> Decisions:
@@ -124,6 +175,7 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
         reason=reason,
         run_id=job.run.run_id,
         fitted_at=datetime.now(UTC),
+        split_rules=KeyPattern.of(settings).split_rules,
     )
     save_version(job.lake, job.tables.writer, version)
     return version, projected

@@ -31,7 +31,7 @@ EXPECTED_RELEASE = "FRUITS_RELEASE"
 
 EXECUTOR_SOURCES = (
     "__init__.py",
-    *("analysis/__init__.py", "analysis/moments.py", "analysis/pca.py"),
+    *("analysis/__init__.py", "analysis/labels.py", "analysis/moments.py", "analysis/pca.py"),
     *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
     "backbones/weights.py",
     *("denials.py", "disks.py", "errors.py"),

@@ -1,12 +1,25 @@
-"""The running moments of a backbone's fit split: merged with new rows, less the rows that left."""
+"""The running statistics of a backbone's fit split: merged with new rows, less the rows that left.
+
+Moments of all rows for the PCA, and sums by label for classifiers.
+"""
 
 import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fruits.analysis.moments import Moments, from_bytes, merge, merge_all, should_recompute, subtract
-from fruits.lake.pca_tables import load_statistics, save_statistics
+from fruits.analysis.labels import LabelSums, merge_sums, subtract_sums
+from fruits.analysis.moments import Moments, merge, should_recompute, subtract
+from fruits.lake.pca_tables import (
+    count_by_label,
+    load_label_sums,
+    load_statistics,
+    save_label_sums,
+    save_statistics,
+)
 from fruits.photos.keys import FIT_SPLIT
-from fruits.spark.executors import MOMENTS_SCHEMA, partial_moments
+from fruits.spark.executors import STATISTICS_SCHEMA, Statistics, merge_partials, merged_statistics, partial_statistics
 from fruits.spark.job import Job
 from fruits.spark.session import map_batches
 from fruits.spark.tables import key_filter
@@ -17,31 +30,96 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruits")
 
+FAN_IN = 8
+"""Partial results that are merged at once: moments of 1,280 features take 6.6 MB, so the driver gets 53 MB at most."""
 
-def update_statistics(job: Job, replaced: "pa.Table") -> tuple[Moments, bool]:
-    """Merge the run's new rows, subtract those of ``replaced`` keys, and save the moments on the attempt's branch.
 
-    Where subtracting would lose digits the moments are taken from all rows again; the second value says so.
+@dataclass(frozen=True)
+class Updated:
+    """The moments after a run's changes; whether they were ``recomputed`` from all rows; whether labels are known."""
+
+    moments: Moments
+    recomputed: bool
+    labelled: bool
+
+
+def update_statistics(job: Job, replaced: "pa.Table") -> Updated:
+    """Merge the run's new rows, subtract those of ``replaced`` keys, and save the result on the attempt's branches.
+
+    Where subtracting would lose digits of the moments, all statistics are taken from the rows again. A lake of a
+    release without `label_statistics` gets them then, or at its next refit: until then, no label has a row.
     """
     width, model_id = job.run.backbone.feature_width, job.run.model_id
-    moments = load_statistics(job.lake, job.start["pca_statistics"], model_id, width)
-    if replaced.num_rows and moments.n:
-        base = job.tables.read("features", job.run.base.snapshots["features"]).where(f"model_id = '{model_id}'")
-        pruned = base.where(key_filter(replaced["key"].to_pylist()))
-        gone = pruned.join(job.tables.spark.createDataFrame(replaced).hint("broadcast"), "key", "left_semi")
-        moments = subtract(moments, moments_of_rows(gone, width))
-    moments = merge(moments, moments_of_rows(job.new_features(), width))
+    before = load_statistics(job.lake, job.start["pca_statistics"], model_id, width)
+    labelled = sum(count_by_label(job.lake, job.start["label_statistics"], model_id).values()) == before.n
+    gone = statistics_of_rows(rows_before(job, replaced), width) if replaced.num_rows and before.n else None
+    new = statistics_of_rows(job.new_features(), width)
+    moments = merge(subtract(before, gone.moments) if gone else before, new.moments)
     recomputed = should_recompute(moments)
     if recomputed:
         log.info("moments: subtracting cancelled too many digits; taking them from the rows again")
-        moments = moments_of_rows(job.features(), width)
-    save_statistics(job.lake, job.tables.writer, model_id, moments, job.run.run_id)
-    return moments, recomputed
+        moments = recompute(job)
+    else:
+        save_statistics(job.lake, job.tables.writer, model_id, moments, job.run.run_id)
+        if labelled:
+            update_labels(job, gone.labels if gone else {}, new.labels)
+    return Updated(moments, recomputed, labelled or recomputed)
 
 
-def moments_of_rows(features: "DataFrame", width: int) -> Moments:
-    """Moments of the fit split's vectors: at most one partial result per core, merged on the driver."""
-    fit_rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "vector")
+def update_labels(job: Job, gone: LabelSums, new: LabelSums) -> None:
+    """Bring the rows of the labels that the run changed up to date."""
+    changed = {*gone, *new}
+    if not changed:
+        return
+    model_id, writer = job.run.model_id, job.tables.writer
+    before = load_label_sums(job.lake, job.start["label_statistics"], model_id, changed)
+    after = merge_sums([subtract_sums(before, gone), new])
+    save_label_sums(job.lake, writer, model_id, after, job.run.run_id, replaced=before.keys())
+
+
+def recompute(job: Job) -> Moments:
+    """Take all statistics from the rows again, and save them."""
+    model_id, writer, run_id = job.run.model_id, job.tables.writer, job.run.run_id
+    found = statistics_of_rows(job.features(), job.run.backbone.feature_width)
+    save_statistics(job.lake, writer, model_id, found.moments, run_id)
+    known = count_by_label(job.lake, job.start["label_statistics"], model_id)
+    save_label_sums(job.lake, writer, model_id, found.labels, run_id, replaced=known.keys())
+    return found.moments
+
+
+def rows_before(job: Job, replaced: "pa.Table") -> "DataFrame":
+    """The features of ``replaced`` keys as the run's base has them."""
+    base = job.tables.read("features", job.run.base.snapshots["features"]).where(f"model_id = '{job.run.model_id}'")
+    pruned = base.where(key_filter(replaced["key"].to_pylist()))
+    return pruned.join(job.tables.spark.createDataFrame(replaced).hint("broadcast"), "key", "left_semi")
+
+
+def statistics_of_rows(features: "DataFrame", width: int) -> Statistics:
+    """Statistics of the fit split's rows: a partial result for each task, merged in a tree, the last few here."""
     cores = features.sparkSession.sparkContext.defaultParallelism
-    parts = map_batches(fit_rows.coalesce(cores), partial_moments(width), MOMENTS_SCHEMA).toArrow()
-    return merge_all([Moments.empty(width), *(from_bytes(part.as_py()) for part in parts["moments"])])
+    rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "label", "vector").coalesce(cores)
+    parts = rows.rdd.getNumPartitions() if cores > FAN_IN else cores  # to count them, Spark plans the query
+    return merge_partials(partials(rows, parts, width).toArrow().to_batches(), width)
+
+
+def partials(rows: "DataFrame", parts: int, width: int) -> "DataFrame":
+    """Partial statistics of ``rows`` in so many ``parts``, with ``STATISTICS_SCHEMA``; moments of at most ``FAN_IN``.
+
+    Few parts cost no further stage.
+    """
+    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+
+    found = map_batches(rows, partial_statistics(width), STATISTICS_SCHEMA)
+    for groups in tree(parts):
+        # All parts of a label come to one task, so that each label is merged once.
+        part = F.when(F.col("label").isNull(), F.spark_partition_id()).otherwise(F.hash("label"))
+        grouped = found.withColumn("part", part).repartition(groups, "part").drop("part")
+        found = map_batches(grouped, merged_statistics(width), STATISTICS_SCHEMA)
+    return found
+
+
+def tree(parts: int) -> Iterator[int]:
+    """The numbers of parts above the leaves of a tree that merges ``FAN_IN`` parts at once, down to ``FAN_IN``."""
+    while parts > FAN_IN:
+        parts = math.ceil(parts / FAN_IN)
+        yield parts

@@ -80,14 +80,22 @@ class Tables:
             self.append(name, rows.withColumns(others).sortWithinPartitions("key"))
 
     def delete_versions(self, name: TableName, versions: Collection[str]) -> None:
-        """Delete the rows of PCA versions from the writer's branch of a table.
+        """Delete the rows of PCA versions from the writer's branch of a table."""
+        self._delete(name, "pca_id", versions)
+
+    def delete_backbones(self, name: TableName, model_ids: Collection[str]) -> None:
+        """Delete the rows of backbones from the writer's branch of a table."""
+        self._delete(name, "model_id", model_ids)
+
+    def _delete(self, name: TableName, column: str, values: Collection[str]) -> None:
+        """Delete the rows that have one of some values.
 
         Through PyIceberg: Spark would drop whole files of such rows too, in a snapshot without the writer's properties
         (Iceberg 1.12).
         """
         from pyiceberg.expressions import In
 
-        rows = In("pca_id", tuple(versions))
+        rows = In(column, tuple(values))
         commit_rows(
             self.lake, name, lambda change: change.delete(rows, **self.writer.commit), branch=self.writer.branch
         )

@@ -28,7 +28,7 @@ from fruits.run.documents import (
     task_document,
 )
 from fruits.run.lease import hold_lease, release_lease
-from fruits.run.migration import migrate, with_snapshots
+from fruits.run.migration import migrate, with_every_table, with_snapshots
 from fruits.run.pin import check_unpinned
 from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
@@ -69,7 +69,7 @@ def publish_run(settings: Settings, run: str) -> Announcement:
     with hold_lease(settings, run):
         lake = Lake.open(settings)
         migrate(lake)
-        publication = _publish(lake, planned)
+        publication = _publish(lake, with_every_table(lake, planned))
         withdraw(settings, used_approvals(settings, publication))
         current = publications(lake)[-1]
     release_lease(settings, run)
@@ -166,22 +166,26 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
         counts |= featurized.carried_out
         for name in ("pending", "remaining"):
             counts[name] += featurized.due
+    base = planned.base.publication
     if planned.building:
-        base = planned.base.publication
         kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}
         return {
             "model_id": base.model_id,
             "pca_id": base.pca_id,
             "probe_raw": base.probe_raw,
             "probe_embedded": base.probe_embedded,
+            "probe_rows": base.probe_rows,
+            "building": planned.model_id,
             "counts": {**counts, **kept},
         }
     projected = documents.pca.done if documents.pca else None
     return {
         "model_id": planned.model_id,
-        "pca_id": projected.pca_id if projected else None,
+        "pca_id": validated.pca_id or (projected.pca_id if projected else None),
         "probe_raw": validated.probe.raw,
         "probe_embedded": validated.probe.embedded,
+        "probe_rows": validated.probe.rows,
+        "building": None if base.building == planned.model_id else base.building,
         "counts": {
             **counts,
             "features": validated.features,

@@ -24,6 +24,7 @@ from pyiceberg.expressions import And, EqualTo, In
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 
 from fruits.analysis.gates import Findings, evaluate, failed
+from fruits.analysis.labels import LabelSums, sums_of
 from fruits.analysis.moments import Moments, merge, moments_of, should_recompute, subtract
 from fruits.analysis.pca import FittedSummary, components_asked, fit, orthonormality_error, pca_identity, refit_reason
 from fruits.backbones.card import Card, Preprocessing
@@ -37,11 +38,13 @@ from fruits.photos.quarantine import DECODER, Pending, Reason
 from fruits.run.documents import Featurized, Probe, Projected, TaskName, Validated
 from fruits.run.manifest import entries_of
 from fruits.run.state import WRITTEN
+from fruits.run.upkeep import Upkeep
 from fruits.spark import featurizing
 from fruits.spark import job as real
 from fruits.spark.executors import _embeddings, matrix
 from fruits.spark.featurizing import OutcomeCounts, carried_out
 from fruits.spark.job import Job
+from fruits.spark.statistics import update_labels
 from fruits.spark.tables import Tables
 from tests.loading import load_file
 
@@ -191,6 +194,12 @@ def moments_of_rows(rows: pa.Table) -> Moments:
     return moments_of(matrix(fitted["vector"].combine_chunks())) if fitted.num_rows else Moments.empty(WIDTH)
 
 
+def sums_of_rows(rows: pa.Table) -> LabelSums:
+    """Sums by label of the fit split."""
+    fitted = rows.filter(pc.equal(rows["split"], FIT_SPLIT))
+    return sums_of(matrix(fitted["vector"].combine_chunks()), fitted["label"].to_pylist()) if fitted.num_rows else {}
+
+
 def new_rows(job: Job) -> pa.Table:
     """The features that the run wrote."""
     rows = rows_of(job, "features")
@@ -241,11 +250,14 @@ def pca(job: Job, bucket: Bucket) -> None:
 
 def _update_statistics(job: Job, replaced: pa.Table) -> tuple[Moments, bool]:
     moments = load_statistics(job.lake, job.start["pca_statistics"], job.run.model_id, WIDTH)
+    gone = None
     if replaced.num_rows and moments.n:
         base = job.lake.read("features", job.run.base.snapshots["features"], model_id=job.run.model_id)
         gone = base.filter(pc.is_in(base["key"], replaced["key"].combine_chunks()))
         moments = subtract(moments, moments_of_rows(gone))
-    moments = merge(moments, moments_of_rows(new_rows(job)))
+    new = new_rows(job)
+    moments = merge(moments, moments_of_rows(new))
+    update_labels(job, sums_of_rows(gone) if gone else {}, sums_of_rows(new))
     recomputed = should_recompute(moments)
     if recomputed:
         moments = moments_of_rows(rows_of(job, "features"))
@@ -300,7 +312,7 @@ def validate(job: Job, bucket: Bucket) -> None:
         unfitted_labels=(),
         probe_raw=None,
         probe_embedded=None,
-        held_out_rows=0,
+        probe_rows=0,
     )
     gates = evaluate(findings, job.settings)
     job.recorder.record(
@@ -343,10 +355,10 @@ def numpy_jobs() -> Iterator[ModuleType]:
         yield maintain
 
 
-def _check_rows(tables: Tables, name: TableName, before: int, after: int, dropped: tuple[str, ...]) -> None:
+def _check_rows(tables: Tables, name: TableName, before: int, after: int, upkeep: Upkeep) -> None:
     rows: list[Any] = [tables.read(name, snapshot) for snapshot in (before, after)]
     was, now = (Counter(map(repr, table.to_pylist())) for table in rows)
-    if not dropped:
+    if not (upkeep.expired_versions or upkeep.retired_backbones):
         assert was == now, f"compaction changed the rows of {name}"
 
 

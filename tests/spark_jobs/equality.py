@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from fruits.analysis.labels import LabelSums
 from fruits.analysis.moments import Moments
 from fruits.analysis.pca import subspace_angle
 from fruits.lake.catalog import Lake
-from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions
+from fruits.lake.pca_tables import PCAVersion, load_label_sums, load_statistics, load_versions
 from fruits.settings import Settings
 
 WIDTH = 1280
@@ -25,6 +26,7 @@ def assert_equal_tables(chain: Any, ours: Settings, theirs: Settings) -> None:
         assert [row["key"] for row in rows] == [row["key"] for row in expected]
         assert rows == expected
     assert_equal_moments(statistics(chain, ours), statistics(chain, theirs))
+    assert_equal_sums(*(labels(chain, settings) for settings in (ours, theirs)))
     pca, expected_pca = (current_version(chain, settings).pca for settings in (ours, theirs))
     assert subspace_angle(pca.components, expected_pca.components) < 1e-6
     assert pca.n == expected_pca.n
@@ -37,6 +39,13 @@ def assert_equal_moments(ours: Moments, theirs: Moments) -> None:
     assert ours.n == theirs.n
     assert np.linalg.norm(ours.mean - theirs.mean) < 1e-9 * np.linalg.norm(theirs.mean)
     assert np.linalg.norm(ours.scatter - theirs.scatter) < 1e-9 * np.linalg.norm(theirs.scatter)
+
+
+def assert_equal_sums(ours: LabelSums, theirs: LabelSums) -> None:
+    """The same labels with the same counts, and the same means to 1e-9."""
+    assert {label: one.n for label, one in ours.items()} == {label: one.n for label, one in theirs.items()}
+    for label, one in ours.items():
+        assert np.linalg.norm(one.mean - theirs[label].mean) < 1e-9 * np.linalg.norm(one.mean)
 
 
 def assert_equal_embeddings(chain: Any, ours: Settings, theirs: Settings) -> None:
@@ -56,6 +65,14 @@ def statistics(chain: Any, settings: Settings) -> Moments:
     published = chain.published(settings)
     snapshot, model_id = published.snapshots["pca_statistics"], published.model_id
     return load_statistics(Lake.open(settings), snapshot, model_id, WIDTH)
+
+
+def labels(chain: Any, settings: Settings) -> LabelSums:
+    """The published sums by label, which count the rows that the published moments count."""
+    published = chain.published(settings)
+    sums = load_label_sums(Lake.open(settings), published.snapshots["label_statistics"], published.model_id)
+    assert sum(one.n for one in sums.values()) == statistics(chain, settings).n
+    return sums
 
 
 def current_version(chain: Any, settings: Settings) -> PCAVersion:

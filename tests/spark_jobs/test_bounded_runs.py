@@ -98,6 +98,8 @@ def history(chain, new_settings):
 
 def test_a_new_backbone_is_built_beside_the_one_that_readers_use(history):
     old, half, sweep = (history.published[run] for run in ("old", "half", "sweep"))
+    named = [history.published[run].building for run in ("old", "half", "sweep", "rest")]
+    assert named == [None, history.twin.model_id, history.twin.model_id, None]
     assert (half.model_id, half.pca_id, half.probe_raw) == (old.model_id, old.pca_id, old.probe_raw)
     assert half.counts["features"] == old.counts["features"] == 10
     documents = history.documents["half"]

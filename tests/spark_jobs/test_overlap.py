@@ -9,7 +9,7 @@ from tests.spark_jobs.equality import assert_equal_tables
 
 pytestmark = [pytest.mark.jobs]
 
-TABLES = ("features", "quarantine", "embeddings", "pca_models", "pca_statistics")
+TABLES = ("features", "quarantine", "embeddings", "pca_models", "pca_statistics", "label_statistics")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fruits.analysis.pca import subspace_angle, transform, unexplained_share
@@ -6,7 +7,10 @@ from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.run.documents import run_store
+from fruits.spark.executors import merge_partials
+from fruits.spark.statistics import FAN_IN, partials
 from fruits.stores import read_json, write_json
+from tests.spark_jobs.equality import labels
 
 pytestmark = [pytest.mark.jobs]
 
@@ -43,6 +47,26 @@ class TestFirstFit:
         (version,) = load_versions(Lake.open(first.settings), published.snapshots["pca_models"], published.model_id)
         assert version.pca_id == published.pca_id
         return version
+
+    def test_many_tasks_send_the_driver_few_moments_and_each_label_once(self, spark, features, fitted):
+        rows = [{name: row[name] for name in ("key", "label", "vector")} for row in features if row["split"] == "train"]
+        spread = spark.createDataFrame(pa.Table.from_pylist(rows)).repartition(20)
+        parts = partials(spread, 20, WIDTH).toArrow()
+        sent = parts["label"].to_pylist()
+        assert sent.count(None) <= FAN_IN
+        assert sorted(filter(None, sent)) == sorted({row["label"] for row in rows})
+        found = merge_partials(parts.to_batches(), WIDTH)
+        centred = fitted - fitted.mean(0)
+        assert found.moments.n == len(fitted) == sum(one.n for one in found.labels.values())
+        np.testing.assert_allclose(found.moments.scatter, centred.T @ centred, rtol=1e-9, atol=1e-9)
+
+    def test_labels_have_the_count_and_the_mean_of_their_photos_in_the_fit_split(self, chain, first, features):
+        sums = labels(chain, first.settings)
+        assert sums.keys() == {row["label"] for row in features if row["split"] == "train"}
+        for label, one in sums.items():
+            own = matrix([row for row in features if (row["split"], row["label"]) == ("train", label)]).astype(float)
+            assert one.n == len(own)
+            np.testing.assert_allclose(one.mean, own.mean(0), rtol=1e-12)
 
     def test_statistics_are_those_of_the_fit_split(self, chain, first, fitted):
         published = chain.published(first.settings)
@@ -98,7 +122,9 @@ class TestFirstFit:
     def test_the_document_names_the_snapshots_that_are_published(self, chain, first):
         snapshots, result = chain.published(first.settings).snapshots, first.documents.pca.result
         assert result.read == {name: snapshots[name] for name in ("features", "quarantine")}
-        assert result.wrote == {name: snapshots[name] for name in ("pca_statistics", "pca_models", "embeddings")}
+        assert result.wrote == {
+            name: snapshots[name] for name in ("pca_statistics", "label_statistics", "pca_models", "embeddings")
+        }
 
 
 @pytest.fixture(scope="module")

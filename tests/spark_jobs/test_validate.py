@@ -174,7 +174,9 @@ def broken_gates(chain, worked):
 
     def measure_all(job):
         for case, snapshots in spoilt.items():
-            findings, _ = measure(Measured.of(replace(job, start={**job.start, **snapshots})))
+            findings, _ = measure(
+                Measured.of(replace(job, start={**job.start, **snapshots}), job.documents.projected.pca_id)
+            )
             broken[case] = {gate.name for gate in failed(evaluate(findings, job.settings))}
 
     with pytest.MonkeyPatch.context() as patch:

@@ -113,7 +113,7 @@ def read_run(settings: Settings, key: str) -> RunReport:
 
 def read_tables(lake: Lake, snapshots: Mapping[TableName, int], model_id: str, pca_id: str | None) -> Tables | None:
     """Quarantine, PCA version and map of the embeddings at these snapshots; None when one of them has expired."""
-    if any(snapshots[name] not in lake.state(name).snapshots for name in DATA_TABLES):
+    if any(at not in lake.state(name).snapshots for name, at in snapshots.items() if name in DATA_TABLES):
         return None
     quarantine = read_quarantine(lake, snapshots["quarantine"], model_id)
     pictured = add_pictures(quarantine.examples, lake.settings)
@@ -192,7 +192,10 @@ def _tables_of_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> 
     for document in (documents.featurize, documents.pca):
         if document and document.done and document.done.wrote:
             snapshots |= document.done.wrote
-    pca_id = documents.pca.done.pca_id if documents.pca and documents.pca.done else None
+    validated = documents.validated
+    pca_id = validated.pca_id if validated else None
+    if pca_id is None and documents.pca and documents.pca.done:
+        pca_id = documents.pca.done.pca_id
     base = planned.base.publication
     if pca_id is None and base.model_id == planned.model_id:  # another backbone's PCA is not the run's
         pca_id = base.pca_id

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fruits.analysis.gates import Findings, Gate, evaluate, failed, wilson_interval
+from fruits.analysis.gates import Findings, Gate, evaluate, failed, probe_is_due, wilson_interval
 from fruits.settings import Settings
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
@@ -28,7 +28,7 @@ GOOD = Findings(
     unfitted_labels=(),
     probe_raw=0.95,
     probe_embedded=0.94,
-    held_out_rows=200,
+    probe_rows=200,
 )
 """Findings of a run that nothing is wrong with."""
 
@@ -128,7 +128,7 @@ def test_what_does_not_apply_passes_without_a_value(finding):
     [
         ("explained_variance", {"min_explained_variance": 0.96}, {}),
         ("quarantined_share", {"max_quarantined_share": 0.004}, {}),
-        ("probe", {"min_probe_ratio": 1.0}, {"held_out_rows": 1_000}),
+        ("probe", {"min_probe_ratio": 1.0}, {"probe_rows": 1_000}),
         ("drift", {"refit_drift": 0.005}, {}),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_gate_survives_its_document():
 
 
 def test_a_probe_of_a_few_held_out_photos_warns_and_does_not_stop_the_run():
-    few = replace(GOOD, probe_embedded=0.5, held_out_rows=49)
+    few = replace(GOOD, probe_embedded=0.5, probe_rows=49)
     assert not_passed(few) == ["probe"]
     assert failed(evaluate(few, SETTINGS)) == ()
 
@@ -208,7 +208,7 @@ def test_a_quarantined_share_fails_when_its_sample_can_tell(quarantined, rows, p
 )
 def test_a_probe_fails_when_its_held_out_photos_can_tell(raw, embedded, held_out, passed):
     """A probe of no held-out photos was measured in an earlier run, on photos that are gone: its value decides."""
-    gate = gate_of("probe", probe_raw=raw, probe_embedded=embedded, held_out_rows=held_out)
+    gate = gate_of("probe", probe_raw=raw, probe_embedded=embedded, probe_rows=held_out)
     assert gate.passed is passed
     assert gate.value == pytest.approx(embedded / raw)
 
@@ -222,3 +222,27 @@ def test_an_interval_ends_where_the_score_test_does(share, n):
     for bound in (low, high):
         if 0 < bound < 1:
             assert abs(share - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scored", "held_out", "due"),
+    [
+        (None, 0, False),
+        (None, 1, True),
+        (0, 0, False),
+        (0, 2, True),
+        (30, 59, False),
+        (30, 60, True),
+        (1_000, 9_999, False),
+    ],
+)
+def test_a_probe_is_measured_again_while_it_was_scored_on_few_photos(scored, held_out, due):
+    assert probe_is_due(scored, held_out) is due
+
+
+def test_a_probe_that_was_scored_on_few_photos_stays_a_warning_however_many_there_are_by_now():
+    """The gate knows the photos that the accuracy was measured on, and not those of today."""
+    (gate,) = [
+        gate for gate in evaluate(replace(GOOD, probe_embedded=0.1, probe_rows=30), SETTINGS) if gate.name == "probe"
+    ]
+    assert (gate.severity, gate.passed) == ("warn", False)

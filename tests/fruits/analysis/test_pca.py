@@ -12,6 +12,7 @@ from fruits.analysis.pca import (
     fit,
     orthonormality_error,
     pca_identity,
+    refit_gain,
     refit_reason,
     subspace_angle,
     transform,
@@ -281,13 +282,75 @@ QUIET = {"asked": "50", "n_now": 120, "n_new": 60, "drift": 0.01}
         ("auto", CURRENT, {"drift": 0.12, "n_new": 49}, None),
         ("auto", CURRENT, {"drift": None}, None),
         ("auto", CURRENT, {"drift": -0.5}, None),
+        ("auto", CURRENT, {"drift": 0.12, "gain": 0.019}, None),
+        (
+            "auto",
+            CURRENT,
+            {"drift": 0.12, "gain": 0.02},
+            "60 new photos leave 12.0% more variance unexplained than the fit, and a refit explains 2.0% more",
+        ),
+        ("auto", CURRENT, {"n_now": 200, "drift": 0.12, "gain": 0.0}, "fit split grew from 100 to 200"),
+        ("auto", CURRENT, {"split_rules": "b"}, None),
+        ("auto", replace(CURRENT, split_rules="b"), {"split_rules": "b"}, None),
+        ("auto", replace(CURRENT, split_rules="a"), {"split_rules": "b"}, "the rules of the split changed from a to b"),
+        ("never", replace(CURRENT, split_rules="a"), {"split_rules": "b"}, None),
     ],
 )
 def test_reasons_to_refit(policy, current, seen, reason):
-    limits = {"max_drift": 0.05, "min_drift_rows": 50, "growth": 2.0}
+    limits = {"max_drift": 0.05, "min_drift_rows": 50, "growth": 2.0, "min_gain": 0.02}
     assert refit_reason(policy, current, **(QUIET | seen), **limits) == reason
 
 
 def test_never_refitting_without_a_pca_is_refused():
     with pytest.raises(FruitsError, match=r"`never`.*`auto`"):
         refit_reason("never", None, **QUIET, max_drift=0.05, min_drift_rows=50, growth=2.0)
+
+
+class TestGain:
+    def test_it_is_what_a_refit_explains_of_the_rows_beyond_what_the_pca_in_use_explains_of_them(self, rows):
+        early = fit(moments_of(rows[:40]), 5)
+        now = moments_of(rows)
+        embedding, residual = transform(replace(early, mean=now.mean), rows)
+        expected = fit(now, 5).explained_variance_ratio.sum() - (1 - unexplained_share(embedding, residual))
+        assert refit_gain(early, now, 5) == pytest.approx(expected, abs=1e-6)
+        assert refit_gain(fit(now, 5), now, 5) == pytest.approx(0, abs=1e-12)
+
+    def test_a_share_of_variance_that_is_reached_leaves_nothing_to_gain(self, rows):
+        now = moments_of(rows)
+        assert refit_gain(fit(now, 5), now, 0.01) < 0
+
+    @pytest.mark.parametrize("n_components", [12, 0.9])
+    def test_increments_of_a_rare_kind_refit_rarely(self, n_components):
+        """40 increments of another camera, which every fit on so many other photos explains badly."""
+        with_gain, without = (refits_of(n_components, min_gain) for min_gain in (0.02, -1))
+        assert without == 40
+        assert with_gain <= 4
+
+
+def refits_of(n_components, min_gain):
+    """How many of 40 increments refit."""
+    rng = np.random.default_rng(3)
+    usual, rare = camera(rng), camera(rng)
+    moments = moments_of(usual(20_000))
+    pca, held_out = fit(moments, n_components), usual(5_000)
+    expected = unexplained_share(*transform(pca, held_out))
+    limits = {"max_drift": 0.05, "min_drift_rows": 50, "growth": 2.0}
+    refits = 0
+    for _ in range(40):
+        new, held_out = rare(100), np.concatenate([held_out, rare(25)])
+        moments = merge(moments, moments_of(new))
+        known = {"asked": "a", "n_now": moments.n, "n_new": 100, "min_gain": min_gain, **limits}
+        drift = unexplained_share(*transform(pca, new)) - expected
+        gain = refit_gain(pca, moments, n_components)
+        if refit_reason("auto", FittedSummary(pca.n, "a"), **known, drift=drift, gain=gain):
+            refits += 1
+            pca = fit(moments, n_components)
+            expected = unexplained_share(*transform(pca, held_out))
+    return refits
+
+
+def camera(rng, d=64):
+    """Photos of one kind: their own centre, axes and falling variances."""
+    axes = np.linalg.qr(rng.normal(size=(d, d)))[0] * np.geomspace(1, 0.02, d)[:, np.newaxis]
+    centre = 0.3 * rng.normal(size=d)
+    return lambda n: centre + rng.normal(size=(n, d)) @ axes

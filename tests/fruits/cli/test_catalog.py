@@ -13,11 +13,12 @@ from fruits.cli.app import app
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
+from fruits.lake.schemas import TABLES
 from fruits.run.lease import acquire_lease, current_lease
 from fruits.settings import Settings
 from tests.fruits.lake.test_publication import publish_run
 
-NAMES = {"features", "quarantine", "pca_models", "pca_statistics", "embeddings", "publications"}
+NAMES = {table.name for table in TABLES}
 
 
 @pytest.fixture

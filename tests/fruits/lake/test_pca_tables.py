@@ -6,11 +6,21 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from fruits.analysis.labels import sums_of
 from fruits.analysis.moments import Moments, moments_of
 from fruits.analysis.pca import fit, pca_identity
 from fruits.lake.branches import Writer, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
+from fruits.lake.pca_tables import (
+    PCAVersion,
+    count_by_label,
+    load_label_sums,
+    load_statistics,
+    load_versions,
+    save_label_sums,
+    save_statistics,
+    save_version,
+)
 
 WRITER = Writer("a", "pca_1_ab")
 BRANCH = WRITER.branch
@@ -36,6 +46,7 @@ def version_of(moments, **changes):
         reason="first fit",
         run_id="a",
         fitted_at=datetime(2026, 11, 22, 9, 30, 0, 123456, tzinfo=UTC),
+        split_rules="by the key",
     )
     return replace(card, **changes)
 
@@ -50,7 +61,7 @@ def same_bits(a, b):
 
 @pytest.fixture
 def branch(lake):
-    for name in ("pca_models", "pca_statistics"):
+    for name in ("pca_models", "pca_statistics", "label_statistics"):
         start_branch(lake, name, BRANCH, lake.head(name))
     return lake
 
@@ -97,6 +108,40 @@ class TestVersions:
         fitted = version_of(sample(), held_out_unexplained=None)
         assert fitted.expected_unexplained == fitted.pca.unexplained_share
         assert replace(fitted, held_out_unexplained=0.25).expected_unexplained == 0.25
+
+
+def labelled(seed, *labels):
+    """Sums of a few photos of each label."""
+    return sums_of(np.random.default_rng(seed).normal(size=(len(labels), WIDTH)).astype(np.float32), labels)
+
+
+class TestLabelSums:
+    def head(self, lake):
+        return lake.head("label_statistics", BRANCH)
+
+    def test_they_come_back_to_the_last_bit(self, branch):
+        saved = labelled(0, *"aabc")
+        save_label_sums(branch, WRITER, "m", saved, "a")
+        loaded = load_label_sums(branch, self.head(branch), "m")
+        assert count_by_label(branch, self.head(branch), "m") == {"a": 2, "b": 1, "c": 1}
+        assert loaded.keys() == saved.keys()
+        assert all(same_bits(loaded[label], saved[label]) for label in saved)
+        assert load_label_sums(branch, self.head(branch), "m", {"b", "z"}).keys() == {"b"}
+
+    def test_only_labels_that_changed_are_written_and_an_emptied_label_leaves_no_row(self, branch):
+        save_label_sums(branch, WRITER, "m", labelled(0, *"abc"), "first")
+        save_label_sums(branch, WRITER, "other", labelled(1, *"abc"), "first")
+        save_label_sums(branch, WRITER, "m", labelled(2, *"bd"), "second", replaced={"b", "c"})
+        rows = branch.read("label_statistics", self.head(branch)).to_pylist()
+        assert {(row["model_id"], row["label"], row["run_id"]) for row in rows} == {
+            *(("m", label, run) for label, run in (("a", "first"), ("b", "second"), ("d", "second"))),
+            *(("other", label, "first") for label in "abc"),
+        }
+
+    def test_nothing_changed_commits_nothing(self, branch):
+        before = self.head(branch)
+        save_label_sums(branch, WRITER, "m", {}, "a")
+        assert self.head(branch) == before
 
 
 class TestStatistics:

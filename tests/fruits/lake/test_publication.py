@@ -1,17 +1,21 @@
 import logging
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from fruits.analysis.gates import Gate
+from fruits.analysis.labels import LabelSum
 from fruits.errors import ConflictError, FruitsError
 from fruits.lake import publication as module
 from fruits.lake.branches import advance_main, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
+from fruits.lake.pca_tables import save_label_sums
 from fruits.lake.publication import (
     Base,
     Publication,
@@ -26,9 +30,17 @@ from fruits.lake.publication import (
     readers_base,
     roll_back,
 )
+from fruits.lake.reader import open_read_only
+from fruits.lake.rebuild import check_catalog_is_current, plan_rebuild
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, PUBLICATIONS, TABLES
+from fruits.run.documents import RunDocuments
+from fruits.run.migration import with_every_table, with_snapshots
+from fruits.run.request import MaintenanceRequest
+from fruits.run.upkeep import survey
+from tests.runs import document, planned, projected, validated, writer
 from tests.runs import heads as written
-from tests.runs import writer
+
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 GATE = Gate("vectors_usable", "required", passed=True, value=0.0, threshold=None, detail="12 new vectors")
 
@@ -584,3 +596,85 @@ class TestRollBack:
     def test_before_anything_is_published_there_is_nothing_to_roll_back_to(self, as_made):
         with pytest.raises(FruitsError, match="newest first: none"):
             roll_back(Lake.open(as_made(Lake.open)), "1")
+
+
+class TestALakeThatLacksATable:
+    """Format 3 had no `label_statistics`: its publications name no snapshot of that table."""
+
+    @pytest.fixture
+    def old(self, lake):
+        """Two publications of format 3."""
+        publish_run(lake, "a")
+        publish_run(lake, "b")
+        rows = lake.read("publications", None).to_pylist()
+        for row in rows:
+            row["snapshots"] = [(name, at) for name, at in row["snapshots"] if name != "label_statistics"]
+        earlier = pa.Table.from_pylist(rows, schema=PUBLICATIONS.schema)
+        lake.table("publications").overwrite(earlier, snapshot_properties=writer("b").snapshot_properties)
+        lake.catalog.drop_table((lake.settings.namespace, "label_statistics"))
+        lake.set_properties({"fruits.lake-format": "3"})
+        return lake
+
+    def test_readers_find_its_publications_and_make_nothing(self, old):
+        reading = open_read_only(old.settings)
+        published = publications(reading)
+        assert readable(reading, published) == published
+        assert readers_base(reading).publication == published[-1]
+        assert "label_statistics" not in reading.names()
+        survey(reading, MaintenanceRequest(retention_days=30, retention_publications=2, dry_run=True), NOW)
+        check_catalog_is_current(reading)
+
+    def test_the_next_run_finds_the_table_empty_and_publishes_it(self, old):
+        lake = Lake.open(old.settings)
+        empty = lake.head("label_statistics")
+        base = current_base(lake)
+        assert base.publication.snapshots["label_statistics"] == empty
+        done = publish_run(lake, "c", base)
+        assert mains_follow(lake, done)
+        assert [row.snapshots["label_statistics"] for row in publications(lake)] == [empty] * 3
+
+    def test_a_rollback_to_its_publications_takes_the_table_back_to_where_it_was_empty(self, old):
+        lake = Lake.open(old.settings)
+        empty = lake.head("label_statistics")
+        base, by = current_base(lake), writer("c")
+        start_branch(lake, "label_statistics", by.branch, empty)
+        save_label_sums(lake, by, "m", {"kiwi": LabelSum(1, np.ones(2), np.zeros(2))}, "c")
+        done = publish_run(lake, "c", base)
+        assert lake.read("label_statistics", done.snapshots["label_statistics"]).num_rows == 1
+        back = roll_back(lake, "1")
+        assert mains_follow(lake, back)
+        assert lake.read("label_statistics", None).num_rows == 0
+
+    def test_maintenance_keeps_the_empty_snapshot_while_a_publication_needs_it(self, old):
+        lake = Lake.open(old.settings)
+        publish_run(lake, "c")
+        request = MaintenanceRequest(retention_days=30, retention_publications=3)
+        upkeep = survey(lake, request, NOW).tables["label_statistics"]
+        assert upkeep.tags == dict.fromkeys(
+            ("publication_1", "publication_2", "publication_3"), lake.head("label_statistics")
+        )
+
+    def test_its_catalog_can_be_made_again_without_the_table(self, old):
+        folder = old.settings.warehouse.removeprefix("file://")
+        shutil.rmtree(f"{folder}/{old.settings.namespace}/label_statistics")
+        rebuild = plan_rebuild(old.settings)
+        assert {table.name for table in rebuild.tables if table.action == "create"} == {"label_statistics"}
+        assert rebuild.publication.sequence == 2
+
+    def test_a_run_that_the_earlier_release_planned_goes_on(self, old):
+        base = readers_base(open_read_only(old.settings))
+        lake = Lake.open(old.settings)
+        run = planned(base=base)
+        assert "label_statistics" not in run.base.snapshots
+        run = with_every_table(lake, run)
+        assert run.base.snapshots["label_statistics"] == lake.head("label_statistics")
+        wrote = dict.fromkeys(("pca_statistics", "pca_models", "embeddings"), 1)
+        snapshots = {**wrote, "features": 1, "quarantine": 1}
+        documents = RunDocuments(
+            pca=document("pca", 1, projected(wrote=wrote)),
+            validate=document("validate", 2, validated(snapshots=snapshots)),
+        )
+        filled = with_snapshots(lake, run, documents)
+        newer = {"label_statistics": lake.head("label_statistics")}
+        assert filled.pca.result.wrote == {**wrote, **newer}
+        assert filled.validate.result.snapshots == {**snapshots, **newer}

@@ -17,11 +17,12 @@ from fruits.run.upkeep import (
     layout_of,
     old_folders,
     retained_publications,
+    retired_backbones,
     runs_in_flight,
     table_upkeep,
 )
 from fruits.settings import Settings
-from tests.runs import base, planned
+from tests.runs import base, card, planned
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 REQUEST = MaintenanceRequest(retention_days=30, retention_publications=2)
@@ -153,11 +154,39 @@ class TestExpiredVersions:
     def test_versions_that_nothing_needs_are_expired(self):
         versions = [self.version(f"pca-{day}", day) for day in range(5)]
         kept = [published(1, 0, pca_id="pca-1")], [flying("live", 1, pca_id="pca-3")]
-        assert expired_versions(versions, *kept) == ("pca-0", "pca-2")
+        assert expired_versions(versions, *kept) == ("pca-0", "pca-2", "pca-4")
 
-    def test_the_newest_version_of_each_backbone_stays(self):
+    def test_the_newest_version_of_a_backbone_stays_only_while_the_backbone_is_built_again(self):
         versions = [self.version("a", 0, "beside"), self.version("b", 1, "beside"), self.version("c", 2)]
-        assert expired_versions(versions, [published(1, 0, pca_id="c")], []) == ("a",)
+        readers = published(1, 0, pca_id="c")
+        assert expired_versions(versions, [readers], []) == ("a", "b")
+        assert expired_versions(versions, [replace(readers, building="beside")], []) == ("a",)
+        assert expired_versions(versions, [readers], [flying("live", 1, backbone=card("beside"))]) == ("a",)
+
+    def test_a_version_that_its_gates_refused_goes_although_it_is_the_newest(self):
+        versions = [self.version("used", 0), self.version("refused", 1)]
+        assert expired_versions(versions, [published(1, 0, pca_id="used")], []) == ("refused",)
+
+
+class TestRetiredBackbones:
+    OLD, NEW = replace(published(1, 90), model_id="old"), replace(published(2, 0), model_id="new")
+
+    def retired(self, *flying, retained=(NEW,)):
+        return retired_backbones(["old", "new", "never published"], [self.OLD, self.NEW], retained, flying)
+
+    def test_they_were_published_once_and_no_retained_publication_has_them(self):
+        assert self.retired() == ("old",)
+        assert self.retired(retained=(self.OLD, self.NEW)) == ()
+
+    def test_one_that_is_built_again_is_not_retired(self):
+        assert self.retired(retained=(replace(self.NEW, building="old"),)) == ()
+
+    def test_one_that_a_run_in_flight_works_on_is_not_retired(self):
+        assert self.retired(flying("live", 1, backbone=card("old"))) == ()
+        assert self.retired(flying("live", 1, backbone=card("new"))) == ("old",)
+
+    def test_none_is_retired_while_a_run_has_an_unreadable_plan(self):
+        assert self.retired(RunFolder("damaged", NOW, readable=False)) == ()
 
 
 class TestOldFolders:

@@ -13,6 +13,7 @@ from fruits.run.request import RunRequest
 from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
 from fruits.spark import projection
+from fruits.spark.statistics import Updated
 from tests.loading import load_file
 from tests.runs import MODEL_ID, base, planned
 
@@ -54,7 +55,7 @@ def job_of(settings: Settings, planned: PlannedRun, remaining: int = 0) -> Any:
 def version(pca_id: str) -> Any:
     """A PCA version."""
     pca = SimpleNamespace(n=6, n_components=2, explained_variance_ratio=SimpleNamespace(sum=lambda: 0.9))
-    return SimpleNamespace(pca_id=pca_id, pca=pca, n_components="2")
+    return SimpleNamespace(pca_id=pca_id, pca=pca, n_components="2", split_rules=None)
 
 
 @pytest.fixture
@@ -64,9 +65,9 @@ def update_pca(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def update(job: Any, current: Any) -> Projected:
         reason = "first fit" if current is None else GREW
-        monkeypatch.setattr(script, "update_statistics", lambda *_: (SimpleNamespace(n=12), False))
+        monkeypatch.setattr(script, "update_statistics", lambda *_: Updated(SimpleNamespace(n=12), False, True))
         monkeypatch.setattr(script, "current_version", lambda _: current)
-        monkeypatch.setattr(script, "reason_to_refit", lambda *_: (reason, 0.0))
+        monkeypatch.setattr(script, "reason_to_refit", lambda *_: projection.Refit(reason, 0.0))
         monkeypatch.setattr(script, "project_changed", lambda *_: 1)
         monkeypatch.setattr(script, "fit_version", lambda *_: (version("pca-2"), 13))
         monkeypatch.setattr(script, "figures", lambda version: {"pca_id": version.pca_id})
@@ -131,6 +132,7 @@ def test_an_approved_refit_is_done_also_when_nothing_drifts_and_photos_are_pendi
     monkeypatch.setattr(projection, "measure_drift", lambda *_: (0.0, 0))
     current = version("pca-1")
     quiet = job_of(settings, run(request=RunRequest(prefix="", n_components=2)), remaining)
-    assert projection.reason_to_refit(quiet, current, known) == (None, 0.0)
+    moments: Any = SimpleNamespace(n=known)
+    assert projection.reason_to_refit(quiet, current, moments) == projection.Refit(None, 0.0)
     approved = job_of(settings, run(request=quiet.run.request, approvals=(decision,)), remaining)
-    assert projection.reason_to_refit(approved, current, known) == ("approved by ada: a new camera", 0.0)
+    assert projection.reason_to_refit(approved, current, moments).reason == "approved by ada: a new camera"
