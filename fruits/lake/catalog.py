@@ -262,18 +262,28 @@ class Lake:
         return snapshot.snapshot_id if snapshot else None
 
     def scan(
-        self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str
+        self,
+        name: TableName,
+        snapshot_id: int | None,
+        columns: Sequence[str] = ("*",),
+        *,
+        keys: tuple[str, str] | None = None,
+        **equal: str,
     ) -> "DataScan":
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
+
+        ``keys`` are the first and the last key of a range.
 
         A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
 
         Raises:
             FruitsError: when the snapshot has expired.
         """
-        from pyiceberg.expressions import AlwaysTrue, And, EqualTo
+        from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
 
         condition: Any = AlwaysTrue()
+        if keys is not None:
+            condition = And(GreaterThanOrEqual("key", keys[0]), LessThanOrEqual("key", keys[1]))
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
@@ -283,9 +293,17 @@ class Lake:
             columns = [column for column in columns if column == "*" or column in schema.column_names]
         return table.scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
 
-    def read(self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str) -> pa.Table:
+    def read(
+        self,
+        name: TableName,
+        snapshot_id: int | None,
+        columns: Sequence[str] = ("*",),
+        *,
+        keys: tuple[str, str] | None = None,
+        **equal: str,
+    ) -> pa.Table:
         """The rows of a ``scan``, all of them in memory."""
-        return self.scan(name, snapshot_id, columns, **equal).to_arrow()
+        return self.scan(name, snapshot_id, columns, keys=keys, **equal).to_arrow()
 
     def batches(
         self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str

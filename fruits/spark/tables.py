@@ -31,6 +31,11 @@ class Tables:
             for name, value in self.writer.snapshot_properties.items()
         }
 
+    @property
+    def cores(self) -> int:
+        """The Spark cores at work."""
+        return self.spark.sparkContext.defaultParallelism
+
     def identifier(self, name: TableName) -> str:
         """A table, as SQL takes it."""
         return f"{self.lake.settings.catalog_name}.{self.lake.settings.namespace}.{name}"
@@ -59,11 +64,16 @@ class Tables:
         """Append rows to the writer's branch of a table."""
         rows.writeTo(self.branch(name)).append()
 
-    def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str) -> None:
-        """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table."""
+    def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str, *, but_of_run: str | None = None) -> None:
+        """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table.
+
+        The rows that a run ``but_of_run`` has written itself stay.
+        """
         if keys.num_rows:
             self.spark.createDataFrame(keys).createOrReplaceTempView("removed")
             condition = f"model_id = '{model_id}' AND key IN (SELECT key FROM removed)"  # noqa: S608 -- our own names
+            if but_of_run is not None:
+                condition += f" AND run_id != {sql_string(but_of_run)}"
             self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {condition}")  # noqa: S608
 
     def delete_versions(self, name: TableName, versions: Collection[str]) -> None:
@@ -84,6 +94,12 @@ class Tables:
         catalog = self.lake.settings.catalog_name
         statement = f"CALL {catalog}.system.{procedure}(table => '{self.identifier(name)}', {arguments})"
         return self.spark.sql(statement).collect()
+
+
+def sql_string(text: str) -> str:
+    """A text as a literal of Spark SQL."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def key_filter(keys: list[str]) -> "Column":
