@@ -267,12 +267,13 @@ class Lake:
         snapshot_id: int | None,
         columns: Sequence[str] = ("*",),
         *,
-        keys: tuple[str, str] | None = None,
+        first_key: str | None = None,
+        last_key: str | None = None,
         **equal: str,
     ) -> "DataScan":
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
 
-        ``keys`` are the first and the last key of a range.
+        With ``first_key`` and ``last_key`` of the rows whose keys are in between, both included.
 
         A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
 
@@ -282,8 +283,8 @@ class Lake:
         from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
 
         condition: Any = AlwaysTrue()
-        if keys is not None:
-            condition = And(GreaterThanOrEqual("key", keys[0]), LessThanOrEqual("key", keys[1]))
+        if first_key is not None and last_key is not None:
+            condition = And(GreaterThanOrEqual("key", first_key), LessThanOrEqual("key", last_key))
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
@@ -298,12 +299,10 @@ class Lake:
         name: TableName,
         snapshot_id: int | None,
         columns: Sequence[str] = ("*",),
-        *,
-        keys: tuple[str, str] | None = None,
         **equal: str,
     ) -> pa.Table:
-        """The rows of a ``scan``, all of them in memory."""
-        return self.scan(name, snapshot_id, columns, keys=keys, **equal).to_arrow()
+        """The rows of a ``scan``, all of them in memory; ``equal`` may have the bounds of keys too."""
+        return self.scan(name, snapshot_id, columns, **equal).to_arrow()
 
     def batches(
         self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str

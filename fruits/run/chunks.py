@@ -5,7 +5,7 @@ little.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,14 +69,14 @@ def limits_of(settings: Settings, photos: int, cores: int) -> Limits:
     return Limits(even, settings.chunk_bytes * cores, _ENTRIES_OF_A_PHOTO * max(even, FEWEST_PHOTOS))
 
 
-def piece_to_do(entries: Manifest, there: Collection[str] | pa.Array) -> Piece:
+def piece_to_do(entries: Manifest, there: pa.ChunkedArray) -> Piece:
     """What remains of some entries when the attempt's branches have rows of the run for the keys ``there``.
 
     Nothing remains of a created object that is there. The rows that an updated object had before leave once more,
     because the attempt before may have been killed in between.
     """
     table = entries.table
-    is_there = pc.is_in(table["key"], pa.array(there, pa.string()))
+    is_there = pc.is_in(table["key"], there)
     done = pc.and_(is_there, pc.equal(table["action"], Action.CREATE.value))
     missing = pc.and_not(pc.not_equal(table["action"], Action.DELETE.value), is_there)
     left = pc.invert(done)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from fruits.errors import TransientError
 from fruits.lake.branches import Snapshots
-from fruits.lake.schemas import FEATURES, QUARANTINE, TableName
+from fruits.lake.schemas import FEATURES, QUARANTINE, TableDefinition
 from fruits.photos.featurize import STAGES
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.quarantine import Pending
@@ -90,46 +90,35 @@ class Unread:
 
 def counts_there(job: Job, heads: Snapshots) -> OutcomeCounts:
     """The photos that earlier attempts have carried out, by the rows at ``heads``."""
-    features = [batch["size"] for batch in _batches_there(job, heads, "features", "size")]
-    refused = [(batch["size"], batch["reason"]) for batch in _batches_there(job, heads, "quarantine", "size", "reason")]
-    reasons = Counter(reason for _, some in refused for reason in some.to_pylist())
-    sizes = [*features, *(size for size, _ in refused)]
+    features = _rows_there(job, heads, FEATURES, ("size",))
+    refused = _rows_there(job, heads, QUARANTINE, ("size", "reason"))
     return OutcomeCounts(
-        images=sum(map(len, sizes)),
-        features=sum(map(len, features)),
-        quarantine=dict(reasons),
-        bytes=sum(pc.sum(size).as_py() for size in sizes),
+        images=features.num_rows + refused.num_rows,
+        features=features.num_rows,
+        quarantine=dict(Counter(refused["reason"].to_pylist())),
+        bytes=sum(pc.sum(rows["size"]).as_py() or 0 for rows in (features, refused)),
     )
-
-
-def _batches_there(job: Job, heads: Snapshots, name: TableName, *columns: str) -> Iterator[pa.RecordBatch]:
-    """Columns of the rows that the run has at ``heads``; none where the attempt starts from the plan's base."""
-    if heads[name] != job.start[name]:
-        yield from job.lake.batches(name, heads[name], columns, model_id=job.run.model_id, run_id=job.run.run_id)
 
 
 def pieces_to_do(job: Job, manifest: StoredManifest, heads: Snapshots) -> Iterator[Piece]:
-    """What the run has still to carry out, in the order of the manifest: what has no rows of the run at ``heads``."""
+    """What the run has still to carry out, in the order of the manifest: what has no rows of the run at ``heads``.
+
+    The key and the run of a row count, and not its ETag: an object may have changed after the plan.
+    """
     for entries in manifest.slices():
-        yield piece_to_do(entries, keys_there(job, heads, entries))
+        bounds = pc.min_max(entries.table["key"]).as_py()
+        keys = {"first_key": bounds["min"], "last_key": bounds["max"]}
+        there = [_rows_there(job, heads, table, ("key",), **keys)["key"] for table in (FEATURES, QUARANTINE)]
+        yield piece_to_do(entries, pa.chunked_array([chunk for some in there for chunk in some.chunks], pa.string()))
 
 
-def keys_there(job: Job, heads: Snapshots, entries: Manifest) -> pa.Array:
-    """Keys of those entries that have a row of the run at ``heads``, whatever ETag was read."""
+def _rows_there(job: Job, heads: Snapshots, table: TableDefinition, columns: Sequence[str], **keys: str) -> pa.Table:
+    """Columns of the run's own rows at ``heads``; none where the attempt starts from the plan's base."""
+    if heads[table.name] == job.start[table.name]:
+        return pa.schema([table.schema.field(column) for column in columns]).empty_table()
     known = {"model_id": job.run.model_id, "run_id": job.run.run_id}
-    if not len(entries):
-        return pa.array([], pa.string())
-    bounds = pc.min_max(entries.table["key"]).as_py()
-    return pa.concat_arrays(
-        [pa.array([], pa.string())]
-        + [
-            job.lake.read(name, at, ("key",), keys=(bounds["min"], bounds["max"]), **known)["key"]
-            .cast(pa.string())
-            .combine_chunks()
-            for name, at in heads.items()
-            if at != job.start[name]
-        ]
-    )
+    rows = job.lake.read(table.name, heads[table.name], columns, **keys, **known)
+    return rows.cast(pa.schema([table.schema.field(column) for column in columns]))
 
 
 def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> "DataFrame":
