@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
-from pyiceberg.expressions import AlwaysTrue, And, EqualTo, In
+from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, In, LessThanOrEqual, StartsWith
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, SetSnapshotRefUpdate
 
 from fruits.stores import effect
@@ -318,8 +318,14 @@ def _mask(rows: pa.Table, condition: Any) -> Any:
     if isinstance(condition, And):
         return pc.and_(_mask(rows, condition.left), _mask(rows, condition.right))
     column = rows[condition.term.name]
-    if isinstance(condition, EqualTo):
-        return pc.equal(column, condition.literal.value)
     if isinstance(condition, In):
         return pc.is_in(column, pa.array([one.value for one in condition.literals], column.type))
-    return pc.starts_with(column, condition.literal.value)
+    return _COMPARED[type(condition)](column, condition.literal.value)
+
+
+_COMPARED: Mapping[type, Callable[[Any, Any], Any]] = {
+    EqualTo: pc.equal,
+    GreaterThanOrEqual: pc.greater_equal,
+    LessThanOrEqual: pc.less_equal,
+    StartsWith: pc.starts_with,
+}

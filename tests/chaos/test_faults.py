@@ -28,7 +28,7 @@ from fruits.spark import job as jobs
 from fruits.steps.prepare import prepare
 from fruits.stores import effects_watched, list_files, remove_files, write_bytes
 from tests.chaos.faults import Fault
-from tests.chaos.jobs import vector_of
+from tests.chaos.jobs import BROKEN, vector_of
 from tests.chaos.world import FIRST, world
 
 ROW = {"key": "a", "etag": "e", "size": 1, "last_modified": 0, "model_id": "m", "reason": "gone", "detail": "-"}
@@ -134,6 +134,35 @@ def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(m
     memory.sweep("next")
     assert [question.number for question in memory.questions()] == [4]
     memory.check_equals_a_full_run()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_featurize_that_is_killed_at_any_moment_goes_on_and_ends_as_if_nothing_had_happened(memory, moment):
+    """Each run creates, updates and deletes photos and meets an unreadable one, in chunks of two photos."""
+    keys = [f"Training/Kiwi/{number}.png" for number in range(8)]
+    for key in keys:
+        memory.put(key, b"first")
+    memory.sweep("first")
+    resumed = set()
+    for number in range(1, 60):
+        run = f"run {number}"
+        for key in keys[:3]:
+            memory.put(key, f"{moment} {number}".encode())
+        memory.put(keys[3], BROKEN if number % 2 else b"sound")
+        memory.bucket.pop(keys[4 + number % 2], None)
+        memory.put(keys[5 - number % 2], b"back")
+        memory.runs[run] = memory.request(allow_deletes=True)
+        memory.run_on(run, "prepare", last="plan")
+        memory.run_on(run, "featurize", [Fault(number, moment, "killed")])
+        memory.check_after_a_sweep()
+        result = read_documents(memory.settings, run_key(run)).featurize.result
+        assert (result.images, result.removed) == (5, 1)
+        assert result.features + sum(result.quarantine.values()) == 5
+        resumed.add(result.resumed)
+        if memory.table.total() < number:  # the run has fewer effects
+            break
+    assert number > 20
+    assert resumed == {0, 2, 4, 5}
 
 
 def test_a_pin_at_any_moment_of_a_run_holds(memory):
