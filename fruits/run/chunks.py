@@ -23,6 +23,7 @@ _SHARES = 16  # so many chunks in a run, at least, when they are not smaller tha
 _MOST_PHOTOS = 500_000  # their entries are in the driver's memory
 _ENTRIES_OF_A_PHOTO = 16  # entries without a photo to featurize are no work, but their keys are in memory
 _FEWEST_OF_A_TASK = 32
+_SEEN_ROUNDS, _FEWEST_OF_A_ROUND = 4, 250  # progress counts tasks that are done
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,14 @@ def _joined(pieces: list[Piece]) -> Piece:
 def tasks_of(photos: Manifest, settings: Settings, cores: int) -> int:
     """How many Spark tasks featurize some photos: a multiple of the cores, so that no core waits for another.
 
-    A task has at most ``photos_per_task`` photos and about ``bytes_per_task`` bytes, on average. Few photos make fewer
-    tasks: to start a worker takes longer than to featurize them.
+    A task has at most ``photos_per_task`` photos, and about ``bytes_per_task`` bytes. Few photos make fewer tasks: to
+    start a worker takes longer than to featurize them.
     """
     count, size = len(photos), pc.sum(photos.table["size"]).as_py() or 0
     rounds = max(
-        math.ceil(count / (settings.photos_per_task * cores)), math.ceil(size / (settings.bytes_per_task * cores))
+        math.ceil(count / (settings.photos_per_task * cores)),
+        math.ceil(size / (settings.bytes_per_task * cores)),
+        min(_SEEN_ROUNDS, count // (_FEWEST_OF_A_ROUND * cores)),
     )
-    return max(1, min(rounds * cores, math.ceil(count / _FEWEST_OF_A_TASK)))
+    worthwhile = max(math.ceil(count / _FEWEST_OF_A_TASK), math.ceil(size / settings.bytes_per_task))
+    return max(1, min(rounds * cores, worthwhile))
