@@ -130,7 +130,8 @@ def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(m
     for number in range(4):
         del memory.bucket[f"Training/Kiwi/{number}.png"]
     memory.run_on("late", "featurize")
-    assert publications(Lake(memory.settings))[-1].counts["features"] == 7
+    published = publications(Lake(memory.settings))[-1]
+    assert (published.run_id, published.counts["features"]) == ("late", 7)
     memory.sweep("next")
     assert [question.number for question in memory.questions()] == [4]
     memory.check_equals_a_full_run()
