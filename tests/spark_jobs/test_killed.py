@@ -63,7 +63,7 @@ def die(chain, settings, spark_submit, task: str, number: int, moment: str) -> N
         ("featurize", 4, "after", 0),  # its branches are there, and no row
         ("featurize", 1, "written", 2),  # the rows of a chunk of three are written
         ("featurize", 2, "written", 4),
-        ("featurize", 5, "before", 5),  # all rows are written, and the document does not say so
+        ("featurize", 3, "written", 5),  # all rows are written, and the document does not say so
         ("pca", 6, "after", 0),  # statistics without embeddings
         ("validate", 3, "before", 0),  # all gates have passed, and the document does not say so
     ],
