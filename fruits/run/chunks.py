@@ -16,10 +16,13 @@ from fruits.photos.entry import Action
 from fruits.run.manifest import Manifest
 from fruits.settings import Settings
 
-FEWEST_PHOTOS = 2_000
+SMALL_RUN = 2_000
 """A run of at most so many photos is one chunk."""
 
-_SHARES = 16  # so many chunks in a run, at least, when they are not smaller than the fewest photos
+FEWEST_PHOTOS = 1_000
+"""A larger run has chunks of at least so many photos, unless the settings or their bytes bound them."""
+
+_SHARES = 20  # a killed attempt loses about a twentieth of a run at most
 _MOST_PHOTOS = 500_000  # their entries are in the driver's memory
 _ENTRIES_OF_A_PHOTO = 16  # entries without a photo to featurize are no work, but their keys are in memory
 _FEWEST_OF_A_TASK = 32
@@ -64,7 +67,8 @@ class Limits:
 
 def limits_of(settings: Settings, photos: int, cores: int) -> Limits:
     """The limits of the chunks of a run of so many photos. All chunks but the last have about the same size."""
-    most = min(settings.chunk_photos * cores, max(FEWEST_PHOTOS, math.ceil(photos / _SHARES)), _MOST_PHOTOS)
+    share = SMALL_RUN if photos <= SMALL_RUN else max(FEWEST_PHOTOS, math.ceil(photos / _SHARES))
+    most = min(settings.chunk_photos * cores, share, _MOST_PHOTOS)
     chunks = max(1, math.ceil(photos / most))
     even = max(1, math.ceil(photos / chunks))
     return Limits(even, settings.chunk_bytes * cores, _ENTRIES_OF_A_PHOTO * max(even, FEWEST_PHOTOS))

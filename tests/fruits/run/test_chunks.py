@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fruits.photos.entry import Action
-from fruits.run.chunks import FEWEST_PHOTOS, Limits, Piece, in_chunks, limits_of, piece_to_do, tasks_of
+from fruits.run.chunks import FEWEST_PHOTOS, SMALL_RUN, Limits, Piece, in_chunks, limits_of, piece_to_do, tasks_of
 from fruits.run.manifest import MANIFEST_SCHEMA, Manifest
 from fruits.settings import Settings
 
@@ -70,10 +70,10 @@ def test_chunks_hold_every_entry_once_in_order_within_the_limits(slices, data):
 def test_a_run_has_chunks_of_one_size_few_when_it_is_small_and_bounded_when_it_is_large(settings, photos, cores):
     limits = limits_of(settings, photos, cores)
     chunks = math.ceil(photos / limits.photos)
-    assert limits.photos <= min(max(FEWEST_PHOTOS, settings.chunk_photos * cores), 500_000)
-    assert chunks <= 1 or photos > FEWEST_PHOTOS
+    assert limits.photos <= min(settings.chunk_photos * cores, 500_000)
+    assert chunks <= 1 or photos > SMALL_RUN
     assert chunks == 0 or limits.photos - photos / chunks < 1
-    assert photos < 16 * FEWEST_PHOTOS or chunks >= 16
+    assert photos < 20 * FEWEST_PHOTOS or chunks >= 20
 
 
 def test_few_photos_and_many_deletions_are_one_chunk(settings):
