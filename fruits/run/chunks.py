@@ -126,5 +126,6 @@ def tasks_of(photos: Manifest, settings: Settings, cores: int) -> int:
         math.ceil(size / (settings.bytes_per_task * cores)),
         min(_SEEN_ROUNDS, count // (_FEWEST_OF_A_ROUND * cores)),
     )
-    worthwhile = max(math.ceil(count / _FEWEST_OF_A_TASK), math.ceil(size / settings.bytes_per_task))
+    per_task = min(settings.photos_per_task, _FEWEST_OF_A_TASK)
+    worthwhile = max(math.ceil(count / per_task), math.ceil(size / settings.bytes_per_task))
     return max(1, min(rounds * cores, worthwhile))

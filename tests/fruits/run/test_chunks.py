@@ -105,6 +105,11 @@ def test_a_task_is_bounded_by_photos_and_bytes_and_every_core_has_as_many(settin
     assert photos * size / tasks <= settings.bytes_per_task
 
 
+def test_a_task_has_no_more_photos_than_the_setting_allows_however_few_there_are(settings):
+    photos = Manifest(pa.table({"size": np.full(12, 1_000)}))
+    assert tasks_of(photos, settings.model_copy(update={"photos_per_task": 1}), 8) == 12
+
+
 def test_a_piece_says_what_an_entry_costs():
     piece = Piece(manifest_of([Action.CREATE, Action.DELETE], [7, 9]), np.array([True, False]))
     assert piece.costs().tolist() == [[1, 7, 1], [0, 0, 1]]
