@@ -13,11 +13,11 @@ from dataclasses import asdict
 from fruits.photos.entry import Action
 from fruits.run.chunks import Piece, in_chunks, limits_of
 from fruits.run.documents import Featurized, run_store
-from fruits.run.manifest import Manifest, StoredManifest, write_slices
+from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest, write_slices
 from fruits.run.state import WRITTEN
 from fruits.spark.featurizing import (
+    Done,
     OutcomeCounts,
-    Unread,
     check_something_done,
     count_outcomes,
     counts_there,
@@ -48,16 +48,15 @@ def featurize(job: Job) -> None:
     if there.images:
         log.info("%d of %d photos are there, from the attempts before", there.images, photos)
     witnesses = witnesses_of(job, manifest) if photos > there.images else ()
-    counts, unread = there, Unread()
+    done = Done(there)
     for chunk in in_chunks(pieces_to_do(job, manifest, heads), limits_of(job.settings, photos, job.tables.cores)):
-        done, left = carry_out(job, chunk, witnesses, before=counts.images, total=photos)
-        counts, unread = counts + done, unread + left
-    name, actions = save_carried_out(job, manifest, unread)
-    check_something_done(counts, unread, sum(actions.values()))
+        done += carry_out(job, chunk, witnesses, before=done.counts.images, total=photos)
+    check_something_done(done)
+    name, actions = save_carried_out(job, manifest, done.unread)
     seconds = job.recorder.document.seconds.get("featurize", 0.0)
     result = Featurized(
-        **asdict(counts),
-        images_per_second=round((counts.images - there.images) / seconds, 1) if seconds else 0.0,
+        **asdict(done.counts),
+        images_per_second=round((done.counts.images - there.images) / seconds, 1) if seconds else 0.0,
         resumed=there.images,
         removed=actions[Action.DELETE],
         wrote=job.wrote(*WRITTEN["featurize"]),
@@ -75,9 +74,7 @@ def featurize(job: Job) -> None:
     )
 
 
-def carry_out(
-    job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, total: int
-) -> tuple[OutcomeCounts, Unread]:
+def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, total: int) -> Done:
     """Featurize a chunk's photos once, count, then write; ``before`` of the run's ``total`` photos are done.
 
     A photo that can't be read is quarantined or unread, and stops nothing. The rows of an unread photo stay.
@@ -85,35 +82,46 @@ def carry_out(
     photos = chunk.photos
     if not len(photos):
         remove_replaced(job, chunk.entries)
-        return OutcomeCounts(), Unread()
+        return Done(OutcomeCounts(), entries=len(chunk.entries))
     outcomes = outcomes_of(job, photos, witnesses).persist(disk_only())
     try:
         inside = progress(job.tables.spark, "featurize", total, before=before, inside=len(photos))
         with job.phase("featurize"), inside:
             counts = count_outcomes(outcomes)
-        unread = unread_of(job, outcomes, counts, witnesses)
-        remove_replaced(job, less_unread(job, chunk.entries, unread))
+        unread, example = unread_of(job, outcomes, counts, witnesses)
+        entries = less_unread(job, chunk.entries, unread)
+        remove_replaced(job, entries)
         with job.phase("write"):
             write_outcomes(job, outcomes, counts)
+            keep_unread(job, entries)
     finally:
         outcomes.unpersist()
-    return counts, unread
+    return Done(counts, unread, example, len(entries) - len(entries.kept_keys))
 
 
-def less_unread(job: Job, entries: Manifest, unread: Unread) -> Manifest:
-    """Entries as carried out."""
-    rebuilt = job.run.request.mode == "rebuild"
-    return entries.without(unread.pending, unread.gone, rebuilt=rebuilt) if unread else entries
+def less_unread(job: Job, entries: Manifest, unread: Sequence[str]) -> Manifest:
+    """Entries as carried out, without photos that could not be read; see ``Manifest.without``."""
+    return entries.without(unread, rebuilt=job.run.request.mode == "rebuild") if unread else entries
 
 
 def remove_replaced(job: Job, entries: Manifest) -> None:
-    """Take the rows of updated and deleted objects out of the tables, but none that this run has written."""
+    """Take the rows of updated and deleted objects out of the tables, but none that this run has read the photo of."""
     with job.phase("remove"):
         for name in WRITTEN["featurize"]:
             job.tables.delete_keys(name, entries.replaced_keys, job.run.model_id, but_of_run=job.run.run_id)
 
 
-def save_carried_out(job: Job, manifest: StoredManifest, unread: Unread) -> tuple[str | None, Mapping[Action, int]]:
+def keep_unread(job: Job, entries: Manifest) -> None:
+    """Write the rows of photos that a rebuild could not read once more, as rows of this run that are due again."""
+    for name in WRITTEN["featurize"]:
+        job.tables.copy_keys(
+            name, job.start[name], entries.kept_keys, job.run.model_id, etag=DUE_ETAG, run_id=job.run.run_id
+        )
+
+
+def save_carried_out(
+    job: Job, manifest: StoredManifest, unread: Sequence[str]
+) -> tuple[str | None, Mapping[Action, int]]:
     """Write the manifest that was carried out for the jobs after this one, where it is not the plan's own.
 
     Returns its name, or None; and the number of its entries by action.

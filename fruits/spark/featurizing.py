@@ -17,7 +17,7 @@ from fruits.photos.featurize import STAGES
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.quarantine import Pending
 from fruits.run.chunks import Piece, piece_to_do, tasks_of
-from fruits.run.manifest import Manifest, StoredManifest
+from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest
 from fruits.spark.executors import OUTCOME_SCHEMA, featurize
 from fruits.spark.job import Job
 from fruits.spark.session import map_batches
@@ -69,23 +69,29 @@ def _sums(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Unread:
-    """Keys of photos that could not be read now: those ``pending``, and those that are ``gone`` from the bucket.
+class Done:
+    """What was carried out of a chunk, or of a whole run.
 
-    ``example`` names a pending photo and says why it is pending.
+    Attributes:
+        counts: The outcomes.
+        unread: Keys of photos that could not be read now: pending ones, and those that are gone from the bucket.
+        example: A photo that is pending, and why; empty when there is none.
+        entries: Entries of the manifest that were carried out.
     """
 
-    pending: Sequence[str] = ()
-    gone: Sequence[str] = ()
+    counts: OutcomeCounts
+    unread: Sequence[str] = ()
     example: str = ""
+    entries: int = 0
 
-    def __add__(self, other: "Unread") -> "Unread":
-        """The keys of both."""
-        return Unread((*self.pending, *other.pending), (*self.gone, *other.gone), self.example or other.example)
-
-    def __bool__(self) -> bool:
-        """Whether there is any."""
-        return bool(self.pending or self.gone)
+    def __add__(self, other: "Done") -> "Done":
+        """What was carried out of both."""
+        return Done(
+            self.counts + other.counts,
+            (*self.unread, *other.unread),
+            self.example or other.example,
+            self.entries + other.entries,
+        )
 
 
 def counts_there(job: Job, heads: Snapshots) -> OutcomeCounts:
@@ -113,12 +119,19 @@ def pieces_to_do(job: Job, manifest: StoredManifest, heads: Snapshots) -> Iterat
 
 
 def _rows_there(job: Job, heads: Snapshots, table: TableDefinition, columns: Sequence[str], **keys: str) -> pa.Table:
-    """Columns of the run's own rows at ``heads``; none where the attempt starts from the plan's base."""
+    """Columns of the run's own rows at ``heads``; none where the attempt starts from the plan's base.
+
+    Rows that an attempt kept because it could not read their photos are not among them: this attempt tries again.
+    """
     if heads[table.name] == job.start[table.name]:
         return pa.schema([table.schema.field(column) for column in columns]).empty_table()
     known = {"model_id": job.run.model_id, "run_id": job.run.run_id}
-    rows = job.lake.read(table.name, heads[table.name], columns, **keys, **known)
-    return rows.cast(pa.schema([table.schema.field(column) for column in columns]))
+    rows = job.lake.read(table.name, heads[table.name], (*columns, "etag"), **keys, **known)
+    return (
+        rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
+        .select(columns)
+        .cast(pa.schema([table.schema.field(column) for column in columns]))
+    )
 
 
 def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> "DataFrame":
@@ -155,40 +168,41 @@ def count_outcomes(outcomes: "DataFrame") -> OutcomeCounts:
     )
 
 
-def unread_of(job: Job, outcomes: "DataFrame", counts: OutcomeCounts, witnesses: Sequence[str]) -> Unread:
-    """The photos of a chunk that could not be read now.
+def unread_of(
+    job: Job, outcomes: "DataFrame", counts: OutcomeCounts, witnesses: Sequence[str]
+) -> tuple[Sequence[str], str]:
+    """Keys of the photos of a chunk that could not be read now, and an example in words; see ``Done``.
 
     Raises:
         TransientError: when no photo could be read, and the S3 server answers nothing: a retry may read some.
     """
     if not counts.pending:
-        return Unread()
+        return (), ""
     rows = outcomes.where("pending IS NOT NULL").select("key", "pending", "detail").collect()
     left = [row for row in rows if row.pending != Pending.VANISHED]
     for row in left[:_MOST_NAMED]:
         log.warning("%s is pending, %s: %s; the next run takes it", row.key, row.pending, row.detail)
-    gone = [row.key for row in rows if row.pending == Pending.VANISHED]
-    unread = Unread([row.key for row in left], gone, f"{left[0].key}: {left[0].detail}" if left else "")
+    example = f"{left[0].key}: {left[0].detail}" if left else ""
     if left and counts.nothing_read and not server_answers(job, witnesses):
-        raise nothing_read(counts, unread)
-    return unread
+        raise nothing_read(counts, example)
+    return [row.key for row in rows], example
 
 
-def check_something_done(counts: OutcomeCounts, unread: Unread, entries: int) -> None:
-    """See that a run with pending photos has carried out anything: ``entries`` of the manifest.
+def check_something_done(done: Done) -> None:
+    """See that a run with pending photos has carried out anything.
 
     Raises:
         TransientError: otherwise. A retry may read the photos.
     """
-    if unread.pending and counts.nothing_read and not entries:
-        raise nothing_read(counts, unread)
+    if done.example and done.counts.nothing_read and not done.entries:
+        raise nothing_read(done.counts, done.example)
 
 
-def nothing_read(counts: OutcomeCounts, unread: Unread) -> TransientError:
+def nothing_read(counts: OutcomeCounts, example: str) -> TransientError:
     """The error of a run, or a chunk, of which no photo could be read."""
     return TransientError(
         f"featurize: none of {counts.images:,} photos could be read now ({dict(counts.pending)}); the first, "
-        f"{unread.example}. The run is tried again; check the S3 server and the network"
+        f"{example}. The run is tried again; check the S3 server and the network"
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
+from fruits.run.manifest import DUE_ETAG
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,14 +68,27 @@ class Tables:
     def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str, *, but_of_run: str | None = None) -> None:
         """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table.
 
-        The rows that a run ``but_of_run`` has written itself stay.
+        The rows that a run ``but_of_run`` has written itself stay, unless their photos are due again.
         """
         if keys.num_rows:
             self.spark.createDataFrame(keys).createOrReplaceTempView("removed")
             condition = f"model_id = '{model_id}' AND key IN (SELECT key FROM removed)"  # noqa: S608 -- our own names
             if but_of_run is not None:
-                condition += f" AND run_id != {sql_string(but_of_run)}"
+                condition += f" AND (run_id != {sql_string(but_of_run)} OR etag = '{DUE_ETAG}')"
             self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {condition}")  # noqa: S608
+
+    def copy_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str, **values: str) -> None:
+        """Append rows of a snapshot to the writer's branch of a table, with other ``values`` in some columns.
+
+        The rows are those of ``keys`` (one column, ``key``) and a backbone.
+        """
+        from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+
+        if keys.num_rows:
+            wanted = self.spark.createDataFrame(keys).hint("broadcast")
+            rows = self.read(name, snapshot_id).where(f"model_id = '{model_id}'").join(wanted, "key", "left_semi")
+            others = {column: F.lit(value) for column, value in values.items()}
+            self.append(name, rows.withColumns(others).sortWithinPartitions("key"))
 
     def delete_versions(self, name: TableName, versions: Collection[str]) -> None:
         """Delete the rows of PCA versions from the writer's branch of a table.

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from pyiceberg.expressions import And, EqualTo, In
+from pyiceberg.expressions import AlwaysTrue, And, EqualTo, In, Or
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 
 from fruits.analysis.gates import Findings, evaluate, failed
@@ -34,7 +34,7 @@ from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.photos.quarantine import DECODER, Pending, Reason
 from fruits.run.documents import Probe, Projected, TaskName, Validated
-from fruits.run.manifest import Manifest, entries_of
+from fruits.run.manifest import DUE_ETAG, Manifest, entries_of
 from fruits.run.state import WRITTEN
 from fruits.spark import featurizing
 from fruits.spark import job as real
@@ -76,14 +76,21 @@ class NumpyTables(Tables):
     def delete_keys(self, name: TableName, keys: pa.Table, model_id: str, *, but_of_run: str | None = None) -> None:
         # PyIceberg (0.12) finds no row that is not equal to a text.
         others = {*self.read_branch(name)["run_id"].to_pylist()} - {but_of_run}
-        if keys.num_rows and others:
-            condition = And(EqualTo("model_id", model_id), In("key", keys["key"].to_pylist()), In("run_id", others))
+        if keys.num_rows:
+            chosen = Or(In("run_id", others), EqualTo("etag", DUE_ETAG)) if but_of_run else AlwaysTrue()
+            condition = And(EqualTo("model_id", model_id), In("key", keys["key"].to_pylist()), chosen)
             commit_rows(
                 self.lake,
                 name,
                 lambda change: change.delete(condition, **self.writer.commit),
                 branch=self.writer.branch,
             )
+
+    def copy_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, model_id: str, **values: str) -> None:
+        rows = self.lake.read(name, snapshot_id, model_id=model_id)
+        rows = rows.filter(pc.is_in(rows["key"], keys["key"].combine_chunks()))
+        if rows.num_rows:
+            self.append(name, pa.Table.from_pylist([{**row, **values} for row in rows.to_pylist()], schema=rows.schema))
 
     def call(self, procedure: str, name: TableName, arguments: str) -> Any:
         """Iceberg's procedures, as far as PyIceberg can do what they do."""

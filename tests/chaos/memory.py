@@ -17,7 +17,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
-from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, In, LessThanOrEqual, StartsWith
+from pyiceberg.expressions import (
+    AlwaysFalse,
+    AlwaysTrue,
+    And,
+    EqualTo,
+    GreaterThanOrEqual,
+    In,
+    LessThanOrEqual,
+    Or,
+    StartsWith,
+)
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, SetSnapshotRefUpdate
 
 from fruits.stores import effect
@@ -250,7 +260,7 @@ class Transaction:
             (
                 branch,
                 snapshot_properties,
-                lambda at: (pa.concat_tables([at.rows, rows.cast(at.rows.schema)]), at.files + 1),
+                lambda at: (pa.concat_tables([at.rows, rows.cast(at.rows.schema)]), at.files + bool(rows.num_rows)),
             )
         )
 
@@ -317,6 +327,10 @@ def _mask(rows: pa.Table, condition: Any) -> Any:
         return pa.array([True] * rows.num_rows)
     if isinstance(condition, And):
         return pc.and_(_mask(rows, condition.left), _mask(rows, condition.right))
+    if isinstance(condition, Or):
+        return pc.or_(_mask(rows, condition.left), _mask(rows, condition.right))
+    if isinstance(condition, AlwaysFalse):  # In() of nothing
+        return pa.array([False] * rows.num_rows)
     column = rows[condition.term.name]
     if isinstance(condition, In):
         return pc.is_in(column, pa.array([one.value for one in condition.literals], column.type))

@@ -3,6 +3,7 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
@@ -21,6 +22,7 @@ from fruits.lake.schemas import FEATURES, QUARANTINE
 from fruits.run import lease as leases
 from fruits.run.documents import read_documents, run_store, task_document
 from fruits.run.lease import acquire_lease, current_lease
+from fruits.run.manifest import DUE_ETAG
 from fruits.run.state import run_key
 from fruits.run.upkeep import run_folders
 from fruits.serve.state import runs
@@ -163,6 +165,81 @@ def test_a_featurize_that_is_killed_at_any_moment_goes_on_and_ends_as_if_nothing
             break
     assert number > 20
     assert resumed == {0, 2, 3, 4, 5}
+
+
+class TestARebuildThatCannotReadAPhoto:
+    """The row stays, and the photo is due again, also under the same ETag. No row leaves without an approval."""
+
+    def rows(self, world):
+        world.check_readers()
+        return world.rows[1]
+
+    def test_of_any_photo_changes_nothing(self, memory):
+        memory.sweep("first")
+        before = self.rows(memory)
+        for choice in range(len(memory.bucket)):
+            memory.silence(choice)
+        memory.sweep("rebuild", mode="rebuild")
+        assert self.rows(memory) == before
+        assert len(publications(Lake(memory.settings))) == 1
+        memory.answer()
+        memory.sweep("again", mode="rebuild")
+        memory.check_equals_a_full_run()
+
+    def test_of_some_photos_keeps_their_rows_and_the_next_run_reads_them(self, memory):
+        memory.put("Training/Kiwi/broken.jpg", BROKEN)
+        memory.sweep("first")
+        before = self.rows(memory)
+        memory.silence(0)
+        memory.silence(3)
+        memory.sweep("rebuild", mode="rebuild")
+        silent = {key for key, photo in memory.bucket.items() if photo.silent}
+        assert silent == {FIRST[1], "Training/Kiwi/broken.jpg"}
+        after = self.rows(memory)
+        assert {key: row[1:] for key, row in after.items()} == {key: row[1:] for key, row in before.items()}
+        assert {key for key, row in after.items() if row[0] == DUE_ETAG} == silent
+        assert publications(Lake(memory.settings))[-1].counts["pending"] == len(silent)
+        memory.answer()
+        memory.sweep("next")
+        assert read_documents(memory.settings, run_key("next")).planned.counts["update"] == len(silent)
+        memory.check_equals_a_full_run()
+
+    def test_and_is_tried_again_reads_it_then_and_keeps_no_row_twice(self, memory):
+        """Each attempt takes out the rows that the attempt before kept, of photos that it can read or not."""
+        for number in range(4):
+            memory.put(f"Training/Kiwi/{number}.png", b"1")
+        memory.sweep("first")
+        before = self.rows(memory)
+        memory.runs["rebuild"] = memory.request(mode="rebuild")
+        memory.run_on("rebuild", "prepare", last="plan")
+        for choice in (1, 4):
+            memory.silence(choice)
+        again = sorted(memory.bucket)[1]
+        memory.attempt("featurize", "rebuild")
+        memory.bucket[again] = replace(memory.bucket[again], silent=False)
+        memory.run_on("rebuild", "featurize")
+        result = read_documents(memory.settings, run_key("rebuild")).featurize.result
+        assert (result.images, result.features, result.pending, result.resumed) == (7, 6, {"unanswered": 1}, 5)
+        after = self.rows(memory)
+        assert {key: row[1:] for key, row in after.items()} == {key: row[1:] for key, row in before.items()}
+        assert [key for key, row in after.items() if row[0] == DUE_ETAG] == [sorted(memory.bucket)[4]]
+
+    @pytest.mark.parametrize("returns", [True, False])
+    def test_because_it_vanished_reads_it_when_it_returns_under_the_same_etag(self, memory, returns):
+        key = "Training/Kiwi/8.jpg"
+        memory.put(key, b"8")
+        memory.sweep("first")
+        memory.runs["rebuild"] = memory.request(mode="rebuild")
+        memory.run_on("rebuild", "prepare", last="plan")
+        photo = memory.bucket.pop(key)
+        memory.run_on("rebuild", "featurize")
+        assert self.rows(memory)[key][0] == DUE_ETAG
+        if returns:
+            memory.bucket[key] = photo
+        memory.sweep("next")
+        counts = read_documents(memory.settings, run_key("next")).planned.counts
+        assert (counts["update"], counts["delete"]) == ((1, 0) if returns else (0, 1))
+        memory.check_equals_a_full_run()
 
 
 def test_a_pin_at_any_moment_of_a_run_holds(memory):
