@@ -37,7 +37,8 @@ and plans again, once, when another run has published since its plan.
 **An empty bucket** is no failure: sweeps and events are skipped, and say so. A run by hand waits for photos.
 
 **Rerun, retry, clear.** All harmless: each attempt writes to branches of its own, which start from the tables that the
-plan found. Publishing twice changes nothing and announces nothing. Clear from `wait_for_lease` to look at the bucket again.
+plan found. `featurize` goes on where its attempt before ended, also after a crash. Publishing twice changes nothing and
+announces nothing. Clear from `wait_for_lease` to look at the bucket again.
 
 **When a run is red.** The last line in the failed task's log says what to do. A bad photo never turns a run red: look in
 the table `quarantine`.

@@ -216,7 +216,19 @@ class Settings(DagSettings):
     max_photo_bytes: int = Field(default=50_000_000, gt=0, description="Larger photos are quarantined, in bytes.")
     max_photo_pixels: int = Field(default=100_000_000, gt=0, description="Photos with more pixels are quarantined.")
     gets_in_flight: int = Field(default=16, ge=1, le=256, description="Concurrent GETs of each Spark core.")
-    photos_per_task: int = Field(default=64, ge=1, description="Photos that one Spark task featurizes.")
+    photos_per_task: int = Field(default=2_000, ge=1, description="Most photos that one Spark task featurizes.")
+    bytes_per_task: int = Field(
+        default=2_000_000_000, ge=1, description="Most bytes of photos that one Spark task featurizes, on average."
+    )
+    chunk_photos: int = Field(
+        default=20_000,
+        ge=1,
+        description="Most photos of a chunk, for each Spark core. `featurize` commits its rows chunk by chunk; a retry "
+        "goes on after the last chunk.",
+    )
+    chunk_bytes: int = Field(
+        default=20_000_000_000, ge=1, description="Most bytes of photos of a chunk, for each Spark core."
+    )
     executor_seconds: int = Field(
         default=300, ge=1, description="How long a job waits for a cluster to give it an executor, in seconds."
     )

@@ -10,6 +10,7 @@ that raises before an effect prevents the effect; a watcher that raises after an
 of obstore that a watcher raises is explained like a real one.
 """
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 _METADATA_SERVICE = {"metadata_service_timeout": 5, "metadata_service_num_attempts": 4}
 """Seconds and attempts for the instance's metadata service. botocore's own, 1 and 1, make one slow answer an error."""
+
+_SMALL_OBJECT_BYTES = 16 * 2**20
+_RANGE_BYTES = 2**20
 
 _MOST_RETRIES = 10
 """Of a request that was not answered; ``s3_retry_seconds`` may end them earlier."""
@@ -115,6 +119,44 @@ def read_bytes(store: ObjectStore, path: str) -> bytes:
 def read_json(store: ObjectStore, path: str) -> dict[str, Any]:
     """The JSON document at ``path``. Raises ``FileNotFoundError`` when there is none."""
     return cast("dict[str, Any]", json.loads(read_bytes(store, path)))
+
+
+def open_file(store: ObjectStore, path: str) -> io.BufferedIOBase:
+    """The object at ``path`` as a file to read from: a small one in memory, a larger one by ranges.
+
+    Raises ``FileNotFoundError`` when there is none.
+    """
+    size = head(store, path)["size"]
+    if size <= _SMALL_OBJECT_BYTES:
+        return io.BytesIO(read_bytes(store, path))
+    return io.BufferedReader(_Ranges(store, path, size), _RANGE_BYTES)
+
+
+class _Ranges(io.RawIOBase):
+    """An object that is read by ranges."""
+
+    def __init__(self, store: ObjectStore, path: str, size: int) -> None:
+        self._store, self._path, self._size, self._at = store, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        with errors_explained(self._store, "s3:GetObject", self._path):
+            data = obstore.get_range(self._store, self._path, start=self._at, end=end)
+        buffer[: len(data)] = bytes(data)
+        self._at = end
+        return len(data)
 
 
 def head(store: ObjectStore, path: str) -> "ObjectMeta":

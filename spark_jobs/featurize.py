@@ -1,25 +1,31 @@
 """Featurize the photos of a run's manifest: GET, decode, preprocess and infer on the executors.
 
 Reads the run's plan.json and manifest.parquet from the lake; writes the tables `features` and `quarantine` on the
-attempt's own branch, and the run's featurize.json. Running it again starts from the plan again: nothing doubles.
+attempt's own branch, chunk by chunk, and the run's featurize.json. Running it again goes on with the photos that the
+attempt before has not committed: nothing doubles, and a killed attempt costs the work of a chunk.
 """
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
-from fruits.photos.entry import WORK, Action
+from fruits.photos.entry import Action
+from fruits.run.chunks import Piece, in_chunks, limits_of
 from fruits.run.documents import Featurized, run_store
-from fruits.run.manifest import DUE_ETAG, Manifest
+from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest, write_slices
 from fruits.run.state import WRITTEN
 from fruits.spark.featurizing import (
-    NO_OUTCOMES,
+    Done,
     OutcomeCounts,
-    carried_out,
+    check_something_done,
     count_outcomes,
+    counts_there,
     disk_only,
     outcomes_of,
+    pieces_to_do,
+    unread_of,
+    witnesses_of,
     write_outcomes,
 )
 from fruits.spark.job import Job, run_job
@@ -34,22 +40,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def featurize(job: Job) -> None:
-    """Bring the attempt's branches of `features` and `quarantine` to what the manifest asks for."""
-    planned = job.manifest()
-    job.start_branches(*WRITTEN["featurize"])
-    photos = planned.photos
-    if len(photos):
-        counts, manifest = featurize_photos(job, planned, photos)
-    else:
-        counts, manifest = NO_OUTCOMES, planned
-        remove_replaced(job, planned)
+    """Bring the attempt's branches of `features` and `quarantine` to what the manifest asks for, chunk by chunk."""
+    manifest = job.manifest()
+    heads = job.resume_branches(*WRITTEN["featurize"])
+    there = counts_there(job, heads)
+    photos = manifest.count(Action.CREATE) + manifest.count(Action.UPDATE)
+    if there.images:
+        log.info("%d of %d photos are there, from the attempts before", there.images, photos)
+    witnesses = witnesses_of(job, manifest) if photos > there.images else ()
+    done = Done(there)
+    for chunk in in_chunks(pieces_to_do(job, manifest, heads), limits_of(job.settings, photos, job.tables.cores)):
+        done += carry_out(job, chunk, witnesses, before=done.counts.images, total=photos)
+    check_something_done(done)
+    name, actions = save_carried_out(job, manifest, done.unread)
     seconds = job.recorder.document.seconds.get("featurize", 0.0)
     result = Featurized(
-        **asdict(counts),
-        images_per_second=round(counts.images / seconds, 1) if seconds else 0.0,
-        removed=manifest.count(Action.DELETE),
+        **asdict(done.counts),
+        images_per_second=round((done.counts.images - there.images) / seconds, 1) if seconds else 0.0,
+        resumed=there.images,
+        removed=actions[Action.DELETE],
         wrote=job.wrote(*WRITTEN["featurize"]),
-        **save_carried_out(job, planned, manifest),
+        manifest=name,
+        carried_out=actions if name else None,
     )
     job.recorder.record(result)
     log.info(
@@ -62,47 +74,63 @@ def featurize(job: Job) -> None:
     )
 
 
-def featurize_photos(job: Job, planned: Manifest, photos: Manifest) -> tuple[OutcomeCounts, Manifest]:
-    """Featurize once, count, then write: a photo that can't be read is quarantined or pending, and stops nothing.
+def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, total: int) -> Done:
+    """Featurize a chunk's photos once, count, then write; ``before`` of the run's ``total`` photos are done.
 
-    Rows are removed last: those of a photo that is pending stay.
+    A photo that can't be read is quarantined or unread, and stops nothing. The rows of an unread photo stay.
     """
-    outcomes = outcomes_of(job, photos).persist(disk_only())
+    photos = chunk.photos
+    if not len(photos):
+        remove_replaced(job, chunk.entries)
+        return Done(OutcomeCounts(), entries=len(chunk.entries))
+    outcomes = outcomes_of(job, photos, witnesses).persist(disk_only())
     try:
-        with job.phase("featurize"), progress(job.tables.spark, "featurize", len(photos)):
+        inside = progress(job.tables.spark, "featurize", total, before=before, inside=len(photos))
+        with job.phase("featurize"), inside:
             counts = count_outcomes(outcomes)
-        manifest = carried_out(job, planned, outcomes, counts)
-        remove_replaced(job, manifest)
+        unread, example = unread_of(job, outcomes, counts, witnesses)
+        entries = less_unread(job, chunk.entries, unread)
+        remove_replaced(job, entries)
         with job.phase("write"):
             write_outcomes(job, outcomes, counts)
-            keep_unread(job, manifest)
+            keep_unread(job, entries)
     finally:
         outcomes.unpersist()
-    return counts, manifest
+    return Done(counts, unread, example, len(entries) - len(entries.kept_keys))
 
 
-def remove_replaced(job: Job, manifest: Manifest) -> None:
-    """Take the rows of updated and deleted objects out of the tables."""
+def less_unread(job: Job, entries: Manifest, unread: Sequence[str]) -> Manifest:
+    """Entries as carried out, without photos that could not be read; see ``Manifest.without``."""
+    return entries.without(unread, rebuilt=job.run.request.mode == "rebuild") if unread else entries
+
+
+def remove_replaced(job: Job, entries: Manifest) -> None:
+    """Take the rows of updated and deleted objects out of the tables, but none that this run has read the photo of."""
     with job.phase("remove"):
         for name in WRITTEN["featurize"]:
-            job.tables.delete_keys(name, manifest.replaced_keys, job.run.model_id)
+            job.tables.delete_keys(name, entries.replaced_keys, job.run.model_id, but_of_run=job.run.run_id)
 
 
-def keep_unread(job: Job, manifest: Manifest) -> None:
+def keep_unread(job: Job, entries: Manifest) -> None:
     """Write the rows of photos that a rebuild could not read once more, as rows of this run that are due again."""
     for name in WRITTEN["featurize"]:
         job.tables.copy_keys(
-            name, job.start[name], manifest.kept_keys, job.run.model_id, etag=DUE_ETAG, run_id=job.run.run_id
+            name, job.start[name], entries.kept_keys, job.run.model_id, etag=DUE_ETAG, run_id=job.run.run_id
         )
 
 
-def save_carried_out(job: Job, planned: Manifest, manifest: Manifest) -> dict[str, Any]:
-    """Write the manifest that was carried out for the jobs after this one; returns what the document says of it."""
-    if manifest is planned:
-        return {}
+def save_carried_out(
+    job: Job, manifest: StoredManifest, unread: Sequence[str]
+) -> tuple[str | None, Mapping[Action, int]]:
+    """Write the manifest that was carried out for the jobs after this one, where it is not the plan's own.
+
+    Returns its name, or None; and the number of its entries by action.
+    """
+    if not unread:
+        return None, manifest.actions
     name = f"carried_out_{job.recorder.document.token}.parquet"
-    manifest.write(run_store(job.settings, job.run.key), name)
-    return {"manifest": name, "carried_out": {action.value: manifest.count(action) for action in WORK}}
+    slices = (less_unread(job, entries, unread) for entries in manifest.slices())
+    return name, write_slices(run_store(job.settings, job.run.key), slices, name)
 
 
 if __name__ == "__main__":

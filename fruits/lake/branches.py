@@ -5,6 +5,7 @@ carries the run and the attempt. So a process that an earlier attempt left behin
 attempt, and a snapshot that another process made is found before anything is published.
 """
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from fruits.lake.schemas import TABLES, TableName
 
 if TYPE_CHECKING:
     from pyiceberg.table import Table, Transaction
+
+log = logging.getLogger("fruits")
 
 Snapshots = Mapping[TableName, int]
 """Snapshot ids by table."""
@@ -32,10 +35,14 @@ _ATTEMPT = r"(featurize|pca|validate|publish|maintain|rollback)(_|$)"
 
 @dataclass(frozen=True)
 class Writer:
-    """An attempt that writes: the key of its run, and the name of the attempt, such as ``featurize_2_1f3ac0``."""
+    """An attempt that writes: the key of its run, and the name of the attempt, such as ``featurize_2_1f3ac0``.
+
+    ``earlier`` names the attempts before, the oldest first, whose snapshots its branch may go on from.
+    """
 
     run: str
     attempt: str
+    earlier: tuple[str, ...] = ()
 
     @property
     def branch(self) -> str:
@@ -73,8 +80,26 @@ def start_branch(lake: Lake, name: TableName, branch: str, base: int) -> None:
     _set_ref(lake, name, branch, base, expected=None)
 
 
+def resumable_heads(lake: Lake, writer: Writer, base: Snapshots) -> Snapshots:
+    """Where an attempt goes on: the verified heads of the newest earlier attempt that has some, else ``base``.
+
+    An earlier attempt that still writes cannot reach the later attempt: each writes to its own branch.
+    """
+    for number in reversed(range(len(writer.earlier))):
+        before = Writer(writer.run, writer.earlier[number], writer.earlier[:number])
+        try:
+            return {name: verified_head(lake, name, before, snapshot_id) for name, snapshot_id in base.items()}
+        except TransientError:
+            raise
+        except FruitsError as error:  # killed before it had branches; or another process wrote to them
+            log.info("not resumed after attempt %s: %s", before.attempt, error)
+    return base
+
+
 def verified_head(lake: Lake, name: TableName, writer: Writer, base: int) -> int:
     """The snapshot at the end of an attempt's branch, when that attempt alone wrote everything since ``base``.
+
+    The attempts that the writer names as ``earlier`` may have written too, each before the next.
 
     Raises:
         FruitsError: when the branch is gone, or holds a snapshot that another process wrote.
@@ -92,10 +117,13 @@ def verified_head(lake: Lake, name: TableName, writer: Writer, base: int) -> int
 def check_lineage(lake: Lake, name: TableName, head: int, base: int, writer: Writer) -> None:
     """See that every snapshot after ``base`` up to ``head`` carries the writer's run and attempt.
 
+    Snapshots of the writer's earlier attempts may come before, in the order of the attempts.
+
     Raises:
         FruitsError: naming the first snapshot that another process wrote; or when ``base`` is no ancestor of ``head``.
     """
     metadata = lake.table(name).metadata
+    attempts = [*writer.earlier, writer.attempt]
     snapshot_id: int | None = head
     while snapshot_id != base:
         snapshot = metadata.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
@@ -106,12 +134,13 @@ def check_lineage(lake: Lake, name: TableName, head: int, base: int, writer: Wri
             )
         summary = snapshot.summary
         carried = (summary[RUN_PROPERTY], summary[ATTEMPT_PROPERTY]) if summary else (None, None)
-        if carried != (writer.run, writer.attempt):
+        if carried[0] != writer.run or carried[1] not in attempts:
             raise FruitsError(
                 f"run {writer.run}: snapshot {snapshot_id} of table {name} was written by run {carried[0]}, attempt "
                 f"{carried[1]}, and not by attempt {writer.attempt}; nothing is published. Clear the run from "
                 "`wait_for_lease`"
             )
+        del attempts[attempts.index(carried[1]) + 1 :]  # a later attempt does not come before an earlier one
         snapshot_id = snapshot.parent_snapshot_id
 
 

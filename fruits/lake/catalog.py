@@ -282,18 +282,29 @@ class Lake:
         return snapshot.snapshot_id if snapshot else None
 
     def scan(
-        self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str
+        self,
+        name: TableName,
+        snapshot_id: int | None,
+        columns: Sequence[str] = ("*",),
+        *,
+        first_key: str | None = None,
+        last_key: str | None = None,
+        **equal: str,
     ) -> "DataScan":
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
+
+        With ``first_key`` and ``last_key`` of the rows whose keys are in between, both included.
 
         A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
 
         Raises:
             FruitsError: when the snapshot has expired.
         """
-        from pyiceberg.expressions import AlwaysTrue, And, EqualTo
+        from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
 
         condition: Any = AlwaysTrue()
+        if first_key is not None and last_key is not None:
+            condition = And(GreaterThanOrEqual("key", first_key), LessThanOrEqual("key", last_key))
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
@@ -303,8 +314,14 @@ class Lake:
             columns = [column for column in columns if column == "*" or column in schema.column_names]
         return table.scan(row_filter=condition, selected_fields=tuple(columns), snapshot_id=snapshot_id)
 
-    def read(self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str) -> pa.Table:
-        """The rows of a ``scan``, all of them in memory."""
+    def read(
+        self,
+        name: TableName,
+        snapshot_id: int | None,
+        columns: Sequence[str] = ("*",),
+        **equal: str,
+    ) -> pa.Table:
+        """The rows of a ``scan``, all of them in memory; ``equal`` may have the bounds of keys too."""
         return self.scan(name, snapshot_id, columns, **equal).to_arrow()
 
     def batches(

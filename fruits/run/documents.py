@@ -38,6 +38,10 @@ TASKS: tuple[TaskName, ...] = ("plan", "featurize", "pca", "validate", "publish"
 """The tasks of a run that makes rows, in order. A run of maintenance has ``plan_maintenance`` and ``maintain``."""
 
 
+RESUMED: frozenset[TaskName] = frozenset({"featurize"})
+"""The tasks whose attempts go on where the attempt before ended."""
+
+
 class Featurized(Frozen):
     """What ``featurize`` did: counts, core seconds by phase of a photo, and the snapshots that the task wrote.
 
@@ -45,6 +49,9 @@ class Featurized(Frozen):
     photos that could not be read now, by cause. ``manifest`` names the manifest without these photos, and
     ``carried_out`` has the number of its entries by action; both are None when the plan's own manifest was carried out
     unchanged.
+
+    The counts are those of the whole run; ``resumed`` of the images were carried out by earlier attempts.
+    ``photo_seconds`` and ``images_per_second`` are those of this attempt.
     """
 
     images: int
@@ -58,6 +65,7 @@ class Featurized(Frozen):
     pending: Mapping[str, int] = {}
     manifest: str | None = None
     carried_out: Mapping[str, int] | None = None
+    resumed: int = 0
 
     @property
     def due(self) -> int:
@@ -162,6 +170,8 @@ class TaskDocument(Frozen, Generic[Result]):
         planned_at: The plan that the task worked on; None for the plan itself.
         attempt: 1, 2, 3 ...
         token: Distinguishes this attempt from others of the same number.
+        earlier: Names of the attempts before at the same plan, the oldest first, of a task that goes on where they
+            ended.
         state: Whether the attempt is running, succeeded or failed.
         started_at: When the attempt began.
         finished_at: When the attempt ended; None while the attempt runs.
@@ -179,6 +189,7 @@ class TaskDocument(Frozen, Generic[Result]):
     planned_at: datetime | None = None
     attempt: int
     token: str
+    earlier: tuple[str, ...] = ()
     state: Literal["running", "succeeded", "failed"]
     started_at: datetime
     finished_at: datetime | None = None
@@ -192,7 +203,7 @@ class TaskDocument(Frozen, Generic[Result]):
 
     def writer(self, run: str) -> Writer:
         """The attempt as the writer of snapshots; ``run`` is the run's key."""
-        return Writer(run, f"{self.task}_{self.attempt}_{self.token}")
+        return Writer(run, _attempt_name(self.task, self.attempt, self.token), self.earlier)
 
     @property
     def done(self) -> Result | None:
@@ -423,9 +434,10 @@ def task_document(
     """
     store, path = run_store(settings, run), f"{task}.json"
     try:
-        attempt = int(read_json(store, path)["attempt"]) + 1
+        before = read_json(store, path)
+        attempt, earlier = int(before["attempt"]) + 1, _earlier_attempts(task, before, planned_at)
     except (FileNotFoundError, KeyError, TypeError, ValueError):  # no document, or an unreadable one: begin anew
-        attempt = 1
+        attempt, earlier = 1, ()
     recorder: TaskRecorder[Any] = TaskRecorder(
         _DOCUMENTS[task](
             task=task,
@@ -433,6 +445,7 @@ def task_document(
             planned_at=planned_at,
             attempt=attempt,
             token=secrets.token_hex(3),
+            earlier=earlier,
             state="running",
             started_at=datetime.now(UTC),
             versions={"fruits": fruits.__version__, "python": platform.python_version()},
@@ -454,6 +467,19 @@ def task_document(
     if _overtaken(store, path, recorder.document):
         raise TransientError(overtaken)
     _write(store, path, recorder.document)
+
+
+def _earlier_attempts(task: TaskName, before: Mapping[str, Any], planned_at: datetime | None) -> tuple[str, ...]:
+    """The attempts at the same plan, up to that of the document ``before``; for tasks that resume, else none."""
+    if task not in RESUMED or not before.get("token") or not before.get("planned_at"):
+        return ()
+    if datetime.fromisoformat(before["planned_at"]) != planned_at:
+        return ()
+    return (*before.get("earlier", ()), _attempt_name(task, before["attempt"], before["token"]))
+
+
+def _attempt_name(task: TaskName, attempt: int, token: str) -> str:
+    return f"{task}_{attempt}_{token}"
 
 
 def _write_failure(store: ObjectStore, path: str, document: TaskDocument[Any]) -> None:

@@ -1,8 +1,9 @@
 """The manifest: which objects a run works on and what it does with each, as one Parquet file in the lake."""
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,9 +11,9 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from fruits.lake.schemas import TIMESTAMP
-from fruits.photos.entry import Action, Entry
+from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.quarantine import Reason
-from fruits.stores import read_bytes, write_bytes
+from fruits.stores import open_file, read_bytes, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -33,11 +34,25 @@ DUE_ETAG = "due"
 """The ETag of a row that a rebuild kept, because the photo could not be read. No object has this ETag, so the next plan
 takes the photo again, or deletes the row within the bounds of deletions."""
 
+_SLICE_ROWS = 65_536
+
 
 def write_manifest(store: ObjectStore, entries: Sequence[Entry], name: str = DEFAULT_NAME) -> None:
     """Write the entries of a run to its folder."""
     columns = {name: [getattr(entry, name) for entry in entries] for name in MANIFEST_SCHEMA.names}
     _write(pa.table(columns, schema=MANIFEST_SCHEMA), store, name)
+
+
+def write_slices(store: ObjectStore, slices: Iterable["Manifest"], name: str) -> dict[Action, int]:
+    """Write a manifest slice by slice to a run's folder; returns the number of its entries by action."""
+    buffer = io.BytesIO()
+    counts = []
+    with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd") as writer:
+        for some in slices:
+            writer.write_table(some.table)
+            counts.append(some.counts())
+    write_bytes(store, name, buffer.getvalue())
+    return total_counts(counts)
 
 
 def _write(table: pa.Table, store: ObjectStore, name: str) -> None:
@@ -48,7 +63,7 @@ def _write(table: pa.Table, store: ObjectStore, name: str) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of a run: ``table`` has ``MANIFEST_SCHEMA``, an entry a row."""
+    """The manifest of a run, or a slice of it, in memory: ``table`` has ``MANIFEST_SCHEMA``, an entry a row."""
 
     table: pa.Table
 
@@ -108,9 +123,77 @@ class Manifest:
         """Write the manifest to a run's folder."""
         _write(self.table, store, name)
 
+    def counts(self) -> dict[Action, int]:
+        """The number of entries of each action of a manifest."""
+        return {action: self.count(action) for action in sorted(WORK)}
+
     def count(self, action: Action) -> int:
         """The number of entries with an action."""
         return int(pc.sum(pc.equal(self.table["action"], action.value)).as_py() or 0)
+
+
+class StoredManifest:
+    """The manifest of a run in its folder, read slice by slice: 1e7 entries take no more memory than 1e5."""
+
+    def __init__(self, store: ObjectStore, name: str = DEFAULT_NAME) -> None:
+        self._source = open_file(store, name)
+
+    def __len__(self) -> int:
+        """The number of entries."""
+        return int(self._file.metadata.num_rows)
+
+    def slices(self, columns: Sequence[str] | None = None) -> Iterator[Manifest]:
+        """All entries in order, some at a time; with ``columns`` only these columns of them."""
+        for batch in self._file.iter_batches(_SLICE_ROWS, columns=columns):
+            yield Manifest(pa.Table.from_batches([batch]))
+
+    @property
+    def table(self) -> pa.Table:
+        """All entries in memory."""
+        return self._file.read()
+
+    @property
+    def replaced_keys(self) -> pa.Table:
+        """Keys of objects whose rows leave the tables: updated and deleted ones; one column, ``key``."""
+        return _concatenated((some.replaced_keys for some in self.slices(["key", "action"])), ["key"])
+
+    @cached_property
+    def actions(self) -> Mapping[Action, int]:
+        """The number of entries by action."""
+        return total_counts(some.counts() for some in self.slices(["action"]))
+
+    def count(self, action: Action) -> int:
+        """The number of entries with an action."""
+        return self.actions[action]
+
+    def sample_of_readable(self, most: int) -> list[str]:
+        """Keys of at most ``most`` of the objects that are to be read, at even distances."""
+        columns = ["key", "action", "rejection"]
+        readable = sum(len(some.readable_keys) for some in self.slices(columns))
+        step, seen, sample = max(1, -(-readable // most)), 0, list[str]()
+        for some in self.slices(columns):
+            keys = some.readable_keys
+            sample += keys[-seen % step :: step]
+            seen += len(keys)
+        return sample
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self._source)
+
+
+def total_counts(counts: Iterable[Mapping[Action, int]]) -> dict[Action, int]:
+    """The sums of counts by action."""
+    total = dict.fromkeys(sorted(WORK), 0)
+    for some in counts:
+        for action, count in some.items():
+            total[action] += count
+    return total
+
+
+def _concatenated(tables: Iterable[pa.Table], columns: Sequence[str]) -> pa.Table:
+    empty = pa.schema([MANIFEST_SCHEMA.field(name) for name in columns]).empty_table()
+    return pa.concat_tables([empty, *tables])
 
 
 def spread(items: Sequence[str], most: int) -> list[str]:

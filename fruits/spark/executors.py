@@ -4,6 +4,7 @@ A function travels to the executors with its arguments; the module is imported t
 than it needs, and an executor never imports TensorFlow.
 """
 
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,6 +55,7 @@ def featurize(
         entries = (entry for batch in batches for entry in entries_of(batch))
         backbone = load_backbone_once(settings, model_id)
         server = _server_once(settings, run_id, tuple(witnesses))
+        _freeze_once()
         rows = []
         for outcome in featurize_entries(entries, server, backbone, settings):
             rows.append(_outcome_row(outcome, model_id, run_id))
@@ -69,6 +71,13 @@ def featurize(
 def _server_once(settings: Settings, run_id: str, witnesses: tuple[str, ...]) -> PhotoServer:  # noqa: ARG001
     """The server of a run's photos, one for each worker and run: what one task learns of it, the next task knows."""
     return PhotoServer(settings, witnesses)
+
+
+@lru_cache(maxsize=1)
+def _freeze_once() -> None:
+    """Keep what a worker has loaded out of the garbage collection that PySpark starts after each task."""
+    gc.collect()
+    gc.freeze()
 
 
 def _outcome_row(outcome: Outcome, model_id: str, run_id: str) -> dict[str, object]:

@@ -1,17 +1,23 @@
-"""Featurize on the executors, count what came of it, and write it."""
+"""Featurize on the executors chunk by chunk, count what came of each chunk, and write it."""
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from fruits.errors import TransientError
-from fruits.lake.schemas import FEATURES, QUARANTINE
+from fruits.lake.branches import Snapshots
+from fruits.lake.schemas import FEATURES, QUARANTINE, TableDefinition
 from fruits.photos.featurize import STAGES
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.quarantine import Pending
-from fruits.run.manifest import Manifest, spread
+from fruits.run.chunks import Piece, piece_to_do, tasks_of
+from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest
 from fruits.spark.executors import OUTCOME_SCHEMA, featurize
 from fruits.spark.job import Job
 from fruits.spark.session import map_batches
@@ -32,29 +38,114 @@ ROWS_PER_FILE = 25_000
 class OutcomeCounts:
     """Photos, features, quarantined ones by reason, pending ones by cause, bytes read, executor seconds by phase."""
 
-    images: int
-    features: int
-    quarantine: Mapping[str, int]
-    pending: Mapping[str, int]
-    bytes: int
-    photo_seconds: Mapping[str, float]
+    images: int = 0
+    features: int = 0
+    quarantine: Mapping[str, int] = field(default_factory=dict)
+    pending: Mapping[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    photo_seconds: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    def __add__(self, other: "OutcomeCounts") -> "OutcomeCounts":
+        """The counts of both."""
+        return OutcomeCounts(
+            images=self.images + other.images,
+            features=self.features + other.features,
+            quarantine=_sums(self.quarantine, other.quarantine),
+            pending=_sums(self.pending, other.pending),
+            bytes=self.bytes + other.bytes,
+            photo_seconds={
+                name: round(value, 3) for name, value in _sums(self.photo_seconds, other.photo_seconds).items()
+            },
+        )
+
+    @property
+    def nothing_read(self) -> bool:
+        """Whether no photo could be read, and none was quarantined."""
+        return not self.features and not self.quarantine
 
 
-NO_OUTCOMES = OutcomeCounts(0, 0, {}, {}, 0, dict.fromkeys(STAGES, 0.0))
+def _sums(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
-def outcomes_of(job: Job, photos: Manifest) -> "DataFrame":
+@dataclass(frozen=True)
+class Done:
+    """What was carried out of a chunk, or of a whole run.
+
+    Attributes:
+        counts: The outcomes.
+        unread: Keys of photos that could not be read now: pending ones, and those that are gone from the bucket.
+        example: A photo that is pending, and why; empty when there is none.
+        entries: Entries of the manifest that were carried out.
+    """
+
+    counts: OutcomeCounts
+    unread: Sequence[str] = ()
+    example: str = ""
+    entries: int = 0
+
+    def __add__(self, other: "Done") -> "Done":
+        """What was carried out of both."""
+        return Done(
+            self.counts + other.counts,
+            (*self.unread, *other.unread),
+            self.example or other.example,
+            self.entries + other.entries,
+        )
+
+
+def counts_there(job: Job, heads: Snapshots) -> OutcomeCounts:
+    """The photos that earlier attempts have carried out, by the rows at ``heads``."""
+    features = _rows_there(job, heads, FEATURES, ("size",))
+    refused = _rows_there(job, heads, QUARANTINE, ("size", "reason"))
+    return OutcomeCounts(
+        images=features.num_rows + refused.num_rows,
+        features=features.num_rows,
+        quarantine=dict(Counter(refused["reason"].to_pylist())),
+        bytes=sum(pc.sum(rows["size"]).as_py() or 0 for rows in (features, refused)),
+    )
+
+
+def pieces_to_do(job: Job, manifest: StoredManifest, heads: Snapshots) -> Iterator[Piece]:
+    """What the run has still to carry out, in the order of the manifest: what has no rows of the run at ``heads``.
+
+    The key and the run of a row count, and not its ETag: an object may have changed after the plan.
+    """
+    for entries in manifest.slices():
+        bounds = pc.min_max(entries.table["key"]).as_py()
+        keys = {"first_key": bounds["min"], "last_key": bounds["max"]}
+        there = [_rows_there(job, heads, table, ("key",), **keys)["key"] for table in (FEATURES, QUARANTINE)]
+        yield piece_to_do(entries, pa.chunked_array([chunk for some in there for chunk in some.chunks], pa.string()))
+
+
+def _rows_there(job: Job, heads: Snapshots, table: TableDefinition, columns: Sequence[str], **keys: str) -> pa.Table:
+    """Columns of the run's own rows at ``heads``; none where the attempt starts from the plan's base.
+
+    Rows that an attempt kept because it could not read their photos are not among them: this attempt tries again.
+    """
+    if heads[table.name] == job.start[table.name]:
+        return pa.schema([table.schema.field(column) for column in columns]).empty_table()
+    known = {"model_id": job.run.model_id, "run_id": job.run.run_id}
+    rows = job.lake.read(table.name, heads[table.name], (*columns, "etag"), **keys, **known)
+    return (
+        rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
+        .select(columns)
+        .cast(pa.schema([table.schema.field(column) for column in columns]))
+    )
+
+
+def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> "DataFrame":
     """The outcome of each photo, lazily, with ``OUTCOME_SCHEMA``. Persist it: each action would featurize again."""
-    tasks = math.ceil(len(photos) / job.settings.photos_per_task)
+    tasks = tasks_of(photos, job.settings, job.tables.cores)
     manifest = job.tables.spark.createDataFrame(photos.table).repartition(tasks)
-    function = featurize(job.settings, job.run.model_id, job.run.run_id, witnesses(job, photos))
+    function = featurize(job.settings, job.run.model_id, job.run.run_id, witnesses)
     return map_batches(manifest, function, OUTCOME_SCHEMA)
 
 
-def witnesses(job: Job, photos: Manifest) -> tuple[str, ...]:
+def witnesses_of(job: Job, manifest: StoredManifest) -> tuple[str, ...]:
     """Keys that show whether the bucket can be read at all; see ``PhotoServer``."""
     published = job.lake.some_keys(job.start["features"], PUBLISHED_ASKED)
-    return (*published, *spread(photos.readable_keys, PHOTOS_ASKED))
+    return (*published, *manifest.sample_of_readable(PHOTOS_ASKED))
 
 
 def count_outcomes(outcomes: "DataFrame") -> OutcomeCounts:
@@ -73,38 +164,52 @@ def count_outcomes(outcomes: "DataFrame") -> OutcomeCounts:
         quarantine={row.reason: row.images for row in rows if row.reason is not None},
         pending={row.pending: row.images for row in rows if row.pending is not None},
         bytes=sum(row.bytes for row in rows),
-        photo_seconds={phase: round(sum(row[phase] for row in rows), 3) for phase in STAGES},
+        photo_seconds={phase: sum(row[phase] for row in rows) for phase in STAGES},
     )
 
 
-def carried_out(job: Job, manifest: Manifest, outcomes: "DataFrame", counts: OutcomeCounts) -> Manifest:
-    """The manifest without photos that could not be read now, as ``Manifest.without`` leaves them out.
-
-    ``manifest`` itself when all photos could be read.
+def unread_of(
+    job: Job, outcomes: "DataFrame", counts: OutcomeCounts, witnesses: Sequence[str]
+) -> tuple[Sequence[str], str]:
+    """Keys of the photos of a chunk that could not be read now, and an example in words; see ``Done``.
 
     Raises:
-        TransientError: when the S3 server answers nothing, or nothing at all would be carried out: a retry may.
+        TransientError: when no photo could be read, and the S3 server answers nothing: a retry may read some.
     """
     if not counts.pending:
-        return manifest
+        return (), ""
     rows = outcomes.where("pending IS NOT NULL").select("key", "pending", "detail").collect()
     left = [row for row in rows if row.pending != Pending.VANISHED]
     for row in left[:_MOST_NAMED]:
         log.warning("%s is pending, %s: %s; the next run takes it", row.key, row.pending, row.detail)
-    done = manifest.without([row.key for row in rows], rebuilt=job.run.request.mode == "rebuild")
-    nothing_read = counts.features == 0 and not counts.quarantine
-    if left and nothing_read and (len(done) == len(done.kept_keys) or not server_answers(job, manifest)):
-        raise TransientError(
-            f"featurize: none of {counts.images:,} photos could be read now ({dict(counts.pending)}); the first, "
-            f"{left[0].key}: {left[0].detail}. The run is tried again; check the S3 server and the network"
-        )
-    return done
+    example = f"{left[0].key}: {left[0].detail}" if left else ""
+    if left and counts.nothing_read and not server_answers(job, witnesses):
+        raise nothing_read(counts, example)
+    return [row.key for row in rows], example
 
 
-def server_answers(job: Job, manifest: Manifest) -> bool:
+def check_something_done(done: Done) -> None:
+    """See that a run with pending photos has carried out anything.
+
+    Raises:
+        TransientError: otherwise. A retry may read the photos.
+    """
+    if done.example and done.counts.nothing_read and not done.entries:
+        raise nothing_read(done.counts, done.example)
+
+
+def nothing_read(counts: OutcomeCounts, example: str) -> TransientError:
+    """The error of a run, or a chunk, of which no photo could be read."""
+    return TransientError(
+        f"featurize: none of {counts.images:,} photos could be read now ({dict(counts.pending)}); the first, "
+        f"{example}. The run is tried again; check the S3 server and the network"
+    )
+
+
+def server_answers(job: Job, witnesses: Sequence[str]) -> bool:
     """Whether the S3 server gives a photo to the driver, who asks for some."""
     try:
-        return can_read_any(photo_store(job.settings), witnesses(job, manifest))
+        return can_read_any(photo_store(job.settings), witnesses)
     except TransientError:
         return False
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fruits.denials import denials_explained
 from fruits.disks import full_disks_explained, temporary_folders
 from fruits.errors import ExitCode, FruitsError
-from fruits.lake.branches import Snapshots
+from fruits.lake.branches import Snapshots, resumable_heads
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import check_current
 from fruits.lake.reader import open_read_only
@@ -30,7 +30,7 @@ from fruits.run.documents import (
     task_document,
 )
 from fruits.run.lease import hold_lease, release_lease
-from fruits.run.manifest import Manifest
+from fruits.run.manifest import StoredManifest
 from fruits.run.migration import migrate, with_every_table, with_snapshots
 from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
@@ -77,7 +77,7 @@ class Job:
         """Time a phase of the job."""
         return self.recorder.phase(name)
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> StoredManifest:
         """The run's manifest: the plan's for `featurize`, and for later jobs what `featurize` carried out of that.
 
         Raises:
@@ -87,7 +87,7 @@ class Job:
         carried_out = document.done.manifest if document and document.done else None
         name = carried_out or self.run.manifest
         try:
-            return Manifest.read(run_store(self.settings, self.run.key), name)
+            return StoredManifest(run_store(self.settings, self.run.key), name)
         except FileNotFoundError:
             raise FruitsError(
                 f"run {self.run.key}: its manifest {name} is gone from {self.settings.lake}/runs; clear the run from "
@@ -105,8 +105,15 @@ class Job:
         for name in names:
             self.tables.start_branch(name, self.start[name])
 
+    def resume_branches(self, *names: TableName) -> Snapshots:
+        """Fork the attempt's branches of tables from where the attempt before ended; returns these snapshots."""
+        heads = resumable_heads(self.lake, self.tables.writer, {name: self.start[name] for name in names})
+        for name, snapshot_id in heads.items():
+            self.tables.start_branch(name, snapshot_id)
+        return heads
+
     def wrote(self, *names: TableName) -> Snapshots:
-        """The snapshots at the ends of the attempt's branches, when this attempt alone wrote them."""
+        """The snapshots at the ends of the attempt's branches, when this attempt and those before alone wrote them."""
         return {name: self.tables.head(name, self.start[name]) for name in names}
 
     def rows(self, name: TableName) -> "DataFrame":

@@ -12,7 +12,7 @@ from fruits.lake.pca_tables import PCAVersion, load_versions
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Probe
-from fruits.run.manifest import Manifest
+from fruits.run.manifest import StoredManifest
 from fruits.spark.executors import matrix
 from fruits.spark.job import Job
 
@@ -97,7 +97,7 @@ def measure(measured: Measured) -> tuple[Findings, Mapping[str, int]]:
     return findings, reasons
 
 
-def misplaced(measured: Measured, manifest: Manifest) -> list[str]:
+def misplaced(measured: Measured, manifest: StoredManifest) -> list[str]:
     """Some keys of planned objects that are not where their action puts them."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 

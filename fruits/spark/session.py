@@ -110,11 +110,15 @@ def map_batches(rows: "DataFrame", function: BatchFunction, schema: pa.Schema) -
 
 
 @contextmanager
-def progress(spark: "SparkSession", what: str, total: int, every: float = 3.0) -> Iterator[None]:
+def progress(
+    spark: "SparkSession", what: str, total: int, *, before: int = 0, inside: int | None = None, every: float = 3.0
+) -> Iterator[None]:
     """Log done/total, rate and time left of the Spark tasks that run inside, every few seconds.
 
-    ``total`` is in items; an item counts as done when its task is.
+    ``total`` is in items; an item counts as done when its task is. ``before`` items were done before, and ``inside``
+    are done by the tasks that run inside (None: all that are left).
     """
+    ours = total - before if inside is None else inside
     group = f"progress-{threading.get_ident()}-{time.monotonic_ns()}"
     spark.sparkContext.setJobGroup(group, what)
     stop = threading.Event()
@@ -123,11 +127,11 @@ def progress(spark: "SparkSession", what: str, total: int, every: float = 3.0) -
     def report() -> None:
         done = 0
         while not stop.wait(every):
-            done = max(done, round(total * _share_done(spark, group)))
+            done = max(done, round(ours * _share_done(spark, group)))
             spent = time.perf_counter() - start
             rate = done / spent
-            left = f"{(total - done) / rate:.0f} s left" if rate else "starting"
-            log.info("progress %s %d/%d %.0f/s %s", what, done, total, rate, left)
+            left = f"{(total - before - done) / rate:.0f} s left" if rate else "starting"
+            log.info("progress %s %d/%d %.0f/s %s", what, before + done, total, rate, left)
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()
@@ -138,7 +142,8 @@ def progress(spark: "SparkSession", what: str, total: int, every: float = 3.0) -
         thread.join()
         spark.sparkContext._jsc.clearJobGroup()  # noqa: SLF001 -- PySpark has no public way to leave a group
     spent = time.perf_counter() - start
-    log.info("progress %s %d/%d %.0f/s done in %.1f s", what, total, total, total / spent if spent else 0, spent)
+    rate = ours / spent if spent else 0
+    log.info("progress %s %d/%d %.0f/s done in %.1f s", what, before + ours, total, rate, spent)
 
 
 def _share_done(spark: "SparkSession", group: str) -> float:

@@ -1,12 +1,16 @@
 """The tables of a lake as Spark reads and writes them: at a snapshot, or on the branch of an attempt."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
+
 from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
+from fruits.run.manifest import DUE_ETAG
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +34,11 @@ class Tables:
             f"spark.sql.iceberg.snapshot-property.{name}": value
             for name, value in self.writer.snapshot_properties.items()
         }
+
+    @property
+    def cores(self) -> int:
+        """The Spark cores at work."""
+        return self.spark.sparkContext.defaultParallelism
 
     def identifier(self, name: TableName) -> str:
         """A table, as SQL takes it."""
@@ -59,12 +68,23 @@ class Tables:
         """Append rows to the writer's branch of a table."""
         rows.writeTo(self.branch(name)).append()
 
-    def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str) -> None:
-        """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table."""
-        if keys.num_rows:
-            self.spark.createDataFrame(keys).createOrReplaceTempView("removed")
-            condition = f"model_id = '{model_id}' AND key IN (SELECT key FROM removed)"  # noqa: S608 -- our own names
-            self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {condition}")  # noqa: S608
+    def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str, *, but_of_run: str | None = None) -> None:
+        """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table.
+
+        The rows that a run ``but_of_run`` has written itself stay, unless their photos are due again.
+        """
+        if not keys.num_rows:
+            return
+        self.spark.createDataFrame(keys).createOrReplaceTempView("removed")
+        bounds = pc.min_max(keys["key"]).as_py()  # Iceberg prunes files by them, and not by the keys of a view
+        conditions = [
+            f"model_id = {sql_string(model_id)}",
+            f"key BETWEEN {sql_string(bounds['min'])} AND {sql_string(bounds['max'])}",
+            "key IN (SELECT key FROM removed)",
+        ]
+        if but_of_run is not None:
+            conditions.append(f"(run_id != {sql_string(but_of_run)} OR etag = {sql_string(DUE_ETAG)})")
+        self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {' AND '.join(conditions)}")  # noqa: S608 -- quoted
 
     def copy_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str, **values: str) -> None:
         """Append rows of a snapshot to the writer's branch of a table, with other ``values`` in some columns.
@@ -105,6 +125,11 @@ class Tables:
         catalog = self.lake.settings.catalog_name
         statement = f"CALL {catalog}.system.{procedure}(table => '{self.identifier(name)}', {arguments})"
         return self.spark.sql(statement).collect()
+
+
+def sql_string(text: str) -> str:
+    """A text as a literal of Spark SQL. A dollar is escaped too: Spark replaces variables before it parses a query."""
+    return "'" + re.sub(r"[\\'$]", lambda special: f"\\u{ord(special[0]):04x}", text) + "'"
 
 
 def key_filter(keys: list[str]) -> "Column":

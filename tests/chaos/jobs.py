@@ -8,8 +8,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from pyiceberg.expressions import And, EqualTo, In
+from pyiceberg.expressions import AlwaysTrue, And, EqualTo, In, Or
 from pyiceberg.table.update import RemoveSnapshotsUpdate
 
 from fruits.analysis.gates import Findings, evaluate, failed
@@ -35,14 +34,14 @@ from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, T
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.photos.quarantine import DECODER, Pending, Reason
-from fruits.run.documents import Featurized, Probe, Projected, TaskName, Validated
-from fruits.run.manifest import entries_of
+from fruits.run.documents import Probe, Projected, TaskName, Validated
+from fruits.run.manifest import DUE_ETAG, Manifest, entries_of
 from fruits.run.state import WRITTEN
 from fruits.run.upkeep import Upkeep
 from fruits.spark import featurizing
 from fruits.spark import job as real
 from fruits.spark.executors import _embeddings, matrix
-from fruits.spark.featurizing import OutcomeCounts, carried_out
+from fruits.spark.featurizing import OutcomeCounts
 from fruits.spark.job import Job
 from fruits.spark.statistics import update_labels
 from fruits.spark.tables import Tables
@@ -73,9 +72,16 @@ class NumpyTables(Tables):
             self.lake, name, lambda change: change.append(rows, **self.writer.commit), branch=self.writer.branch
         )
 
-    def delete_keys(self, name: TableName, keys: pa.Table, model_id: str) -> None:
+    @property
+    def cores(self) -> int:
+        return 1
+
+    def delete_keys(self, name: TableName, keys: pa.Table, model_id: str, *, but_of_run: str | None = None) -> None:
+        # PyIceberg (0.12) finds no row that is not equal to a text.
+        others = {*self.read_branch(name)["run_id"].to_pylist()} - {but_of_run}
         if keys.num_rows:
-            condition = And(EqualTo("model_id", model_id), In("key", tuple(keys["key"].to_pylist())))
+            chosen = Or(In("run_id", others), EqualTo("etag", DUE_ETAG)) if but_of_run else AlwaysTrue()
+            condition = And(EqualTo("model_id", model_id), In("key", keys["key"].to_pylist()), chosen)
             commit_rows(
                 self.lake,
                 name,
@@ -115,53 +121,59 @@ class _Counts:
 
 
 def featurize(job: Job, bucket: Bucket) -> None:
-    planned = job.manifest()
-    job.start_branches(*WRITTEN["featurize"])
-    photos = planned.photos
-    rows = [_outcome(job, entry, bucket) for batch in photos.table.to_batches() for entry in entries_of(batch)]
-    features = [row for row in rows if "vector" in row]
-    quarantined = [row for row in rows if "reason" in row]
-    pending = [row for row in rows if "pending" in row]
-    counts = OutcomeCounts(
-        images=len(rows),
-        features=len(features),
-        quarantine=dict(Counter(row["reason"] for row in quarantined)),
-        pending=dict(Counter(row["pending"].value for row in pending)),
-        bytes=0,
-        photo_seconds={},
-    )
-    manifest = carried_out(job, planned, _Outcomes(pending), counts)
-    script("featurize").remove_replaced(job, manifest)
-    for definition, some in ((FEATURES, features), (QUARANTINE, quarantined)):
-        if some:
-            job.tables.append(definition.name, pa.Table.from_pylist(some, schema=definition.schema))
-    script("featurize").keep_unread(job, manifest)
-    job.recorder.record(
-        Featurized(
-            **asdict(counts),
-            images_per_second=1.0,
-            removed=manifest.count(Action.DELETE),
-            wrote=job.wrote(*WRITTEN["featurize"]),
-            **script("featurize").save_carried_out(job, planned, manifest),
-        )
-    )
+    """The job itself; only Spark's part of it, from a chunk's photos to rows that are written, is numpy's."""
+
+    def outcomes_of(job: Job, photos: Manifest, _: Sequence[str]) -> _Outcomes:
+        entries = [entry for batch in photos.table.to_batches() for entry in entries_of(batch)]
+        return _Outcomes([_outcome(job, entry, bucket) for entry in entries])
+
+    job_script = script("featurize")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_script, "outcomes_of", outcomes_of)
+        patch.setattr(job_script, "count_outcomes", _count_outcomes)
+        patch.setattr(job_script, "write_outcomes", _write_outcomes)
+        patch.setattr(job_script, "progress", lambda *_, **__: nullcontext())
+        patch.setattr(job_script, "disk_only", lambda: None)
+        job_script.featurize(job)
 
 
 class _Outcomes:
-    """What `carried_out` asks of a data frame: the rows of photos that are pending."""
+    """What the job asks of a data frame of outcomes: to be kept for a while, and the rows of pending photos."""
 
-    def __init__(self, pending: Sequence[Mapping[str, Any]]) -> None:
-        self.pending = [SimpleNamespace(**row, detail="-") for row in pending]
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
+
+    def persist(self, _: None) -> "_Outcomes":
+        return self
+
+    def unpersist(self) -> None:
+        pass
 
     def where(self, condition: str) -> "_Outcomes":
         assert condition == "pending IS NOT NULL"
-        return self
+        return _Outcomes([row for row in self.rows if "pending" in row])
 
     def select(self, *columns: str) -> "_Outcomes":
         return self
 
     def collect(self) -> list[SimpleNamespace]:
-        return self.pending
+        return [SimpleNamespace(**row, detail="-") for row in self.rows]
+
+
+def _count_outcomes(outcomes: _Outcomes) -> OutcomeCounts:
+    rows = outcomes.rows
+    return OutcomeCounts(
+        images=len(rows),
+        features=sum("vector" in row for row in rows),
+        quarantine=dict(Counter(row["reason"] for row in rows if "reason" in row)),
+        pending=dict(Counter(row["pending"].value for row in rows if "pending" in row)),
+    )
+
+
+def _write_outcomes(job: Job, outcomes: _Outcomes, _: OutcomeCounts) -> None:
+    for definition, column in ((FEATURES, "vector"), (QUARANTINE, "reason")):
+        if some := [row for row in outcomes.rows if column in row]:
+            job.tables.append(definition.name, pa.Table.from_pylist(some, schema=definition.schema))
 
 
 def _outcome(job: Job, entry: Any, bucket: Bucket) -> dict[str, Any]:

@@ -17,7 +17,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
-from pyiceberg.expressions import AlwaysTrue, And, EqualTo, In
+from pyiceberg.expressions import (
+    AlwaysFalse,
+    AlwaysTrue,
+    And,
+    EqualTo,
+    GreaterThanOrEqual,
+    In,
+    LessThanOrEqual,
+    Or,
+    StartsWith,
+)
 from pyiceberg.table.update import RemoveSnapshotRefUpdate, RemoveSnapshotsUpdate, SetSnapshotRefUpdate
 
 from fruits.stores import effect
@@ -321,9 +331,19 @@ def _mask(rows: pa.Table, condition: Any) -> Any:
         return pa.array([True] * rows.num_rows)
     if isinstance(condition, And):
         return pc.and_(_mask(rows, condition.left), _mask(rows, condition.right))
+    if isinstance(condition, Or):
+        return pc.or_(_mask(rows, condition.left), _mask(rows, condition.right))
+    if isinstance(condition, AlwaysFalse):  # In() of nothing
+        return pa.array([False] * rows.num_rows)
     column = rows[condition.term.name]
-    if isinstance(condition, EqualTo):
-        return pc.equal(column, condition.literal.value)
     if isinstance(condition, In):
         return pc.is_in(column, pa.array([one.value for one in condition.literals], column.type))
-    return pc.starts_with(column, condition.literal.value)
+    return _COMPARED[type(condition)](column, condition.literal.value)
+
+
+_COMPARED: Mapping[type, Callable[[Any, Any], Any]] = {
+    EqualTo: pc.equal,
+    GreaterThanOrEqual: pc.greater_equal,
+    LessThanOrEqual: pc.less_equal,
+    StartsWith: pc.starts_with,
+}

@@ -3,6 +3,7 @@
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
@@ -131,10 +132,39 @@ def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(m
     for number in range(4):
         del memory.bucket[f"Training/Kiwi/{number}.png"]
     memory.run_on("late", "featurize")
-    assert publications(Lake(memory.settings))[-1].counts["features"] == 7
+    published = publications(Lake(memory.settings))[-1]
+    assert (published.run_id, published.counts["features"]) == ("late", 7)
     memory.sweep("next")
     assert [question.number for question in memory.questions()] == [4]
     memory.check_equals_a_full_run()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_featurize_that_is_killed_at_any_moment_goes_on_and_ends_as_if_nothing_had_happened(memory, moment):
+    """Each run creates, updates and deletes photos and meets an unreadable one, in chunks of two photos."""
+    keys = [f"Training/Kiwi/{number}.png" for number in range(8)]
+    for key in keys:
+        memory.put(key, b"first")
+    memory.sweep("first")
+    resumed = set()
+    for number in range(1, 60):
+        run = f"run {number}"
+        for key in keys[:3]:
+            memory.put(key, f"{moment} {number}".encode())
+        memory.put(keys[3], BROKEN)
+        memory.bucket.pop(keys[4 + number % 2], None)
+        memory.put(keys[5 - number % 2], b"back")
+        memory.runs[run] = memory.request(allow_deletes=True)
+        memory.run_on(run, "prepare", last="plan")
+        memory.run_on(run, "featurize", [Fault(number, moment, "killed")])
+        memory.check_after_a_sweep()
+        result = read_documents(memory.settings, run_key(run)).featurize.result
+        assert (result.images, result.features, result.quarantine, result.removed) == (5, 4, {"corrupt": 1}, 1)
+        resumed.add(result.resumed)
+        if memory.table.total() < number:  # the run has fewer effects
+            break
+    assert number > 20
+    assert resumed == {0, 2, 3, 4, 5}
 
 
 class TestARebuildThatCannotReadAPhoto:
@@ -173,6 +203,26 @@ class TestARebuildThatCannotReadAPhoto:
         memory.sweep("next")
         assert read_documents(memory.settings, run_key("next")).planned.counts["update"] == len(silent)
         memory.check_equals_a_full_run()
+
+    def test_and_is_tried_again_reads_it_then_and_keeps_no_row_twice(self, memory):
+        """Each attempt takes out the rows that the attempt before kept, of photos that it can read or not."""
+        for number in range(4):
+            memory.put(f"Training/Kiwi/{number}.png", b"1")
+        memory.sweep("first")
+        before = self.rows(memory)
+        memory.runs["rebuild"] = memory.request(mode="rebuild")
+        memory.run_on("rebuild", "prepare", last="plan")
+        for choice in (1, 4):
+            memory.silence(choice)
+        again = sorted(memory.bucket)[1]
+        memory.attempt("featurize", "rebuild")
+        memory.bucket[again] = replace(memory.bucket[again], silent=False)
+        memory.run_on("rebuild", "featurize")
+        result = read_documents(memory.settings, run_key("rebuild")).featurize.result
+        assert (result.images, result.features, result.pending, result.resumed) == (7, 6, {"unanswered": 1}, 5)
+        after = self.rows(memory)
+        assert {key: row[1:] for key, row in after.items()} == {key: row[1:] for key, row in before.items()}
+        assert [key for key, row in after.items() if row[0] == DUE_ETAG] == [sorted(memory.bucket)[4]]
 
     @pytest.mark.parametrize("returns", [True, False])
     def test_because_it_vanished_reads_it_when_it_returns_under_the_same_etag(self, memory, returns):

@@ -236,6 +236,10 @@ class SmallParquetFile(pq.ParquetFile):
         """All rows."""
         return super().read(use_threads=False)
 
+    def iter_batches(self, *args: Any, **named: Any) -> Any:
+        """All rows, some at a time."""
+        return super().iter_batches(*args, **named, use_threads=False)
+
 
 def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
     """Let the library find the world's bucket, backbone, clocks and catalog."""
@@ -261,7 +265,8 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         patch.setattr(stores, "open_store", files.open_store)
         # Python writes JSON with line breaks ten times as slowly as without.
         patch.setattr(stores, "json", SimpleNamespace(loads=json.loads, dumps=lambda one, **_: json.dumps(one)))
-        patch.setattr(manifests, "pq", SimpleNamespace(ParquetFile=SmallParquetFile, write_table=pq.write_table))
+        parquet = {"ParquetWriter": pq.ParquetWriter, "write_table": pq.write_table}
+        patch.setattr(manifests, "pq", SimpleNamespace(ParquetFile=SmallParquetFile, **parquet))
         patch.setattr(catalogs, "open_catalog", lambda _: memory)
         patch.setattr(readers, "open_catalog", lambda _, **__: memory)
         patch.setattr(readers, "missing_parts", lambda _: [])

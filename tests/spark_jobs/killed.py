@@ -1,7 +1,7 @@
-"""A task that dies as by `kill -9` at one of its effects: ``killed.py NUMBER before|after SCRIPT ARGUMENTS``.
+"""A task that dies as by `kill -9` at one of its effects: ``killed.py NUMBER before|after|written SCRIPT ARGUMENTS``.
 
 SCRIPT is a job of spark_jobs, or `publish`. Its process kills itself at the NUMBER-th effect, before the effect or
-after it.
+after it; or when `featurize` has written the NUMBER-th chunk.
 """
 
 import os
@@ -28,7 +28,11 @@ def main(number: str, moment: str, script: str, *arguments: str) -> int:
         if script == "publish":
             publish_run(Settings.load(), arguments[-1])
             return 0
-        return int(load_file(Path(script), "killed_job").main(list(arguments)))
+        job = load_file(Path(script), "killed_job")
+        if moment == "written":
+            write = job.write_outcomes
+            job.write_outcomes = lambda *some: (write(*some), die("chunk", "", moment))
+        return int(job.main(list(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import math
 import subprocess
 import sys
 from functools import partial
@@ -13,7 +14,7 @@ import fruits.spark.featurizing
 from fruits.backbones.stage import load_backbone, staged_card
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
-from fruits.lake.schemas import FEATURES, QUARANTINE
+from fruits.lake.schemas import FEATURES, QUARANTINE, TableName
 from fruits.photos.decode import Limits, decode, needed_side, perceptual_hash, preprocess
 from fruits.photos.featurize import STAGES
 from fruits.run.state import run_key
@@ -112,35 +113,55 @@ class TestPublishedTables:
             assert {name: summary[name] for name in writer.snapshot_properties} == writer.snapshot_properties
 
 
-def test_a_failed_attempt_leaves_main_alone_and_the_retry_gives_the_same_bits_once(
+def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_missing(
     chain, first, new_settings, sound, vectors, monkeypatch
 ):
-    """The retry runs with other tasks, other batches and another order than the first run."""
-    settings = new_settings(bucket=first.settings.bucket, photos_per_task=5, gets_in_flight=2)
+    """It dies in the third of four chunks. The retry has other tasks, batches and chunks, and gives the same bits."""
+    total = len(first.photos)
+    limits = {"chunk_photos": math.ceil(total / 8), "photos_per_task": 5, "gets_in_flight": 2}
+    settings = new_settings(bucket=first.settings.bucket, **limits)
     job, before = chain.jobs["featurize"], chain.heads(settings)
     chain.plan(settings, "again")
+    written: list[int] = []
 
-    def die_after_writing(*args):
-        write(*args)
-        raise RuntimeError("the power went off")
+    def die_in_the_third(attempt, outcomes, counts):
+        if len(written) == 2:
+            raise RuntimeError("the power went off")
+        write(attempt, outcomes, counts)
+        written.append(counts.images)
 
     write = job.write_outcomes
     with monkeypatch.context() as patch:
-        patch.setattr(job, "write_outcomes", die_after_writing)
+        patch.setattr(job, "write_outcomes", die_in_the_third)
         assert chain.submit("featurize", settings, "again") == ExitCode.UNEXPECTED
     document = chain.documents(settings, "again").featurize
     assert (document.state, document.retryable, document.attempt) == ("failed", True, 1)
     assert "the power went off" in document.error
-    assert len(chain.branch_rows(settings, "again", "features")) == len(sound)
+    assert total / 2 <= sum(written) < total * 0.6
+    tables: tuple[TableName, ...] = ("features", "quarantine")
+    assert sum(len(chain.branch_rows(settings, "again", name)) for name in tables) == sum(written)
     assert chain.heads(settings) == before
 
+    featurized: list[int] = []
+
+    def watched(attempt, photos, *args):
+        featurized.append(len(photos))
+        return outcomes_of(attempt, photos, *args)
+
+    outcomes_of = job.outcomes_of
+    monkeypatch.setattr(job, "outcomes_of", watched)
     monkeypatch.setattr(fruits.spark.featurizing, "featurize", partial(executors.featurize, rows_per_batch=3))
     assert chain.submit("featurize", settings, "again") == ExitCode.OK
+    assert sum(featurized) == total - sum(written)
     rows = chain.branch_rows(settings, "again", "features")
     assert vectors_of(rows) == vectors
     assert len(rows) == len(sound)
     assert {row["run_id"] for row in rows} == {"again"}
     assert len(chain.branch_rows(settings, "again", "quarantine")) == len(BROKEN)
+    result, whole = chain.documents(settings, "again").featurize.result, first.documents.featurize.result
+    assert result.resumed == sum(written)
+    for count in ("images", "features", "quarantine", "bytes", "removed", "pending"):
+        assert getattr(result, count) == getattr(whole, count)
     assert chain.documents(settings, "again").featurize.attempt == 2
     assert chain.heads(settings) == before
 

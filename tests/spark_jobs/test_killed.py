@@ -34,7 +34,7 @@ def unfaulted(chain, new_settings):
 
 
 def two_buckets(chain, settings):
-    """A first run over 12 photos; then one that is new, one overwritten and one deleted, and a second run."""
+    """A first run over 12 photos; then three that are new, two overwritten and one deleted, and a second run."""
     chain.put(settings, chain.photos(12))
     chain.run(settings, "first")
     change(chain, settings)
@@ -42,10 +42,9 @@ def two_buckets(chain, settings):
 
 
 def change(chain, settings):
-    photos = chain.photos(13)
-    keys = sorted(photos)
-    chain.put(settings, {key: photos[key] for key in keys if "/12." in key})
-    chain.put(settings, {keys[0]: chain.photo(99)})
+    keys = sorted(chain.photos(12))
+    chain.put(settings, chain.photos(3, start=12))
+    chain.put(settings, {keys[0]: chain.photo(99), keys[-1]: chain.photo(98)})
     chain.delete(settings, keys[1])
 
 
@@ -59,18 +58,20 @@ def die(chain, settings, spark_submit, task: str, number: int, moment: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("task", "number", "moment"),
+    ("task", "number", "moment", "resumed"),
     [
-        ("featurize", 4, "after"),  # its branches are there, and no row
-        ("featurize", 5, "before"),  # all rows are written, and the document does not say so
-        ("pca", 6, "after"),  # statistics without embeddings
-        ("validate", 3, "before"),  # all gates have passed, and the document does not say so
+        ("featurize", 4, "after", 0),  # its branches are there, and no row
+        ("featurize", 1, "written", 2),  # the rows of a chunk of three are written
+        ("featurize", 2, "written", 4),
+        ("featurize", 3, "written", 5),  # all rows are written, and the document does not say so
+        ("pca", 6, "after", 0),  # statistics without embeddings
+        ("validate", 3, "before", 0),  # all gates have passed, and the document does not say so
     ],
 )
 def test_a_retry_after_kill_9_makes_the_tables_of_an_unfaulted_run(
-    chain, new_settings, unfaulted, spark_submit, task, number, moment
+    chain, new_settings, unfaulted, spark_submit, task, number, moment, resumed
 ):
-    settings = new_settings()
+    settings = new_settings(chunk_photos=1)  # for each of two cores, so the second run has three chunks
     chain.put(settings, chain.photos(12))
     chain.run(settings, "first")
     change(chain, settings)
@@ -85,6 +86,7 @@ def test_a_retry_after_kill_9_makes_the_tables_of_an_unfaulted_run(
         assert chain.submit(again, settings, "second") == ExitCode.OK
     chain.publish(settings, "second")
     assert {name: chain.heads(settings)[name] for name in DATA_TABLES} == dict(chain.published(settings).snapshots)
+    assert chain.documents(settings, "second").featurize.result.resumed == resumed
     assert_equal_tables(chain, settings, unfaulted)
 
 
@@ -152,4 +154,4 @@ def command_of(pid: int) -> str:
 
 
 def test_the_lakes_that_are_compared_are_not_empty(chain, unfaulted):
-    assert Lake.open(unfaulted).read("features", chain.published(unfaulted).snapshots["features"]).num_rows == 12
+    assert Lake.open(unfaulted).read("features", chain.published(unfaulted).snapshots["features"]).num_rows == 14

@@ -1,14 +1,18 @@
 """Two lakes through the one Spark of a process: each job has a session of its own, and nothing of another's."""
 
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from fruits.errors import FruitsError
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import Lake
+from fruits.lake.schemas import QUARANTINE
 from fruits.run.documents import task_document
+from fruits.run.manifest import DUE_ETAG
 from fruits.run.state import run_key
 from fruits.spark.session import session, session_beside
 from fruits.spark.tables import Tables
@@ -109,3 +113,19 @@ def test_a_spark_without_icebergs_extension_is_refused(both):
     without = SimpleNamespace(conf=SimpleNamespace(get=lambda name, default=None: default))
     with pytest.raises(FruitsError, match=r"it was started without spark\.sql\.extensions=org\.apache\.iceberg"):
         session_beside(without, both.one.lake.settings)
+
+
+@pytest.mark.parametrize("run", ["it's ${env:HOME} \\\\ \\u0041", "manual__1"])
+def test_rows_of_keys_leave_whatever_is_in_their_names_but_not_those_of_the_run_itself(both, run):
+    tables = both.two
+    tables.start_branch("quarantine", tables.lake.head("quarantine"))
+    keys = ["a'b.jpg", "b\\\\.jpg", "c${spark.app.name}.jpg", "d\n%_\u2028\U0001f34e.jpg", "e\\'.jpg"]
+    owners = [(key, owner, etag) for key in keys for owner, etag in ((run, "e1"), (run, DUE_ETAG), ("other", "e1"))]
+    known = {"size": 1, "last_modified": datetime.now(UTC), "model_id": "m", "reason": "corrupt", "detail": "-"}
+    rows = [{**known, "key": key, "run_id": owner, "etag": etag} for key, owner, etag in owners]
+    tables.append("quarantine", tables.spark.createDataFrame(pa.Table.from_pylist(rows, schema=QUARANTINE.schema)))
+    tables.delete_keys("quarantine", pa.table({"key": keys[:-1]}), "m", but_of_run=run)
+    left = {(row.key, row.run_id, row.etag) for row in tables.read_branch("quarantine").collect()}
+    assert left == {(key, run, "e1") for key in keys} | {one for one in owners if one[0] == keys[-1]}
+    tables.delete_keys("quarantine", pa.table({"key": keys}), "m")
+    assert tables.read_branch("quarantine").count() == 0

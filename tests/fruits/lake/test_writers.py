@@ -7,17 +7,19 @@ from fruits.analysis.moments import Moments
 from fruits.errors import FruitsError
 from fruits.lake.branches import (
     Writer,
+    change_refs,
     check_lineage,
     commit_rows,
     drop_run_branches,
+    resumable_heads,
     run_of_branch,
     start_branch,
     verified_head,
 )
 from fruits.lake.pca_tables import save_statistics
-from fruits.lake.schemas import PCA_STATISTICS
+from fruits.lake.schemas import PCA_STATISTICS, TableName
 
-TABLE = "pca_statistics"
+TABLE: TableName = "pca_statistics"
 FIRST, SECOND = Writer("manual_1", "pca_1_aaaaaa"), Writer("manual_1", "pca_2_bbbbbb")
 
 
@@ -108,3 +110,44 @@ def test_the_branches_of_a_run_are_dropped_and_no_others(lake, base):
     start_branch(lake, TABLE, other.branch, base)
     drop_run_branches(lake, FIRST.run)
     assert set(lake.state(TABLE).refs) == {other.branch}
+
+
+class TestAnAttemptThatResumes:
+    THIRD = Writer("manual_1", "pca_3_cccccc", (FIRST.attempt, SECOND.attempt))
+
+    def resumed(self, lake, base):
+        return resumable_heads(lake, self.THIRD, {TABLE: base})[TABLE]
+
+    def test_goes_on_where_the_newest_attempt_ended_and_is_verified_as_its_own(self, lake, base):
+        start_branch(lake, TABLE, SECOND.branch, append(lake, FIRST.branch, FIRST.snapshot_properties))
+        head = append(lake, SECOND.branch, SECOND.snapshot_properties)
+        assert self.resumed(lake, base) == head
+        start_branch(lake, TABLE, self.THIRD.branch, head)
+        assert verified_head(lake, TABLE, self.THIRD, base) == head
+        head = append(lake, self.THIRD.branch, self.THIRD.snapshot_properties)
+        assert verified_head(lake, TABLE, self.THIRD, base) == head
+
+    def test_goes_on_where_the_attempt_before_ended_when_the_newest_was_killed_without_a_branch(self, lake, base):
+        head = append(lake, FIRST.branch, FIRST.snapshot_properties)
+        drop_ref(lake, SECOND.branch)
+        assert self.resumed(lake, base) == head
+
+    def test_starts_anew_where_another_process_wrote_to_the_branches(self, lake, base):
+        append(lake, FIRST.branch, {})
+        append(lake, SECOND.branch, Writer("other", SECOND.attempt).snapshot_properties)
+        assert self.resumed(lake, base) == base
+
+    def test_is_refused_when_an_earlier_attempt_wrote_after_a_later_one(self, lake, base):
+        start_branch(lake, TABLE, self.THIRD.branch, base)
+        append(lake, self.THIRD.branch, SECOND.snapshot_properties)
+        append(lake, self.THIRD.branch, FIRST.snapshot_properties)
+        with pytest.raises(FruitsError, match="was written by run manual_1, attempt pca_2_bbbbbb"):
+            verified_head(lake, TABLE, self.THIRD, base)
+
+    def test_without_attempts_before_starts_from_the_base(self, lake, base):
+        append(lake, SECOND.branch, SECOND.snapshot_properties)
+        assert resumable_heads(lake, Writer("manual_1", "pca_3_cccccc"), {TABLE: base}) == {TABLE: base}
+
+
+def drop_ref(lake, branch):
+    change_refs(lake, TABLE, {}, {branch: lake.head(TABLE, branch)})

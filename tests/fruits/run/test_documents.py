@@ -102,6 +102,22 @@ def test_attempts_of_one_task_never_share_a_branch(settings):
     assert all(branch.startswith(f"run_{KEY}__featurize_1_") for branch in branches)
 
 
+def test_an_attempt_of_featurize_names_the_attempts_before_at_the_same_plan(settings):
+    plan, other = datetime(2026, 11, 20, tzinfo=UTC), datetime(2026, 11, 21, tzinfo=UTC)
+
+    def attempt(task, planned_at):
+        with task_document(settings, task, KEY, "manual__1", planned_at) as recorder:
+            return recorder.document.writer(KEY)
+
+    first, second, third = (attempt("featurize", plan) for _ in range(3))
+    assert (first.earlier, second.earlier) == ((), (first.attempt,))
+    assert third.earlier == (first.attempt, second.attempt)
+    again = attempt("featurize", other)
+    assert again.earlier == ()
+    assert attempt("featurize", other).earlier == (again.attempt,)
+    assert [attempt("pca", plan).earlier for _ in range(2)] == [(), ()]
+
+
 def test_an_attempt_that_was_overtaken_does_not_write_over_the_later_ones_document(settings):
     def overtaken(error=None):
         with task_document(settings, "featurize", KEY, "manual__1") as first:

@@ -1,11 +1,24 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pytest
 
-from fruits.photos.entry import Action, Entry
+import fruits.run.manifest
+import fruits.stores
+from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import run_store
-from fruits.run.manifest import DUE_ETAG, MANIFEST_SCHEMA, Manifest, entries_of, spread, write_manifest
+from fruits.run.manifest import (
+    DUE_ETAG,
+    MANIFEST_SCHEMA,
+    Manifest,
+    StoredManifest,
+    entries_of,
+    spread,
+    write_manifest,
+    write_slices,
+)
 from fruits.settings import Settings
 
 MOMENT = datetime(2026, 11, 20, 12, 30, 15, 123456, tzinfo=UTC)
@@ -93,3 +106,43 @@ def test_a_sample_is_spread_over_all(count, most):
     assert min(count, most) // 2 <= len(sample) <= most
     assert len(set(sample)) == len(sample)
     assert not items or int(sample[-1]) >= count / 2 or count < most
+
+
+class TestAManifestThatIsReadSliceBySlice:
+    @pytest.fixture(params=["in memory", "by ranges"])
+    def stored(self, request, store, monkeypatch):
+        """Ten times the entries, in row groups of three; and how many bytes are in memory at most."""
+        if request.param == "by ranges":
+            monkeypatch.setattr(fruits.stores, "_SMALL_OBJECT_BYTES", 0)
+        monkeypatch.setattr(fruits.run.manifest, "_SLICE_ROWS", 7)
+        entries = [replace(entry, key=f"{number}/{entry.key}") for number in range(10) for entry in ENTRIES]
+        write_manifest(store, entries)
+        whole = Manifest.read(store)
+        slices = [Manifest(whole.table.slice(start, 3)) for start in range(0, len(whole), 3)]
+        write_slices(store, slices, "slices.parquet")
+        return whole, StoredManifest(store, "slices.parquet")
+
+    def test_has_the_entries_of_the_whole(self, stored):
+        whole, slices = stored
+        assert pa.concat_tables(some.table for some in slices.slices()).equals(whole.table)
+        assert max(len(some) for some in slices.slices()) <= 7
+        assert slices.table.equals(whole.table)
+        assert len(slices) == len(whole)
+
+    def test_says_the_same_of_them(self, stored):
+        whole, slices = stored
+        assert slices.replaced_keys["key"].to_pylist() == whole.replaced_keys["key"].to_pylist()
+        assert {action: slices.count(action) for action in WORK} == {action: whole.count(action) for action in WORK}
+
+    @pytest.mark.parametrize("most", [1, 3, 7, 19, 20, 1_000])
+    def test_gives_a_sample_of_the_readable_keys_at_even_distances(self, stored, most):
+        whole, slices = stored
+        assert slices.sample_of_readable(most) == spread(whole.readable_keys, most)
+
+    def test_may_be_empty(self, store):
+        write_manifest(store, [])
+        empty = StoredManifest(store)
+        assert len(empty) == 0
+        assert empty.replaced_keys.num_rows == 0
+        assert empty.sample_of_readable(3) == []
+        assert empty.count(Action.CREATE) == 0
