@@ -42,12 +42,16 @@ LAKE_FORMAT = 4
 _LOCKED = re.compile(r"database (\w+ )?is locked")  # the words of SQLite
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
+ROW_GROUP_BYTES = 8 * 2**20
+"""About 1,600 vectors of 1,280 features. What reads some rows by their keys reads the row groups that they are in."""
+
 _TABLE_PROPERTIES = {
     "format-version": "2",
     "write.delete.mode": "merge-on-read",  # a few rows leave at a time: rewriting their files would cost the table
     "write.update.mode": "merge-on-read",
     "write.merge.mode": "merge-on-read",
     "write.parquet.compression-codec": "zstd",
+    "write.parquet.row-group-size-bytes": str(ROW_GROUP_BYTES),
     "write.distribution-mode": "none",  # the jobs bring rows in the order they are to be written
     "write.spark.fanout.enabled": "true",
     # Bounds of whole keys and run ids: their first 16 characters, which are kept otherwise, are the same in all files.
@@ -396,11 +400,14 @@ class Lake:
 
     def set_properties(self, properties: Mapping[str, str]) -> None:
         """Set some of the lake's own properties; again when another commit was quicker."""
+        self._set_properties_of("publications", properties)
+
+    def _set_properties_of(self, name: TableName, properties: Mapping[str, str]) -> None:
         from pyiceberg.exceptions import CommitFailedException
 
         for tries_left in reversed(range(_PROPERTY_TRIES)):
             try:
-                with self.table("publications").transaction() as transaction:
+                with self.table(name).transaction() as transaction:
                     transaction.set_properties(dict(properties))
             except CommitFailedException:  # PyIceberg repeats only commits of rows
                 if not tries_left:
@@ -451,17 +458,16 @@ class Lake:
         if "publications" in existing:
             publications = self.table("publications")
             check_known_format(self.settings, publications)  # before anything is made in a lake of a newer format
-            columns = int(publications.properties.get(_COLUMNS_PROPERTY, 0))
+            older = _is_older(publications.properties)
         else:
             self._check_nothing_is_published()
-            columns = 0  # maybe: an earlier release may have made some of the tables
-        for definition in TABLES:
+            older = True  # maybe: an earlier release may have made some of the tables
+        for definition in TABLES:  # `publications` comes last, so that an interrupted program leaves the lake older
             if definition.name not in existing:
                 self._create(definition)
-            elif columns < _number_of_columns():
+            elif older:
                 self._add_missing_columns(definition)
-        if "publications" in existing and columns < _number_of_columns():
-            self.set_properties({_COLUMNS_PROPERTY: str(_number_of_columns())})
+                self._set_missing_properties(definition)
 
     def _add_missing_columns(self, definition: TableDefinition) -> None:
         """Add the nullable columns that a table of earlier software lacks; its rows have null there.
@@ -480,6 +486,15 @@ class Lake:
             except CommitFailedException:  # another process was quicker, maybe with the same columns
                 if last:
                     raise
+
+    def _set_missing_properties(self, definition: TableDefinition) -> None:
+        """Set the properties that a table of earlier software lacks; files that are there stay as they are."""
+        properties = self.table(definition.name).properties
+        missing = {name: value for name, value in _TABLE_PROPERTIES.items() if name not in properties}
+        if definition.name == "publications" and _columns_noted(properties) < _number_of_columns():
+            missing[_COLUMNS_PROPERTY] = str(_number_of_columns())
+        if missing:
+            self._set_properties_of(definition.name, missing)
 
     def _check_nothing_is_published(self) -> None:
         """See that no new tables are made over published ones, whose files maintenance would remove.
@@ -546,6 +561,15 @@ def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":
             "needs them from `wait_for_lease`, or choose a newer publication (`fruits status --publications`)"
         )
     return snapshot
+
+
+def _is_older(properties: Mapping[str, str]) -> bool:
+    """Whether tables of the lake may lack columns or properties, by the properties of its table ``publications``."""
+    return _columns_noted(properties) < _number_of_columns() or not _TABLE_PROPERTIES.keys() <= properties.keys()
+
+
+def _columns_noted(properties: Mapping[str, str]) -> int:
+    return int(properties.get(_COLUMNS_PROPERTY, 0))
 
 
 def _number_of_columns() -> int:

@@ -22,7 +22,6 @@ from fruits.photos.keys import FIT_SPLIT
 from fruits.spark.executors import STATISTICS_SCHEMA, Statistics, merge_partials, merged_statistics, partial_statistics
 from fruits.spark.job import Job
 from fruits.spark.session import map_batches
-from fruits.spark.tables import key_filter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,9 +88,7 @@ def recompute(job: Job) -> Moments:
 
 def rows_before(job: Job, replaced: "pa.Table") -> "DataFrame":
     """The features of ``replaced`` keys as the run's base has them."""
-    base = job.tables.read("features", job.run.base.snapshots["features"]).where(f"model_id = '{job.run.model_id}'")
-    pruned = base.where(key_filter(replaced["key"].to_pylist()))
-    return pruned.join(job.tables.spark.createDataFrame(replaced).hint("broadcast"), "key", "left_semi")
+    return job.tables.read_keys("features", job.run.base.snapshots["features"], replaced, job.run.model_id)
 
 
 def statistics_of_rows(features: "DataFrame", width: int) -> Statistics:

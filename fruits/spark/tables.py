@@ -1,11 +1,12 @@
 """The tables of a lake as Spark reads and writes them: at a snapshot, or on the branch of an attempt."""
 
+import heapq
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from os.path import commonprefix
 from typing import TYPE_CHECKING
-
-import pyarrow.compute as pc
 
 from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
 from fruits.lake.catalog import Lake
@@ -14,9 +15,11 @@ from fruits.run.manifest import DUE_ETAG
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from pyspark.sql import Column, DataFrame, Row, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
 _MOST_LITERALS = 200  # Iceberg does not prune by longer lists
+_MOST_LISTS = 50
+_MOST_RANGES = 100
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,19 @@ class Tables:
         if not keys.num_rows:
             return
         self.spark.createDataFrame(keys).createOrReplaceTempView("removed")
-        bounds = pc.min_max(keys["key"]).as_py()  # Iceberg prunes files by them, and not by the keys of a view
         conditions = [
             f"model_id = {sql_string(model_id)}",
-            f"key BETWEEN {sql_string(bounds['min'])} AND {sql_string(bounds['max'])}",
+            key_condition(keys),  # Iceberg prunes files by it, and not by the keys of a view
             "key IN (SELECT key FROM removed)",
         ]
         if but_of_run is not None:
             conditions.append(f"(run_id != {sql_string(but_of_run)} OR etag = {sql_string(DUE_ETAG)})")
         self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {' AND '.join(conditions)}")  # noqa: S608 -- quoted
+
+    def read_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str) -> "DataFrame":
+        """Rows of ``keys`` (one column, ``key``, at least a row) and a backbone, of a table at a snapshot."""
+        rows = self.read(name, snapshot_id).where(f"model_id = {sql_string(model_id)} AND {key_condition(keys)}")
+        return rows.join(self.spark.createDataFrame(keys).hint("broadcast"), "key", "left_semi")
 
     def copy_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str, **values: str) -> None:
         """Append rows of a snapshot to the writer's branch of a table, with other ``values`` in some columns.
@@ -94,8 +101,7 @@ class Tables:
         from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
         if keys.num_rows:
-            wanted = self.spark.createDataFrame(keys).hint("broadcast")
-            rows = self.read(name, snapshot_id).where(f"model_id = '{model_id}'").join(wanted, "key", "left_semi")
+            rows = self.read_keys(name, snapshot_id, keys, model_id)
             others = {column: F.lit(value) for column, value in values.items()}
             self.append(name, rows.withColumns(others).sortWithinPartitions("key"))
 
@@ -132,9 +138,26 @@ def sql_string(text: str) -> str:
     return "'" + re.sub(r"[\\'$]", lambda special: f"\\u{ord(special[0]):04x}", text) + "'"
 
 
-def key_filter(keys: list[str]) -> "Column":
-    """A filter that Iceberg prunes files by: the keys themselves while they are few, else their range."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+def key_condition(keys: "pa.Table") -> str:
+    """A condition of Spark SQL on ``key`` that all ``keys`` (one column, at least a row) meet.
 
-    column = F.col("key")
-    return column.isin(keys) if len(keys) <= _MOST_LITERALS else column.between(min(keys), max(keys))
+    Iceberg skips the files and row groups of other keys. Of many keys, ranges are compared, and rows of other keys may
+    meet the condition as well.
+    """
+    ordered = sorted(set(keys["key"].to_pylist()))
+    if len(ordered) > _MOST_LISTS * _MOST_LITERALS:
+        return _any_of(f"key BETWEEN {sql_string(low)} AND {sql_string(high)}" for low, high in ranges(ordered))
+    lists = (ordered[at : at + _MOST_LITERALS] for at in range(0, len(ordered), _MOST_LITERALS))
+    return _any_of(f"key IN ({', '.join(map(sql_string, some))})" for some in lists)
+
+
+def ranges(ordered: Sequence[str], most: int = _MOST_RANGES) -> list[tuple[str, str]]:
+    """Up to ``most`` ranges that hold all of some sorted keys, cut where neighbours share the least of their names."""
+    shared = [len(commonprefix(pair)) for pair in pairwise(ordered)]  # noqa: RUF071 -- of texts, not of paths
+    cuts = sorted(heapq.nsmallest(most - 1, range(len(shared)), key=shared.__getitem__))
+    firsts, lasts = [0, *(cut + 1 for cut in cuts)], [*cuts, len(ordered) - 1]
+    return [(ordered[first], ordered[last]) for first, last in zip(firsts, lasts, strict=True)]
+
+
+def _any_of(conditions: Iterable[str]) -> str:
+    return f"({' OR '.join(conditions)})"
