@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 import boto3
@@ -139,13 +139,15 @@ def list_files(store: ObjectStore, prefix: str | None = None, offset: str | None
             yield from batch
 
 
-def write_bytes(store: ObjectStore, path: str, data: bytes, *, create: bool = False, one_part: bool = False) -> None:
+def write_bytes(
+    store: ObjectStore, path: str, data: bytes | IO[bytes], *, create: bool = False, one_part: bool = False
+) -> None:
     """Write ``data`` at ``path``, all or nothing.
 
     Args:
         store: Where to write.
         path: The object's path in the store. An object that is there is replaced.
-        data: The whole object.
+        data: The whole object, or an open file of it.
         create: Replace nothing. Of several writers only one succeeds.
         one_part: Use a single PUT whatever the size, so that the ETag is the MD5 of ``data``.
 

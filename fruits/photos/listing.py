@@ -1,10 +1,11 @@
 """Listing the bucket."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
+import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.denials import explain
@@ -13,6 +14,16 @@ from fruits.settings import Settings
 from fruits.stores import list_client, list_requester, server_name
 
 _PAGE = 1_000  # keys of a page of the listing
+
+LISTED_SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("etag", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+    ]
+)
+"""Objects of a listing in a batch, with the columns of ``ListedObject``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,23 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
                 yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
     except (BotoCoreError, ClientError) as error:
         raise explain(error, server_name(settings), settings.bucket) from error
+
+
+def listed_batches(settings: Settings, prefix: str) -> Iterator[pa.RecordBatch]:
+    """The objects whose key starts with ``prefix``, in batches with ``LISTED_SCHEMA``.
+
+    Raises:
+        FruitsError: as ``list_objects`` does.
+    """
+    objects = list_objects(settings, prefix)
+    while page := list(islice(objects, _PAGE)):
+        yield batch_of(page)
+
+
+def batch_of(objects: Sequence[ListedObject]) -> pa.RecordBatch:
+    """Objects as a batch with ``LISTED_SCHEMA``."""
+    columns = [pa.array([getattr(item, one.name) for item in objects], one.type) for one in LISTED_SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=LISTED_SCHEMA)
 
 
 def first_photos(settings: Settings, prefix: str) -> list[ListedObject]:

@@ -1,7 +1,8 @@
 """The manifest: which objects a run works on and what it does with each, as one Parquet file in the lake."""
 
 import io
-from collections.abc import Collection, Iterator, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -30,16 +31,36 @@ MANIFEST_SCHEMA = pa.schema(
 DEFAULT_NAME = "manifest.parquet"
 
 
-def write_manifest(store: ObjectStore, entries: Sequence[Entry], name: str = DEFAULT_NAME) -> None:
-    """Write the entries of a run to its folder."""
-    columns = {name: [getattr(entry, name) for entry in entries] for name in MANIFEST_SCHEMA.names}
-    _write(pa.table(columns, schema=MANIFEST_SCHEMA), store, name)
+_GROUP_ROWS = 100_000  # of a row group
+_IN_MEMORY = 8 * 2**20  # bytes of a manifest; a larger one waits in a temporary file for its upload
 
 
-def _write(table: pa.Table, store: ObjectStore, name: str) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes(store, name, buffer.getvalue())
+def write_manifest(store: ObjectStore, batches: Iterable[pa.RecordBatch], name: str = DEFAULT_NAME) -> None:
+    """Write the entries of a run to its folder; ``batches`` have ``MANIFEST_SCHEMA``, and are held a few at a time."""
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
+        with pq.ParquetWriter(file, MANIFEST_SCHEMA, compression="zstd") as writer:
+            for group in _groups(batches):
+                writer.write_table(group)
+        file.seek(0)
+        write_bytes(store, name, file)
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in row groups of some size; the last may be smaller."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(one.num_rows for one in waiting) >= _GROUP_ROWS:
+            yield pa.Table.from_batches(waiting, MANIFEST_SCHEMA)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting, MANIFEST_SCHEMA)
+
+
+def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
+    """Entries as rows of a manifest."""
+    columns = [pa.array([getattr(entry, one.name) for entry in entries], one.type) for one in MANIFEST_SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=MANIFEST_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -94,7 +115,7 @@ class Manifest:
 
     def write(self, store: ObjectStore, name: str) -> None:
         """Write the manifest to a run's folder."""
-        _write(self.table, store, name)
+        write_manifest(store, self.table.to_batches(), name)
 
     def count(self, action: Action) -> int:
         """The number of entries with an action."""

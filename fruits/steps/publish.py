@@ -166,6 +166,7 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
         counts |= featurized.carried_out
         for name in ("pending", "remaining"):
             counts[name] += featurized.due
+    as_planned = featurized is None or featurized.carried_out is None
     if planned.building:
         base = planned.base.publication
         kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}
@@ -175,6 +176,7 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
             "probe_raw": base.probe_raw,
             "probe_embedded": base.probe_embedded,
             "counts": {**counts, **kept},
+            "rules": base.rules,
         }
     projected = documents.pca.done if documents.pca else None
     return {
@@ -187,4 +189,11 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
             "features": validated.features,
             "quarantine": sum(validated.quarantine.values()),
         },
+        "rules": planned.rules if as_planned or _follow_rules(planned) else None,
     }
+
+
+def _follow_rules(planned: PlannedRun) -> bool:
+    """Whether the rows before the run followed the rules of today already, so that rows left as they were do too."""
+    base = planned.base.publication
+    return (base.model_id, base.rules) == (planned.model_id, planned.rules)
