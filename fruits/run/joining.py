@@ -1,7 +1,7 @@
 """Objects of the bucket and rows of the tables, joined by key in a database of their own: memory does not grow.
 
-DuckDB keeps listing, rows and entries in a temporary file, whatever their order, and joins them part by part. A part
-holds the keys of one hash, so that the memory of a join is bounded whatever the number of keys.
+DuckDB keeps listing, rows and entries, whatever their order: in memory up to a bound, and else in temporary files. The
+join goes part by part. A part holds the keys of some hashes, so that its memory is bounded whatever the number of keys.
 """
 
 import tempfile
@@ -38,7 +38,7 @@ KNOWN_SCHEMA = pa.schema(
 ENTRY_SCHEMA = MANIFEST_SCHEMA.append(pa.field("retry", pa.bool_()))
 """An entry, and whether it is a retry of a quarantined object."""
 
-_COLUMNS: Mapping[str, pa.Schema] = {
+TABLES: Mapping[str, pa.Schema] = {
     "listed": LISTED_SCHEMA,
     "known": KNOWN_SCHEMA,
     "readers": KNOWN_SCHEMA,
@@ -84,13 +84,13 @@ class Joined:
     """
 
     connection: "DuckDBPyConnection"
-    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COLUMNS, 0))
+    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
 
     def add(self, name: str, batches: Iterable[pa.RecordBatch]) -> None:
         """Add rows to ``listed``, ``known``, ``readers`` or ``entries``; each has a schema of its own."""
         with self.connection.cursor() as cursor:
             for batch in _merged(batches):
-                cursor.register("batch", _stored(batch, _COLUMNS[name]))
+                cursor.register("batch", _stored(batch, TABLES[name]))
                 cursor.execute(f"INSERT INTO {name} SELECT * FROM batch")
                 cursor.unregister("batch")
                 self.rows[name] += batch.num_rows
@@ -188,7 +188,7 @@ class Joined:
     def _batches(self, sql: str, values: Sequence[Any]) -> Iterator[pa.RecordBatch]:
         """The rows of a query. A cursor of its own lets others be asked meanwhile."""
         with self.connection.cursor() as cursor:
-            yield from cursor.execute(sql, values).to_arrow_reader(_BATCH_ROWS)
+            yield from cursor.sql(sql, params=list(values)).to_arrow_reader(_BATCH_ROWS)
 
 
 @contextmanager
@@ -202,10 +202,7 @@ def joined() -> Iterator[Joined]:
 
     with tempfile.TemporaryDirectory(prefix="fruits-plan-") as folder:
         try:
-            with _connect(folder) as connection:
-                for name, schema in _COLUMNS.items():
-                    columns = ", ".join(f'"{one.name}" {_TYPES.get(one.type, "BIGINT")}' for one in schema)
-                    connection.execute(f"CREATE TABLE {name} ({columns})")
+            with connect(folder) as connection:
                 yield Joined(connection)
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
             raise FruitsError(
@@ -214,11 +211,11 @@ def joined() -> Iterator[Joined]:
             ) from error
 
 
-def _connect(folder: str) -> "DuckDBPyConnection":
+def connect(folder: str) -> "DuckDBPyConnection":
+    """A new database with empty tables, which spills to ``folder``."""
     import duckdb
 
-    return duckdb.connect(
-        f"{folder}/plan.db",
+    connection = duckdb.connect(
         config={
             "memory_limit": _MEMORY,
             "threads": 1,
@@ -226,6 +223,10 @@ def _connect(folder: str) -> "DuckDBPyConnection":
             "preserve_insertion_order": False,
         },
     )
+    for name, schema in TABLES.items():
+        columns = ", ".join(f'"{one.name}" {_TYPES.get(one.type, "BIGINT")}' for one in schema)
+        connection.execute(f"CREATE TABLE {name} ({columns})")
+    return connection
 
 
 def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:

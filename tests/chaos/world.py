@@ -59,6 +59,7 @@ from tests.chaos.files import MemoryFiles
 from tests.chaos.jobs import CARD, WORK, numpy_jobs
 from tests.chaos.memory import MemoryCatalog
 from tests.chaos.observed import DAY, ObservedLake, chaos_settings
+from tests.plans import joined_again
 
 STEPS = ("prepare", "plan", "featurize", "pca", "validate", "publish")
 FIRST = ("Training/Kiwi/0.jpg", "Training/Fig/1.jpg", "Training/Fig/2.jpg")
@@ -246,6 +247,7 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         yield batch_of([ListedObject(key, one.etag, one.size, one.last_modified) for key, one in photos])
 
     patch.setattr(planning, "listed_batches", listed)
+    patch.setattr(planning, "joined", joined_again)
     for module in (planning, preparing):
         patch.setattr(module, "staged_card", lambda _: CARD)
     patch.setattr(planning, "read_card", lambda *_: CARD)

@@ -5,7 +5,7 @@ import pytest
 from fruits.photos.entry import Action, Entry
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import run_store
-from fruits.run.manifest import MANIFEST_SCHEMA, Manifest, entries_of, spread, write_manifest
+from fruits.run.manifest import MANIFEST_SCHEMA, Manifest, batch_of, entries_of, spread, write_manifest
 from fruits.settings import Settings
 
 MOMENT = datetime(2026, 11, 20, 12, 30, 15, 123456, tzinfo=UTC)
@@ -29,15 +29,15 @@ def entries_in(manifest: Manifest) -> tuple[Entry, ...]:
 
 @pytest.mark.parametrize("entries", [ENTRIES, ()], ids=["some", "none"])
 def test_what_was_written_is_read(store, entries):
-    write_manifest(store, entries)
+    write_manifest(store, [batch_of(entries)])
     manifest = Manifest.read(store)
     assert entries_in(manifest) == entries
     assert manifest.table.schema.equals(MANIFEST_SCHEMA)
 
 
 def test_a_plan_made_again_replaces_the_manifest(store):
-    write_manifest(store, ENTRIES)
-    write_manifest(store, ENTRIES[:1])
+    write_manifest(store, [batch_of(ENTRIES)])
+    write_manifest(store, [batch_of(ENTRIES[:1])])
     assert entries_in(Manifest.read(store)) == ENTRIES[:1]
 
 
@@ -47,7 +47,7 @@ def test_a_run_without_a_manifest_has_none(store):
 
 
 def test_it_says_what_is_featurized_what_leaves_and_how_much_of_each(store):
-    write_manifest(store, ENTRIES)
+    write_manifest(store, [batch_of(ENTRIES)])
     manifest = Manifest.read(store)
     assert len(manifest) == len(ENTRIES)
     assert entries_in(manifest.photos) == ENTRIES[:3]
@@ -64,7 +64,7 @@ def test_what_was_not_read_is_as_if_the_plan_had_not_named_it(store, rebuilt):
         for fate in ("read", "pending", "gone")
         if action != Action.DELETE or fate == "read"
     )
-    write_manifest(store, entries)
+    write_manifest(store, [batch_of(entries)])
     pending, gone = ([entry.key for entry in entries if entry.key.endswith(fate)] for fate in ("pending", "gone"))
     done = Manifest.read(store).without(pending, gone, rebuilt=rebuilt)
     assert {entry.key.removeprefix("Kiwi/"): entry.action for entry in entries_in(done)} == {
@@ -79,7 +79,7 @@ def test_what_was_not_read_is_as_if_the_plan_had_not_named_it(store, rebuilt):
 
 
 def test_keys_to_read_are_neither_deleted_nor_rejected(store):
-    write_manifest(store, ENTRIES)
+    write_manifest(store, [batch_of(ENTRIES)])
     assert Manifest.read(store).readable_keys == [ENTRIES[0].key, ENTRIES[1].key]
 
 
