@@ -1,7 +1,9 @@
 """Objects of the bucket and rows of the tables, joined by key in a database of their own: memory does not grow.
 
-DuckDB keeps listing, rows and entries in a temporary file, whatever their order. The join goes part by part. A part holds the keys of some hashes, so that its memory is bounded whatever the number of keys.
+DuckDB keeps listing, rows and entries in a temporary file, whatever their order. The join goes part by part. A part
+holds the keys of some hashes, so that its memory is bounded whatever the number of keys.
 """
+# ruff: noqa: S608 -- the names of tables and columns are ours; values are parameters
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,9 +122,8 @@ class Joined:
 
     def count(self, name: str, condition: Condition = Condition()) -> int:
         """How many rows of a table meet a condition."""
-        (number,) = self.connection.execute(
-            f"SELECT count(*) FROM {name} WHERE {condition.text}", condition.values
-        ).fetchone()
+        sql = f"SELECT count(*) FROM {name} WHERE {condition.text}"
+        (number,) = self.connection.execute(sql, condition.values).fetchall()[0]
         return int(number)
 
     def by(self, column: str, name: str, condition: Condition = Condition()) -> dict[Any, int]:
@@ -138,7 +139,9 @@ class Joined:
         """Which of ``keys`` a table has."""
         if not keys:
             return set()
-        found = self.connection.execute(f"SELECT key FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),))
+        found = self.connection.execute(
+            f"SELECT key FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),)
+        )
         return {key for (key,) in found.fetchall()}
 
     def sample(self, name: str, most: int, condition: Condition = Condition()) -> list[str]:
@@ -154,8 +157,8 @@ class Joined:
     def place(self, condition: Condition, order: str, place: int) -> tuple[Any, ...]:
         """The columns ``order`` of the entry at a place in that order, counted from 0."""
         sql = f"SELECT {order} FROM entries WHERE {condition.text} ORDER BY {order} LIMIT 1 OFFSET {place}"
-        found: tuple[Any, ...] = self.connection.execute(sql, condition.values).fetchone()
-        return found
+        (found,) = self.connection.execute(sql, condition.values).fetchall()
+        return tuple(found)
 
     def entries(self, condition: Condition, order: str, most: int | None = None) -> Iterator[pa.RecordBatch]:
         """The entries that meet a condition, with ``MANIFEST_SCHEMA``."""
@@ -234,7 +237,9 @@ def connect(folder: str, database: str = "plan.db") -> "DuckDBPyConnection":
 def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     """A batch with a schema's columns; moments as microseconds, because those of DuckDB have the zone of the host."""
     columns = [
-        batch[one.name].cast(pa.int64()) if pa.types.is_timestamp(one.type) else batch[one.name]
+        batch[one.name].cast(pa.int64())
+        if pa.types.is_timestamp(one.type)
+        else batch[one.name]
         if one.name in batch.schema.names
         else pa.nulls(batch.num_rows, one.type)
         for one in schema

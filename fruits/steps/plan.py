@@ -95,7 +95,16 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         document.run_id(_unpublished_run_id(run_id, published))
         stored = read_approvals(settings)
         reconciliation = reconcile(
-            settings, request, pairs, lake, base, backbone, document.phase, run=key, published=published, approvals=stored
+            settings,
+            request,
+            pairs,
+            lake,
+            base,
+            backbone,
+            document.phase,
+            run=key,
+            published=published,
+            approvals=stored,
         )
         undecided = reconciliation.decisions.undecided
         if not request.dry_run:
@@ -223,8 +232,9 @@ def reconcile(
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing but ``pairs``, which has to be empty.
 
-    The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the
-    run's key, ``published`` and ``approvals`` are those of the lake.
+    The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
+    publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
+    key, ``published`` and ``approvals`` are those of the lake.
 
     Raises:
         FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
@@ -260,9 +270,7 @@ def reconcile(
         other_work = work_without_photos(lake, base, card, request, settings, plan)
     elif other_work is None and decisions.uses("refit"):
         other_work = "the PCA is fitted again, as approved"
-    return Reconciliation(
-        plan, pairs.rows["known"], readers, switching, other_work, request, decisions, judged_by
-    )
+    return Reconciliation(plan, pairs.rows["known"], readers, switching, other_work, request, decisions, judged_by)
 
 
 @dataclass(frozen=True)
@@ -305,9 +313,7 @@ class Review:
             decisions += decide(self._switch(readers, plan, recent), self.approvals, allowed)
         return plan, decisions + decide(self._large_work(plan), self.approvals)
 
-    def _deletions(
-        self, plan: Plan, recent: int, allowed: Callable[[Approval], bool]
-    ) -> tuple[Plan, Decisions]:
+    def _deletions(self, plan: Plan, recent: int, allowed: Callable[[Approval], bool]) -> tuple[Plan, Decisions]:
         """The plan without the deletions that wait for an approval, and what is decided about these."""
         if not plan.counts[Action.DELETE]:
             return plan, Decisions()
@@ -405,7 +411,9 @@ def check_photos_there(settings: Settings, request: RunRequest, pairs: Joined, i
     """
     if pairs.rows["listed"] or pairs.count("known", starts_with(request.prefix)):
         return
-    others = f" but {ignored.number:,} that FRUITS_IGNORE leaves out, such as {ignored.first!r}" if ignored.number else ""
+    others = (
+        f" but {ignored.number:,} that FRUITS_IGNORE leaves out, such as {ignored.first!r}" if ignored.number else ""
+    )
     raise FruitsError(
         f"s3://{settings.bucket}/{request.prefix}: no objects there{others}; upload photos as "
         "[Training|Test]/<label>/<file>, or correct the prefix"
