@@ -68,7 +68,7 @@ def list_client(settings: Settings) -> Any:
     """A boto3 client of the S3 server. Unlike obstore, it lists object keys as they are and by any prefix."""
     session = _botocore_session()
     # botocore's own parser of timestamps takes half the time of a listing.
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parsed_timestamp)
     return boto3.Session(botocore_session=session).client(
         "s3",
         endpoint_url=settings.s3_endpoint,
@@ -359,7 +359,8 @@ def _credentials() -> Boto3CredentialProvider:
     return Boto3CredentialProvider(session)
 
 
-def _timestamp(text: Any) -> datetime:
+def parsed_timestamp(text: Any) -> datetime:
+    """The moment that a service's answer has, in any form that botocore takes."""
     try:
         return datetime.fromisoformat(text)
     except (TypeError, ValueError):  # the timestamp of a service that issues credentials

@@ -24,6 +24,7 @@ _MEMORY = "64MB"  # of DuckDB's buffers; its other memory and the batches in fli
 IN_MEMORY = ":memory:"
 _BATCH_ROWS = 8_192
 _INSERTED_ROWS = 40_960  # by one statement
+_SAMPLED = 100  # keys for each that is to be chosen
 _PART_ROWS = 1_000_000  # of listing and tables together
 _MOST_PARTS = 64
 
@@ -148,6 +149,12 @@ class Joined:
         """At most so many keys of a table, chosen at random among those that meet a condition."""
         chosen = f"SELECT key FROM (SELECT key FROM {name} WHERE {condition.text}) USING SAMPLE reservoir({most} ROWS)"
         return [key for (key,) in self.connection.execute(chosen, condition.values).fetchall()]
+
+    def spread(self, name: str, prefix: str, number: int) -> list[str]:
+        """So many keys that start with ``prefix``, at about even distances among those of a table, in order."""
+        keys = sorted(self.sample(name, _SAMPLED * number, starts_with(prefix)))
+        step = max(1, -(-len(keys) // (number + 1)))
+        return keys[step::step]
 
     def sample_refused(self, prefix: str, reasons: Sequence[str], most: int) -> list[str]:
         """At most so many keys of objects that are quarantined for one of ``reasons``, chosen at random."""

@@ -30,6 +30,7 @@ from fruits.photos.fetch import readable_again
 from fruits.photos.ignore import meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
 from fruits.photos.listing import listed_batches
+from fruits.photos.pages import MOST_RANGES, UnorderedError
 from fruits.photos.quarantine import ACCESS_REASONS, Rereading
 from fruits.run.decisions import (
     Decisions,
@@ -55,10 +56,17 @@ from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings, public_uri
 from fruits.steps.prepare import with_backbone
+from fruits.stores import can_read_any, photo_store, server_name
 
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
+_FEWEST_OF_RANGE = 10_000
+"""Fewest rows for each range of a listing: with less, a listing in one pass is as quick."""
+
+_MOST_LOOKED_FOR = 50
+"""Most objects that a listing in ranges left out, and that a plan asks for before it removes their rows."""
+
 _MOST_ASKED_AGAIN = 50
 """Most refused objects that a plan asks for again: enough to notice that an archive was restored or access granted."""
 
@@ -245,17 +253,17 @@ def reconcile(
     if lake and base and card:
         with phase("known"):
             pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id))
-    prefix = listed_prefix(settings, request, new_backbone=switching)
-    rules = KeyRules.of(settings)
-    ignored = Ignored.by(rules, request)
-    with phase("list"):
-        pairs.add("listed", ignored.others(listed_batches(settings, prefix)))
-    check_photos_there(settings, request, pairs, ignored)
     judged_by = base.publication.rules if base and not switching else None
-    with phase("plan"):
-        again = rereading(settings, request, pairs)
-        same_rules = judged_by == rules.fingerprint
-        plan = make_plan(pairs, ignored, rules, request, prefix, again, same_rules=same_rules)
+    comparison = Comparison(
+        settings,
+        request,
+        pairs,
+        KeyRules.of(settings),
+        judged_by,
+        listed_prefix(settings, request, new_backbone=switching),
+        phase,
+    )
+    plan = comparison.plan()
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, pairs.rows["known"], readers, switching, None, request, Decisions())
@@ -271,6 +279,76 @@ def reconcile(
     elif other_work is None and decisions.uses("refit"):
         other_work = "the PCA is fitted again, as approved"
     return Reconciliation(plan, pairs.rows["known"], readers, switching, other_work, request, decisions, judged_by)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The listing compared with the rows of ``pairs``.
+
+    Attributes:
+        settings: The settings.
+        request: What the run was asked.
+        pairs: The rows under the run's backbone; the objects are added.
+        rules: The rules for keys.
+        judged_by: Fingerprint of the rules by which all rows were judged; None when that is unknown.
+        prefix: What of the bucket is listed.
+        phase: Times a part of the work.
+    """
+
+    settings: Settings
+    request: RunRequest
+    pairs: Joined
+    rules: KeyRules
+    judged_by: str | None
+    prefix: str
+    phase: Callable[[str], AbstractContextManager[None]]
+
+    def plan(self) -> Plan:
+        """The plan, by a listing in ranges of keys where that shows the whole bucket.
+
+        Raises:
+            FruitsError: when there never was a photo under the prefix.
+        """
+        if bounds := self._bounds():
+            try:
+                plan = self._plan(bounds)
+            except UnorderedError as error:
+                log.info(
+                    "plan: %s does not list ranges of keys, so its keys are listed in one pass: %s", self._server, error
+                )
+            else:
+                gone = [entry.key for entry in plan.entries(Action.DELETE, _MOST_LOOKED_FOR)]
+                if not gone or not can_read_any(photo_store(self.settings), gone):
+                    return plan
+                log.warning("plan: %s left out objects of the bucket; its keys are listed in one pass", self._server)
+        return self._plan(())
+
+    @property
+    def _server(self) -> str:
+        return server_name(self.settings)
+
+    def _bounds(self) -> list[str]:
+        """Keys that part the rows, and so most of the bucket, into ranges of the same size."""
+        ranges = min(MOST_RANGES, self.pairs.rows["known"] // _FEWEST_OF_RANGE)
+        return self.pairs.spread("known", self.prefix, ranges - 1) if ranges > 1 else []
+
+    def _plan(self, bounds: Sequence[str]) -> Plan:
+        for name in ("listed", "entries"):
+            self.pairs.clear(name)
+        ignored = Ignored.by(self.rules, self.request)
+        with self.phase("list"):
+            self.pairs.add("listed", ignored.others(listed_batches(self.settings, self.prefix, bounds)))
+        check_photos_there(self.settings, self.request, self.pairs, ignored)
+        with self.phase("plan"):
+            return make_plan(
+                self.pairs,
+                ignored,
+                self.rules,
+                self.request,
+                self.prefix,
+                rereading(self.settings, self.request, self.pairs),
+                same_rules=self.judged_by == self.rules.fingerprint,
+            )
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ class SmallParquetFile(pq.ParquetFile):
 def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
     """Let the library find the world's bucket, backbone, clocks and catalog."""
 
-    def listed(_: Settings, prefix: str) -> Iterator[pa.RecordBatch]:
+    def listed(_: Settings, prefix: str, __: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
         photos = [(key, photo) for key, photo in sorted(made.bucket.items()) if key.startswith(prefix)]
         yield batch_of([ListedObject(key, one.etag, one.size, one.last_modified) for key, one in photos])
 
