@@ -133,7 +133,8 @@ def in_ranges(pages: Pages, bounds: Sequence[str]) -> Iterator[pa.RecordBatch]:
     def put(objects: pa.RecordBatch) -> None:
         while not stopped.is_set():
             with suppress(Full):
-                return queue.put(objects, timeout=_POLL_SECONDS)
+                queue.put(objects, timeout=_POLL_SECONDS)
+                break
 
     with ThreadPoolExecutor(len(ranges), thread_name_prefix="list") as pool:
         try:

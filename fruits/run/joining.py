@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from fruits.errors import FruitsError
-from fruits.photos.listing import LISTED_SCHEMA
+from fruits.photos.pages import LISTED_SCHEMA
 from fruits.run.manifest import MANIFEST_SCHEMA
 
 if TYPE_CHECKING:

@@ -313,19 +313,14 @@ class Comparison:
             try:
                 plan = self._plan(bounds)
             except UnorderedError as error:
-                log.info(
-                    "plan: %s does not list ranges of keys, so its keys are listed in one pass: %s", self._server, error
-                )
+                log.info("plan: %s: %s; listed again in one pass", server_name(self.settings), error)
             else:
                 gone = [entry.key for entry in plan.entries(Action.DELETE, _MOST_LOOKED_FOR)]
+                gone = [key for key in gone if self.rules.ignore.rule_of(key) is None]
                 if not gone or not can_read_any(photo_store(self.settings), gone):
                     return plan
-                log.warning("plan: %s left out objects of the bucket; its keys are listed in one pass", self._server)
+                log.warning("plan: %s left out objects; listed again in one pass", server_name(self.settings))
         return self._plan(())
-
-    @property
-    def _server(self) -> str:
-        return server_name(self.settings)
 
     def _bounds(self) -> list[str]:
         """Keys that part the rows, and so most of the bucket, into ranges of the same size."""
