@@ -7,7 +7,7 @@ be listed at once. Other servers may keep another order. SeaweedFS lists ``Apple
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -139,11 +139,11 @@ def in_ranges(pages: Pages, bounds: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with ThreadPoolExecutor(len(ranges), thread_name_prefix="list") as pool:
         try:
             running = [pool.submit(one.list, put, stopped) for one in ranges]
-            while not (all(future.done() for future in running) and queue.empty()):
-                if failed := next((one for one in running if one.done() and one.exception()), None):
-                    failed.result()
+            while not (all(one.done() for one in running) and queue.empty()):
+                _raise_failures(running)
                 with suppress(Empty):
                     yield queue.get(timeout=_POLL_SECONDS)
+            _raise_failures(running)
         finally:
             stopped.set()
     for before, after in pairwise(ranges):
@@ -152,6 +152,12 @@ def in_ranges(pages: Pages, bounds: Sequence[str]) -> Iterator[pa.RecordBatch]:
                 f"the keys up to {before.end!r} go on with {before.beyond!r}, and those after it begin with "
                 f"{after.first!r}"
             )
+
+
+def _raise_failures(running: Sequence["Future[None]"]) -> None:
+    for one in running:
+        if one.done():
+            one.result()
 
 
 @dataclass
@@ -189,6 +195,6 @@ class _Range:
 def _check_order(keys: pa.Array, last: str) -> str:
     """The last of ``keys``, which have to come after ``last`` and be in order; strings compare as their UTF-8 does."""
     first = keys[0].as_py()
-    if first <= last or not pc.all(pc.less(keys[:-1], keys[1:])).as_py():
+    if first <= last or not pc.all(pc.less(keys[:-1], keys[1:]), min_count=0).as_py():
         raise UnorderedError(f"the keys after {max(first, last)!r} are not in the order of UTF-8")
     return str(keys[-1].as_py())

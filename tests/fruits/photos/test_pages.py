@@ -1,6 +1,7 @@
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -23,7 +24,7 @@ def by_folders(key: str) -> list[bytes]:
     return [part.encode() for part in key.split("/")]
 
 
-def server(keys: list[str], order: Callable[[str], object], page: int = 3) -> Pages:
+def server(keys: list[str], order: Callable[[str], Any], page: int = 3) -> Pages:
     """A server that keeps an order of its own, and lists what comes after a key in that order."""
 
     def pages(after: str) -> Iterator:
@@ -71,23 +72,20 @@ def test_an_error_of_one_range_ends_the_listing():
 
 
 def test_who_stops_listening_ends_all_ranges():
-    batches = in_ranges(server([f"{n:04}" for n in range(1_000)], str.encode), ["0100", "0500"])
+    batches: Any = in_ranges(server([f"{n:04}" for n in range(1_000)], str.encode), ["0100", "0500"])
     assert next(batches).num_rows > 0
     batches.close()
 
 
-@pytest.mark.parametrize(
-    "moment", ["2026-11-20T00:00:00.000Z", "2026-11-20T00:00:00Z", "2026-11-20T00:00:00.000000000Z"]
-)
+@pytest.mark.parametrize("fraction", [".000", "", ".000000000"])
 @pytest.mark.parametrize("namespace", [' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"', ""])
-def test_a_page_is_read_as_any_server_writes_it(moment, namespace):
-    page = _page(
-        ET.fromstring(
-            f"<ListBucketResult{namespace}><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
-            "<NextContinuationToken>more</NextContinuationToken><Contents><ETag>&quot;e&quot;</ETag><Size>7</Size>"
-            f"<Key>a+b%2Bc%26%01</Key><LastModified>{moment}</LastModified></Contents></ListBucketResult>"
-        )
+def test_a_page_is_read_as_any_server_writes_it(fraction, namespace):
+    text = (
+        f"<ListBucketResult{namespace}><EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+        "<NextContinuationToken>more</NextContinuationToken><Contents><ETag>&quot;e&quot;</ETag><Size>7</Size><Key>"
+        f"a+b%2Bc%26%01</Key><LastModified>2026-11-20T00:00:00{fraction}Z</LastModified></Contents></ListBucketResult>"
     )
+    page = _page(ET.fromstring(text))  # noqa: S314 -- our own
     assert page.objects.to_pylist() == [{"key": "a b+c&\x01", "etag": "e", "size": 7, "last_modified": START}]
     assert page.token == "more"
 
