@@ -99,7 +99,7 @@ def rows(size: int, *, changed: bool = False) -> Iterator[pa.RecordBatch]:
 
 def plan(size: int, known: Iterable[pa.RecordBatch], listed: Iterable[pa.RecordBatch]) -> tuple[int, float]:
     """Plan as the task does, and write the manifest; how many entries, and megabytes of files."""
-    import pyiceberg.catalog.sql  # noqa: F401, TID253 -- the task has it in memory as well
+    import pyiceberg.catalog.sql  # noqa: F401 -- the task has it in memory as well
 
     from fruits.photos.keys import KeyRules
     from fruits.run.joining import joined

@@ -54,6 +54,9 @@ Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:List
 _watchers: list[Watcher] = []
 
 
+_PARTS_AT_ONCE = 2  # of a large object that is uploaded: each is held in memory
+
+
 def photo_store(settings: Settings) -> S3Store:
     """The bucket of photos. Safe to share between threads; not picklable: open it where it is used."""
     return _s3_store(settings, settings.bucket, requester_pays=settings.requester_pays)
@@ -161,6 +164,7 @@ def write_bytes(
             data,
             mode="create" if create else "overwrite",
             use_multipart=False if one_part else None,
+            max_concurrency=_PARTS_AT_ONCE,
         )
 
 

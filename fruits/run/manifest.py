@@ -31,7 +31,7 @@ MANIFEST_SCHEMA = pa.schema(
 DEFAULT_NAME = "manifest.parquet"
 
 
-_GROUP_ROWS = 100_000  # of a row group
+_GROUP_ROWS = 50_000  # of a row group
 _IN_MEMORY = 8 * 2**20  # bytes of a manifest; a larger one waits in a temporary file for its upload
 
 
