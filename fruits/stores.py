@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 import boto3
@@ -58,6 +58,9 @@ Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:List
 _watchers: list[Watcher] = []
 
 
+_PARTS_AT_ONCE = 2  # of a large object that is uploaded: each is held in memory
+
+
 def photo_store(settings: Settings) -> S3Store:
     """The bucket of photos. Safe to share between threads; not picklable: open it where it is used."""
     return _s3_store(settings, settings.bucket, requester_pays=settings.requester_pays)
@@ -72,7 +75,7 @@ def list_client(settings: Settings) -> Any:
     """A boto3 client of the S3 server. Unlike obstore, it lists object keys as they are and by any prefix."""
     session = _botocore_session()
     # botocore's own parser of timestamps takes half the time of a listing.
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parsed_timestamp)
     return boto3.Session(botocore_session=session).client(
         "s3",
         endpoint_url=settings.s3_endpoint,
@@ -181,13 +184,15 @@ def list_files(store: ObjectStore, prefix: str | None = None, offset: str | None
             yield from batch
 
 
-def write_bytes(store: ObjectStore, path: str, data: bytes, *, create: bool = False, one_part: bool = False) -> None:
+def write_bytes(
+    store: ObjectStore, path: str, data: bytes | IO[bytes], *, create: bool = False, one_part: bool = False
+) -> None:
     """Write ``data`` at ``path``, all or nothing.
 
     Args:
         store: Where to write.
         path: The object's path in the store. An object that is there is replaced.
-        data: The whole object.
+        data: The whole object, or an open file of it.
         create: Replace nothing. Of several writers only one succeeds.
         one_part: Use a single PUT whatever the size, so that the ETag is the MD5 of ``data``.
 
@@ -201,6 +206,7 @@ def write_bytes(store: ObjectStore, path: str, data: bytes, *, create: bool = Fa
             data,
             mode="create" if create else "overwrite",
             use_multipart=False if one_part else None,
+            max_concurrency=_PARTS_AT_ONCE,
         )
 
 
@@ -399,7 +405,8 @@ def _credentials() -> Boto3CredentialProvider:
     return Boto3CredentialProvider(session)
 
 
-def _timestamp(text: Any) -> datetime:
+def parsed_timestamp(text: Any) -> datetime:
+    """The moment that a service's answer has, in any form that botocore takes."""
     try:
         return datetime.fromisoformat(text)
     except (TypeError, ValueError):  # the timestamp of a service that issues credentials

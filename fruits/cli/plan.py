@@ -18,10 +18,11 @@ from fruits.photos.entry import Action, Entry
 from fruits.photos.ignore import Names, meaning_of
 from fruits.photos.keys import spelled
 from fruits.run.decisions import described
+from fruits.run.joining import joined
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.steps.plan import effective_backbone, reconcile
+from fruits.steps.plan import Reconciliation, effective_backbone, reconcile
 from fruits.steps.prepare import with_backbone
 
 _ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
@@ -37,7 +38,20 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     base = Base(published[-1], lake.state("publications").main) if lake and published else None
     card = _card(settings, request, published) if lake else None
     approvals = read_approvals(settings) if lake else ()
-    reconciliation = reconcile(settings, request, lake, base, card, published=published, approvals=approvals)
+    with joined() as pairs:
+        reconciliation = reconcile(settings, request, pairs, lake, base, card, published=published, approvals=approvals)
+        return _document(settings, request, reconciliation, lake, base, card, keys)
+
+
+def _document(
+    settings: Settings,
+    request: RunRequest,
+    reconciliation: Reconciliation,
+    lake: Lake | None,
+    base: Base | None,
+    card: Card | None,
+    keys: int | None,
+) -> dict[str, Any]:
     plan = reconciliation.plan
     return {
         "lake": settings.lake,
@@ -57,7 +71,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
             {**question.to_document(), "text": described(question)} for question in reconciliation.decisions.undecided
         ],
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
-        "pending": [_entry(entry) for entry in plan.pending[:keys]],
+        "pending": [_entry(entry) for entry in plan.pending_entries(keys)],
         "ignored": {rule: names.to_document() for rule, names in plan.ignored.items()},
         "twin_labels": plan.twins,
     }
@@ -81,7 +95,7 @@ def _card(settings: Settings, request: RunRequest, published: Sequence[Publicati
 
 
 def _keys(plan: Plan, action: Action, most: int | None) -> list[dict[str, Any]]:
-    return [_entry(entry) for entry in plan.entries if entry.action is action][:most]
+    return [_entry(entry) for entry in plan.entries(action, most)]
 
 
 def _entry(entry: Entry) -> dict[str, Any]:

@@ -50,7 +50,11 @@ _MOST_FILES = 50  # of `publications`: a reader opens every file
 
 @dataclass(frozen=True)
 class Publication:
-    """A row of ``publications``; sequence 0 with the tables' first snapshots when nothing was ever published."""
+    """A row of ``publications``; sequence 0 with the tables' first snapshots when nothing was ever published.
+
+    ``rules`` is the fingerprint of the rules for keys by which all rows under ``model_id`` were judged; None when that
+    is not known.
+    """
 
     sequence: int
     snapshots: Snapshots
@@ -66,6 +70,7 @@ class Publication:
     building: str | None = None
     gates: tuple[Gate, ...] = ()
     approvals: tuple[Approval, ...] = ()
+    rules: str | None = None
 
     @property
     def rows(self) -> int:
@@ -441,6 +446,7 @@ def _to_rows(publication: Publication) -> pa.Table:
         "building": publication.building,
         "gates": [asdict(gate) for gate in publication.gates],
         "approvals": [_approval_to_row(approval) for approval in publication.approvals],
+        "rules": publication.rules,
     }
     return pa.Table.from_pylist([row], schema=PUBLICATIONS.schema)
 

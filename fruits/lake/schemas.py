@@ -214,6 +214,7 @@ PUBLICATIONS = TableDefinition(
             _column("building", pa.string(), "Backbone that is built beside the one in use.", nullable=True),
             _column("gates", _list(GATE), "What the gates found."),
             _column("approvals", _list(APPROVAL), "The decisions of people that it rests on.", nullable=True),
+            _column("rules", pa.string(), "Identity of the rules for keys that all rows follow.", nullable=True),
         ]
     ),
     sort_by="sequence",

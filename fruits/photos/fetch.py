@@ -181,13 +181,12 @@ class PhotoServer:
             return self._readable
 
 
-def readable_again(settings: Settings, keys: Sequence[str], most: int) -> frozenset[str]:
-    """Which of ``keys``, refused so far, may be readable now: a byte of at most ``most`` of them is asked for.
+def readable_again(settings: Settings, keys: Sequence[str]) -> frozenset[str]:
+    """Which of ``keys``, refused so far, are readable now: a byte of each is asked for.
 
-    When one of those answers, so may any that was not asked for. A server that does not answer changes nothing.
+    A server that does not answer changes nothing.
     """
     store = photo_store(settings)
-    asked = random.sample(keys, min(most, len(keys)))
 
     def answers(key: str) -> bool:
         try:
@@ -196,5 +195,4 @@ def readable_again(settings: Settings, keys: Sequence[str], most: int) -> frozen
             return False
 
     with ThreadPoolExecutor(settings.gets_in_flight, thread_name_prefix="ask") as pool:
-        given = {key for key, answer in zip(asked, pool.map(answers, asked), strict=True) if answer}
-    return frozenset(given | (set(keys) - set(asked)) if given else given)
+        return frozenset(key for key, answer in zip(keys, pool.map(answers, keys), strict=True) if answer)

@@ -1,6 +1,7 @@
 """Label, split and date of a photo, read from its object key by one configurable pattern."""
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -30,6 +31,9 @@ _SPLIT_NAMES = {
     "evaluation": HELD_OUT_SPLIT,
 }
 _SET = re.compile(r"[ _-]?(?:set|split|images)$")  # test_set, train-images
+
+_REVISION = 1
+"""Raise it when ``judge`` decides otherwise about some key: the next plan then judges the keys of all rows again."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_SEGMENTS = frozenset({"", ".", ".."})
@@ -100,16 +104,26 @@ class KeyPattern:
 
 @dataclass(frozen=True)
 class KeyRules:
-    """The rules for keys: a pattern, the allowed labels (empty: any label), and which objects are none of ours."""
+    """The rules for keys: a pattern, the allowed labels (empty: any label), and which objects are none of ours.
+
+    ``prefix`` is the start of all keys that runs look at.
+    """
 
     pattern: KeyPattern
     labels: frozenset[str] = frozenset()
     ignore: IgnoreRules = field(default_factory=IgnoreRules)
+    prefix: str = ""
 
     @classmethod
     def of(cls, settings: Settings) -> "KeyRules":
         """The rules of the settings."""
-        return cls(KeyPattern.of(settings), frozenset(settings.labels), IgnoreRules.of(settings))
+        return cls(KeyPattern.of(settings), frozenset(settings.labels), IgnoreRules.of(settings), settings.prefix)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of what decides about a key's label and split; which objects are ignored is looked at each time."""
+        decisive = [_REVISION, self.prefix, self.pattern.regex.pattern, self.pattern.holdout_share, sorted(self.labels)]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
 
     def judge(self, key: str) -> tuple[str | None, str | None, Reason | None]:
         """Label and split of a key, or the reason why the key is refused."""
@@ -141,15 +155,16 @@ def spelled(labels: Iterable[str]) -> str:
 
 def nothing_to_fit(pattern: KeyPattern, keys: Iterable[str]) -> str:
     """Why a run can fit no PCA although it has photos of these ``keys``, all held out, and what to do."""
-    known = list(keys)
-    by_hash = sum(not pattern.names_split(key) for key in known)
-    photos = f"all {len(known):,} photos are" if len(known) > 1 else "the only photo is"
+    number = by_hash = 0
+    for number, key in enumerate(keys, 1):  # noqa: B007 -- the last is how many there are
+        by_hash += not pattern.names_split(key)
+    photos = f"all {number:,} photos are" if number > 1 else "the only photo is"
     if not by_hash:
         return (
             f"{photos} held out, because their keys name a split such as `Test`: the PCA is fitted on the split "
             "`train`. Add photos as Training/<label>/<file>, or correct FRUITS_KEY_PATTERN"
         )
-    named = f", and keys name the split of {len(known) - by_hash:,}" if by_hash < len(known) else ""
+    named = f", and keys name the split of {number - by_hash:,}" if by_hash < number else ""
     return (
         f"{photos} held out: where keys name no split, a hash of the key holds out a share of "
         f"{pattern.holdout_share:g} (FRUITS_HOLDOUT_SHARE), here {by_hash:,}{named}. A photo's split depends on its "

@@ -81,13 +81,15 @@ class Rereading:
         max_bytes: The limit of today on an object's bytes.
         max_pixels: The limit of today on a photo's pixels.
         decoder: The decoder of today.
-        readable: Keys that were refused, and may be readable now.
+        readable: Refused keys that answer now.
+        silent: Refused keys that still do not. When others answer, so may any refused key that was not asked for.
     """
 
     max_bytes: int
     max_pixels: int
     decoder: str = DECODER
     readable: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
 
     def is_due(self, key: str, reason: str | None, limit: int | None, decoder: str | None) -> bool:
         """Whether an object is worth another read; ``limit`` and ``decoder`` are the row's, None in older rows."""
@@ -95,4 +97,6 @@ class Rereading:
             return limit is None or limit < self.max_bytes
         if reason == Reason.TOO_MANY_PIXELS:
             return limit is None or limit < self.max_pixels
-        return key in self.readable or (reason in DECODER_REASONS and decoder != self.decoder)
+        if reason in ACCESS_REASONS:
+            return bool(self.readable) and key not in self.silent
+        return reason in DECODER_REASONS and decoder != self.decoder

@@ -3,8 +3,7 @@
 Pure functions on values. The tasks `plan`, `pca` and `validate` read the stored approvals and write the questions.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,14 +13,13 @@ from fruits.analysis.pca import components_asked
 from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, Kind, digest_of
 from fruits.lake.branches import Snapshots
-from fruits.photos.entry import Action, Entry
-from fruits.run.deletions import DeletionBounds, Withheld, withheld_deletions
-from fruits.run.reconciliation import KnownObject, Plan
+from fruits.photos.entry import Action
+from fruits.run.deletions import Leaving, Withheld
+from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 
-_FIRST_KEYS = 20
 _MOST_LABELS = 50
 _SHOWN = 3
 
@@ -80,80 +78,36 @@ def allowed_by(request: RunRequest, settings: Settings, *, nothing_listed: bool)
     )
 
 
-def withheld_of(
-    plan: Plan,
-    known: Mapping[str, KnownObject],
-    recent: int,
-    settings: Settings,
-    *,
-    nothing_listed: bool,
-    stored: Iterable[Approval],
-) -> Withheld:
-    """The deletions of a plan that wait for an approval."""
-    deletions = [entry for entry in plan.entries if entry.action is Action.DELETE]
-    if not deletions:
-        return Withheld()
-    named = {
-        key
-        for one in stored
-        if one.kind == "deletions" and not one.decided
-        for key in one.details.get("first_keys", ())
-    }
-    return withheld_deletions(
-        deletions,
-        _by_label(known),
-        recent,
-        DeletionBounds.of(settings),
-        arriving={entry.label for entry in (*plan.entries, *plan.pending) if entry.action is not Action.DELETE},
-        nothing_listed=nothing_listed,
-        undecided=named,
-    )
+def named_by_questions(stored: Iterable[Approval]) -> list[str]:
+    """The first keys of the deletions that wait for a decision since an earlier plan."""
+    waiting = (one for one in stored if one.kind == "deletions" and not one.decided)
+    return [key for one in waiting for key in one.details.get("first_keys", ())]
 
 
-def lost_by_switch(
-    readers: Mapping[str, KnownObject],
-    listed: Collection[str],
-    plan: Plan,
-    known: Mapping[str, KnownObject],
-    recent: int,
-    settings: Settings,
-) -> Withheld:
-    """The rows that readers have and lose by a switch of backbone, when they are beyond the bounds of deletions.
-
-    The new backbone's rows are those of photos that are there; ``readers`` are the rows of the backbone in use.
-    """
-    lost = [
-        Entry(key, row.etag, 0, row.last_modified, Action.DELETE, row.label, row.split)
-        for key, row in readers.items()
-        if key not in listed and key.startswith(settings.prefix)
-    ]
-    labels = {entry.label for entry in plan.entries} | {row.label for row in known.values()}
-    return withheld_deletions(lost, _by_label(readers), recent, DeletionBounds.of(settings), arriving=labels)
-
-
-def deletions_question(withheld: Withheld, rows: int, place: str, run: str) -> Approval:
+def deletions_question(withheld: Withheld, leaving: Leaving, rows: int, place: str, run: str) -> Approval:
     """Shall these rows leave?"""
-    number = len(withheld.entries)
     return _question(
         "deletions",
-        withheld.digest,
-        f"Remove {number:,} of {rows:,} rows, because their photos are gone from {place}?",
-        number,
+        leaving.digest,
+        f"Remove {leaving.number:,} of {rows:,} rows, because their photos are gone from {place}?",
+        leaving.number,
         run,
-        _details(withheld),
+        _details(withheld, leaving),
     )
 
 
-def switch_question(readers: str, model_id: str, rows: int, lost: Withheld, run: str) -> Approval:
-    """Shall readers get another backbone?"""
-    losing = f" {len(lost.entries):,} rows of photos that are gone leave." if lost.entries else ""
+def switch_question(
+    readers: str, model_id: str, rows: int, withheld: Withheld, lost: Leaving | None, run: str
+) -> Approval:
+    """Shall readers get another backbone? ``lost`` are rows that they lose by that, when these are many."""
+    losing = f" {lost.number:,} rows of photos that are gone leave." if lost else ""
     return _question(
         "backbone",
-        digest_of("backbone", (readers, model_id, lost.digest)),
+        digest_of("backbone", (readers, model_id, lost.digest if lost else digest_of("deletions", ()))),
         f"Switch readers from backbone {readers} to {model_id}, with {rows:,} rows?{losing}",
         rows,
         run,
-        _details(lost) if lost.entries else {},
+        _details(withheld, lost) if lost else {},
     )
 
 
@@ -294,17 +248,12 @@ def after_approval(approval: Approval) -> str:
             return "The next run that finds the same photos gone does it: the next sweep, or start a run now."
 
 
-def _by_label(known: Mapping[str, KnownObject]) -> Counter[str | None]:
-    return Counter(None if row.reason else row.label for row in known.values())
-
-
-def _details(withheld: Withheld) -> dict[str, Any]:
-    labels = withheld.by_label()
+def _details(withheld: Withheld, leaving: Leaving) -> dict[str, Any]:
     return {
         "reasons": list(withheld.reasons),
-        "first_keys": [entry.key for entry in withheld.entries[:_FIRST_KEYS]],
-        "by_label": dict(list(labels.items())[:_MOST_LABELS]),
-        "labels": len(labels),
+        "first_keys": list(leaving.first_keys),
+        "by_label": dict(list(leaving.by_label.items())[:_MOST_LABELS]),
+        "labels": len(leaving.by_label),
     }
 
 

@@ -15,17 +15,18 @@ Created and updated photos always go on.
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fruits.lake.approvals import digest_of
 from fruits.lake.publication import Publication
-from fruits.photos.entry import Entry
 from fruits.settings import Settings
 
 WINDOW = timedelta(hours=24)
 """Deletions of so long count together, so that an hourly trickle is noticed."""
+
+_FIRST_KEYS = 20
 
 
 @dataclass(frozen=True)
@@ -47,58 +48,79 @@ class DeletionBounds:
 
 @dataclass(frozen=True)
 class Withheld:
-    """The deletions that wait for a decision, in the order of their keys, and the reasons; both may be empty."""
+    """Which deletions wait for a decision: those of ``labels`` (None: all), for ``reasons``. None without a reason."""
 
-    entries: tuple[Entry, ...] = ()
     reasons: tuple[str, ...] = ()
+    labels: frozenset[str] | None = None
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the sorted keys and ETags."""
-        return digest_of("deletions", (f"{entry.key}\0{entry.etag}" for entry in self.entries))
+    def __bool__(self) -> bool:
+        """Whether any deletion waits."""
+        return bool(self.reasons)
 
-    def by_label(self) -> dict[str, int]:
-        """Deletions by label, the most frequent first; quarantined objects count as ``(quarantined)``."""
-        counts = Counter(entry.label or "(quarantined)" for entry in self.entries)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+@dataclass(frozen=True)
+class Leaving:
+    """Rows that leave: their number, the first keys, and SHA-256 over the sorted keys and ETags.
+
+    ``by_label`` has their number by label, the most frequent first; quarantined objects count as ``(quarantined)``.
+    """
+
+    number: int
+    digest: str
+    by_label: Mapping[str, int]
+    first_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, str, str | None]]) -> "Leaving":
+        """Key, ETag and label of each row, in the order of their keys; read once, and not kept."""
+        labels: Counter[str] = Counter()
+        first: list[str] = []
+
+        def parts() -> Iterator[str]:
+            for key, etag, label in rows:
+                labels[label or "(quarantined)"] += 1
+                if len(first) < _FIRST_KEYS:
+                    first.append(key)
+                yield f"{key}\0{etag}"
+
+        digest = digest_of("deletions", parts())
+        by_label = dict(sorted(labels.items(), key=lambda item: (-item[1], item[0])))
+        return cls(labels.total(), digest, by_label, tuple(first))
 
 
 def withheld_deletions(
-    deletions: Sequence[Entry],
+    leaving: Mapping[str | None, int],
     known_by_label: Mapping[str | None, int],
     recent: int,
     bounds: DeletionBounds,
     *,
     arriving: Collection[str | None] = (),
     nothing_listed: bool = False,
-    undecided: Collection[str] = (),
+    still_waiting: bool = False,
 ) -> Withheld:
     """Decide which of a run's deletions are withheld.
 
     Args:
-        deletions: The deletions that the run would make; key, ETag and label are those of the row.
+        leaving: The deletions that the run would make, by the row's label.
         known_by_label: Rows before the run, by label; quarantined objects have the label None.
         recent: Rows that were deleted within ``WINDOW`` without an approval.
         bounds: The bounds.
         arriving: Labels that get a photo in this run, or in a later run when a limit leaves photos over.
         nothing_listed: Whether the listing had no object at all.
-        undecided: Keys that a question named which nobody has decided yet.
+        still_waiting: Whether one of the deletions was named by a question which nobody has decided yet.
     """
-    ordered = tuple(sorted(deletions, key=lambda entry: entry.key))
-    if not ordered:
+    number = sum(leaving.values())
+    if not number:
         return Withheld()
-    reasons = _mass_reasons(len(ordered), sum(known_by_label.values()) + recent, recent, bounds)
+    reasons = _mass_reasons(number, sum(known_by_label.values()) + recent, recent, bounds)
     if nothing_listed:
         reasons = ("the listing has no object at all", *reasons)
-    if not reasons and not {entry.key for entry in ordered}.isdisjoint(undecided):
+    if not reasons and still_waiting:
         reasons = ("earlier deletions still wait for a decision",)
     if reasons:
-        return Withheld(ordered, reasons)
-    emptied = _emptied_labels(ordered, known_by_label, arriving) if bounds.keep_labels else frozenset()
-    if not emptied:
-        return Withheld()
-    entries = tuple(entry for entry in ordered if entry.label in emptied)
-    return Withheld(entries, (f"the last photos of {_names(emptied)}",))
+        return Withheld(reasons)
+    emptied = _emptied_labels(leaving, known_by_label, arriving) if bounds.keep_labels else frozenset()
+    return Withheld((f"the last photos of {_names(emptied)}",), emptied) if emptied else Withheld()
 
 
 def recent_deletions(published: Sequence[Publication], now: datetime) -> int:
@@ -126,9 +148,8 @@ def _mass_reasons(number: int, rows: int, recent: int, bounds: DeletionBounds) -
 
 
 def _emptied_labels(
-    deletions: Sequence[Entry], known_by_label: Mapping[str | None, int], arriving: Collection[str | None]
+    leaving: Mapping[str | None, int], known_by_label: Mapping[str | None, int], arriving: Collection[str | None]
 ) -> frozenset[str]:
-    leaving = Counter(entry.label for entry in deletions)
     return frozenset(
         label
         for label, number in leaving.items()

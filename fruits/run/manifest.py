@@ -1,6 +1,7 @@
 """The manifest: which objects a run works on and what it does with each, as one Parquet file in the lake."""
 
 import io
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,30 +36,49 @@ DUE_ETAG = "due"
 takes the photo again, or deletes the row within the bounds of deletions."""
 
 _SLICE_ROWS = 65_536
+_GROUP_ROWS = 50_000  # of a row group
+_IN_MEMORY = 8 * 2**20  # bytes of a manifest; a larger one waits in a temporary file for its upload
 
 
-def write_manifest(store: ObjectStore, entries: Sequence[Entry], name: str = DEFAULT_NAME) -> None:
-    """Write the entries of a run to its folder."""
-    columns = {name: [getattr(entry, name) for entry in entries] for name in MANIFEST_SCHEMA.names}
-    _write(pa.table(columns, schema=MANIFEST_SCHEMA), store, name)
+def write_manifest(store: ObjectStore, batches: Iterable[pa.RecordBatch], name: str = DEFAULT_NAME) -> None:
+    """Write the entries of a run to its folder; ``batches`` have ``MANIFEST_SCHEMA``, and are held a few at a time."""
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
+        with pq.ParquetWriter(file, MANIFEST_SCHEMA, compression="zstd") as writer:
+            for group in _groups(batches):
+                writer.write_table(group)
+        file.seek(0)
+        write_bytes(store, name, file)
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in row groups of some size; the last may be smaller."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(one.num_rows for one in waiting) >= _GROUP_ROWS:
+            yield pa.Table.from_batches(waiting, MANIFEST_SCHEMA)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting, MANIFEST_SCHEMA)
 
 
 def write_slices(store: ObjectStore, slices: Iterable["Manifest"], name: str) -> dict[Action, int]:
     """Write a manifest slice by slice to a run's folder; returns the number of its entries by action."""
-    buffer = io.BytesIO()
-    counts = []
-    with pq.ParquetWriter(buffer, MANIFEST_SCHEMA, compression="zstd") as writer:
+    counts: list[dict[Action, int]] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
         for some in slices:
-            writer.write_table(some.table)
             counts.append(some.counts())
-    write_bytes(store, name, buffer.getvalue())
+            yield from some.table.to_batches()
+
+    write_manifest(store, batches(), name)
     return total_counts(counts)
 
 
-def _write(table: pa.Table, store: ObjectStore, name: str) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    write_bytes(store, name, buffer.getvalue())
+def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
+    """Entries as rows of a manifest."""
+    columns = [pa.array([getattr(entry, one.name) for entry in entries], one.type) for one in MANIFEST_SCHEMA]
+    return pa.RecordBatch.from_arrays(columns, schema=MANIFEST_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -121,7 +141,7 @@ class Manifest:
 
     def write(self, store: ObjectStore, name: str) -> None:
         """Write the manifest to a run's folder."""
-        _write(self.table, store, name)
+        write_manifest(store, self.table.to_batches(), name)
 
     def counts(self) -> dict[Action, int]:
         """The number of entries of each action of a manifest."""

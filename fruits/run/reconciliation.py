@@ -1,16 +1,35 @@
-"""The action for each object: the listing compared with the tables, by key and ETag. Pure functions; no I/O."""
+"""The action for each object: the listing compared with the tables, by key and ETag.
+
+``entry_of`` decides about one object. ``make_plan`` streams all pairs of an object and a row past it.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
+from functools import cached_property
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.ignore import IgnoreRules, Names
 from fruits.photos.keys import KeyPattern, KeyRules, twin_labels
 from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import SETTINGS_REASONS, Reason, Rereading
+from fruits.run.deletions import Leaving
+from fruits.run.joining import ENTRY_SCHEMA, Condition, Joined, of_labels, starts_with
+from fruits.run.manifest import batch_of, entries_of
 from fruits.run.request import RunRequest
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+# Photos tried before come last: else a limit would be spent on the same unreadable ones each time.
+_ORDER = "retry, last_modified, key"
+
+_DELETED = Condition("action = 'delete'")
+_FEATURIZED = Condition("action <> 'delete'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,111 +45,294 @@ class KnownObject:
     decoder: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What a run will do: entries to work on, entries that a limit left over, and how many objects have each action.
+    """What a run will do. The entries themselves stay in the database that the plan was made in.
 
-    ``remaining`` objects will await work after the run: those that a limit left over, and others outside the run's
-    scope. ``unknown_keys`` are requested keys that are neither in the bucket nor in the tables. ``ignored`` are objects
-    that are none of ours, by rule. ``twins`` are groups of labels that are probably the same (``twin_labels``).
+    Attributes:
+        joined: The database, with the entries of the run's scope.
+        counts: Objects by action.
+        remaining: Objects that will await work after the run: those that a limit left over, and others outside the
+            run's scope.
+        pending: Photos that a limit left over.
+        bound: The last photo within the limit, as it is sorted; None when no photo is left over.
+        withheld: Labels whose deletions wait for a person's approval; None stands for all deletions.
+        unknown_keys: Requested keys that are neither in the bucket nor in the tables.
+        ignored: Objects that are none of ours, by rule.
+        twins: Groups of labels that are probably the same (``twin_labels``).
     """
 
-    entries: tuple[Entry, ...]
-    pending: tuple[Entry, ...]
-    counts: Mapping[Action, int] = field(default_factory=dict)
+    joined: Joined
+    counts: Mapping[Action, int]
     remaining: int = 0
+    pending: int = 0
+    bound: tuple[Any, ...] | None = None
+    withheld: frozenset[str] | None = frozenset()
     unknown_keys: tuple[str, ...] = ()
     ignored: Mapping[str, Names] = field(default_factory=dict)
     twins: tuple[tuple[str, ...], ...] = ()
 
-    def without(self, withheld: Sequence[Entry]) -> "Plan":
-        """The plan without entries that wait for a person's approval."""
-        keys = {entry.key for entry in withheld}
-        left_out = Counter(entry.action for entry in withheld)
-        return replace(
-            self,
-            entries=tuple(entry for entry in self.entries if entry.key not in keys),
-            counts={action: count - left_out[action] for action, count in self.counts.items()},
+    @property
+    def work(self) -> int:
+        """The number of entries."""
+        return sum(self.counts[action] for action in WORK)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The entries, with ``MANIFEST_SCHEMA``: photos oldest first and retries last, then deletions by key."""
+        yield from self.joined.entries(self._photos(), _ORDER)
+        yield from self.joined.entries(self._deletions(), "key")
+
+    def entries(self, action: Action | None = None, most: int | None = None) -> Iterator[Entry]:
+        """The entries, or the first of those of an action."""
+        photos, of_action = self._photos(), f"action = '{action}'"
+        if action is not Action.DELETE:
+            chosen = photos if action is None else photos.and_(of_action)
+            yield from _entries(self.joined.entries(chosen, _ORDER, most))
+        if action in (None, Action.DELETE):
+            yield from _entries(self.joined.entries(self._deletions(), "key", most))
+
+    def pending_entries(self, most: int | None = None) -> Iterator[Entry]:
+        """The photos that the limit left over, or the first of those."""
+        if self.bound is not None:
+            yield from _entries(self.joined.entries(_beyond(self.bound), _ORDER, most))
+
+    def arriving(self) -> set[str | None]:
+        """Labels of photos to featurize, pending ones included."""
+        return set(self.joined.by("label", "entries", _FEATURIZED))
+
+    def deleted_by_label(self) -> dict[str | None, int]:
+        """The deletions by label, withheld or not; quarantined objects have the label None."""
+        return self.joined.by("label", "entries", _DELETED)
+
+    def deletes_any(self, keys: Sequence[str]) -> bool:
+        """Whether one of ``keys`` is deleted."""
+        return bool(keys) and self.joined.count("entries", _DELETED & _among(keys)) > 0
+
+    def has_split(self, split: str) -> bool:
+        """Whether a photo to featurize is of a split."""
+        return self.joined.count("entries", self._photos().and_("split = ?", split)) > 0
+
+    def leaving(self, labels: Iterable[str] | None = None) -> Leaving:
+        """The rows that deletions remove, withheld or not; of these labels only, unless None."""
+        return Leaving.of(self.joined.leaving("entries", _DELETED & of_labels(labels)))
+
+    def without(self, labels: frozenset[str] | None) -> "Plan":
+        """The plan without the deletions of these labels (None: without any), which wait for a person's approval."""
+        left_out = self.joined.count("entries", _DELETED & of_labels(labels))
+        counts = {**self.counts, Action.DELETE: self.counts[Action.DELETE] - left_out}
+        return replace(self, withheld=labels, counts=counts)
+
+    def _photos(self) -> Condition:
+        return (
+            _FEATURIZED
+            if self.bound is None
+            else _FEATURIZED.and_("(retry, last_modified, key) <= (?, ?, ?)", *self.bound)
         )
+
+    def _deletions(self) -> Condition:
+        if self.withheld is None:
+            return Condition("false")
+        others = "(label IS NULL OR label NOT IN (SELECT unnest(?::VARCHAR[])))"
+        return _DELETED.and_(others, list(self.withheld)) if self.withheld else _DELETED
+
+
+def _beyond(bound: Sequence[Any]) -> Condition:
+    return _FEATURIZED.and_("(retry, last_modified, key) > (?, ?, ?)", *bound)
+
+
+def _among(keys: Sequence[str]) -> Condition:
+    return Condition("key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),))
+
+
+def _entries(batches: Iterable[pa.RecordBatch]) -> Iterator[Entry]:
+    for batch in batches:
+        yield from entries_of(batch)
+
+
+@dataclass
+class Ignored:
+    """The objects of a listing that are none of ours.
+
+    Attributes:
+        ignore: The rules.
+        in_scope: Does the run cover an object, by its key and its last modification?
+        number: Objects that a rule ignores.
+        first: The key of the first of these; None when there is none.
+        by_rule: Those that the run covers, by rule.
+    """
+
+    ignore: IgnoreRules
+    in_scope: Callable[[str, datetime], bool]
+    number: int = 0
+    first: str | None = None
+    by_rule: dict[str, Names] = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, rules: KeyRules, request: RunRequest) -> "Ignored":
+        """Nothing yet, by the rules and for the scope of a run."""
+        return cls(rules.ignore, _scope(request, rules.pattern))
+
+    def others(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches of a listing without ignored objects, which are noted."""
+        for batch in batches:
+            rules = list(map(self.ignore.rule_of, batch["key"].to_pylist()))
+            if any(rules):
+                for place, rule in enumerate(rules):
+                    if rule is not None:
+                        self._note(rule, batch["key"][place].as_py(), batch["last_modified"][place].as_py())
+                yield batch.filter(pc.is_null(pa.array(rules, pa.string())))
+            else:
+                yield batch
+
+    def _note(self, rule: str, key: str, last_modified: datetime) -> None:
+        self.number += 1
+        self.first = key if self.first is None else self.first
+        if self.in_scope(key, last_modified):
+            self.by_rule[rule] = self.by_rule.get(rule, Names()).and_also(key)
 
 
 def make_plan(
-    listed: Iterable[ListedObject],
-    known: Mapping[str, KnownObject],
+    joined: Joined,
+    ignored: Ignored,
     rules: KeyRules,
     request: RunRequest,
     listed_prefix: str | None = None,
     rereading: Rereading | None = None,
+    *,
+    same_rules: bool = False,
 ) -> Plan:
     """Reconcile the listing with the tables, by key and ETag, inside the scope of ``request``.
 
-    ``listed_prefix`` is what ``listed`` lists, by default the request's prefix. Photos to featurize are taken oldest
-    first, so a limited run leaves the newest for the next one. Deletions are never left over. The row of an object that
-    a rule now ignores is deleted: the object is none of ours. ``rereading`` says which quarantined objects are worth
-    another read.
+    Photos to featurize are taken oldest first, so a limited run leaves the newest for the next one. Deletions are never
+    left over. The row of an object that a rule now ignores is deleted: the object is none of ours.
+
+    Args:
+        joined: The objects that no rule ignores, and the rows.
+        ignored: The other objects.
+        rules: The rules for keys.
+        request: What the run is to do.
+        listed_prefix: What was listed; by default the request's prefix.
+        rereading: Which quarantined objects are worth another read.
+        same_rules: Whether all rows were judged by these rules. The keys of unchanged photos are then not judged again.
     """
-    listed_prefix = request.prefix if listed_prefix is None else listed_prefix
-    counts: Counter[Action] = Counter()
-    photos: list[Entry] = []
-    seen: set[str] = set()
-    labels: set[str | None] = set()
-    ignored: dict[str, Names] = {}
-
-    def is_retry(entry: Entry) -> bool:
-        row = known.get(entry.key)
-        return row is not None and row.reason is not None and row.etag == entry.etag
-
-    in_scope = _scope(request, rules.pattern)
-    outside = 0
-    reconcile = request.model_copy(update={"mode": "reconcile", "retry_quarantined": False})
-    for item in _ours(listed, rules.ignore, in_scope, ignored):
-        seen.add(item.key)  # in scope or not: overwritten since, it may have left an interval that its row is in
-        if not in_scope(item.key, item.last_modified):
-            outside += _entry(item, known.get(item.key), rules, reconcile, rereading).action in WORK
-            continue
-        entry = _entry(item, known.get(item.key), rules, request, rereading)
-        counts[entry.action] += 1
-        labels.add(entry.label)
-        if entry.action in WORK:
-            photos.append(entry)
-    gone = [
-        Entry(key, row.etag, 0, row.last_modified, Action.DELETE, row.label, row.split)
-        for key, row in known.items()
-        if key not in seen and key.startswith(listed_prefix)
-    ]
-    deletions = [entry for entry in gone if in_scope(entry.key, entry.last_modified)]
-    counts[Action.DELETE] += len(deletions)
-    # Photos tried before come last: else a limit would be spent on the same unreadable ones each time.
-    photos.sort(key=lambda entry: (is_retry(entry), entry.last_modified, entry.key))
-    now, later = photos[: request.limit], photos[len(photos[: request.limit]) :]
-    for entry in later:
-        counts[entry.action] -= 1
+    prefix = request.prefix if listed_prefix is None else listed_prefix
+    # Only a run that reconciles leaves all features alone whose objects have not changed.
+    decided = same_rules and request.mode == "reconcile"
+    sorter = _Sorter(rules, request, rereading)
+    joined.add("entries", sorter.entries(joined.pairs(prefix, changed=decided)))
+    counts, labels = sorter.counts, set(sorter.labels)
+    if decided:
+        in_scope = _covered(request)
+        counts[Action.UNCHANGED] += joined.count("listed", in_scope) - sorter.objects
+        before = joined.by_label("known", in_scope)
+        labels |= {label for label, number in before.items() if number > sorter.rows_by_label[label]}
+    bound = _last_within(joined, request.limit)
+    left_over = joined.by("action", "entries", _beyond(bound)) if bound else {}
+    for action, number in left_over.items():
+        counts[Action(action)] -= number
+    pending = sum(left_over.values())
     return Plan(
-        entries=(*now, *sorted(deletions, key=lambda entry: entry.key)),
-        pending=tuple(later),
+        joined=joined,
         counts={action: counts[action] for action in Action},
-        remaining=outside + len(gone) - len(deletions) + len(later),
-        unknown_keys=tuple(
-            key for key in request.keys if key not in seen and key not in known and not rules.ignore.rule_of(key)
-        ),
-        ignored=dict(sorted(ignored.items())),
+        remaining=sorter.outside + pending,
+        pending=pending,
+        bound=bound,
+        unknown_keys=_unknown(joined, request.keys, rules.ignore),
+        ignored=dict(sorted(ignored.by_rule.items())),
         twins=twin_labels(label for label in labels if label),
     )
 
 
-def _ours(
-    listed: Iterable[ListedObject],
-    ignore: IgnoreRules,
-    in_scope: Callable[[str, datetime], bool],
-    ignored: dict[str, Names],
-) -> Iterator[ListedObject]:
-    """The objects that no rule ignores. Those of the others that are in scope are counted in ``ignored``."""
-    for item in listed:
-        rule = ignore.rule_of(item.key)
-        if rule is None:
-            yield item
-        elif in_scope(item.key, item.last_modified):
-            ignored[rule] = ignored.get(rule, Names()).and_also(item.key)
+def _covered(request: RunRequest) -> Condition:
+    """Does a run without an interval cover the column ``key``?"""
+    starts = starts_with(request.prefix)
+    return starts & _among(request.keys) if request.keys else starts
+
+
+def _last_within(joined: Joined, limit: int | None) -> tuple[Any, ...] | None:
+    """The last photo within the limit, as photos are sorted; None when no photo is beyond."""
+    photos = _FEATURIZED
+    if limit is None or joined.count("entries", photos) <= limit:
+        return None
+    return joined.place(photos, _ORDER, limit - 1)
+
+
+def _unknown(joined: Joined, keys: Sequence[str], ignore: IgnoreRules) -> tuple[str, ...]:
+    there = joined.present("listed", keys) | joined.present("known", keys)
+    return tuple(key for key in keys if key not in there and not ignore.rule_of(key))
+
+
+@dataclass(eq=False)
+class _Sorter:
+    """Decides about pairs, and counts."""
+
+    rules: KeyRules
+    request: RunRequest
+    rereading: Rereading | None
+    counts: Counter[Action] = field(default_factory=Counter)
+    labels: set[str | None] = field(default_factory=set)
+    rows_by_label: Counter[str | None] = field(default_factory=Counter)
+    objects: int = 0
+    outside: int = 0
+
+    @cached_property
+    def in_scope(self) -> Callable[[str, datetime], bool]:
+        """Does the run cover an object?"""
+        return _scope(self.request, self.rules.pattern)
+
+    @cached_property
+    def reconcile(self) -> RunRequest:
+        """What a sweep would do with an object outside the scope."""
+        return self.request.model_copy(update={"mode": "reconcile", "retry_quarantined": False})
+
+    def entries(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The entries of the run, pending ones included, with a column ``retry``."""
+        for batch in batches:
+            decided = [entry for pair in _pairs(batch) if (entry := self._decided(*pair)) is not None]
+            if decided:
+                yield _to_batch(decided)
+
+    def _decided(self, key: str, item: ListedObject | None, row: KnownObject | None) -> tuple[Entry, bool] | None:
+        """The entry of a pair and whether it is a retry; None when the run does nothing with the object.
+
+        An object is where the bucket says, and only if it is not there, where the tables say: overwritten since, it may
+        have left an interval that its row is in.
+        """
+        inside = self.in_scope(key, cast("ListedObject | KnownObject", item or row).last_modified)
+        entry = entry_of(key, item, row, self.rules, self.request if inside else self.reconcile, self.rereading)
+        if not inside:
+            self.outside += entry.action in WORK
+            return None
+        self.counts[entry.action] += 1
+        if row is not None and row.reason is None:
+            self.rows_by_label[row.label] += 1
+        if item is not None:
+            self.objects += 1
+            self.labels.add(entry.label)
+        if entry.action not in WORK:
+            return None
+        return entry, item is not None and row is not None and row.reason is not None and row.etag == item.etag
+
+
+def _pairs(batch: pa.RecordBatch) -> Iterator[tuple[str, ListedObject | None, KnownObject | None]]:
+    """Key, object and row of each pair of a batch of ``Joined.pairs``."""
+    columns = [column.to_pylist() for column in batch.columns]
+    for key, etag, size, modified, known_key, known_etag, known_modified, *rest in zip(*columns, strict=True):
+        row = None if known_key is None else KnownObject(known_etag, _moment(known_modified), *rest)
+        if key is None:
+            yield known_key, None, row
+        else:
+            yield key, ListedObject(key, etag, size, _moment(modified)), row
+
+
+def _moment(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _to_batch(decided: Sequence[tuple[Entry, bool]]) -> pa.RecordBatch:
+    """Entries, and whether each is a retry."""
+    entries, retries = zip(*decided, strict=True)
+    return batch_of(entries).append_column(ENTRY_SCHEMA.field("retry"), pa.array(retries))
 
 
 def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime], bool]:
@@ -150,16 +352,21 @@ def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime]
     return in_scope
 
 
-def _entry(
-    item: ListedObject,
+def entry_of(
+    key: str,
+    item: ListedObject | None,
     row: KnownObject | None,
     rules: KeyRules,
     request: RunRequest,
     rereading: Rereading | None,
 ) -> Entry:
-    label, split, rejection = rules.judge(item.key)
+    """The entry of an object and the row of its key, of which one is there."""
+    if item is None:
+        gone = cast("KnownObject", row)
+        return Entry(key, gone.etag, 0, gone.last_modified, Action.DELETE, gone.label, gone.split)
+    label, split, rejection = rules.judge(key)
     action = _action(item, row, (label, split, rejection), request, rereading)
-    return Entry(item.key, item.etag, item.size, item.last_modified, action, label, split, rejection)
+    return Entry(key, item.etag, item.size, item.last_modified, action, label, split, rejection)
 
 
 def _action(

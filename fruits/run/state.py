@@ -42,6 +42,7 @@ class PlannedRun(Frozen):
         approvals: The approvals that the run uses.
         pinned: Who pinned readers to a publication, when and why: the run has no work then. None without a pin.
         ignored: Objects that are none of ours, by the rule that ignores them.
+        rules: Fingerprint of the rules for keys by which all rows are judged once the run is done; None when not all.
     """
 
     key: str
@@ -62,6 +63,7 @@ class PlannedRun(Frozen):
     approvals: tuple[Approval, ...] = ()
     pinned: str | None = None
     ignored: Mapping[str, Names] = {}
+    rules: str | None = None
 
     @property
     def model_id(self) -> str:

@@ -1,10 +1,13 @@
 """The task `plan`: reconcile bucket and tables, and write the run's manifest. Needs no JVM."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
+
+import pyarrow as pa
 
 from fruits.analysis.pca import components_asked
 from fruits.backbones.card import Card
@@ -26,7 +29,8 @@ from fruits.photos.entry import Action
 from fruits.photos.fetch import readable_again
 from fruits.photos.ignore import meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
-from fruits.photos.listing import list_objects
+from fruits.photos.listing import listed_batches
+from fruits.photos.pages import MOST_RANGES, UnorderedError
 from fruits.photos.quarantine import ACCESS_REASONS, Rereading
 from fruits.run.decisions import (
     Decisions,
@@ -36,26 +40,33 @@ from fruits.run.decisions import (
     decide,
     deletions_question,
     described,
-    lost_by_switch,
+    named_by_questions,
     rebuild_question,
     refit_question,
     switch_question,
-    withheld_of,
 )
-from fruits.run.deletions import recent_deletions
+from fruits.run.deletions import DeletionBounds, Leaving, recent_deletions, withheld_deletions
 from fruits.run.documents import run_store, task_document
+from fruits.run.joining import Joined, joined, of_labels, starts_with
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
 from fruits.run.pin import current_pin
-from fruits.run.reconciliation import KnownObject, Plan, make_plan
+from fruits.run.reconciliation import Ignored, Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings, public_uri
 from fruits.steps.prepare import with_backbone
+from fruits.stores import can_read_any, photo_store, server_name
 
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
+_FEWEST_OF_RANGE = 10_000
+"""Fewest rows for each range of a listing: with less, a listing in one pass is as quick."""
+
+_MOST_LOOKED_FOR = 50
+"""Most objects that a listing in ranges left out, and that a plan asks for before it removes their rows."""
+
 _MOST_ASKED_AGAIN = 50
 """Most refused objects that a plan asks for again: enough to notice that an archive was restored or access granted."""
 
@@ -82,7 +93,7 @@ def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun
 
 def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     key = run_key(run_id)
-    with task_document(settings, "plan", key, run_id) as document:
+    with joined() as pairs, task_document(settings, "plan", key, run_id) as document:
         lake = open_read_only(settings) if request.dry_run else Lake.open(settings)
         check_source(lake)
         pin = current_pin(settings)
@@ -92,7 +103,16 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         document.run_id(_unpublished_run_id(run_id, published))
         stored = read_approvals(settings)
         reconciliation = reconcile(
-            settings, request, lake, base, backbone, document.phase, run=key, published=published, approvals=stored
+            settings,
+            request,
+            pairs,
+            lake,
+            base,
+            backbone,
+            document.phase,
+            run=key,
+            published=published,
+            approvals=stored,
         )
         undecided = reconciliation.decisions.undecided
         if not request.dry_run:
@@ -100,7 +120,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             check_fit(settings, lake, base, backbone, reconciliation)
         with document.phase("manifest"):
             manifest = f"manifest_{document.document.token}.parquet"
-            write_manifest(run_store(settings, key), reconciliation.plan.entries, manifest)
+            write_manifest(run_store(settings, key), reconciliation.plan.batches(), manifest)
         planned = PlannedRun(
             key=key,
             run_id=document.document.run_id,
@@ -120,9 +140,10 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             undecided=undecided,
             approvals=reconciliation.decisions.approvals,
             ignored=reconciliation.plan.ignored,
+            rules=rules_of_rows(settings, reconciliation),
         )
         document.record(planned)
-    _log(reconciliation, request)
+        _log(reconciliation, request)
     if pin:
         log.warning("plan: %s. The run ends here, and publishes nothing; `fruits unpin` lets runs go on", pin)
     return planned
@@ -174,6 +195,7 @@ class Reconciliation:
         other_work: Why the run has to go on even when no photo changed; None when it has not.
         request: What the run is to do, without a refit that waits for an approval.
         decisions: What waits for a person's approval, and the approvals that the run uses.
+        rules: Fingerprint of the rules by which all rows were judged before the run; None when that is unknown.
     """
 
     plan: Plan
@@ -183,6 +205,7 @@ class Reconciliation:
     other_work: str | None
     request: RunRequest
     decisions: Decisions
+    rules: str | None = None
 
     @property
     def building(self) -> bool:
@@ -194,17 +217,18 @@ class Reconciliation:
         """Objects by action, those that are pending, and those that are ignored."""
         actions = {action.value: self.plan.counts[action] for action in Action}
         ignored = sum(names.count for names in self.plan.ignored.values())
-        return {**actions, "pending": len(self.plan.pending), "ignored": ignored}
+        return {**actions, "pending": self.plan.pending, "ignored": ignored}
 
     @property
     def work(self) -> bool:
         """Whether the run has anything to do."""
-        return bool(self.plan.entries) or self.other_work is not None
+        return self.plan.work > 0 or self.other_work is not None
 
 
 def reconcile(
     settings: Settings,
     request: RunRequest,
+    pairs: Joined,
     lake: Lake | None,
     base: Base | None,
     card: Card | None,
@@ -214,10 +238,11 @@ def reconcile(
     published: Sequence[Publication] = (),
     approvals: Sequence[Approval] = (),
 ) -> Reconciliation:
-    """Compare the bucket with the tables as published; writes nothing.
+    """Compare the bucket with the tables as published; writes nothing but ``pairs``, which has to be empty.
 
-    Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the
-    run's key, ``published`` and ``approvals`` are those of the lake.
+    The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
+    publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
+    key, ``published`` and ``approvals`` are those of the lake.
 
     Raises:
         FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
@@ -225,29 +250,26 @@ def reconcile(
     """
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
-    known: dict[str, KnownObject] = {}
     if lake and base and card:
         with phase("known"):
-            known = known_objects(lake, base.publication.snapshots, card.model_id)
-    prefix = listed_prefix(settings, request, new_backbone=switching)
-    with phase("list"):
-        listed = list(list_objects(settings, prefix))
-    rules = KeyRules.of(settings)
-    keys = {item.key for item in listed if rules.ignore.rule_of(item.key) is None}
-    if not keys and not any(key.startswith(request.prefix) for key in known):
-        ignored = f" but {len(listed):,} that FRUITS_IGNORE leaves out, such as {listed[0].key!r}" if listed else ""
-        raise FruitsError(
-            f"s3://{settings.bucket}/{request.prefix}: no objects there{ignored}; upload photos as "
-            "[Training|Test]/<label>/<file>, or correct the prefix"
-        )
-    with phase("plan"):
-        plan = make_plan(listed, known, rules, request, prefix, rereading(settings, request, known))
+            pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id))
+    judged_by = base.publication.rules if base and not switching else None
+    comparison = Comparison(
+        settings,
+        request,
+        pairs,
+        KeyRules.of(settings),
+        judged_by,
+        listed_prefix(settings, request, new_backbone=switching),
+        phase,
+    )
+    plan = comparison.plan()
     check_keys(plan, request)
     if not (lake and base and card):
-        return Reconciliation(plan, len(known), readers, switching, None, request, Decisions())
-    other_work = work_without_photos(lake, base, card, request, settings, plan) if known else None
+        return Reconciliation(plan, pairs.rows["known"], readers, switching, None, request, Decisions())
+    other_work = work_without_photos(lake, base, card, request, settings, plan) if pairs.rows["known"] else None
     plan, decisions = Review(
-        settings, request, lake, base, card, known, keys, run, published, approvals, switching, other_work
+        settings, request, lake, base, card, pairs, run, published, approvals, switching, other_work
     ).of(plan)
     if decisions.waits("backbone"):
         other_work = None
@@ -256,7 +278,72 @@ def reconcile(
         other_work = work_without_photos(lake, base, card, request, settings, plan)
     elif other_work is None and decisions.uses("refit"):
         other_work = "the PCA is fitted again, as approved"
-    return Reconciliation(plan, len(known), readers, switching, other_work, request, decisions)
+    return Reconciliation(plan, pairs.rows["known"], readers, switching, other_work, request, decisions, judged_by)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The listing compared with the rows of ``pairs``.
+
+    Attributes:
+        settings: The settings.
+        request: What the run was asked.
+        pairs: The rows under the run's backbone; the objects are added.
+        rules: The rules for keys.
+        judged_by: Fingerprint of the rules by which all rows were judged; None when that is unknown.
+        prefix: What of the bucket is listed.
+        phase: Times a part of the work.
+    """
+
+    settings: Settings
+    request: RunRequest
+    pairs: Joined
+    rules: KeyRules
+    judged_by: str | None
+    prefix: str
+    phase: Callable[[str], AbstractContextManager[None]]
+
+    def plan(self) -> Plan:
+        """The plan, by a listing in ranges of keys where that shows the whole bucket.
+
+        Raises:
+            FruitsError: when there never was a photo under the prefix.
+        """
+        if bounds := self._bounds():
+            try:
+                plan = self._plan(bounds)
+            except UnorderedError as error:
+                log.info("plan: %s: %s; listed again in one pass", server_name(self.settings), error)
+            else:
+                gone = [entry.key for entry in plan.entries(Action.DELETE, _MOST_LOOKED_FOR)]
+                gone = [key for key in gone if self.rules.ignore.rule_of(key) is None]
+                if not gone or not can_read_any(photo_store(self.settings), gone):
+                    return plan
+                log.warning("plan: %s left out objects; listed again in one pass", server_name(self.settings))
+        return self._plan(())
+
+    def _bounds(self) -> list[str]:
+        """Keys that part the rows, and so most of the bucket, into ranges of the same size."""
+        ranges = min(MOST_RANGES, self.pairs.rows["known"] // _FEWEST_OF_RANGE)
+        return self.pairs.spread("known", self.prefix, ranges - 1) if ranges > 1 else []
+
+    def _plan(self, bounds: Sequence[str]) -> Plan:
+        for name in ("listed", "entries"):
+            self.pairs.clear(name)
+        ignored = Ignored.by(self.rules, self.request)
+        with self.phase("list"):
+            self.pairs.add("listed", ignored.others(listed_batches(self.settings, self.prefix, bounds)))
+        check_photos_there(self.settings, self.request, self.pairs, ignored)
+        with self.phase("plan"):
+            return make_plan(
+                self.pairs,
+                ignored,
+                self.rules,
+                self.request,
+                self.prefix,
+                rereading(self.settings, self.request, self.pairs),
+                same_rules=self.judged_by == self.rules.fingerprint,
+            )
 
 
 @dataclass(frozen=True)
@@ -269,8 +356,7 @@ class Review:
         lake: The lake.
         base: The current publication.
         card: The run's backbone.
-        known: The rows under that backbone.
-        listed: The keys that the bucket listed, without those that are ignored.
+        pairs: The objects that no rule ignores, and the rows under that backbone.
         run: Key of the run.
         published: The publications of the lake, the newest last.
         approvals: The approvals of the lake.
@@ -283,8 +369,7 @@ class Review:
     lake: Lake
     base: Base
     card: Card
-    known: Mapping[str, KnownObject]
-    listed: Collection[str]
+    pairs: Joined
     run: str
     published: Sequence[Publication]
     approvals: Sequence[Approval]
@@ -295,34 +380,56 @@ class Review:
         """The plan without the deletions that wait for an approval, and all decisions."""
         readers = self.base.publication.model_id
         recent = recent_deletions(self.published, datetime.now(UTC))
-        allowed = allowed_by(self.request, self.settings, nothing_listed=not self.listed)
-        withheld = withheld_of(
-            plan, self.known, recent, self.settings, nothing_listed=not self.listed, stored=self.approvals
-        )
-        decisions = Decisions()
-        if withheld.entries:
-            place = f"s3://{self.settings.bucket}/{self.request.prefix}"
-            decisions = decide(
-                [deletions_question(withheld, len(self.known), place, self.run)], self.approvals, allowed
-            )
-        if decisions.undecided:
-            plan = plan.without(withheld.entries)
+        allowed = allowed_by(self.request, self.settings, nothing_listed=not self.pairs.rows["listed"])
+        plan, decisions = self._deletions(plan, recent, allowed)
         if readers is not None and self.switching and not plan.remaining:
             decisions += decide(self._switch(readers, plan, recent), self.approvals, allowed)
         return plan, decisions + decide(self._large_work(plan), self.approvals)
 
+    def _deletions(self, plan: Plan, recent: int, allowed: Callable[[Approval], bool]) -> tuple[Plan, Decisions]:
+        """The plan without the deletions that wait for an approval, and what is decided about these."""
+        if not plan.counts[Action.DELETE]:
+            return plan, Decisions()
+        withheld = withheld_deletions(
+            plan.deleted_by_label(),
+            self.pairs.by_label("known"),
+            recent,
+            DeletionBounds.of(self.settings),
+            arriving=plan.arriving(),
+            nothing_listed=not self.pairs.rows["listed"],
+            still_waiting=plan.deletes_any(named_by_questions(self.approvals)),
+        )
+        if not withheld:
+            return plan, Decisions()
+        place = f"s3://{self.settings.bucket}/{self.request.prefix}"
+        question = deletions_question(withheld, plan.leaving(withheld.labels), self._rows, place, self.run)
+        decisions = decide([question], self.approvals, allowed)
+        return (plan.without(withheld.labels) if decisions.undecided else plan), decisions
+
     def _switch(self, readers: str, plan: Plan, recent: int) -> list[Approval]:
         """The question whether readers get the run's backbone, when it is one."""
-        of_readers = known_objects(self.lake, self.base.publication.snapshots, readers)
-        lost = lost_by_switch(of_readers, self.listed, plan, self.known, recent, self.settings)
-        rows = len(self.known) + plan.counts[Action.CREATE] - plan.counts[Action.DELETE]
-        if rows <= self.settings.approval_rows and not lost.entries:
+        self.pairs.add("readers", known_rows(self.lake, self.base.publication.snapshots, readers))
+        self.pairs.find_lost(self.settings.prefix)
+        withheld = withheld_deletions(
+            self.pairs.by("label", "lost"),
+            self.pairs.by_label("readers"),
+            recent,
+            DeletionBounds.of(self.settings),
+            arriving=plan.arriving() | set(self.pairs.by_label("known")),
+        )
+        rows = self._rows + plan.counts[Action.CREATE] - plan.counts[Action.DELETE]
+        if rows <= self.settings.approval_rows and not withheld:
             return []
-        return [switch_question(readers, self.card.model_id, rows, lost, self.run)]
+        lost = Leaving.of(self.pairs.leaving("lost", of_labels(withheld.labels))) if withheld else None
+        return [switch_question(readers, self.card.model_id, rows, withheld, lost, self.run)]
+
+    @property
+    def _rows(self) -> int:
+        return self.pairs.rows["known"]
 
     def _large_work(self, plan: Plan) -> list[Approval]:
         """The questions whether much is rebuilt or fitted again."""
-        request, model_id, rows = self.request, self.card.model_id, len(self.known)
+        request, model_id, rows = self.request, self.card.model_id, self._rows
         if rows <= self.settings.approval_rows:
             return []
         questions = []
@@ -356,12 +463,45 @@ def ask_person(
     return undecided
 
 
-def rereading(settings: Settings, request: RunRequest, known: Mapping[str, KnownObject]) -> Rereading:
+def rereading(settings: Settings, request: RunRequest, pairs: Joined) -> Rereading:
     """Which quarantined objects are worth another read today; asks the S3 server for a byte of some refused ones."""
-    refused = [key for key, row in known.items() if row.reason in ACCESS_REASONS and key.startswith(request.prefix)]
-    asks = refused and request.mode == "reconcile" and not request.retry_quarantined
-    readable = readable_again(settings, refused, _MOST_ASKED_AGAIN) if asks else frozenset()
-    return Rereading(settings.max_photo_bytes, settings.max_photo_pixels, readable=readable)
+    asks = request.mode == "reconcile" and not request.retry_quarantined
+    refused = pairs.sample_refused(request.prefix, sorted(ACCESS_REASONS), _MOST_ASKED_AGAIN) if asks else []
+    readable = readable_again(settings, refused) if refused else frozenset()
+    return Rereading(
+        settings.max_photo_bytes,
+        settings.max_photo_pixels,
+        readable=readable,
+        silent=frozenset(refused) - readable,
+    )
+
+
+def check_photos_there(settings: Settings, request: RunRequest, pairs: Joined, ignored: Ignored) -> None:
+    """See that there is a photo under the prefix, or was one.
+
+    Raises:
+        FruitsError: when there never was one.
+    """
+    if pairs.rows["listed"] or pairs.count("known", starts_with(request.prefix)):
+        return
+    others = (
+        f" but {ignored.number:,} that FRUITS_IGNORE leaves out, such as {ignored.first!r}" if ignored.number else ""
+    )
+    raise FruitsError(
+        f"s3://{settings.bucket}/{request.prefix}: no objects there{others}; upload photos as "
+        "[Training|Test]/<label>/<file>, or correct the prefix"
+    )
+
+
+def rules_of_rows(settings: Settings, reconciliation: Reconciliation) -> str | None:
+    """Fingerprint of the rules by which all rows of the run's backbone are judged once the run is done.
+
+    A run over a part, or one that leaves something over, leaves rows that earlier rules judged.
+    """
+    request, plan, rules = reconciliation.request, reconciliation.plan, KeyRules.of(settings).fingerprint
+    whole = request.prefix == settings.prefix and not request.keys and request.interval is None
+    done = whole and not plan.remaining and not reconciliation.decisions.waits("deletions")
+    return rules if done or reconciliation.rules == rules else None
 
 
 def check_fit(settings: Settings, lake: Lake, base: Base, card: Card, reconciliation: Reconciliation) -> None:
@@ -371,22 +511,22 @@ def check_fit(settings: Settings, lake: Lake, base: Base, card: Card, reconcilia
         FruitsError: says why there is none, and what to do.
     """
     plan = reconciliation.plan
-    if reconciliation.known_rows or reconciliation.building or not plan.entries:
+    if reconciliation.known_rows or reconciliation.building or not plan.work:
         return
-    photos = [entry for entry in plan.entries if entry.rejection is None]
-    if any(entry.split == FIT_SPLIT for entry in photos):
+    if plan.has_split(FIT_SPLIT):
         return
     if lake.read("pca_models", base.publication.snapshots["pca_models"], ("pca_id",), model_id=card.model_id).num_rows:
         return  # photos that were there once have left a PCA to project on
+    photos = [entry for entry in plan.entries() if entry.rejection is None]
     if not photos:
-        entry = plan.entries[0]
+        entry = next(plan.entries())
         why = (
             f"no key has a label that is accepted; {entry.key!r} is refused as {entry.rejection}. Expected photos as "
             "[Training|Test]/<label>/<file>; correct the layout, FRUITS_KEY_PATTERN or FRUITS_LABELS"
         )
     else:
         why = nothing_to_fit(KeyRules.of(settings).pattern, (entry.key for entry in photos))
-    left = f". {len(plan.pending):,} more photos are pending: raise `limit`" if plan.pending else ""
+    left = f". {plan.pending:,} more photos are pending: raise `limit`" if plan.pending else ""
     raise FruitsError(f"PCA: {why}{left}")
 
 
@@ -443,18 +583,12 @@ def work_without_photos(
     return None
 
 
-def known_objects(lake: Lake, snapshots: Snapshots, model_id: str) -> dict[str, KnownObject]:
-    """What the published tables hold under a backbone, by key."""
+def known_rows(lake: Lake, snapshots: Snapshots, model_id: str) -> Iterator[pa.RecordBatch]:
+    """What the published tables hold under a backbone, with columns of ``KNOWN_SCHEMA``."""
     columns = ("key", "etag", "last_modified")
-    features = lake.read("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
+    yield from lake.batches("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
     refused = (*columns, "reason", "limit", "decoder")
-    quarantine = lake.read("quarantine", snapshots["quarantine"], refused, model_id=model_id)
-    return {
-        row.pop("key"): KnownObject(**row)
-        for table in (features, quarantine)
-        for batch in table.to_batches()
-        for row in batch.to_pylist()
-    }
+    yield from lake.batches("quarantine", snapshots["quarantine"], refused, model_id=model_id)
 
 
 def _log(reconciliation: Reconciliation, request: RunRequest) -> None:
@@ -465,11 +599,11 @@ def _log(reconciliation: Reconciliation, request: RunRequest) -> None:
     for labels in plan.twins:
         log.warning("plan: the labels %s differ in case, form or spaces only: are they one label?", spelled(labels))
     if request.dry_run:
-        for entry in plan.entries[:_MOST_LISTED]:
+        for entry in islice(plan.entries(), _MOST_LISTED):
             quarantine = f" (quarantine: {entry.rejection})" if entry.rejection else ""
             log.info("would %s %s%s", entry.action, entry.key, quarantine)
-        if len(plan.entries) > _MOST_LISTED:
-            log.info("... and %d more", len(plan.entries) - _MOST_LISTED)
+        if plan.work > _MOST_LISTED:
+            log.info("... and %d more", plan.work - _MOST_LISTED)
     if reconciliation.building:
         log.info(
             "plan: a new backbone is built beside %s: %d objects remain after this run, then readers switch to it",

@@ -166,6 +166,7 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
         counts |= featurized.carried_out
         for name in ("pending", "remaining"):
             counts[name] += featurized.due
+    as_planned = featurized is None or featurized.carried_out is None
     base = planned.base.publication
     if planned.building:
         kept = {name: (base.counts or {})[name] for name in ("features", "quarantine")}
@@ -177,6 +178,7 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
             "probe_rows": base.probe_rows,
             "building": planned.model_id,
             "counts": {**counts, **kept},
+            "rules": base.rules,
         }
     projected = documents.pca.done if documents.pca else None
     return {
@@ -191,4 +193,11 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
             "features": validated.features,
             "quarantine": sum(validated.quarantine.values()),
         },
+        "rules": planned.rules if as_planned or _follow_rules(planned) else None,
     }
+
+
+def _follow_rules(planned: PlannedRun) -> bool:
+    """Whether the rows before the run followed the rules of today already, so that rows left as they were do too."""
+    base = planned.base.publication
+    return (base.model_id, base.rules) == (planned.model_id, planned.rules)

@@ -6,7 +6,7 @@ The library's own functions in `fruits.stores` read and write them, so each writ
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import IO, Any
 
 from obstore.exceptions import AlreadyExistsError
 
@@ -60,12 +60,12 @@ class MemoryFiles:
         found = [self._described(store, path) for path in self.files if path.startswith(start)]
         yield [item for item in found if offset is None or item["path"] > offset]
 
-    def put(self, store: Folder, path: str, data: bytes, *, mode: str, **_: Any) -> None:
+    def put(self, store: Folder, path: str, data: bytes | IO[bytes], *, mode: str, **_: Any) -> None:
         """Write a file."""
         whole = f"{store.prefix}/{path}"
         if mode == "create" and whole in self.files:
             raise AlreadyExistsError(whole)
-        self.files[whole] = File(bytes(data), datetime.now(UTC))
+        self.files[whole] = File(data if isinstance(data, bytes) else data.read(), datetime.now(UTC))
 
     def delete(self, store: Folder, paths: Sequence[str]) -> None:
         """Delete files."""

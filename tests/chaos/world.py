@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
@@ -36,7 +37,7 @@ from fruits.lake import reader as readers
 from fruits.lake.approvals import approve
 from fruits.lake.catalog import Lake, open_catalog
 from fruits.lake.publication import publications, readable, readers_base
-from fruits.photos.listing import ListedObject
+from fruits.photos.listing import ListedObject, batch_of
 from fruits.run import lease as leases
 from fruits.run import manifest as manifests
 from fruits.run.documents import read_plan
@@ -58,6 +59,7 @@ from tests.chaos.files import MemoryFiles
 from tests.chaos.jobs import CARD, WORK, numpy_jobs
 from tests.chaos.memory import MemoryCatalog
 from tests.chaos.observed import DAY, ObservedLake, chaos_settings
+from tests.plans import joined_again
 
 STEPS = ("prepare", "plan", "featurize", "pca", "validate", "publish")
 FIRST = ("Training/Kiwi/0.jpg", "Training/Fig/1.jpg", "Training/Fig/2.jpg")
@@ -244,12 +246,12 @@ class SmallParquetFile(pq.ParquetFile):
 def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
     """Let the library find the world's bucket, backbone, clocks and catalog."""
 
-    def listed(_: Settings, prefix: str) -> Iterator[ListedObject]:
-        for key, photo in sorted(made.bucket.items()):
-            if key.startswith(prefix):
-                yield ListedObject(key, photo.etag, photo.size, photo.last_modified)
+    def listed(_: Settings, prefix: str, __: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+        photos = [(key, photo) for key, photo in sorted(made.bucket.items()) if key.startswith(prefix)]
+        yield batch_of([ListedObject(key, one.etag, one.size, one.last_modified) for key, one in photos])
 
-    patch.setattr(planning, "list_objects", listed)
+    patch.setattr(planning, "listed_batches", listed)
+    patch.setattr(planning, "joined", joined_again)
     for module in (planning, preparing):
         patch.setattr(module, "staged_card", lambda _: CARD)
     patch.setattr(planning, "read_card", lambda *_: CARD)
@@ -267,6 +269,7 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         patch.setattr(stores, "json", SimpleNamespace(loads=json.loads, dumps=lambda one, **_: json.dumps(one)))
         parquet = {"ParquetWriter": pq.ParquetWriter, "write_table": pq.write_table}
         patch.setattr(manifests, "pq", SimpleNamespace(ParquetFile=SmallParquetFile, **parquet))
+        patch.setattr(Lake, "batches", lambda lake, *scan, **equal: lake.read(*scan, **equal).to_batches())
         patch.setattr(catalogs, "open_catalog", lambda _: memory)
         patch.setattr(readers, "open_catalog", lambda _, **__: memory)
         patch.setattr(readers, "missing_parts", lambda _: [])

@@ -13,12 +13,12 @@ from fruits.errors import FruitsError
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit
 from fruits.photos.listing import ListedObject
-from fruits.run.reconciliation import Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from local.folder import LEFT_OUT, SUFFIXES, Folder, read_folder
 from tests.conftest import SHARED
 from tests.files import write_files as write
+from tests.plans import PlanInMemory, plan_of
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
 JPEG, PNG, HEIC = b"\xff\xd8\xff\xe0photo", b"\x89PNG\r\n\x1a\nphoto", b"\0\0\0\x18ftypheic"
@@ -212,10 +212,10 @@ def test_every_suffix_that_is_a_photo_s_is_lower_case_and_no_rule_takes_it():
     assert {suffix for suffix in SUFFIXES if suffix != suffix.lower() or ignore.rule_of(f"Kiwi/1{suffix}")} == set()
 
 
-def plan_of(folder: Folder) -> Plan:
+def planned(folder: Folder) -> PlanInMemory:
     """The plan of the first run on a bucket that mirrors the folder."""
     listed = [ListedObject(key, "etag", 9, datetime(2026, 11, 20, tzinfo=UTC)) for key in folder.photos]
-    return make_plan(listed, {}, KeyRules.of(SETTINGS), RunRequest(prefix=""))
+    return plan_of(listed, {}, KeyRules.of(SETTINGS), RunRequest(prefix=""))
 
 
 def pairs(*names: str) -> dict[str, bytes]:
@@ -277,7 +277,7 @@ def test_litter_is_left_out_by_name_and_makes_no_label(field, name):
     assert len(folder.photos) == 18
     assert set(folder.labels) == {"Apple 6", "Kiwi"}
     assert set(folder.left_out) == {"hidden", "system"}
-    plan = plan_of(folder)
+    plan = planned(folder)
     assert plan.counts[Action.CREATE] == 18
     assert {entry.rejection for entry in plan.entries} == {None}
 
@@ -287,7 +287,7 @@ def test_names_of_screenshots_are_keys(field):
     assert folder.left_out == {}
     assert any("\u202f" in key for key in folder.photos)
     assert any("\u00a0" in key for key in folder.photos)
-    assert {entry.rejection for entry in plan_of(folder).entries} == {None}
+    assert {entry.rejection for entry in planned(folder).entries} == {None}
 
 
 def test_photos_that_a_hash_holds_out_all_are_explained(field):
@@ -299,7 +299,7 @@ def test_photos_that_a_hash_holds_out_all_are_explained(field):
 
 
 def test_a_broken_photo_is_planned_with_the_others(field):
-    plan = plan_of(field("23_tiny_one_broken"))
+    plan = planned(field("23_tiny_one_broken"))
     assert Counter((entry.action, entry.split, entry.rejection) for entry in plan.entries) == {
         (Action.CREATE, FIT_SPLIT, None): 4
     }
@@ -308,7 +308,7 @@ def test_a_broken_photo_is_planned_with_the_others(field):
 def test_a_split_holds_wherever_it_stands_in_the_path(field):
     folder = field("32_nested_layout")
     splits = {"train": "train", "training": "train", "test": "test", "val": "validation"}
-    for entry in plan_of(folder).entries:
+    for entry in planned(folder).entries:
         assert entry.split == splits[entry.key.split("/")[0].lower()], entry.key
         assert entry.label == entry.key.split("/")[-2]
     assert folder.labels["Golden-Delicious"]

@@ -1,4 +1,4 @@
-from collections import Counter
+import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,23 +9,30 @@ from hypothesis import strategies as st
 
 from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
-from fruits.photos.entry import Action, Entry
-from fruits.run.deletions import DeletionBounds, Withheld, recent_deletions, withheld_deletions
+from fruits.run.deletions import DeletionBounds, Leaving, Withheld, recent_deletions, withheld_deletions
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 BOUNDS = DeletionBounds(share=0.2, few=50, most=10_000)
 
 
-def gone(number: int, label: str | None = "Kiwi", start: int = 0) -> list[Entry]:
-    """The deletions of so many photos of a label."""
-    keys = (f"{label}/{place:06d}.jpg" for place in range(start, start + number))
-    return [Entry(key, "e", 0, NOW, Action.DELETE, label, "train") for key in keys]
+def gone(number: int, label: str | None = "Kiwi") -> list[tuple[str, str, str | None]]:
+    """Key, ETag and label of so many rows that leave."""
+    return [(f"{label}/{place:06d}.jpg", "e", label) for place in range(number)]
 
 
 def decided(number: int, rows: int, recent: int = 0, **more: Any) -> Withheld:
     """The decision on so many deletions of photos of a label, of so many rows."""
-    return withheld_deletions(gone(number), {"Kiwi": rows}, recent, more.pop("bounds", BOUNDS), **more)
+    return withheld_deletions({"Kiwi": number}, {"Kiwi": rows}, recent, more.pop("bounds", BOUNDS), **more)
+
+
+ALL = None
+NONE: frozenset[str] = frozenset()
+
+
+def labels_of(withheld: Withheld) -> frozenset[str] | None:
+    """The labels whose deletions wait."""
+    return withheld.labels if withheld else NONE
 
 
 def publication(hours_ago: float, delete: int, run_id: str = "run", approved: int = 0) -> Publication:
@@ -53,33 +60,30 @@ def test_deletions_beyond_the_bounds_are_withheld_all_of_them(
     number: int, rows: int, recent: int, withheld: bool
 ) -> None:
     found = decided(number, rows, recent)
-    assert len(found.entries) == (number if withheld else 0)
-    assert bool(found.reasons) is withheld
+    assert labels_of(found) == (ALL if withheld else NONE)
 
 
 def test_the_bounds_are_settings() -> None:
     strict = replace(BOUNDS, share=0.0, few=0)
-    assert len(decided(1, 1_000, bounds=strict).entries) == 1
+    assert labels_of(decided(1, 1_000, bounds=strict)) is ALL
     lenient = DeletionBounds(share=1.0, few=0, most=10**9)
     assert decided(999, 1_000, bounds=lenient) == Withheld()
 
 
 def test_an_empty_listing_withholds_even_one_deletion() -> None:
-    assert len(decided(1, 2, nothing_listed=True).entries) == 1
+    assert labels_of(decided(1, 2, nothing_listed=True)) is ALL
 
 
 def test_what_waits_goes_on_waiting_when_time_has_passed() -> None:
     """Yesterday's deletions no longer count, but nobody has decided."""
     assert decided(10, 1_000) == Withheld()
-    assert len(decided(10, 1_000, undecided=["Kiwi/000003.jpg"]).entries) == 10
-    assert decided(10, 1_000, undecided=["Kiwi/came-back.jpg"]) == Withheld()
+    assert labels_of(decided(10, 1_000, still_waiting=True)) is ALL
 
 
 class TestLastPhotoOfALabel:
     def test_only_the_deletions_of_that_label_are_withheld(self) -> None:
-        deletions = [*gone(3, "Fig"), *gone(2)]
-        found = withheld_deletions(deletions, {"Fig": 3, "Kiwi": 1_000}, 0, BOUNDS)
-        assert {entry.label for entry in found.entries} == {"Fig"}
+        found = withheld_deletions({"Fig": 3, "Kiwi": 2}, {"Fig": 3, "Kiwi": 1_000}, 0, BOUNDS)
+        assert found.labels == {"Fig"}
         assert "'Fig'" in found.reasons[0]
 
     def test_a_label_that_keeps_or_gets_a_photo_is_none_of_them(self) -> None:
@@ -88,29 +92,30 @@ class TestLastPhotoOfALabel:
         assert decided(3, 3, arriving={"Fig"}) != Withheld()
 
     def test_quarantined_objects_have_no_label(self) -> None:
-        assert withheld_deletions(gone(3, None), {None: 3, "Kiwi": 9}, 0, BOUNDS) == Withheld()
+        assert withheld_deletions({None: 3}, {None: 3, "Kiwi": 9}, 0, BOUNDS) == Withheld()
 
     def test_a_setting_turns_it_off(self) -> None:
         assert decided(3, 3, bounds=replace(BOUNDS, keep_labels=False)) == Withheld()
 
 
-class TestDigest:
-    def test_the_same_set_in_another_order_has_the_same_digest(self) -> None:
-        deletions = gone(100)
-        known = {"Kiwi": 100}
-        one, other = (withheld_deletions(some, known, 0, BOUNDS) for some in (deletions, deletions[::-1]))
-        assert one.digest == other.digest
+class TestLeaving:
+    @pytest.mark.parametrize("place", [0, 1], ids=["key", "etag"])
+    def test_another_key_or_etag_makes_another_digest(self, place: int) -> None:
+        one, other = gone(2), gone(2)
+        other[1] = ("Kiwi/000002.jpg", "e", "Kiwi") if place == 0 else (one[1][0], "f", "Kiwi")
+        assert Leaving.of(one).digest == Leaving.of(gone(2)).digest
+        assert Leaving.of(one).digest != Leaving.of(other).digest
+        assert Leaving.of(one).digest != Leaving.of(one[:1]).digest
 
-    @pytest.mark.parametrize("changed", [{"key": "Kiwi/other.jpg"}, {"etag": "f"}])
-    def test_another_key_or_etag_makes_another(self, changed: dict[str, str]) -> None:
-        one = Withheld(tuple(gone(2)))
-        other = Withheld((one.entries[0], replace(one.entries[1], **changed)))
-        assert one.digest != other.digest
-        assert one.digest != Withheld(one.entries[:1]).digest
+    def test_it_is_that_of_earlier_releases(self) -> None:
+        """An approval names the digest; the same deletions must have the same after an upgrade."""
+        parts = "deletions\0Kiwi/000000.jpg\0e\0Kiwi/000001.jpg\0e"
+        assert Leaving.of(gone(2)).digest == hashlib.sha256(parts.encode()).hexdigest()
 
-    def test_counts_by_label_name_the_quarantined_too(self) -> None:
-        found = Withheld((*gone(2), *gone(3, "Fig"), *gone(1, None)))
-        assert list(found.by_label().items()) == [("Fig", 3), ("Kiwi", 2), ("(quarantined)", 1)]
+    def test_numbers_by_label_name_the_quarantined_too(self) -> None:
+        found = Leaving.of([*gone(3, "Fig"), *gone(2), *gone(1, None)])
+        assert list(found.by_label.items()) == [("Fig", 3), ("Kiwi", 2), ("(quarantined)", 1)]
+        assert (found.number, found.first_keys[0]) == (6, "Fig/000000.jpg")
 
 
 class TestRecentDeletions:
@@ -139,15 +144,15 @@ class TestRecentDeletions:
 def test_no_trickle_of_a_day_passes_the_bounds(rows: int, hourly: list[int], bounds: DeletionBounds) -> None:
     """However the deletions are spread over hours, no 24 hours see more of them than one run could make."""
     published: list[Publication] = []
-    left, next_photo, at_hour = rows, 0, []
+    left, at_hour = rows, []
     for hour, number in enumerate(hourly):
         moment = NOW + hour * HOUR
         at_hour.append(left)
-        deletions = gone(min(number, left), start=next_photo)
+        deletions = min(number, left)
         recent = recent_deletions(published, moment)
-        withheld = withheld_deletions(deletions, {"Kiwi": left}, recent, bounds).entries
-        made = len(deletions) - len(withheld)
-        left, next_photo = left - made, next_photo + made
+        withheld = withheld_deletions({"Kiwi": deletions}, {"Kiwi": left}, recent, bounds)
+        made = 0 if withheld else deletions
+        left -= made
         published.append(replace(publication(0, made), published_at=moment))
     made_at = [(one.counts or {})["delete"] for one in published]
     for end in range(len(made_at)):
@@ -166,9 +171,8 @@ def test_no_label_is_left_without_a_row_and_nothing_else_is_withheld_for_labels(
     known: dict[str | None, int], leaving: st.DataObject, arriving: set[str]
 ) -> None:
     numbers = {label: leaving.draw(st.integers(0, number)) for label, number in known.items()}
-    deletions = [entry for label, number in numbers.items() for entry in gone(number, label)]
-    found = withheld_deletions(deletions, known, 0, replace(BOUNDS, few=10**6), arriving=arriving)
-    kept = Counter(entry.label for entry in found.entries)
+    found = labels_of(withheld_deletions(numbers, known, 0, replace(BOUNDS, few=10**6), arriving=arriving))
+    kept = {label: number if label in found else 0 for label, number in numbers.items()}
     for label, number in known.items():
         left = number - numbers[label] + kept[label]
         assert left > 0 or label is None or label in arriving

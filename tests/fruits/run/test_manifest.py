@@ -14,6 +14,7 @@ from fruits.run.manifest import (
     MANIFEST_SCHEMA,
     Manifest,
     StoredManifest,
+    batch_of,
     entries_of,
     spread,
     write_manifest,
@@ -42,15 +43,15 @@ def entries_in(manifest: Manifest) -> tuple[Entry, ...]:
 
 @pytest.mark.parametrize("entries", [ENTRIES, ()], ids=["some", "none"])
 def test_what_was_written_is_read(store, entries):
-    write_manifest(store, entries)
+    write_manifest(store, [batch_of(entries)])
     manifest = Manifest.read(store)
     assert entries_in(manifest) == entries
     assert manifest.table.schema.equals(MANIFEST_SCHEMA)
 
 
 def test_a_plan_made_again_replaces_the_manifest(store):
-    write_manifest(store, ENTRIES)
-    write_manifest(store, ENTRIES[:1])
+    write_manifest(store, [batch_of(ENTRIES)])
+    write_manifest(store, [batch_of(ENTRIES[:1])])
     assert entries_in(Manifest.read(store)) == ENTRIES[:1]
 
 
@@ -60,7 +61,7 @@ def test_a_run_without_a_manifest_has_none(store):
 
 
 def test_it_says_what_is_featurized_what_leaves_and_how_much_of_each(store):
-    write_manifest(store, ENTRIES)
+    write_manifest(store, [batch_of(ENTRIES)])
     manifest = Manifest.read(store)
     assert len(manifest) == len(ENTRIES)
     assert entries_in(manifest.photos) == ENTRIES[:3]
@@ -77,7 +78,7 @@ def test_what_was_not_read_keeps_its_row_which_a_rebuild_makes_due_again(store, 
         for fate in ("read", "pending", "gone")
         if action != Action.DELETE or fate == "read"
     )
-    write_manifest(store, entries)
+    write_manifest(store, [batch_of(entries)])
     unread = [entry.key for entry in entries if not entry.key.endswith("read")]
     done = Manifest.read(store).without(unread, rebuilt=rebuilt)
     kept = ["update-pending", "update-gone"] if rebuilt else []
@@ -95,7 +96,7 @@ def test_what_was_not_read_keeps_its_row_which_a_rebuild_makes_due_again(store, 
 
 
 def test_keys_to_read_are_neither_deleted_nor_rejected(store):
-    write_manifest(store, ENTRIES)
+    write_manifest(store, [batch_of(ENTRIES)])
     assert Manifest.read(store).readable_keys == [ENTRIES[0].key, ENTRIES[1].key]
 
 
@@ -116,7 +117,7 @@ class TestAManifestThatIsReadSliceBySlice:
             monkeypatch.setattr(fruits.stores, "_SMALL_OBJECT_BYTES", 0)
         monkeypatch.setattr(fruits.run.manifest, "_SLICE_ROWS", 7)
         entries = [replace(entry, key=f"{number}/{entry.key}") for number in range(10) for entry in ENTRIES]
-        write_manifest(store, entries)
+        write_manifest(store, [batch_of(entries)])
         whole = Manifest.read(store)
         slices = [Manifest(whole.table.slice(start, 3)) for start in range(0, len(whole), 3)]
         write_slices(store, slices, "slices.parquet")

@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,13 +10,14 @@ from hypothesis import strategies as st
 
 from fruits.errors import FruitsError
 from fruits.photos.entry import WORK, Action
-from fruits.photos.keys import KeyRules
+from fruits.photos.keys import KeyRules, twin_labels
 from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import Reason, Rereading
-from fruits.run.reconciliation import KnownObject, Plan, make_plan
+from fruits.run.reconciliation import KnownObject, entry_of
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.steps.plan import check_keys
+from tests.plans import PlanInMemory, plan_of
 
 LAKE = {"lake": "file:///lake", "catalog_uri": "sqlite:////lake/catalog.db"}
 RULES = KeyRules.of(Settings.load(**LAKE))
@@ -34,6 +36,7 @@ def changed(request: RunRequest, **values: Any) -> RunRequest:
 
 
 EVERYTHING = asked("")
+CREATED = frozenset({Action.CREATE, Action.UPDATE})
 
 PREFIXES = st.sampled_from(["", "a", "a/", "b/Kiwi/", "dt=2026-11-2"])
 KEYS = st.sampled_from(
@@ -104,7 +107,7 @@ def scope(listed: list[ListedObject], known: Mapping[str, KnownObject], request:
 
 
 def apply(
-    plan: Plan, known: Mapping[str, KnownObject], unreadable: frozenset[str] = frozenset()
+    plan: PlanInMemory, known: Mapping[str, KnownObject], unreadable: frozenset[str] = frozenset()
 ) -> dict[str, KnownObject]:
     """The tables once a run has done what its plan says."""
     after = dict(known)
@@ -120,7 +123,7 @@ def apply(
 
 @given(listings(), tables(), requests())
 def test_every_object_in_scope_has_exactly_one_action_or_is_pending(listed, known, request_):
-    plan = make_plan(listed, known, LABELLED, request_)
+    plan = plan_of(listed, known, LABELLED, request_)
     planned = [entry.key for entry in (*plan.entries, *plan.pending)]
     in_scope = scope(listed, known, request_)
     assert len(planned) == len(set(planned))
@@ -135,27 +138,27 @@ def test_every_object_in_scope_has_exactly_one_action_or_is_pending(listed, know
 def test_keys_that_were_asked_for_and_are_nowhere_are_named():
     known = {"Fig/gone.jpg": KnownObject("one", START, "Fig", "train")}
     request_ = asked("", keys=("Fig/gone.jpg", "Fig/typo.jpg", KIWI.key))
-    plan = make_plan([KIWI], known, RULES, request_)
+    plan = plan_of([KIWI], known, RULES, request_)
     assert plan.unknown_keys == ("Fig/typo.jpg",)
     check_keys(plan, request_)
     alone = asked("", keys=("Fig/typo.jpg",))
     with pytest.raises(FruitsError, match="none of them is in the bucket or in the tables: 'Fig/typo.jpg'"):
-        check_keys(make_plan([KIWI], known, RULES, alone), alone)
+        check_keys(plan_of([KIWI], known, RULES, alone), alone)
 
 
 @given(listings(), tables(), requests())
 def test_what_remains_is_what_a_sweep_would_do_next(listed, known, request_):
     """With a scope, a limit, or both; a prefix sees no farther than itself."""
     request_ = changed(request_, mode="reconcile" if request_.mode == "rebuild" else request_.mode)
-    plan = make_plan(listed, known, LABELLED, request_, "")
-    sweep = make_plan(listed, apply(plan, known), LABELLED, EVERYTHING)
+    plan = plan_of(listed, known, LABELLED, request_, "")
+    sweep = plan_of(listed, apply(plan, known), LABELLED, EVERYTHING)
     tried_again = sum(known[entry.key].reason is not None for entry in plan.pending if entry.key in known)
     assert len(sweep.entries) <= plan.remaining <= len(sweep.entries) + tried_again
 
 
 @given(listings(), tables(), requests())
 def test_an_action_says_where_its_object_is(listed, known, request_):
-    plan = make_plan(listed, known, LABELLED, request_)
+    plan = plan_of(listed, known, LABELLED, request_)
     there = {item.key: item for item in listed}
     for entry in (*plan.entries, *plan.pending):
         row, item = known.get(entry.key), there.get(entry.key)
@@ -171,8 +174,8 @@ def test_an_action_says_where_its_object_is(listed, known, request_):
 @given(listings(), tables(), requests().filter(lambda request: request.mode != "rebuild"), st.frozensets(KEYS))
 def test_after_a_run_there_is_nothing_left_to_do(listed, known, request_, unreadable):
     request_ = changed(request_, limit=None)
-    after = apply(make_plan(listed, known, LABELLED, request_), known, unreadable)
-    again = make_plan(listed, after, LABELLED, changed(request_, retry_quarantined=False))
+    after = apply(plan_of(listed, known, LABELLED, request_), known, unreadable)
+    again = plan_of(listed, after, LABELLED, changed(request_, retry_quarantined=False))
     assert again.entries == ()
     expected = {item.key for item in listed if covered(request_, item.key, item.last_modified)}
     assert {key for key in after if key in scope(listed, after, request_)} == expected
@@ -180,10 +183,10 @@ def test_after_a_run_there_is_nothing_left_to_do(listed, known, request_, unread
 
 @given(listings(), tables(), st.integers(1, 4), st.frozensets(KEYS))
 def test_limited_runs_end_where_one_unlimited_run_does(listed, known, limit, unreadable):
-    whole = apply(make_plan(listed, known, LABELLED, EVERYTHING), known, unreadable)
+    whole = apply(plan_of(listed, known, LABELLED, EVERYTHING), known, unreadable)
     runs = 0
     while True:
-        plan = make_plan(listed, known, LABELLED, changed(EVERYTHING, limit=limit))
+        plan = plan_of(listed, known, LABELLED, changed(EVERYTHING, limit=limit))
         photos = [entry for entry in plan.entries if entry.action != Action.DELETE]
         assert len(photos) <= limit
         assert bool(plan.pending) <= (len(photos) == limit)
@@ -205,13 +208,13 @@ LITTER = st.sampled_from(
 def test_ignored_objects_are_a_state_of_their_own_and_change_nothing_else(listed, litter, known, request_):
     ignored = [ListedObject(key, "one", 9, START) for key in sorted(litter)]
     rules = KeyRules(RULES.pattern, frozenset({"Kiwi", "Fig"}), RULES.ignore)
-    without = make_plan(listed, known, rules, request_)
-    plan = make_plan([*ignored, *listed], known, rules, request_)
+    without = plan_of(listed, known, rules, request_)
+    plan = plan_of([*ignored, *listed], known, rules, request_)
     assert replace(plan, ignored={}) == without
     in_scope = sorted(key for key in litter if covered(request_, key, START))
     assert sum(names.count for names in plan.ignored.values()) == len(in_scope)
     assert {key for names in plan.ignored.values() for key in names.examples} == set(in_scope)
-    assert plan == make_plan([*listed[::-1], *ignored[::-1]], known, rules, request_)
+    assert plan == plan_of([*listed[::-1], *ignored[::-1]], known, rules, request_)
 
 
 def test_the_row_of_an_object_that_a_changed_rule_ignores_is_planned_to_leave():
@@ -222,7 +225,7 @@ def test_the_row_of_an_object_that_a_changed_rule_ignores_is_planned_to_leave():
         "Test/Kiwi/.1.jpg": KnownObject("one", START, reason="not_an_image"),
     }
     rules = KeyRules.of(Settings.load(**LAKE, ignore="default,old/"))
-    plan = make_plan(listed, known, rules, EVERYTHING)
+    plan = plan_of(listed, known, rules, EVERYTHING)
     assert [(entry.key, entry.action) for entry in plan.entries] == [
         ("Test/Kiwi/.1.jpg", Action.DELETE),
         ("Test/old/1.jpg", Action.DELETE),
@@ -231,26 +234,26 @@ def test_the_row_of_an_object_that_a_changed_rule_ignores_is_planned_to_leave():
         "hidden": ("Test/Kiwi/.1.jpg",),
         "old/": ("Test/old/1.jpg",),
     }
-    assert not make_plan(listed, apply(plan, known), rules, EVERYTHING).entries
-    back = make_plan(listed, apply(plan, known), RULES, EVERYTHING)
+    assert not plan_of(listed, apply(plan, known), rules, EVERYTHING).entries
+    back = plan_of(listed, apply(plan, known), RULES, EVERYTHING)
     assert [(entry.key, entry.action) for entry in back.entries] == [("Test/old/1.jpg", Action.CREATE)]
 
 
 def test_an_ignored_key_that_was_asked_for_is_not_unknown():
     request_ = asked("", keys=("Kiwi/.1.jpg",))
-    plan = make_plan([ListedObject("Kiwi/.1.jpg", "one", 9, START)], {}, RULES, request_)
+    plan = plan_of([ListedObject("Kiwi/.1.jpg", "one", 9, START)], {}, RULES, request_)
     assert (plan.unknown_keys, plan.entries) == ((), ())
     assert plan.ignored["hidden"].examples == ("Kiwi/.1.jpg",)
 
 
 def test_labels_that_are_probably_one_are_found_among_all_photos():
     listed = [KIWI, replace(KIWI, key="Test/kiwi/2.jpg"), replace(KIWI, key="Test/Fig/1.jpg")]
-    assert make_plan(listed, {KIWI.key: FEATURE}, RULES, EVERYTHING).twins == (("Kiwi", "kiwi"),)
+    assert plan_of(listed, {KIWI.key: FEATURE}, RULES, EVERYTHING).twins == (("Kiwi", "kiwi"),)
 
 
 @given(listings(), st.integers(1, 4))
 def test_a_limit_takes_the_oldest_photos_and_counts_the_rest(listed, limit):
-    plan = make_plan(listed, {}, RULES, changed(EVERYTHING, limit=limit))
+    plan = plan_of(listed, {}, RULES, changed(EVERYTHING, limit=limit))
     assert len(plan.entries) == min(limit, len(listed))
     assert len(plan.pending) == len(listed) - len(plan.entries)
     newest_taken = max((entry.last_modified for entry in plan.entries), default=START)
@@ -260,14 +263,14 @@ def test_a_limit_takes_the_oldest_photos_and_counts_the_rest(listed, limit):
 def test_a_limit_leaves_no_deletion_over():
     known = {f"Kiwi/{n}.jpg": KnownObject("one", START, "Kiwi", "train") for n in range(5)}
     listed = [ListedObject(f"Fig/{n}.jpg", "one", 9, START) for n in range(5)]
-    plan = make_plan(listed, known, RULES, changed(EVERYTHING, limit=1))
+    plan = plan_of(listed, known, RULES, changed(EVERYTHING, limit=1))
     assert (plan.counts[Action.CREATE], plan.counts[Action.DELETE], len(plan.pending)) == (1, 5, 4)
 
 
 def test_a_limit_is_not_spent_on_photos_that_could_not_be_read_before():
     known = {f"Fig/{n}.jpg": KnownObject("one", START, reason="truncated") for n in range(3)}
     listed = [*(ListedObject(key, "one", 9, START) for key in known), replace(KIWI, last_modified=START + DAY)]
-    plan = make_plan(listed, known, RULES, asked("", limit=1, retry_quarantined=True))
+    plan = plan_of(listed, known, RULES, asked("", limit=1, retry_quarantined=True))
     assert [entry.key for entry in plan.entries] == [KIWI.key]
     assert len(plan.pending) == 3
 
@@ -276,27 +279,99 @@ def test_a_limit_is_not_spent_on_photos_that_could_not_be_read_before():
 def test_consecutive_intervals_cover_each_object_exactly_once(listed, bounds):
     intervals = zip([START - 100 * DAY, *bounds], [*bounds, START + 100 * DAY], strict=True)
     requests_ = [asked("", "interval", interval=interval) for interval in intervals]
-    planned = [entry.key for request in requests_ for entry in make_plan(listed, {}, RULES, request).entries]
+    planned = [entry.key for request in requests_ for entry in plan_of(listed, {}, RULES, request).entries]
     assert sorted(planned) == sorted(item.key for item in listed)
 
 
 @given(listings(), tables(), requests())
 def test_the_plan_does_not_depend_on_the_order_of_listing_or_tables(listed, known, request_):
-    backwards = make_plan(listed[::-1], dict(reversed(known.items())), LABELLED, request_)
-    assert backwards == make_plan(listed, known, LABELLED, request_)
+    backwards = plan_of(listed[::-1], dict(reversed(known.items())), LABELLED, request_)
+    assert backwards == plan_of(listed, known, LABELLED, request_)
 
 
 @given(listings(), tables(), requests())
 def test_what_is_outside_the_scope_is_never_deleted(listed, known, request_):
-    after = apply(make_plan(listed, known, LABELLED, request_), known)
+    after = apply(plan_of(listed, known, LABELLED, request_), known)
     lost = known.keys() - after.keys()
     assert lost <= scope(listed, known, request_) - {item.key for item in listed}
+
+
+def in_memory(
+    listed: list[ListedObject], known: Mapping[str, KnownObject], rules: KeyRules, request: RunRequest, prefix: str
+) -> PlanInMemory:
+    """The plan, object by object with all of them in memory: what a plan is, whatever its size."""
+    there, decided, outside = {item.key: item for item in listed}, [], 0
+    reconcile = changed(request, mode="reconcile", retry_quarantined=False)
+    for key in {*there, *(key for key in known if key.startswith(prefix))}:
+        item, row = there.get(key), known.get(key)
+        inside = covered(request, key, (item or row).last_modified)
+        entry = entry_of(key, item, row, rules, request if inside else reconcile, None)
+        retry = None not in (item, row) and row.reason is not None and row.etag == item.etag
+        decided += [(retry, entry)] if inside else []
+        outside += not inside and entry.action in WORK
+    counts = Counter(entry.action for _, entry in decided)
+    photos = sorted(
+        (retry, one.last_modified, one.key, one) for retry, one in decided if one.action in ("create", "update")
+    )
+    deletions = sorted((one.key, one) for _, one in decided if one.action == Action.DELETE)
+    ordered = [entry for *_, entry in photos]
+    within, beyond = ordered[: request.limit], ordered[len(ordered[: request.limit]) :]
+    return PlanInMemory(
+        entries=(*within, *(entry for _, entry in deletions)),
+        pending=tuple(beyond),
+        counts={action: counts[action] - sum(entry.action == action for entry in beyond) for action in Action},
+        remaining=outside + len(beyond),
+        unknown_keys=tuple(key for key in request.keys if key not in there and key not in known),
+        ignored={},
+        twins=twin_labels(one.label for _, one in decided if one.action != Action.DELETE and one.label),
+    )
+
+
+@given(listings(), tables(), requests())
+def test_the_plan_of_streams_is_the_plan_in_memory(listed, known, request_):
+    for prefix in (request_.prefix, ""):
+        expected = in_memory(
+            [item for item in listed if item.key.startswith(prefix)], known, LABELLED, request_, prefix
+        )
+        there = [item for item in listed if item.key.startswith(prefix)]
+        assert plan_of(there, known, LABELLED, request_, prefix) == expected
+
+
+@given(listings(), tables(), requests())
+def test_keys_are_judged_again_only_where_that_changes_nothing(listed, known, request_):
+    """Rows that follow the rules of today, as those of a lake do whose rules never changed."""
+    judged = {key: LABELLED.judge(key) for key in known}
+    known = {
+        key: replace(row, label=judged[key][0], split=judged[key][1]) if row.reason is None else row
+        for key, row in known.items()
+        if row.reason is not None or judged[key][2] is None
+    }
+    plan = plan_of(listed, known, LABELLED, request_, "", same_rules=True)
+    assert plan == plan_of(listed, known, LABELLED, request_, "")
+
+
+def test_the_keys_of_unchanged_photos_are_not_judged_while_the_rules_are_the_same(monkeypatch):
+    judged = []
+    monkeypatch.setattr(KeyRules, "judge", lambda rules, key: judged.append(key) or ("Kiwi", "test", None))
+    listed = [KIWI, replace(KIWI, key="Test/Kiwi/2.jpg")]
+    plan_of(listed, {KIWI.key: FEATURE}, RULES, EVERYTHING, same_rules=True)
+    assert judged == ["Test/Kiwi/2.jpg"]
+
+
+def test_rules_that_decide_otherwise_have_another_fingerprint():
+    made = Settings.load(**LAKE)
+    others = [
+        made.model_copy(update=change)
+        for change in ({"labels": ("Fig",)}, {"holdout_share": 0.5}, {"key_pattern": "(?P<label>.*)"}, {"prefix": "a"})
+    ]
+    assert len({KeyRules.of(settings).fingerprint for settings in (made, *others)}) == 5
+    assert KeyRules.of(Settings.load(**LAKE, ignore="old/")).fingerprint == RULES.fingerprint
 
 
 def one(item: ListedObject | None, row: KnownObject | None, request: RunRequest = EVERYTHING, rules: KeyRules = RULES):
     """The action on one object."""
     key = item.key if item else "Test/Kiwi/1.jpg"
-    plan = make_plan([item] if item else [], {key: row} if row else {}, rules, request)
+    plan = plan_of([item] if item else [], {key: row} if row else {}, rules, request)
     (action,) = [action for action, count in plan.counts.items() if count]
     return action
 
@@ -387,7 +462,7 @@ def test_the_action_on_an_object(item, row, request_, rules, action):
 )
 def test_a_key_that_is_not_acceptable_is_rejected_with_its_reason(key, labels, rejection):
     rules = KeyRules.of(Settings.load(**LAKE, labels=labels))
-    (entry,) = make_plan([ListedObject(key, "one", 9, START)], {}, rules, EVERYTHING).entries
+    (entry,) = plan_of([ListedObject(key, "one", 9, START)], {}, rules, EVERYTHING).entries
     assert entry.rejection == rejection
     assert (entry.label, entry.split) == ((None, None) if rejection else (key.split("/")[1], "test"))
 
@@ -410,7 +485,7 @@ def test_deletions_stay_inside_the_scope(request_, deleted):
         "b/Kiwi/1.jpg": KnownObject("one", START + 5 * DAY, "Kiwi", "train"),
         "dt=2026-11-21/Kiwi/1.jpg": KnownObject("one", START, "Kiwi", "train"),
     }
-    plan = make_plan([], known, RULES, request_)
+    plan = plan_of([], known, RULES, request_)
     assert {entry.key for entry in plan.entries} == deleted
     assert {entry.action for entry in plan.entries} <= {Action.DELETE}
 
@@ -419,12 +494,12 @@ def test_a_backfill_does_not_delete_what_was_overwritten_after_its_interval():
     """The row's last modification lies in the interval, the object's does not: it is still there, for a later run."""
     known = {KIWI.key: replace(FEATURE, etag="old", last_modified=START)}
     listed = [replace(KIWI, last_modified=START + 3 * DAY)]
-    plan = make_plan(listed, known, RULES, asked("", "interval", interval=(START, START + DAY)))
+    plan = plan_of(listed, known, RULES, asked("", "interval", interval=(START, START + DAY)))
     assert plan.entries == ()
     assert one(listed[0], known[KIWI.key]) == Action.UPDATE
 
 
-REREADING = Rereading(100, 1_000, "pillow-2", frozenset({KIWI.key}))
+REREADING = Rereading(100, 1_000, "pillow-2", frozenset({KIWI.key}), frozenset({"Test/Kiwi/2.jpg"}))
 
 
 @pytest.mark.parametrize(
@@ -447,7 +522,7 @@ REREADING = Rereading(100, 1_000, "pillow-2", frozenset({KIWI.key}))
 def test_what_a_limit_or_a_decoder_refused_is_taken_again_under_another(reason, row, taken):
     listed = [replace(KIWI, key="Test/Kiwi/2.jpg")]
     known = {listed[0].key: KnownObject("one", START, reason=reason, **row)}
-    plan = make_plan(listed, known, RULES, EVERYTHING, "", REREADING)
+    plan = plan_of(listed, known, RULES, EVERYTHING, "", REREADING)
     assert plan.counts[Action.UPDATE if taken else Action.QUARANTINED] == 1
     assert len(plan.entries) == taken
 
@@ -456,6 +531,6 @@ def test_what_a_limit_or_a_decoder_refused_is_taken_again_under_another(reason, 
 def test_what_was_refused_is_taken_again_when_it_answers(reason):
     listed = [KIWI, replace(KIWI, key="Test/Kiwi/2.jpg")]
     known = {item.key: KnownObject("one", START, reason=reason) for item in listed}
-    plan = make_plan(listed, known, RULES, EVERYTHING, "", REREADING)
+    plan = plan_of(listed, known, RULES, EVERYTHING, "", REREADING)
     assert [(entry.key, entry.action) for entry in plan.entries] == [(KIWI.key, Action.UPDATE)]
     assert plan.counts[Action.QUARANTINED] == 1

@@ -6,12 +6,13 @@ from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import current_base
 from fruits.photos.keys import KeyRules
-from fruits.photos.listing import ListedObject
+from fruits.photos.listing import ListedObject, batch_of
 from fruits.run.decisions import Decisions
-from fruits.run.reconciliation import make_plan
+from fruits.run.reconciliation import Ignored, make_plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.steps.plan import Reconciliation, check_fit
+from tests.plans import joined_again
 from tests.runs import card
 
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -33,9 +34,13 @@ def check(settings):
     def check_keys(keys, *, limit=None, known_rows=0):
         listed = [ListedObject(key, "one", 9, START) for key in keys]
         request = RunRequest(prefix="", limit=limit)
-        plan = make_plan(listed, {}, KeyRules.of(settings), request)
-        found = Reconciliation(plan, known_rows, None, False, None, request, Decisions())
-        check_fit(settings, lake, base, card(), found)
+        rules = KeyRules.of(settings)
+        with joined_again() as pairs:
+            ignored = Ignored.by(rules, request)
+            pairs.add("listed", ignored.others([batch_of(listed)]))
+            plan = make_plan(pairs, ignored, rules, request)
+            found = Reconciliation(plan, known_rows, None, False, None, request, Decisions())
+            check_fit(settings, lake, base, card(), found)
 
     return check_keys
 

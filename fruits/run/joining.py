@@ -1,0 +1,267 @@
+"""Objects of the bucket and rows of the tables, joined by key in a database of their own: memory does not grow.
+
+DuckDB keeps listing, rows and entries in a temporary file, whatever their order. The join goes part by part. A part
+holds the keys of some hashes, so that its memory is bounded whatever the number of keys.
+"""
+# ruff: noqa: S608 -- the names of tables and columns are ours; values are parameters
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from fruits.errors import FruitsError
+from fruits.photos.pages import LISTED_SCHEMA
+from fruits.run.manifest import MANIFEST_SCHEMA
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_MEMORY = "32MB"  # of DuckDB's buffers; its other memory and the batches in flight are about 60 MB more
+IN_MEMORY = ":memory:"
+_BATCH_ROWS = 8_192
+_INSERTED_ROWS = 16_384  # by one statement
+_SAMPLED = 100  # keys for each that is to be chosen
+_PART_ROWS = 400_000  # of listing and tables together
+
+KNOWN_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("key", "etag")),
+        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+        *(pa.field(name, pa.string()) for name in ("label", "split", "reason")),
+        pa.field("limit", pa.int64()),
+        pa.field("decoder", pa.string()),
+    ]
+)
+"""A row of the tables under a backbone: of `features` without a reason, of `quarantine` with one."""
+
+ENTRY_SCHEMA = MANIFEST_SCHEMA.append(pa.field("retry", pa.bool_()))
+"""An entry, and whether it is a retry of a quarantined object."""
+
+TABLES: Mapping[str, pa.Schema] = {
+    "listed": LISTED_SCHEMA,
+    "known": KNOWN_SCHEMA,
+    "readers": KNOWN_SCHEMA,
+    "entries": ENTRY_SCHEMA,
+    "lost": pa.schema([(name, pa.string()) for name in ("key", "etag", "label")]),
+}
+_TYPES = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition of SQL, and the values of its question marks."""
+
+    text: str = "true"
+    values: tuple[Any, ...] = ()
+
+    def and_(self, text: str, *values: Any) -> "Condition":
+        """This and another one."""
+        return Condition(f"{self.text} AND {text}", (*self.values, *values))
+
+    def __and__(self, other: "Condition") -> "Condition":
+        """Both."""
+        return self.and_(other.text, *other.values)
+
+
+def starts_with(prefix: str) -> Condition:
+    """Keys that start with ``prefix``."""
+    return Condition("starts_with(key, ?)", (prefix,))
+
+
+def of_labels(labels: Iterable[str] | None) -> Condition:
+    """Rows of these labels; of any label when None."""
+    return Condition() if labels is None else Condition("label IN (SELECT unnest(?::VARCHAR[]))", (list(labels),))
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Listing and rows side by side. Use within ``joined()``.
+
+    Attributes:
+        connection: The database.
+        rows: Rows by table.
+    """
+
+    connection: "DuckDBPyConnection"
+    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
+
+    def add(self, name: str, batches: Iterable[pa.RecordBatch]) -> None:
+        """Add rows to a table; columns that the batches lack are null."""
+        with self.connection.cursor() as cursor:
+            for rows in _merged(_stored(batch, TABLES[name]) for batch in batches):
+                cursor.register("batch", rows)
+                cursor.execute(f"INSERT INTO {name} SELECT * FROM batch")
+                cursor.unregister("batch")
+                self.rows[name] += rows.num_rows
+
+    def clear(self, name: str) -> None:
+        """Remove all rows of a table."""
+        self.connection.execute(f"DELETE FROM {name}")
+        self.rows[name] = 0
+
+    def pairs(self, prefix: str, *, changed: bool) -> Iterator[pa.RecordBatch]:
+        """The pairs of an object and the row of its key, of all keys that start with ``prefix``; either may be missing.
+
+        The columns of a row are named ``known_...``. With ``changed``, pairs of a feature and the object that it was
+        made from are left out.
+        """
+        objects = ", ".join(f"listed.{name} AS {name}" for name in LISTED_SCHEMA.names)
+        rows = ", ".join(f'known."{name}" AS known_{name}' for name in KNOWN_SCHEMA.names)
+        unchanged = "listed.etag IS NOT DISTINCT FROM known.etag AND known.reason IS NULL"
+        for of_part in self._parts("listed", "known"):
+            yield from self._batches(
+                f"SELECT {objects}, {rows} FROM (SELECT * FROM listed WHERE starts_with(key, ?){of_part}) AS listed "
+                f"FULL JOIN (SELECT * FROM known WHERE starts_with(key, ?){of_part}) AS known USING (key) "
+                + (f"WHERE NOT ({unchanged})" if changed else ""),
+                (prefix, prefix),
+            )
+
+    def count(self, name: str, condition: Condition = Condition()) -> int:
+        """How many rows of a table meet a condition."""
+        sql = f"SELECT count(*) FROM {name} WHERE {condition.text}"
+        (number,) = self.connection.execute(sql, condition.values).fetchall()[0]
+        return int(number)
+
+    def by(self, column: str, name: str, condition: Condition = Condition()) -> dict[Any, int]:
+        """How many rows of a table meet a condition, by the value of a column."""
+        sql = f"SELECT {column}, count(*) FROM {name} WHERE {condition.text} GROUP BY ALL"
+        return dict(self.connection.execute(sql, condition.values).fetchall())
+
+    def by_label(self, name: str, condition: Condition = Condition()) -> dict[str | None, int]:
+        """Rows of ``known`` or ``readers`` by label; quarantined objects have the label None."""
+        return self.by("CASE WHEN reason IS NULL THEN label END", name, condition)
+
+    def present(self, name: str, keys: Sequence[str]) -> set[str]:
+        """Which of ``keys`` a table has."""
+        if not keys:
+            return set()
+        found = self.connection.execute(
+            f"SELECT key FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),)
+        )
+        return {key for (key,) in found.fetchall()}
+
+    def sample(self, name: str, most: int, condition: Condition = Condition()) -> list[str]:
+        """At most so many keys of a table, chosen at random among those that meet a condition."""
+        chosen = f"SELECT key FROM (SELECT key FROM {name} WHERE {condition.text}) USING SAMPLE reservoir({most} ROWS)"
+        return [key for (key,) in self.connection.execute(chosen, condition.values).fetchall()]
+
+    def spread(self, name: str, prefix: str, number: int) -> list[str]:
+        """So many keys that start with ``prefix``, at about even distances among those of a table, in order."""
+        keys = sorted(self.sample(name, _SAMPLED * number, starts_with(prefix)))
+        step = max(1, -(-len(keys) // (number + 1)))
+        return keys[step::step]
+
+    def sample_refused(self, prefix: str, reasons: Sequence[str], most: int) -> list[str]:
+        """At most so many keys of objects that are quarantined for one of ``reasons``, chosen at random."""
+        refused = starts_with(prefix).and_("reason IN (SELECT unnest(?::VARCHAR[]))", list(reasons))
+        return self.sample("known", most, refused)
+
+    def place(self, condition: Condition, order: str, place: int) -> tuple[Any, ...]:
+        """The columns ``order`` of the entry at a place in that order, counted from 0."""
+        sql = f"SELECT {order} FROM entries WHERE {condition.text} ORDER BY {order} LIMIT 1 OFFSET {place}"
+        (found,) = self.connection.execute(sql, condition.values).fetchall()
+        return tuple(found)
+
+    def entries(self, condition: Condition, order: str, most: int | None = None) -> Iterator[pa.RecordBatch]:
+        """The entries that meet a condition, with ``MANIFEST_SCHEMA``."""
+        limit = "" if most is None else f" LIMIT {most}"
+        names = ", ".join(MANIFEST_SCHEMA.names)
+        sql = f"SELECT {names} FROM entries WHERE {condition.text} ORDER BY {order}{limit}"
+        for batch in self._batches(sql, condition.values):
+            yield batch.cast(MANIFEST_SCHEMA)
+
+    def find_lost(self, prefix: str) -> None:
+        """Fill ``lost`` with the rows of ``readers`` that start with ``prefix`` and whose object is not listed."""
+        for of_part in self._parts("listed", "readers"):
+            self.connection.execute(
+                "INSERT INTO lost SELECT key, etag, CASE WHEN reason IS NULL THEN label END FROM "
+                f"(SELECT * FROM readers WHERE starts_with(key, ?){of_part}) AS readers "
+                f"ANTI JOIN (SELECT key FROM listed WHERE true{of_part}) AS listed USING (key)",
+                (prefix,),
+            )
+
+    def leaving(self, name: str, condition: Condition = Condition()) -> Iterator[tuple[str, str, str | None]]:
+        """Key, ETag and label of the rows of ``entries`` or ``lost`` that meet a condition, in the order of keys."""
+        sql = f"SELECT key, etag, label FROM {name} WHERE {condition.text} ORDER BY key"
+        for batch in self._batches(sql, condition.values):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def _parts(self, *names: str) -> Iterator[str]:
+        """Conditions that each take a part of the keys, bounded whatever the rows of the tables ``names``."""
+        parts = 1 + sum(self.rows[name] for name in names) // _PART_ROWS
+        yield from (f" AND hash(key) % {parts} = {part}" if parts > 1 else "" for part in range(parts))
+
+    def _batches(self, sql: str, values: Sequence[Any]) -> Iterator[pa.RecordBatch]:
+        """The rows of a query. A cursor of its own lets others be asked meanwhile."""
+        with self.connection.cursor() as cursor:
+            yield from cursor.sql(sql, params=list(values)).to_arrow_reader(_BATCH_ROWS)
+
+
+@contextmanager
+def joined() -> Iterator[Joined]:
+    """A new database in a temporary folder, which goes when the block ends.
+
+    Raises:
+        FruitsError: when the folder of temporary files is full, or not to be written to.
+    """
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="fruits-plan-") as folder:
+        try:
+            with connect(folder) as connection:
+                yield Joined(connection)
+        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            raise FruitsError(
+                f"plan: {str(error).splitlines()[0]}; the plan of a large bucket keeps about 300 bytes a photo in "
+                f"temporary files. Make room in {tempfile.gettempdir()}, or set TMPDIR to a larger disk"
+            ) from error
+
+
+def connect(folder: str, database: str = "plan.db") -> "DuckDBPyConnection":
+    """A new database in ``folder``, with empty tables."""
+    import duckdb
+
+    connection = duckdb.connect(
+        f"{folder}/{database}" if database != IN_MEMORY else IN_MEMORY,
+        config={
+            "memory_limit": _MEMORY,
+            "threads": 1,
+            "temp_directory": f"{folder}/spilled",
+            "preserve_insertion_order": False,
+        },
+    )
+    for name, schema in TABLES.items():
+        columns = ", ".join(f'"{one.name}" {_TYPES.get(one.type, "BIGINT")}' for one in schema)
+        connection.execute(f"CREATE TABLE {name} ({columns})")
+    return connection
+
+
+def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """A batch with a schema's columns; moments as microseconds, because those of DuckDB have the zone of the host."""
+    columns = [
+        batch[one.name].cast(pa.int64())
+        if pa.types.is_timestamp(one.type)
+        else batch[one.name]
+        if one.name in batch.schema.names
+        else pa.nulls(batch.num_rows, one.type)
+        for one in schema
+    ]
+    return pa.table(columns, names=schema.names)
+
+
+def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows in tables of some ten thousand: each insert costs the same."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        waiting.append(table)
+        rows += table.num_rows
+        if rows >= _INSERTED_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting, rows = [], 0
+    if rows:
+        yield pa.concat_tables(waiting)
