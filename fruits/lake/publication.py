@@ -30,6 +30,7 @@ from fruits.lake.branches import (
     start_branch,
 )
 from fruits.lake.catalog import RUN_PROPERTY, Lake
+from fruits.lake.counters import Counters, RowCount
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ _MOST_FILES = 50  # of `publications`: a reader opens every file
 
 @dataclass(frozen=True)
 class Publication:
-    """A row of ``publications``; sequence 0 with the tables' first snapshots when nothing was ever published."""
+    """A row of ``publications``; sequence 0 with the tables' first snapshots when nothing was ever published.
+
+    ``counters`` counts the rows of all backbones; None when an earlier release published.
+    """
 
     sequence: int
     snapshots: Snapshots
@@ -65,6 +69,12 @@ class Publication:
     building: str | None = None
     gates: tuple[Gate, ...] = ()
     approvals: tuple[Approval, ...] = ()
+    counters: tuple[RowCount, ...] | None = None
+
+    @property
+    def counted(self) -> Counters | None:
+        """The counters by kind; None when there are none."""
+        return None if self.counters is None else Counters.of(self.counters)
 
     @property
     def rows(self) -> int:
@@ -349,7 +359,7 @@ def _settle(lake: Lake, mains: Snapshots, publication: Publication) -> None:
 
 def _before_all(lake: Lake) -> Publication:
     """What readers have before the first publication: the empty snapshot that each table began with."""
-    return Publication(0, {name: _first(lake, name) for name in _there(lake, DATA_TABLES)})
+    return Publication(0, {name: _first(lake, name) for name in _there(lake, DATA_TABLES)}, counters=())
 
 
 def _first(lake: Lake, name: TableName) -> int:
@@ -412,16 +422,19 @@ def _to_rows(publication: Publication) -> pa.Table:
         "building": publication.building,
         "gates": [asdict(gate) for gate in publication.gates],
         "approvals": [_approval_to_row(approval) for approval in publication.approvals],
+        "counters": None if publication.counters is None else [asdict(count) for count in publication.counters],
     }
     return pa.Table.from_pylist([row], schema=PUBLICATIONS.schema)
 
 
 def _from_row(row: Mapping[str, Any]) -> Publication:
+    counters = row.get("counters")
     values = {
         "snapshots": dict(row["snapshots"]),
         "counts": dict(row["counts"]),
         "gates": tuple(Gate(**gate) for gate in row["gates"]),
         "approvals": tuple(_approval_from_row(approval) for approval in row.get("approvals") or ()),
+        "counters": None if counters is None else tuple(RowCount(**count) for count in counters),
     }
     return Publication(**{**row, **values})
 

@@ -1,7 +1,10 @@
 """The tables of a lake as Spark reads and writes them: at a snapshot, or on the branch of an attempt."""
 
+import math
+import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, Row, SparkSession
 
 _MOST_LITERALS = 200  # Iceberg does not prune by longer lists
+_MOST_RANGES = 100
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,13 @@ class Tables:
     def read(self, name: TableName, snapshot_id: int) -> "DataFrame":
         """Rows of a table at a snapshot."""
         return self.spark.read.option("versionAsOf", snapshot_id).table(self.identifier(name))
+
+    def appended(self, name: TableName, after: int, snapshot_id: int) -> "DataFrame":
+        """The rows that the snapshots after one up to another appended; reads the files of these rows only."""
+        if after == snapshot_id:
+            return self.read(name, snapshot_id).limit(0)
+        options = {"start-snapshot-id": after, "end-snapshot-id": snapshot_id}
+        return self.spark.read.options(**options).table(self.identifier(name))
 
     def read_branch(self, name: TableName) -> "DataFrame":
         """Rows of a table on the writer's branch."""
@@ -95,8 +106,13 @@ class Tables:
 
 
 def key_filter(keys: list[str]) -> "Column":
-    """A filter that Iceberg prunes files by: the keys themselves while they are few, else their range."""
+    """A filter that Iceberg prunes files by: the keys themselves while they are few, else ranges that hold them."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     column = F.col("key")
-    return column.isin(keys) if len(keys) <= _MOST_LITERALS else column.between(min(keys), max(keys))
+    if len(keys) <= _MOST_LITERALS:
+        return column.isin(keys)
+    ordered = sorted(keys)
+    length = math.ceil(len(ordered) / _MOST_RANGES)
+    parts = (ordered[first : first + length] for first in range(0, len(ordered), length))
+    return reduce(operator.or_, (column.between(part[0], part[-1]) for part in parts))
