@@ -1,4 +1,4 @@
-"""``fruits approve``: a person's approval of what waits for one."""
+"""``fruits approve``: a person approves a question that waits."""
 
 import getpass
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,25 +9,30 @@ from rich.console import RenderableType
 from fruits.cli.output import Document, fields, printable
 from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, approve, chosen, read_approvals
+from fruits.run.decisions import after_approval
 from fruits.run.state import run_key
 from fruits.settings import Settings
 
 
 def find(settings: Settings, digest: str | None, run: str | None, gates: Sequence[str]) -> Approval:
-    """The question that the arguments name.
+    """Find the question that the arguments name.
 
     Raises:
-        FruitsError: when there is none, there are several, or the gates are not those that failed.
+        FruitsError: when no question or several questions fit, or ``gates`` differ from the gates that failed.
     """
-    known = read_approvals(settings)
+    stored = read_approvals(settings)
     if run is None:
         if gates:
             raise FruitsError("--gate: expected with --run, the run whose gates failed")
-        return chosen(known, digest)
-    of_run = [one for one in known if one.kind == "gates" and one.run in (run, run_key(run)) and not one.decided]
+        return chosen(stored, digest)
+    of_run = [
+        question
+        for question in stored
+        if question.kind == "gates" and question.run in (run, run_key(run)) and not question.decided
+    ]
     if not of_run:
         raise FruitsError(f"run {run}: none of its gates waits for an approval; `fruits status` lists what waits")
-    question = of_run[-1]  # an earlier one is of an earlier attempt, whose findings no longer count
+    question = of_run[-1]  # the earlier questions are about earlier attempts, whose findings no longer count
     failed = set(question.details["gates"])
     if set(gates) != failed:
         raise FruitsError(
@@ -38,7 +43,7 @@ def find(settings: Settings, digest: str | None, run: str | None, gates: Sequenc
 
 
 def preview(question: Approval) -> Iterator[str]:
-    """What a person reads before the decision."""
+    """The question and its details, line by line, for the person who decides."""
     yield printable(question.question)
     for reason in question.details.get("reasons", ()):
         yield printable(f"  because {reason}")
@@ -58,12 +63,13 @@ def preview(question: Approval) -> Iterator[str]:
 
 
 def run(settings: Settings, question: Approval, *, by: str | None, why: str) -> dict[str, Any]:
-    """Record the approval."""
-    return approve(settings, question, by=by or getpass.getuser(), why=why, via="fruits approve").to_document()
+    """Record the approval; also says what carries the approval out."""
+    approval = approve(settings, question, by=by or getpass.getuser(), why=why, via="fruits approve")
+    return {**approval.to_document(), "next": after_approval(approval)}
 
 
 def render(done: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The approval for a terminal."""
     yield fields(
         [
             ("approved", done["question"]),
@@ -72,9 +78,4 @@ def render(done: Document) -> Iterable[RenderableType]:
             ("why", done["why"]),
         ]
     )
-    if done["kind"] == "gates":
-        yield f"\nClear the task `validate` of the run, downstream included: {done['run']}"
-    elif done["kind"] == "rebuild":
-        yield "\nStart the run again, or clear it from `wait_for_lease`."
-    else:
-        yield "\nThe next run does it, if the digest is still the same: at the next sweep, or start one now."
+    yield f"\n{done['next']}"

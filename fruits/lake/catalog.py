@@ -59,12 +59,15 @@ _TABLE_PROPERTIES = {
 def catalog_properties(settings: Settings) -> dict[str, str]:
     """The properties of the catalog for PyIceberg's ``load_catalog``."""
     glue = {"type": "glue", "glue.region": settings.s3_region, **_glue_properties(settings)}
-    return {
+    properties = {
         **(glue if settings.catalog_kind == "glue" else {"type": "sql", "uri": _database_uri(settings)}),
         "warehouse": settings.warehouse,
-        **({"s3.endpoint": settings.s3_endpoint} if settings.s3_endpoint else {}),
-        "s3.region": settings.s3_region,
     }
+    if settings.lake_kind == "s3":
+        properties["s3.region"] = settings.s3_region
+        if settings.s3_endpoint:
+            properties["s3.endpoint"] = settings.s3_endpoint
+    return properties
 
 
 def spark_configuration(settings: Settings) -> dict[str, str]:

@@ -96,25 +96,26 @@ def rows_before(job: Job, replaced: "pa.Table") -> "DataFrame":
 
 def statistics_of_rows(features: "DataFrame", width: int) -> Statistics:
     """Statistics of the fit split's rows: a partial result for each task, merged in a tree, the last few here."""
-    fit_rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "label", "vector")
     cores = features.sparkSession.sparkContext.defaultParallelism
-    return merge_partials(partials(fit_rows.coalesce(cores), width).toArrow().to_batches(), width)
+    rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "label", "vector").coalesce(cores)
+    parts = rows.rdd.getNumPartitions() if cores > FAN_IN else cores  # to count them, Spark plans the query
+    return merge_partials(partials(rows, parts, width).toArrow().to_batches(), width)
 
 
-def partials(rows: "DataFrame", width: int) -> "DataFrame":
-    """Partial statistics of ``rows``, with ``STATISTICS_SCHEMA``; moments of ``FAN_IN`` parts at most.
+def partials(rows: "DataFrame", parts: int, width: int) -> "DataFrame":
+    """Partial statistics of ``rows`` in so many ``parts``, with ``STATISTICS_SCHEMA``; moments of at most ``FAN_IN``.
 
     Few parts cost no further stage.
     """
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
-    parts = map_batches(rows, partial_statistics(width), STATISTICS_SCHEMA)
-    for groups in tree(rows.rdd.getNumPartitions()):
+    found = map_batches(rows, partial_statistics(width), STATISTICS_SCHEMA)
+    for groups in tree(parts):
         # All parts of a label come to one task, so that each label is merged once.
-        part = F.coalesce(F.hash("label"), F.spark_partition_id())
-        grouped = parts.withColumn("part", part).repartition(groups, "part").drop("part")
-        parts = map_batches(grouped, merged_statistics(width), STATISTICS_SCHEMA)
-    return parts
+        part = F.when(F.col("label").isNull(), F.spark_partition_id()).otherwise(F.hash("label"))
+        grouped = found.withColumn("part", part).repartition(groups, "part").drop("part")
+        found = map_batches(grouped, merged_statistics(width), STATISTICS_SCHEMA)
+    return found
 
 
 def tree(parts: int) -> Iterator[int]:

@@ -227,6 +227,10 @@ class Scan:
         )
         return chosen.slice(0, self.limit)
 
+    def filter(self, condition: Any) -> "Scan":
+        """The same scan, of fewer rows."""
+        return replace(self, row_filter=And(self.row_filter, condition))
+
     def count(self) -> int:
         """How many rows."""
         return int(self.to_arrow().num_rows)

@@ -30,7 +30,7 @@ from tests.spark_jobs.conftest import Chain
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 
 JOBS = ("featurize", "pca", "validate")
-MADE_ANEW = ("last_modified", "fitted_at", "features_snapshot_id", "limit", "decoder")
+MADE_ANEW = ("last_modified", "fitted_at", "features_snapshot_id", "limit", "decoder", "split_rules")
 """Columns that differ from lake to lake, for each has its own objects and snapshots, or that the old release lacked."""
 
 SUMMED = frozenset({"mean", "components", "explained_variance", "explained_variance_ratio", "total_variance"}) | {

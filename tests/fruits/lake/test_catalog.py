@@ -363,7 +363,9 @@ class TestSparkConfiguration:
         assert (folder / "catalog.db").is_file()
 
     def test_a_folder_needs_no_s3(self, lake_settings):
-        assert not {key for key in in_spark(lake_settings()) if "s3" in key or key == "io-impl"}
+        settings = lake_settings(s3_endpoint="http://127.0.0.1:9")
+        assert not {key for key in in_spark(settings) if "s3" in key or key == "io-impl"}
+        assert not {key for key in catalog_properties(settings) if "s3" in key}
 
     def test_an_s3_lake_names_server_and_region(self, lake_settings):
         settings = lake_settings(lake="s3://bucket/warehouse", s3_endpoint="http://127.0.0.1:9", s3_region="eu-west-3")

@@ -1,4 +1,5 @@
 import logging
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +30,7 @@ from fruits.lake.publication import (
     roll_back,
 )
 from fruits.lake.reader import open_read_only
-from fruits.lake.rebuild import check_catalog_is_current
+from fruits.lake.rebuild import check_catalog_is_current, plan_rebuild
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, PUBLICATIONS, TABLES
 from fruits.run.documents import RunDocuments
 from fruits.run.migration import with_every_table, with_snapshots
@@ -620,6 +621,13 @@ class TestALakeThatLacksATable:
         assert upkeep.tags == dict.fromkeys(
             ("publication_1", "publication_2", "publication_3"), lake.head("label_statistics")
         )
+
+    def test_its_catalog_can_be_made_again_without_the_table(self, old):
+        folder = old.settings.warehouse.removeprefix("file://")
+        shutil.rmtree(f"{folder}/{old.settings.namespace}/label_statistics")
+        rebuild = plan_rebuild(old.settings)
+        assert {table.name for table in rebuild.tables if table.action == "create"} == {"label_statistics"}
+        assert rebuild.publication.sequence == 2
 
     def test_a_run_that_the_earlier_release_planned_goes_on(self, old):
         base = readers_base(open_read_only(old.settings))

@@ -97,12 +97,12 @@ def different(checks: dict[str, Check]) -> dict[str, int | None]:
     return {name: check.differences for name, check in checks.items() if check.state == "differs"}
 
 
-def append(name: TableName, key: str, **changed: Any) -> Callable[[Any], None]:
+def append(name: TableName, of: str, **changed: Any) -> Callable[[Any], None]:
     """A copy of the row of a key, with other values."""
 
     def change(run: Any) -> None:
         rows = run.lake.read(name, run.lake.head(name, run.branch))
-        copies = rows.filter(pc.equal(rows["key"], key)).slice(0, 1).to_pylist()
+        copies = rows.filter(pc.equal(rows["key"], of)).slice(0, 1).to_pylist()
         table = pa.Table.from_pylist([{**row, **changed} for row in copies], schema=rows.schema)
         commit_rows(run.lake, name, lambda change: change.append(table, **run.writer.commit), branch=run.branch)
 

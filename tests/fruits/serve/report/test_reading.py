@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from datetime import UTC, datetime
 
 import obstore
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pytest
 
 from fruits.errors import FruitsError
 from fruits.lake import catalog
+from fruits.lake.approvals import Approval
 from fruits.lake.branches import start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, QUARANTINE
@@ -35,12 +37,14 @@ from tests.fruits.serve.report.conftest import (
 from tests.runs import (
     MODEL_ID,
     RUN_ID,
+    START,
     card,
     document,
     featurized,
     planned,
     planned_maintenance,
     projected,
+    validated,
     write_documents,
     writer,
 )
@@ -112,8 +116,12 @@ def test_a_run_of_the_maintenance_has_no_report(published):
         read_run(published, key)
 
 
-def planned_as(work=True, dry_run=False, pinned=None):
-    return document("plan", 0, planned(work=work, pinned=pinned, request=RunRequest(prefix="", dry_run=dry_run)))
+QUESTION = Approval("deletions", "ab" * 32, "Remove 147 of 518 rows?", 147, "run", datetime(2026, 11, 27, tzinfo=UTC))
+
+
+def planned_as(work=True, dry_run=False, pinned=None, undecided=()):
+    request = RunRequest(prefix="", dry_run=dry_run)
+    return document("plan", 0, planned(work=work, pinned=pinned, undecided=undecided, request=request))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +131,7 @@ def planned_as(work=True, dry_run=False, pinned=None):
         ([document("plan", 0, state="failed", error="no")], "failed"),
         ([planned_as()], "unfinished"),
         ([planned_as(work=False)], "nothing to do"),
+        ([planned_as(work=False, undecided=(QUESTION,))], "waits for approval"),
         ([planned_as(work=False, pinned="anna pinned readers")], "pinned"),
         ([planned_as(dry_run=True)], "dry run"),
         ([planned_as(work=False, dry_run=True)], "dry run"),
@@ -201,6 +210,19 @@ def test_documents_of_an_earlier_try_are_left_out(published):
     found = read_run(published, KEY)
     assert [task.task for task in found.work.tasks] == ["plan"]
     assert found.gates == ()
+
+
+def test_what_waits_and_what_was_approved_comes_from_every_task(published):
+    approvals = [Approval("deletions", f"{one:064}", f"Remove {one}?", one, KEY, START) for one in range(5)]
+    waiting, used = [(one,) for one in approvals[:2]], [(one,) for one in approvals[2:]]
+    run = write_documents(
+        published,
+        document("plan", result=planned(undecided=waiting[0], approvals=used[0])),
+        document("pca", 1, result=projected(undecided=waiting[1], approvals=used[1])),
+        document("validate", 2, result=validated(approvals=used[2])),
+    )
+    found = read_run(published, run)
+    assert (*found.questions, *found.approvals) == tuple(approvals)
 
 
 def test_a_publication_whose_run_was_planned_again_has_no_tasks(published):
