@@ -348,7 +348,6 @@ def doctor(
         raise typer.Exit(ExitCode.BAD_INPUT)
 
 
-<<<<<<< HEAD
 @app.command()
 def verify(
     *,
@@ -368,10 +367,7 @@ def verify(
         raise typer.Exit(ExitCode.BAD_INPUT)
 
 
-catalog = typer.Typer(no_args_is_help=True, help="The catalog: which files are the current tables.")
-=======
 catalog = typer.Typer(no_args_is_help=True, help="The catalog, which names the current files of the tables.")
->>>>>>> wt-refit
 app.add_typer(catalog, name="catalog")
 
 

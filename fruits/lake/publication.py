@@ -52,7 +52,7 @@ _MOST_FILES = 50  # of `publications`: a reader opens every file
 class Publication:
     """A row of ``publications``; sequence 0 with the tables' first snapshots when nothing was ever published.
 
-    ``counters`` counts the rows of all backbones; None when an earlier release published.
+    ``counters`` counts the rows of all backbones; None when an earlier release published, or there are no rows.
     """
 
     sequence: int
@@ -428,13 +428,13 @@ def _to_rows(publication: Publication) -> pa.Table:
 
 
 def _from_row(row: Mapping[str, Any]) -> Publication:
-    counters = row.get("counters")
     values = {
         "snapshots": dict(row["snapshots"]),
         "counts": dict(row["counts"]),
         "gates": tuple(Gate(**gate) for gate in row["gates"]),
         "approvals": tuple(_approval_from_row(approval) for approval in row.get("approvals") or ()),
-        "counters": None if counters is None else tuple(RowCount(**count) for count in counters),
+        # PyIceberg (0.12) writes null lists as empty ones.
+        "counters": tuple(RowCount(**count) for count in row.get("counters") or ()) or None,
     }
     return Publication(**{**row, **values})
 

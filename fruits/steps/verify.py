@@ -264,10 +264,9 @@ def check_statistics(verified: Verified) -> tuple[Check, ...]:
 def check_counters(verified: Verified) -> Check:
     """Whether the publication's counters, and Iceberg's own, are those of the tables."""
     counts: Counter[Kind] = Counter()
-    for batch in verified.batches("features", "model_id", "label", "split"):
-        counts.update(Kind(*row) for row in _rows(batch))
-    for batch in verified.batches("quarantine", "model_id", "reason"):
-        counts.update(Kind(model_id, reason=reason) for model_id, reason in _rows(batch))
+    for name, columns in (("features", ("model_id", "label", "split")), ("quarantine", ("model_id", "reason"))):
+        for batch in verified.batches(name, *columns):  # type: ignore[arg-type]
+            counts.update(Kind(**dict(zip(columns, row, strict=True))) for row in _rows(batch.select(columns)))
     there, carried = Counters(counts), verified.publication.counted
     wrong = [
         f"Iceberg counts {verified.rows(name):,} rows of {name}, there are {there.total(name):,}"

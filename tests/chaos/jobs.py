@@ -278,7 +278,7 @@ def counters_after(job: Job) -> Counters:
         written = rows_of(job, name)
         changes.update(_kinds(written.filter(pc.equal(written["run_id"], job.run.run_id))))
         changes.subtract(_kinds(base.filter(pc.is_in(base["key"], replaced))))
-    return job.run.base.publication.counted.changed(changes)
+    return (job.run.base.publication.counted or Counters({})).changed(changes)
 
 
 def count_rows(tables: Sequence[pa.Table]) -> Counters:

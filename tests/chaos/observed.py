@@ -14,7 +14,7 @@ from pyiceberg.exceptions import NoSuchTableError
 from fruits.analysis.pca import transform
 from fruits.lake.approvals import Approval, digest_of, read_approvals
 from fruits.lake.catalog import Lake
-from fruits.lake.counters import COUNTED
+from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.pca_tables import load_label_sums, load_statistics, load_versions
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import DATA_TABLES, TABLES
@@ -256,5 +256,6 @@ def whole_rows(lake: Lake, publication: Publication) -> Rows:
     of_rows = sums_of_rows(tables["features"])
     assert {label: one.n for label, one in sums.items()} == {label: one.n for label, one in of_rows.items()}, "labels"
     assert all(same_numbers(one.mean, of_rows[label].mean) for label, one in sums.items()), "means by label"
-    assert publication.counted == count_rows([tables[name] for name in COUNTED]), "the counters are of other rows"
+    counted = publication.counted or Counters({})
+    assert counted == count_rows([tables[name] for name in COUNTED]), "the counters are of other rows"
     return {row[0]: row[1:] for row in rows}
