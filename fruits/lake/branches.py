@@ -115,12 +115,11 @@ def check_lineage(lake: Lake, name: TableName, head: int, base: int, writer: Wri
         snapshot_id = snapshot.parent_snapshot_id
 
 
-def is_append(lake: Lake, name: TableName, base: int, head: int) -> bool:
+def is_append(table: "Table", base: int, head: int) -> bool:
     """Whether all snapshots after ``base`` up to ``head`` only appended rows, or deleted single rows of other files."""
-    metadata = lake.table(name).metadata
     snapshot_id: int | None = head
     while snapshot_id != base:
-        snapshot = metadata.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
         if snapshot is None or snapshot.summary is None:
             return False
         summary = snapshot.summary

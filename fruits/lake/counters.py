@@ -7,10 +7,13 @@ gate has to count the rows of a whole table. ``live_rows`` is what Iceberg itsel
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 from fruits.photos.keys import FIT_SPLIT
+
+if TYPE_CHECKING:
+    from pyiceberg.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +109,15 @@ COUNTED: tuple[TableName, ...] = ("features", "quarantine")
 """The tables whose rows are counted."""
 
 
-def live_rows(lake: Lake, name: TableName, snapshot_id: int) -> int | None:
+def live_rows(table: "Table", snapshot_id: int) -> int | None:
     """Rows of a table at a snapshot as Iceberg counts them in the snapshot's summary; None where it does not."""
-    snapshot = lake.table(name).snapshot_by_id(snapshot_id)
+    snapshot = table.snapshot_by_id(snapshot_id)
     summary = snapshot.summary if snapshot else None
     if summary is None or summary["total-records"] is None or int(summary["total-equality-deletes"] or 0):
         return None
     return int(summary["total-records"]) - int(summary["total-position-deletes"] or 0)
 
 
-def agree(lake: Lake, counters: Counters, snapshots: Mapping[TableName, int]) -> bool:
+def agree(counters: Counters, tables: "Mapping[TableName, Table]", snapshots: Mapping[TableName, int]) -> bool:
     """Whether counters have as many rows of each table as Iceberg counts at ``snapshots``."""
-    return all(live_rows(lake, name, snapshots[name]) == counters.total(name) for name in COUNTED)
+    return all(live_rows(tables[name], snapshots[name]) == counters.total(name) for name in COUNTED)

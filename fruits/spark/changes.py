@@ -5,6 +5,7 @@ The gates look at these rows only. So their cost is that of the run's photos, an
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from fruits.spark.tables import key_filter
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyiceberg.table import Table
     from pyspark.sql import DataFrame
 
 log = logging.getLogger("fruits")
@@ -26,12 +28,21 @@ CHANGED: tuple[TableName, ...] = ("features", "quarantine", "embeddings")
 """The tables that have rows by key."""
 
 
-def reason_to_read_all(job: Job, pca_id: str | None) -> str | None:
+def changes_of(job: Job, pca_id: str | None) -> "Changes | None":
+    """The changes of a run; None when its gates have to read all rows, and the log says why."""
+    tables = {name: job.lake.table(name) for name in CHANGED}
+    reason = reason_to_read_all(job, pca_id, tables)
+    if reason:
+        log.info("all rows are read: %s", reason)
+    return None if reason else Changes(job, tables)
+
+
+def reason_to_read_all(job: Job, pca_id: str | None, tables: "Mapping[TableName, Table]") -> str | None:
     """Why the gates of a run have to read all rows; None when its changes tell all."""
     base, projected = job.run.base, job.documents.projected
     counters = base.publication.counted
-    counted = counters is not None and agree(job.lake, counters, base.snapshots)
-    rewritten = not all(is_append(job.lake, name, base.snapshots[name], job.start[name]) for name in CHANGED)
+    counted = counters is not None and agree(counters, tables, base.snapshots)
+    rewritten = not all(is_append(tables[name], base.snapshots[name], job.start[name]) for name in CHANGED)
     reasons = {
         "the publication before has no counters that Iceberg's own agree with": not counted,
         "a person approved the publication before, although required gates failed": failed(base.publication.gates),
@@ -45,9 +56,10 @@ def reason_to_read_all(job: Job, pca_id: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes of a run from its base to the snapshots that a job starts from."""
+    """The changes of a run from its base to the snapshots that a job starts from; ``tables`` know these snapshots."""
 
     job: Job
+    tables: "Mapping[TableName, Table]"
 
     @cached_property
     def replaced(self) -> "pa.Table":
@@ -99,8 +111,8 @@ class Changes:
 
     def unexplained(self, name: TableName, change: int) -> int:
         """Rows of a table that came or left beyond a ``change`` that the run's rows explain, by Iceberg's own count."""
-        job = self.job
-        before, after = (live_rows(job.lake, name, at[name]) for at in (job.run.base.snapshots, job.start))
+        snapshots = self.job.run.base.snapshots[name], self.job.start[name]
+        before, after = (live_rows(self.tables[name], snapshot_id) for snapshot_id in snapshots)
         return abs((after or 0) - (before or 0) - change)
 
 

@@ -1,6 +1,5 @@
 """What the gates are evaluated on: measured on exactly the snapshots that the run's tasks wrote."""
 
-import logging
 import math
 from dataclasses import dataclass
 from functools import reduce
@@ -16,14 +15,12 @@ from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Probe
 from fruits.run.manifest import Manifest
-from fruits.spark.changes import Changes, counted_after, reason_to_read_all
+from fruits.spark.changes import Changes, changes_of, counted_after
 from fruits.spark.executors import matrix
 from fruits.spark.job import Job
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-log = logging.getLogger("fruits")
 
 _MOST_EXAMPLES = 20
 _FEWEST_LABELS = 2  # a classifier needs two classes
@@ -43,10 +40,7 @@ class Measured:
         """The tables of a run under a PCA version."""
         versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
         version = next((version for version in versions if version.pca_id == pca_id), None)
-        reason = reason_to_read_all(job, pca_id)
-        if reason:
-            log.info("all rows are read: %s", reason)
-        return cls(job, version, None if reason else Changes(job))
+        return cls(job, version, changes_of(job, pca_id))
 
     @property
     def new_features(self) -> "DataFrame":

@@ -97,7 +97,7 @@ class Verified:
 
     def rows(self, name: TableName) -> int:
         """How many rows a table has, of all backbones; about so many while files have deleted rows."""
-        return live_rows(self.lake, name, self.publication.snapshots[name]) or 0
+        return live_rows(self.lake.table(name), self.publication.snapshots[name]) or 0
 
     def keyed(self, name: TableName, *columns: str) -> Iterator[pa.RecordBatch]:
         """Columns of the publication's rows of a table: of its backbone, or of its PCA version."""

@@ -14,7 +14,7 @@ import pytest
 from fruits.errors import ConflictError, ExitCode
 from fruits.lake.branches import Writer, run_of_branch, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.counters import agree
+from fruits.lake.counters import COUNTED, agree
 from fruits.lake.publication import current_base, publication_id, publications, publish, readable, roll_back
 from fruits.lake.schemas import DATA_TABLES, TABLES
 from fruits.run.lease import current_lease
@@ -171,7 +171,8 @@ def seen(chain, new_settings):
     seen.overtaken = maintain_while_a_run_publishes(chain, settings, "live")
     seen.branches_of_overtaken = [ref for ref in refs(settings, "run_") if run_of_branch(ref) == run_key("overtaken")]
     seen.last = chain.published(settings)
-    seen.agree = tuple(agree(lake, one.counted, one.snapshots) for one in (seen.publications_after[-1], seen.last))
+    tables = {name: lake.table(name) for name in COUNTED}
+    seen.agree = tuple(agree(one.counted, tables, one.snapshots) for one in (seen.publications_after[-1], seen.last))
     seen.rows_of_live = {row["key"]: row["etag"] for row in chain.rows(settings, "features")}
     return seen
 
