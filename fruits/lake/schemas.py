@@ -222,7 +222,7 @@ PUBLICATIONS = TableDefinition(
             _column("building", pa.string(), "Backbone that is built beside the one in use.", nullable=True),
             _column("gates", _list(GATE), "What the gates found."),
             _column("approvals", _list(APPROVAL), "The decisions of people that it rests on.", nullable=True),
-            _column("counters", _list(COUNTER), "Rows by label and split, or by reason; empty: unknown.", nullable=True),
+            _column("counters", _list(COUNTER), "Rows by label and split, or reason; empty: unknown.", nullable=True),
         ]
     ),
     sort_by="sequence",
