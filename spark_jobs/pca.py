@@ -64,6 +64,7 @@ def update_pca(job: Job) -> None:
         if not statistics.labelled or (current is not None and job.run.request.refit == "always"):
             with job.phase("moments"):
                 moments = recompute(job)
+            known |= {"n_statistics": moments.n, "recomputed": True}
         if refit.keep:  # readers keep it if the new version fails its gates
             project_changed(job, refit.keep)
         action, (version, projected) = "fit", fit_version(job, moments, reason or "")
