@@ -165,7 +165,15 @@ FEWER = COUNTERS.changed({Kind(MODEL_ID, "Kiwi", "train"): -1})
 SPOILT: dict[str, Any] = {
     "an embedding is gone": (remove("embeddings", KEYS[0]), {}, {"embeddings": 1}, OF_KEY),
     "two embeddings": (append("embeddings", KEYS[0]), {}, {"embeddings": 1}, OF_KEY),
-    "a stale embedding": (append("embeddings", KEYS[0], etag="old"), {}, {"embeddings": 1}, OF_KEY),
+    "a stale embedding": (
+        lambda run: (
+            remove("embeddings", KEYS[0])(run),
+            append("embeddings", KEYS[1], key=KEYS[0], etag="old")(run),
+        ),
+        {},
+        {"embeddings": 2},
+        OF_KEY,
+    ),
     "a photo is also in quarantine": (
         append("quarantine", ILL, key=KEYS[0]),
         {},
