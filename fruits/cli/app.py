@@ -221,6 +221,7 @@ def rollback(
     from fruits.cli import rollback as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
+    from fruits.lake.publication import readers_base
     from fruits.lake.reader import open_read_only
 
     if as_json and not yes:
@@ -229,10 +230,11 @@ def rollback(
         raise FruitsError("rollback: --pin and --why go together; a pin needs a reason, which `fruits status` shows")
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
-        question = command.preview(lake, publication)
+        base = readers_base(lake)
+        question = command.preview(lake, base, publication)
         if question and not yes:
             confirm(question)
-        document = command.run(lake, publication, why if pin else None)
+        document = command.run(lake, base, publication, why if pin else None)
     answer(document, command.render, as_json=as_json)
 
 
