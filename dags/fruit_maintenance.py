@@ -9,6 +9,7 @@ drops data that no reader needs any more.
 | `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no run of `fruit_features` is between its plan and its publication |
 | `plan` | `fruits/steps/plan_maintenance.py` | looks at the lake and logs what there is to do |
 | `maintain` | `spark_jobs/maintain.py` | compacts on branches, checks that the rows are the same, publishes; then expires and removes |
+| `verify` | `fruits/steps/verify.py` | with FRUITS_VERIFY_WEEKLY: compares all that is published with the bucket and with itself; else skipped |
 
 **What it keeps.** A publication is retained while it is younger than FRUITS_RETENTION_DAYS or among the newest
 FRUITS_RETENTION_PUBLICATIONS. Every retained publication stays readable at its snapshots in every table, under the tag
@@ -39,6 +40,7 @@ from datetime import datetime
 from typing import Any
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
 
 from fruits.airflow.alerts import alert_failure
 from fruits.airflow.errors import non_retryable
@@ -113,6 +115,20 @@ def plan(prepared: dict[str, Any]) -> str:
         return plan_maintenance(Settings.load(), MaintenanceRequest(**prepared), run_id).key
 
 
+@task
+def verify() -> None:
+    """Compare all that is published with the bucket and with itself: see fruits/steps/verify.py."""
+    from fruits.lake.reader import open_read_only
+    from fruits.settings import Settings
+    from fruits.steps.verify import verify_or_fail
+
+    settings = Settings.load()
+    if not settings.verify_weekly:
+        raise AirflowSkipException("FRUITS_VERIFY_WEEKLY is not set")
+    with non_retryable():
+        verify_or_fail(settings, open_read_only(settings))
+
+
 with DAG(
     dag_id="fruit_maintenance",
     description="Compacts the tables and drops data past retention",
@@ -130,4 +146,4 @@ with DAG(
     wait_for_lease = LeaseSensor(task_id="wait_for_lease", run_prefix=RUN_PREFIX)
     prepared = prepare()
     planned = plan(prepared)  # type: ignore[arg-type]  # Airflow replaces it by the value
-    prepared >> wait_for_lease >> planned >> spark_job("maintain", str(planned))
+    prepared >> wait_for_lease >> planned >> spark_job("maintain", str(planned)) >> verify()

@@ -304,6 +304,11 @@ class Settings(DagSettings):
     retention_publications: int = Field(
         default=10, ge=1, description="So many publications stay readable, however old they are."
     )
+    verify_weekly: bool = Field(
+        default=False,
+        description="Whether each run of fruit_maintenance also compares all that is published with the bucket and "
+        "with itself, as `fruits verify` does; the run is red when anything differs.",
+    )
 
     @field_validator("key_pattern")
     @classmethod

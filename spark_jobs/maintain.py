@@ -64,7 +64,7 @@ def compact_and_publish(job: MaintenanceJob) -> dict[str, Any]:
         for name in changed:
             check_rows(job.tables, name, base.snapshots[name], after[name], upkeep)
     with job.phase("publish"):
-        published = publish_compacted(job, base, after)
+        published = publish_compacted(job, base, after, upkeep)
     return {
         "publication_id": published.publication_id,
         "dropped_versions": upkeep.expired_versions,
@@ -85,7 +85,7 @@ def compact(job: MaintenanceJob, base: Base, upkeep: Upkeep) -> Snapshots:
     return {name: job.lake.state(name).refs[job.tables.writer.branch] for name in base.snapshots}
 
 
-def publish_compacted(job: MaintenanceJob, base: Base, after: Snapshots) -> Publication:
+def publish_compacted(job: MaintenanceJob, base: Base, after: Snapshots, upkeep: Upkeep) -> Publication:
     """Publish the snapshots that were checked as the publication that they were, under a new sequence number.
 
     Raises:
@@ -93,8 +93,10 @@ def publish_compacted(job: MaintenanceJob, base: Base, after: Snapshots) -> Publ
     """
     snapshots = {name: after[name] for name in DATA_TABLES}
     sequence = base.publication.sequence + 1
+    counted = base.publication.counted
     publication = replace(
         base.publication,
+        counters=counted.without(upkeep.retired_backbones).counts if counted else None,
         sequence=sequence,
         snapshots=snapshots,
         publication_id=publication_id(sequence, snapshots),

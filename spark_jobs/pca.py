@@ -60,9 +60,11 @@ def update_pca(job: Job) -> None:
     if reason is None and current is not None:
         action, version, projected = "project", current, project_changed(job, current)
     else:
-        if not statistics.labelled:
+        # A refit that a person asks for also mends statistics that are not those of the rows.
+        if not statistics.labelled or (current is not None and job.run.request.refit == "always"):
             with job.phase("moments"):
                 moments = recompute(job)
+            known |= {"n_statistics": moments.n, "recomputed": True}
         if refit.keep:  # readers keep it if the new version fails its gates
             project_changed(job, refit.keep)
         action, (version, projected) = "fit", fit_version(job, moments, reason or "")

@@ -33,7 +33,7 @@ def validate(job: Job) -> None:
     """
     projected = job.documents.projected
     pca_id, keep = (projected.pca_id, projected.keep) if projected else (None, None)
-    findings, reasons = measure(Measured.of(job, pca_id))
+    findings, counters = measure(Measured.of(job, pca_id))
     gates = evaluate(findings, job.settings)
     if keep and only_of_version(failed(gates)):
         kept_findings, _ = measure(Measured.of(job, keep))
@@ -47,11 +47,12 @@ def validate(job: Job) -> None:
     job.recorder.record(
         Validated(
             features=findings.rows - findings.quarantined,
-            quarantine=reasons,
+            quarantine=counters.of_backbone(job.run.model_id).reasons,
             probe=Probe(raw=findings.probe_raw, embedded=findings.probe_embedded, rows=findings.probe_rows),
             gates=gates,
             snapshots=snapshots,
             pca_id=pca_id,
+            counters=counters.counts,
             approvals=(question,) if question and question.decided else (),
         )
     )

@@ -350,6 +350,25 @@ def doctor(
         raise typer.Exit(ExitCode.BAD_INPUT)
 
 
+@app.command()
+def verify(
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help="Start the run that mends the differences.")] = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Compare all that is published with the bucket and with itself. Exit code 2 when anything differs."""
+    from fruits.cli import verify as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+
+    with opened(data, "bucket") as place:
+        document = command.examine(place, repair=repair)
+    answer(document, command.render, as_json=as_json)
+    if not document["ok"]:
+        raise typer.Exit(ExitCode.BAD_INPUT)
+
+
 catalog = typer.Typer(no_args_is_help=True, help="The catalog, which names the current files of the tables.")
 app.add_typer(catalog, name="catalog")
 

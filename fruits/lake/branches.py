@@ -144,6 +144,21 @@ def check_lineage(lake: Lake, name: TableName, head: int, base: int, writer: Wri
         snapshot_id = snapshot.parent_snapshot_id
 
 
+def is_append(table: "Table", base: int, head: int) -> bool:
+    """Whether all snapshots after ``base`` up to ``head`` only appended rows, or deleted single rows of other files."""
+    snapshot_id: int | None = head
+    while snapshot_id != base:
+        snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
+        if snapshot is None or snapshot.summary is None:
+            return False
+        summary = snapshot.summary
+        appended = getattr(summary["operation"], "value", None) == "append"
+        if summary["deleted-data-files"] or (summary["added-data-files"] and not appended):
+            return False
+        snapshot_id = snapshot.parent_snapshot_id
+    return True
+
+
 def advance_main(lake: Lake, name: TableName, *, expected: int, target: int) -> None:
     """Compare-and-swap: move ``main`` from snapshot ``expected`` to ``target``.
 

@@ -31,6 +31,7 @@ from fruits.lake.branches import (
     verified_head,
 )
 from fruits.lake.catalog import RUN_PROPERTY, Lake
+from fruits.lake.counters import Counters, RowCount
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Publication:
 
     ``rules`` is the fingerprint of the rules for keys by which all rows under ``model_id`` were judged; None when that
     is not known.
+    ``counters`` counts the rows of all backbones; None when an earlier release published, or there are no rows.
     """
 
     sequence: int
@@ -71,6 +73,12 @@ class Publication:
     gates: tuple[Gate, ...] = ()
     approvals: tuple[Approval, ...] = ()
     rules: str | None = None
+    counters: tuple[RowCount, ...] | None = None
+
+    @property
+    def counted(self) -> Counters | None:
+        """The counters by kind; None when there are none."""
+        return None if self.counters is None else Counters.of(self.counters)
 
     @property
     def rows(self) -> int:
@@ -383,7 +391,7 @@ def _settle(lake: Lake, mains: Snapshots, publication: Publication) -> None:
 
 def _before_all(lake: Lake) -> Publication:
     """What readers have before the first publication: the empty snapshot that each table began with."""
-    return Publication(0, {name: _first(lake, name) for name in _there(lake, DATA_TABLES)})
+    return Publication(0, {name: _first(lake, name) for name in _there(lake, DATA_TABLES)}, counters=())
 
 
 def _first(lake: Lake, name: TableName) -> int:
@@ -447,6 +455,7 @@ def _to_rows(publication: Publication) -> pa.Table:
         "gates": [asdict(gate) for gate in publication.gates],
         "approvals": [_approval_to_row(approval) for approval in publication.approvals],
         "rules": publication.rules,
+        "counters": None if publication.counters is None else [asdict(count) for count in publication.counters],
     }
     return pa.Table.from_pylist([row], schema=PUBLICATIONS.schema)
 
@@ -457,6 +466,8 @@ def _from_row(row: Mapping[str, Any]) -> Publication:
         "counts": dict(row["counts"]),
         "gates": tuple(Gate(**gate) for gate in row["gates"]),
         "approvals": tuple(_approval_from_row(approval) for approval in row.get("approvals") or ()),
+        # PyIceberg (0.12) writes null lists as empty ones.
+        "counters": tuple(RowCount(**count) for count in row.get("counters") or ()) or None,
     }
     return Publication(**{**row, **values})
 

@@ -79,6 +79,16 @@ APPROVAL = pa.struct(
     ]
 )
 
+COUNTER = pa.struct(
+    [
+        _column("model_id", pa.string(), "Backbone of the rows."),
+        _column("label", pa.string(), "Label of the features; null for quarantined objects.", nullable=True),
+        _column("split", pa.string(), "Split of the features; null for quarantined objects.", nullable=True),
+        _column("reason", pa.string(), "Reason of the quarantined objects; null for features.", nullable=True),
+        _column("rows", pa.int64(), "How many rows there are, at least 1."),
+    ]
+)
+
 FEATURES = TableDefinition(
     "features",
     "a live object under a backbone",
@@ -215,6 +225,7 @@ PUBLICATIONS = TableDefinition(
             _column("gates", _list(GATE), "What the gates found."),
             _column("approvals", _list(APPROVAL), "The decisions of people that it rests on.", nullable=True),
             _column("rules", pa.string(), "Identity of the rules for keys that all rows follow.", nullable=True),
+            _column("counters", _list(COUNTER), "Rows by label and split, or reason; empty: unknown.", nullable=True),
         ]
     ),
     sort_by="sequence",

@@ -23,6 +23,7 @@ from fruits.disks import full_disks_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.approvals import Approval
 from fruits.lake.branches import Snapshots, Writer
+from fruits.lake.counters import RowCount
 from fruits.photos.quarantine import Pending
 from fruits.run.migration import upgraded
 from fruits.run.request import Frozen, MaintenanceRequest
@@ -116,6 +117,7 @@ class Validated(Frozen):
     """What ``validate`` found, and the snapshots that it measured: exactly these may be published.
 
     ``pca_id`` is the PCA version to publish; a document of an earlier release has None, for that of ``pca``.
+    ``counters`` counts the rows of all backbones; a document of an earlier release has None.
     ``approvals`` are those of required gates that failed.
     """
 
@@ -125,6 +127,7 @@ class Validated(Frozen):
     gates: tuple[Gate, ...]
     snapshots: Snapshots | None
     pca_id: str | None = None
+    counters: tuple[RowCount, ...] | None = None
     approvals: tuple[Approval, ...] = ()
 
 

@@ -1,23 +1,26 @@
 """What the gates are evaluated on: measured on exactly the snapshots that the run's tasks wrote."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
+from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.pca_tables import PCAVersion, load_versions
+from fruits.lake.schemas import TableName
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Probe
 from fruits.run.manifest import StoredManifest
+from fruits.spark.changes import Changes, changes_of, counted_after
 from fruits.spark.executors import matrix
 from fruits.spark.job import Job
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, Row
+    from pyspark.sql import DataFrame
 
 _MOST_EXAMPLES = 20
 _FEWEST_LABELS = 2  # a classifier needs two classes
@@ -30,17 +33,31 @@ class Measured:
 
     job: Job
     version: PCAVersion | None
+    changes: Changes | None = None
 
     @classmethod
     def of(cls, job: Job, pca_id: str | None) -> "Measured":
         """The tables of a run under a PCA version."""
         versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
-        return cls(job, next((version for version in versions if version.pca_id == pca_id), None))
+        version = next((version for version in versions if version.pca_id == pca_id), None)
+        return cls(job, version, changes_of(job, pca_id))
 
     @property
-    def quarantine(self) -> "DataFrame":
-        """Quarantined objects of the backbone."""
-        return self.job.rows("quarantine").where(f"model_id = '{self.job.run.model_id}'")
+    def new_features(self) -> "DataFrame":
+        """The features that the run wrote."""
+        return self.changes.appended("features") if self.changes else self.job.new_features()
+
+    def placed(self) -> "DataFrame":
+        """Key and run id of the rows that the run's keys have, and maybe others."""
+        tables = COUNTED
+        if self.changes is None:
+            model_id = self.job.run.model_id
+            rows = [self.job.rows(name).where(f"model_id = '{model_id}'") for name in tables]
+        else:
+            rows = [self.changes.appended(name) for name in tables]
+            if self.changes.replaced.num_rows:
+                rows += [self.changes.left(name) for name in tables]
+        return reduce(lambda one, other: one.union(other), (some.select("key", "run_id") for some in rows))
 
     @property
     def embeddings(self) -> "DataFrame":
@@ -48,42 +65,31 @@ class Measured:
         pca_id = self.version.pca_id if self.version else None
         return self.job.rows("embeddings").where(f"pca_id = '{pca_id}'")
 
-    def reasons(self) -> dict[str, int]:
-        """Objects in quarantine by reason."""
-        return {row["reason"]: row["count"] for row in self.quarantine.groupBy("reason").count().collect()}
 
-    def labels(self) -> "list[Row]":
-        """Of each label in the features: its rows, those of held-out splits, and whether the fit split has one."""
-        from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-        fit = F.col("split") == FIT_SPLIT
-        counts = F.count("*").alias("rows"), F.count_if(~fit).alias("held_out"), F.max(fit).alias("fitted")
-        return self.job.features().groupBy("label").agg(*counts).collect()
-
-
-def measure(measured: Measured) -> tuple[Findings, Mapping[str, int]]:
-    """Everything that the gates need to know; and the quarantined objects by reason."""
+def measure(measured: Measured) -> tuple[Findings, Counters]:
+    """Everything that the gates need to know; and the counters of all backbones' rows."""
     job, version = measured.job, measured.version
     with job.phase("tables"):
-        reasons, labels = measured.reasons(), measured.labels()
-        features, quarantined = sum(label.rows for label in labels), sum(reasons.values())
+        counters, uncounted = counted_after(job, measured.changes)
+        ours = counters.of_backbone(job.run.model_id)
+        features, quarantined = ours.total("features"), ours.total("quarantine")
         manifest = job.manifest()
         tables = {
             "planned": len(manifest),
             "unaccounted": misplaced(measured, manifest),
             "expected_rows": job.run.known_rows + manifest.count(Action.CREATE) - manifest.count(Action.DELETE),
             "rows": features + quarantined,
+            "uncounted": uncounted,
             "quarantined": quarantined,
             **new_vectors(measured),
-            "unfitted_labels": sorted(label.label for label in labels if not label.fitted),
+            "unfitted_labels": ours.unfitted_labels,
             "duplicates_across_splits": duplicates_across_splits(measured),
             "missing_embeddings": missing_embeddings(measured, features) if version else None,
         }
     with job.phase("probe"):
         # A probe cannot be fitted on vectors that their own gates are about to refuse.
         usable = version is not None and not (tables["unusable_vectors"] or tables["wrong_widths"])
-        held_out = sum(label.held_out for label in labels)
-        accuracy = probe(measured, features, held_out) if usable else Probe()
+        accuracy = probe(measured, features, ours.held_out) if usable else Probe()
     document = job.documents.pca
     findings = Findings(
         **tables,
@@ -94,7 +100,7 @@ def measure(measured: Measured) -> tuple[Findings, Mapping[str, int]]:
         probe_embedded=accuracy.embedded,
         probe_rows=accuracy.rows,
     )
-    return findings, reasons
+    return findings, counters
 
 
 def misplaced(measured: Measured, manifest: StoredManifest) -> list[str]:
@@ -103,9 +109,9 @@ def misplaced(measured: Measured, manifest: StoredManifest) -> list[str]:
 
     job = measured.job
     planned = job.tables.spark.createDataFrame(manifest.table.select(["key", "action"]))
-    rows = job.features().select("key", "run_id").union(measured.quarantine.select("key", "run_id"))
     placed = (
-        rows.join(planned.hint("broadcast"), "key")
+        measured.placed()
+        .join(planned, "key")
         .groupBy("key")
         .agg(F.count("*").alias("rows"), F.count_if(F.col("run_id") == job.run.run_id).alias("written"))
     )
@@ -123,16 +129,12 @@ def new_vectors(measured: Measured) -> dict[str, Any]:
     job, version = measured.job, measured.version
     square = F.expr("aggregate(vector, 0D, (sum, x) -> sum + double(x) * x)")  # NaN and infinity come through
     usable = (square > 0) & (square < math.inf) & ~F.isnan(square)
-    totals = (
-        job.new_features()
-        .agg(
-            F.count("*").alias("rows"),
-            F.count_if(~usable).alias("unusable"),
-            F.count_if(F.size("vector") != job.run.backbone.feature_width).alias("wrong_width"),
-            F.avg(square).alias("mean_square"),
-        )
-        .collect()[0]
-    )
+    totals = measured.new_features.agg(
+        F.count("*").alias("rows"),
+        F.count_if(~usable).alias("unusable"),
+        F.count_if(F.size("vector") != job.run.backbone.feature_width).alias("wrong_width"),
+        F.avg(square).alias("mean_square"),
+    ).collect()[0]
     scale_ratio = None
     if version is not None and totals.rows:
         expected = float(version.pca.mean @ version.pca.mean) + version.pca.total_variance
@@ -150,7 +152,7 @@ def duplicates_across_splits(measured: Measured) -> int:
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
-    new = job.new_features().select("key", "sha256", F.col("split").alias("new_split"))
+    new = measured.new_features.select("key", "sha256", F.col("split").alias("new_split"))
     same_bytes = job.features().select("sha256", "split").join(new, "sha256").where("split != new_split")
     return int(same_bytes.select("key").distinct().count())
 
@@ -158,8 +160,27 @@ def duplicates_across_splits(measured: Measured) -> int:
 def missing_embeddings(measured: Measured, features: int) -> int:
     """Features without exactly one embedding, and embeddings without a feature."""
     job, embeddings = measured.job, measured.embeddings
-    stale = job.new_features().join(embeddings.select("key", "etag"), ["key", "etag"], "left_anti").count()
-    return abs(features - embeddings.count()) + int(stale)
+    if measured.changes is None:
+        stale = job.new_features().join(embeddings.select("key", "etag"), ["key", "etag"], "left_anti").count()
+        return abs(features - embeddings.count()) + int(stale)
+    return missing_in(measured.changes, str(measured.version.pca_id if measured.version else None))
+
+
+def missing_in(changes: Changes, pca_id: str) -> int:
+    """The same among a run's changes: its base had an embedding of each feature."""
+    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+
+    def of(name: TableName, rows: "DataFrame") -> "DataFrame":
+        return rows.select("key", "etag", F.lit(name).alias("table"))
+
+    embedded = changes.appended("embeddings").where(f"pca_id = '{pca_id}'")
+    rows = of("features", changes.appended("features")).unionByName(of("embeddings", embedded))
+    if changes.replaced.num_rows:
+        rows = rows.unionByName(of("embeddings", changes.left("embeddings").where(f"pca_id = '{pca_id}'")))
+    one_each = (F.count_if(F.col("table") == "features") == 1) & (F.count_if(F.col("table") == "embeddings") == 1)
+    wrong = rows.groupBy("key", "etag").agg(one_each.alias("one_each")).where("NOT one_each").count()
+    change = changes.signed("embeddings").agg(F.coalesce(F.sum("sign"), F.lit(0)).alias("rows")).collect()[0].rows
+    return int(wrong) + changes.unexplained("embeddings", int(change))
 
 
 def probe(measured: Measured, features: int, held_out: int) -> Probe:

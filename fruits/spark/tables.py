@@ -63,6 +63,13 @@ class Tables:
         """Rows of a table at a snapshot."""
         return self.spark.read.option("versionAsOf", snapshot_id).table(self.identifier(name))
 
+    def appended(self, name: TableName, after: int, snapshot_id: int) -> "DataFrame":
+        """The rows that the snapshots after one up to another appended; reads the files of these rows only."""
+        if after == snapshot_id:
+            return self.read(name, snapshot_id).limit(0)
+        options = {"start-snapshot-id": after, "end-snapshot-id": snapshot_id}
+        return self.spark.read.options(**options).table(self.identifier(name))
+
     def read_branch(self, name: TableName) -> "DataFrame":
         """Rows of a table on the writer's branch."""
         return self.spark.table(self.branch(name))

@@ -153,6 +153,7 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
         run_id=planned.run_id,
         published_at=datetime.now(UTC),
         gates=validated.gates,
+        counters=validated.counters,
         approvals=approvals_of(planned, documents.projected, validated),
         **_for_readers(planned, documents, validated),
     )

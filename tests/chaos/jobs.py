@@ -29,6 +29,7 @@ from fruits.analysis.pca import FittedSummary, components_asked, fit, orthonorma
 from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import FruitsError, GateError
 from fruits.lake.branches import commit_rows
+from fruits.lake.counters import COUNTED, Counters, Kind
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableName
 from fruits.photos.entry import Action
@@ -287,6 +288,28 @@ def _project(job: Job, pca_id: str, fitted: Any, rows: pa.Table) -> int:
     return int(rows.num_rows)
 
 
+def counters_after(job: Job) -> Counters:
+    """The base's counters, less the rows of the replaced keys, with the rows that the run wrote."""
+    replaced = job.manifest().replaced_keys["key"].combine_chunks()
+    changes: Counter[Kind] = Counter()
+    for name in COUNTED:
+        base = job.lake.read(name, job.run.base.snapshots[name], model_id=job.run.model_id)
+        written = rows_of(job, name)
+        changes.update(_kinds(written.filter(pc.equal(written["run_id"], job.run.run_id))))
+        changes.subtract(_kinds(base.filter(pc.is_in(base["key"], replaced))))
+    return (job.run.base.publication.counted or Counters({})).changed(changes)
+
+
+def count_rows(tables: Sequence[pa.Table]) -> Counters:
+    """The counters of all rows of some tables."""
+    return Counters(Counter(kind for table in tables for kind in _kinds(table)))
+
+
+def _kinds(rows: pa.Table) -> Iterator[Kind]:
+    names = [name for name in ("model_id", "label", "split", "reason") if name in rows.column_names]
+    return (Kind(**row) for row in rows.select(names).to_pylist())
+
+
 def validate(job: Job, bucket: Bucket) -> None:
     features, quarantine, manifest = rows_of(job, "features"), rows_of(job, "quarantine"), job.manifest()
     pca_id = job.documents.pca.done.pca_id if job.documents.pca and job.documents.pca.done else None
@@ -334,6 +357,7 @@ def validate(job: Job, bucket: Bucket) -> None:
             probe=Probe(),
             gates=gates,
             snapshots={name: job.start[name] for name in DATA_TABLES},
+            counters=counters_after(job).counts,
         )
     )
     if broken := failed(gates):

@@ -14,6 +14,7 @@ from pyiceberg.exceptions import NoSuchTableError
 from fruits.analysis.pca import transform
 from fruits.lake.approvals import Approval, digest_of, read_approvals
 from fruits.lake.catalog import Lake
+from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.pca_tables import load_label_sums, load_statistics, load_versions
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import DATA_TABLES, TABLES
@@ -23,7 +24,7 @@ from fruits.run.manifest import DUE_ETAG
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 from fruits.spark.executors import matrix
-from tests.chaos.jobs import BROKEN, CARD, WIDTH, moments_of_rows, same_numbers, sums_of_rows, vector_of
+from tests.chaos.jobs import BROKEN, CARD, WIDTH, count_rows, moments_of_rows, same_numbers, sums_of_rows, vector_of
 from tests.chaos.memory import MemoryCatalog
 
 DAY = datetime(2026, 11, 20, tzinfo=UTC)
@@ -259,4 +260,6 @@ def whole_rows(lake: Lake, publication: Publication) -> Rows:
     of_rows = sums_of_rows(tables["features"])
     assert {label: one.n for label, one in sums.items()} == {label: one.n for label, one in of_rows.items()}, "labels"
     assert all(same_numbers(one.mean, of_rows[label].mean) for label, one in sums.items()), "means by label"
+    counted = publication.counted or Counters({})
+    assert counted == count_rows([tables[name] for name in COUNTED]), "the counters are of other rows"
     return {row[0]: row[1:] for row in rows}

@@ -67,8 +67,8 @@ def test_an_unknown_param_is_refused_before_the_run_waits(module: ModuleType, co
 
 def test_it_checks_its_params_then_acquires_the_lease_then_plans_then_works(module: ModuleType) -> None:
     tasks = [task.task_id for task in module.dag.topological_sort()]
-    assert tasks == ["prepare", "wait_for_lease", "plan", "maintain"]
-    assert [task.task_id for task in module.dag.leaves] == ["maintain"]
+    assert tasks == ["prepare", "wait_for_lease", "plan", "maintain", "verify"]
+    assert [task.task_id for task in module.dag.leaves] == ["verify"]
 
 
 def test_spark_does_the_work(module: ModuleType) -> None:

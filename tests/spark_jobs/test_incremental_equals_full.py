@@ -12,6 +12,7 @@ import pytest
 from fruits.errors import ExitCode
 from fruits.lake.approvals import approve, read_approvals
 from fruits.lake.catalog import Lake
+from fruits.lake.counters import COUNTED, Counters, Kind, agree
 from fruits.lake.publication import roll_back
 from tests.spark_jobs.equality import assert_equal_moments, assert_equal_tables, statistics
 
@@ -58,6 +59,11 @@ class Bucket:
         current = [row["key"] for row in rows if etags.get(row["key"]) == row["etag"]]
         assert len({row["key"] for row in rows}) == len(rows)
         assert len(set(current)) == len(etags) - pending
+        published = self.chain.published(self.settings)
+        kinds = ({name: row.get(name) for name in ("model_id", "label", "split", "reason")} for row in rows)
+        assert published.counted == Counters(Counter(Kind(**kind) for kind in kinds))
+        tables = {name: Lake.open(self.settings).table(name) for name in COUNTED}
+        assert agree(published.counted, tables, published.snapshots)
         return True
 
 

@@ -1,21 +1,24 @@
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fruits.analysis.gates import evaluate, failed
 from fruits.analysis.probe import probe_accuracy
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.approvals import approve, read_approvals, withdraw
-from fruits.lake.branches import start_branch
+from fruits.lake.branches import commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.run.state import run_key
+from fruits.spark.changes import count_all
 from fruits.spark.measurements import Measured, measure
 from fruits.steps.publish import publication_of
 from sample_photos import BROKEN
-from tests.spark_jobs.conftest import replace_rows
+from tests.spark_jobs.conftest import SCHEMAS, replace_rows
 
 pytestmark = [pytest.mark.jobs]
 
@@ -189,6 +192,124 @@ def broken_gates(chain, worked):
 def test_rows_that_readers_must_not_see_fail_their_gate_alone(broken_gates, case):
     _, _, expected = SPOILT[case]
     assert broken_gates[case] == expected
+
+
+@pytest.fixture(scope="module")
+def increment(chain, new_settings):
+    """Settings of a second run that only waits for validation: photos are new, overwritten, deleted, broken."""
+    settings = new_settings(max_quarantined_share=0.9, min_probe_ratio=0)
+    photos = chain.photos(12) | {"Training/Kiwi/broken.img": b"<html>", "Training/Kiwi/mended.img": b"<html>"}
+    chain.put(settings, photos)
+    chain.run(settings, "first", n_components=3)
+    new = chain.photos(4, start=12)
+    twin = photos["Training/Apple Red/0.img"]
+    overwritten = {
+        "Training/Banana/1.img": chain.photo(70),
+        "Training/Kiwi/2.img": b"<html>",
+        "Training/Kiwi/mended.img": chain.photo(71),
+    }
+    chain.put(settings, new | overwritten | {"Test/Only held out/twin.img": twin, "Training/Kiwi/ill.img": b""})
+    chain.delete(settings, "Test/Apple Red/3.img", "Training/Kiwi/broken.img")
+    assert chain.plan(settings, RUN, n_components=3, refit="never").counts == {
+        "create": 6, "update": 3, "delete": 2, "unchanged": 9, "quarantined": 0, "pending": 0, "ignored": 0,
+    }  # fmt: skip
+    for job in ("featurize", "pca"):
+        assert chain.submit(job, settings, RUN) == ExitCode.OK
+    return settings
+
+
+def append(lake, writer, name, **changes):
+    row = lake.read(name, lake.head(name, writer.branch)).to_pylist()[0]
+    rows = pa.Table.from_pylist([{**row, **changes}], schema=SCHEMAS[name])
+    commit_rows(lake, name, lambda change: change.append(rows, **writer.commit), branch=writer.branch)
+
+
+def delete(tables, writer, name, key):
+    """As Spark deletes: the row stays in its file, and a file beside names its position."""
+    by = replace(tables, writer=writer)
+    for option, value in by.session_properties.items():
+        tables.spark.conf.set(option, value)
+    by.delete_keys(name, pa.table({"key": [key]}), tables.lake.read(name, None).to_pylist()[0]["model_id"])
+
+
+UNPLANNED = {"rows_accounted", "embeddings_complete"}
+CHANGED_OTHERWISE: dict[str, Any] = {
+    "a row of another program": ("features", append, {"key": "Training/Kiwi/foreign.img"}, UNPLANNED),
+    "the old row of an updated photo": (
+        "features",
+        append,
+        {"key": "Training/Banana/1.img", "run_id": "first"},
+        {"manifest_accounted", *UNPLANNED},
+    ),
+    "a photo that nobody planned is lost": ("features", delete, "Training/Banana/4.img", {"rows_accounted"}),
+    "a new photo is lost": ("features", delete, "Training/Apple Red/12.img", {"rows_accounted"}),
+    "a photo in quarantine is lost": ("quarantine", delete, "Training/Kiwi/ill.img", {"rows_accounted"}),
+    "an embedding that nobody planned is lost": (
+        "embeddings",
+        delete,
+        "Training/Banana/4.img",
+        {"embeddings_complete"},
+    ),
+    "two embeddings": ("embeddings", append, {"key": "Training/Apple Red/12.img"}, {"embeddings_complete"}),
+}
+"""By name: the table that is changed after `pca`, how, and the required gates that fail."""
+
+
+@pytest.fixture(scope="module")
+def measured(chain, increment):
+    """Of an increment: the findings of its changes, those of all rows, and the gates that fail when rows differ."""
+    lake = Lake.open(increment)
+    found: dict[str, Any] = {"broken": {}}
+
+    def measure_all(job):
+        pca_id = job.documents.projected.pca_id
+        found["changes"] = measure(Measured.of(job, pca_id))
+        found["all rows"] = measure(replace(Measured.of(job, pca_id), changes=None))
+        found["reads"] = (Measured.of(job, pca_id).changes is None, found["all rows"][1] == count_all(job))
+        for case, (name, change, how, _) in CHANGED_OTHERWISE.items():
+            writer = chain.writer(increment, RUN, name)
+            sound = lake.head(name, writer.branch)
+            if change is delete:
+                delete(job.tables, writer, name, how)
+            else:
+                append(lake, writer, name, **how)
+            changed = replace(job, start={**job.start, name: lake.head(name, writer.branch)})
+            start_branch(lake, name, writer.branch, sound)
+            of_changes = Measured.of(changed, pca_id)
+            assert of_changes.changes is not None, case
+            gates = evaluate(measure(of_changes)[0], job.settings)
+            found["broken"][case] = {gate.name for gate in failed(gates)}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chain.jobs["validate"], "validate", measure_all)
+        assert chain.submit("validate", increment, RUN) == ExitCode.OK
+    return found
+
+
+def test_the_changes_of_a_run_tell_the_gates_what_all_rows_would(measured):
+    assert measured["reads"] == (False, True)
+    assert measured["changes"] == measured["all rows"]
+    findings, counters = measured["changes"]
+    assert (findings.rows, findings.quarantined, findings.new_rows, findings.duplicates_across_splits) == (18, 2, 7, 1)
+    assert (findings.unaccounted, findings.missing_embeddings, findings.uncounted) == ([], 0, 0)
+    assert counters.unfitted_labels == ["Only held out"]
+
+
+@pytest.mark.parametrize("case", CHANGED_OTHERWISE)
+def test_rows_that_no_plan_explains_fail_a_gate_that_reads_the_changes_alone(measured, case):
+    *_, expected = CHANGED_OTHERWISE[case]
+    assert measured["broken"][case] == expected
+
+
+def test_the_counters_of_a_publication_are_those_of_its_tables(chain, increment):
+    assert chain.submit("validate", increment, RUN) == ExitCode.OK
+    published = chain.publish(increment, RUN)
+    features = Counter((row["label"], row["split"]) for row in chain.rows(increment, "features"))
+    reasons = Counter(row["reason"] for row in chain.rows(increment, "quarantine"))
+    counts = {(one.label, one.split): one.rows for one in published.counters if one.reason is None}
+    assert counts == features
+    assert published.counted.reasons == reasons
+    assert chain.published(increment).counters == published.counters
 
 
 def test_validating_before_the_pca_says_what_to_run(chain, new_settings, caplog):

@@ -66,6 +66,7 @@ def update_pca(monkeypatch: pytest.MonkeyPatch) -> Any:
     def update(job: Any, current: Any) -> Projected:
         reason = "first fit" if current is None else GREW
         monkeypatch.setattr(script, "update_statistics", lambda *_: Updated(SimpleNamespace(n=12), False, True))
+        monkeypatch.setattr(script, "recompute", lambda _: SimpleNamespace(n=11))
         monkeypatch.setattr(script, "current_version", lambda _: current)
         monkeypatch.setattr(script, "reason_to_refit", lambda *_: projection.Refit(reason, 0.0))
         monkeypatch.setattr(script, "project_changed", lambda *_: 1)
@@ -117,6 +118,18 @@ class TestARefitThatIsDue:
     ) -> None:
         result = update_pca(job_of(settings, run(**changed)), version("pca-1"))
         assert (result.action, read_approvals(settings)) == ("fit", [])
+
+    def test_takes_the_statistics_from_the_rows_when_a_person_asks_for_it(
+        self, settings: Settings, update_pca: Any
+    ) -> None:
+        asked = job_of(settings, run(request=RunRequest(prefix="", refit="always")))
+        for job, current, expected in (
+            (asked, version("pca-1"), (True, 11)),
+            (asked, None, (False, 12)),  # they were just taken from them
+            (job_of(settings, run(known_rows=11)), version("pca-1"), (False, 12)),
+        ):
+            result = update_pca(job, current)
+            assert (result.recomputed, result.n_statistics) == expected
 
     def test_a_first_fit_asks_nobody(self, settings: Settings, update_pca: Any) -> None:
         result = update_pca(job_of(settings, run()), None)

@@ -1,0 +1,209 @@
+"""What the gates of a run of 100 new photos cost, beside 2,000 to 2,000,000 rows.
+
+Synthetic rows with short vectors, written by PyIceberg in files of 25,000 rows; then what `validate` measures, in a
+warm Spark session, on the run's changes and, to compare, on all rows. In a minute or two,
+`JAVA_HOME=$(cat .venvs/java_home) python benchmarks/growth_gates.py` prints the figures as JSON.
+"""
+
+import json
+import logging
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fruits.analysis.moments import moments_of
+from fruits.analysis.pca import fit, pca_identity
+from fruits.backbones.card import Card, Preprocessing
+from fruits.lake.branches import Writer, commit_rows, start_branch
+from fruits.lake.catalog import Lake, spark_configuration
+from fruits.lake.counters import Counters, Kind
+from fruits.lake.pca_tables import PCAVersion, save_version
+from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
+from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TableDefinition
+from fruits.photos.entry import Action, Entry
+from fruits.run.documents import RunDocuments, run_store, task_document
+from fruits.run.manifest import write_manifest
+from fruits.run.request import RunRequest
+from fruits.run.state import PlannedRun
+from fruits.settings import Settings
+from fruits.spark.featurizing import ROWS_PER_FILE
+from fruits.spark.job import Job
+from fruits.spark.measurements import Measured, duplicates_across_splits, measure
+from fruits.spark.session import start_session
+from fruits.spark.tables import Tables
+
+SIZES, NEW, WIDTH, TRIES = (2_000, 20_000, 200_000, 2_000_000), 100, 8, 3
+MOST_GROWTH = 1.3
+CARD = Card("synthetic-1", "synthetic", "none", None, Preprocessing(8, 8), WIDTH, "0" * 64, 1, "none", {})
+LABELS = 33
+NOW = datetime(2026, 11, 27, tzinfo=UTC)
+
+
+def figures() -> list[dict[str, Any]]:
+    """Each figure with its goal, and whether it is met; a figure without a goal is for comparison."""
+    found: list[tuple[str, float, str, float | None]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings.load(lake=f"file://{folder}/lake", catalog_uri=f"sqlite:///{folder}/catalog.db")
+        session = start_session("growth of gates", {**spark_configuration(settings), "spark.ui.enabled": "false"})
+        seconds = {}
+        try:
+            for size in SIZES:
+                place = settings.model_copy(update={"namespace": f"rows_{size}"})
+                seconds[size] = measured_seconds(run_of(place, size, session))
+        finally:
+            session.stop()
+    for size, (changes, all_rows, hashes) in seconds.items():
+        what = f"gates of {NEW} new photos beside {size:,} rows"
+        found.append((f"{what}, on the changes", changes, "s", None))
+        found.append((f"{what}, on the changes without duplicates", changes - hashes, "s", None))
+        found.append((f"{what}, on all rows", all_rows, "s", None))
+    first, last = (seconds[size] for size in (SIZES[0], SIZES[-1]))
+    growth = f"the largest over the smallest, {SIZES[-1]:,} rows over {SIZES[0]:,}"
+    found.append(
+        (f"{growth}, on the changes without duplicates", (last[0] - last[2]) / (first[0] - first[2]), "", MOST_GROWTH)
+    )
+    found.append((f"{growth}, on the changes", last[0] / first[0], "", MOST_GROWTH))
+    found.append((f"{growth}, on all rows", last[1] / first[1], "", None))
+    return [
+        {
+            "name": name,
+            "value": round(value, 2),
+            "unit": unit,
+            "goal": None if goal is None else f"<= {goal:g}",
+            "pass": goal is None or value <= goal,
+        }
+        for name, value, unit, goal in found
+    ]
+
+
+def measured_seconds(job: Job) -> tuple[float, float, float]:
+    """The quickest of some tries, after a first one: on the changes, on all rows, and for duplicates alone."""
+    pca_id = job.run.base.publication.pca_id
+    on_changes = Measured.of(job, pca_id)
+    if on_changes.changes is None:
+        raise RuntimeError("the gates would read all rows")
+    on_all = replace(on_changes, changes=None)
+    times = [
+        (
+            timed(lambda: measure(on_changes)),
+            timed(lambda: measure(on_all)),
+            timed(lambda: duplicates_across_splits(on_changes)),
+        )
+        for _ in range(TRIES + 1)
+    ]
+    changes, all_rows, duplicates = (min(column) for column in zip(*times[1:], strict=True))
+    return changes, all_rows, duplicates
+
+
+def timed(work: Any) -> float:
+    """Wall seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def run_of(settings: Settings, size: int, session: Any) -> Job:
+    """A job of a run that has written its photos beside ``size`` published ones."""
+    lake = Lake.open(settings)
+    first = Writer("first", "featurize_1_a")
+    base = current_base(lake)
+    for name in DATA_TABLES:
+        start_branch(lake, name, first.branch, base.snapshots[name])
+    pca = fit(moments_of(np.random.default_rng(1).normal(size=(64, WIDTH))), 3, 3)
+    pca_id = pca_identity(CARD.model_id, pca)
+    save_version(lake, first, PCAVersion(pca_id, CARD.model_id, pca, "3", None, 1, "first fit", "first", NOW))
+    for start in range(0, size, ROWS_PER_FILE):
+        write(lake, first, pca_id, range(start, min(size, start + ROWS_PER_FILE)), "old")
+    labels = np.arange(size) % LABELS
+    counters = Counters(
+        {Kind(CARD.model_id, f"Fruit {label:02d}", "train"): int(n) for label, n in enumerate(np.bincount(labels))}
+    )
+    row = Publication(
+        1,
+        {name: head(lake, name, first.branch) for name in DATA_TABLES},
+        "p1",
+        "first",
+        NOW,
+        CARD.model_id,
+        pca_id,
+        {"features": size, "quarantine": 0},
+        counters=counters.counts,
+    )
+    publish(lake, base, first, replace(row, publication_id=publication_id(1, row.snapshots)))
+    base = current_base(lake)
+    with task_document(settings, "validate", "r", "r") as recorder:
+        writer = recorder.document.writer("r")
+        for name in DATA_TABLES:
+            start_branch(lake, name, writer.branch, base.snapshots[name])
+        write(lake, writer, pca_id, range(size, size + NEW), "r")
+        write_manifest(run_store(settings, "r"), [entry(number) for number in range(size, size + NEW)])
+    snapshots = {name: head(lake, name, writer.branch) for name in DATA_TABLES}
+    return Job(planned(base, size), Tables(session, lake, writer), snapshots, RunDocuments(), recorder)
+
+
+def write(lake: Lake, writer: Writer, pca_id: str, numbers: range, run_id: str) -> None:
+    """The features and embeddings of some photos, by key in one file each."""
+    generator = np.random.default_rng(numbers.start)
+    keys = sorted(key_of(number) for number in numbers)
+    hashes = generator.bytes(32 * len(keys)).hex()
+    common = {"key": keys, "etag": keys, "label": [key.split("/")[1] for key in keys], "split": ["train"] * len(keys)}
+    constants = {"size": 6_000, "last_modified": NOW, "phash": 0, "width": 8, "height": 8, "format": "PNG"}
+    constants |= {"model_id": CARD.model_id, "pca_id": pca_id, "run_id": run_id, "residual": 0.0}
+    vectors = generator.random((len(keys), WIDTH), dtype=np.float32)
+    columns = {**common, "sha256": [hashes[64 * n : 64 * n + 64] for n in range(len(keys))]}
+    columns |= {"vector": list(vectors), "embedding": list(vectors[:, :3])}
+    for definition in (FEATURES, EMBEDDINGS):
+        append(
+            lake, writer, definition, {**{name: [value] * len(keys) for name, value in constants.items()}, **columns}
+        )
+
+
+def append(lake: Lake, writer: Writer, definition: TableDefinition, columns: dict[str, Any]) -> None:
+    """Append rows to the writer's branch."""
+    rows = pa.table([pa.array(columns[one.name], one.type) for one in definition.schema], schema=definition.schema)
+    commit_rows(lake, definition.name, lambda change: change.append(rows, **writer.commit), branch=writer.branch)
+
+
+def key_of(number: int) -> str:
+    """New photos come under all labels, between the keys that are there."""
+    return f"Training/Fruit {number % LABELS:02d}/{(number * 7_919) % 10_000_019:08d}.jpg"
+
+
+def entry(number: int) -> Entry:
+    """A new photo, in the manifest."""
+    key = key_of(number)
+    return Entry(key, key, 6_000, NOW, Action.CREATE, key.split("/")[1], "train")
+
+
+def head(lake: Lake, name: Any, branch: str) -> int:
+    """The snapshot at a branch."""
+    return int(lake.state(name).refs[branch])
+
+
+def planned(base: Base, size: int) -> PlannedRun:
+    """The plan of the run."""
+    counts = {**dict.fromkeys([action.value for action in Action], 0), "create": NEW, "pending": 0}
+    return PlannedRun(
+        key="r",
+        run_id="r",
+        planned_at=NOW,
+        request=RunRequest(prefix=""),
+        base=base,
+        backbone=CARD,
+        counts=counts,
+        known_rows=size,
+        remaining=0,
+        building=False,
+        work=True,
+    )
+
+
+if __name__ == "__main__":
+    logging.disable(logging.INFO)
+    json.dump(figures(), sys.stdout, indent=1)

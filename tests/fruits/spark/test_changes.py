@@ -1,0 +1,75 @@
+"""When the gates read the changes of a run alone, and what they hold the changes against; without Spark."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fruits.analysis.gates import Gate
+from fruits.analysis.moments import moments_of
+from fruits.analysis.pca import fit
+from fruits.lake.counters import Counters, Kind
+from fruits.lake.publication import current_base
+from fruits.settings import Settings
+from fruits.spark.changes import CHANGED, Changes, changes_of
+
+MODEL = "a"
+FITTED = Counters({Kind(MODEL, "Fig", "train"): 2})
+APPROVED = Gate("drift", "required", passed=False, value=1.0, threshold=0.0, detail="-")
+
+
+@pytest.fixture
+def job(folder_lake: Settings, fake_run: Any) -> Any:
+    """A job of a run that has added a row to two published ones."""
+    vectors = np.random.default_rng(1).random((3, 4), dtype=np.float32)
+    first = fake_run(folder_lake)
+    pca = fit(moments_of(vectors), 2, 2)
+    pca_id = first.write(dict(zip(("train/Fig/1", "train/Fig/2"), vectors, strict=False)), MODEL, pca=pca)
+    first.publish(MODEL, pca_id)
+    run = fake_run(folder_lake)
+    run.write({"train/Fig/3": vectors[2]}, MODEL, pca=pca)
+    base = current_base(run.lake)
+    published = replace(base.publication, counters=FITTED.counts)
+    return SimpleNamespace(
+        lake=run.lake,
+        run=SimpleNamespace(base=replace(base, publication=published), building=False, model_id=MODEL),
+        start={name: run.lake.head(name, run.branch) for name in CHANGED},
+        documents=SimpleNamespace(projected=SimpleNamespace(action="project", recomputed=False)),
+    )
+
+
+def with_publication(job: Any, **changed: Any) -> None:
+    job.run.base = replace(job.run.base, publication=replace(job.run.base.publication, **changed))
+
+
+def test_rows_that_the_runs_own_do_not_explain_are_counted(job: Any) -> None:
+    changes = changes_of(job, job.run.base.publication.pca_id)
+    assert isinstance(changes, Changes)
+    assert [changes.unexplained("features", rows) for rows in (0, 1, 2)] == [1, 0, 1]
+    assert changes.unexplained("quarantine", 0) == 0
+
+
+READS_ALL: dict[str, Any] = {
+    "no counters": lambda job: with_publication(job, counters=None),
+    "counters that Iceberg does not agree with": lambda job: with_publication(
+        job, counters=FITTED.changed({Kind(MODEL, reason="empty"): 1}).counts
+    ),
+    "an approved publication": lambda job: with_publication(job, gates=(APPROVED,)),
+    "another PCA version": lambda job: with_publication(job, pca_id="pca-9"),
+    "a fit": lambda job: setattr(job.documents.projected, "action", "fit"),
+    "statistics from all rows": lambda job: setattr(job.documents.projected, "recomputed", True),
+    "rewritten files": lambda job: job.start.update(features=job.lake.table("features").snapshots()[0].snapshot_id),
+}
+
+
+@pytest.mark.parametrize("case", READS_ALL)
+def test_where_changes_do_not_tell_all_the_gates_read_all_rows(
+    case: str, job: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pca_id = job.run.base.publication.pca_id
+    READS_ALL[case](job)
+    with caplog.at_level("INFO", "fruits"):
+        assert changes_of(job, pca_id) is None
+    assert "all rows are read: " in caplog.text
