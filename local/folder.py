@@ -144,8 +144,9 @@ def _why_useless(folder: Folder) -> str:
             "sort the photos into a folder for each label, or set FRUITS_KEY_PATTERN to a pattern that reads the label"
         )
     others = sum(names.count for names in folder.left_out.values())
+    files = "file" if others == 1 else "files"
     return (
-        f"{folder.root}: no photos in it ({others:,} other file{'s' * (others != 1)}); expected files such as <label>/<file>.jpg, of "
+        f"{folder.root}: no photos in it ({others:,} other {files}); expected files such as <label>/<file>.jpg, of "
         f"{', '.join(sorted(SUFFIXES))}"
     )
 

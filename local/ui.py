@@ -140,7 +140,7 @@ def airflow_command(data: Path, arguments: Sequence[str]) -> int:
         FruitsError: when nothing is running or a part has ended.
     """
     stack = _running_stack(data)
-    quiet = {"PYTHONWARNINGS": "ignore:Could not import graphviz:UserWarning"}  # Airflow's, at each call; draws no graph
+    quiet = {"PYTHONWARNINGS": "ignore:Could not import graphviz:UserWarning"}  # Airflow warns at each call
     environment = {**quiet, **airflow_environment(stack, EventQueue.read(stack.data))}
     return subprocess.run([airflow(), *arguments], env=environment, check=False).returncode  # noqa: S603 -- its program
 

@@ -221,7 +221,7 @@ def test_an_upload_that_is_refused_says_why_and_where_to_look(
 
 def test_without_a_photo_put_says_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(FruitsError, match="PHOTO is not set: make put PHOTO="):
-        module.put(tmp_path, Path(""), "Training/Kiwi/1.jpg")
+        module.put(tmp_path, Path(), "Training/Kiwi/1.jpg")
 
 
 @pytest.mark.parametrize(
