@@ -8,7 +8,7 @@ Each new question starts a run of this DAG, which waits for the answer and holds
 |---|---|---|
 | `question` | `fruits/airflow/approvals.py` | looks up the question: the param `digest`, else the newest one; when nothing waits, skips the rest |
 | `decide` | Airflow's own ApprovalOperator | waits for *Approve* or *Reject* under *Required Actions*; after seven days it takes *Reject* |
-| `record` | `fruits/airflow/approvals.py` | writes down who approved, when and why; on *Reject* it is skipped, and the question stays |
+| `record` | `fruits/airflow/approvals.py` | writes down who approved, when and why; skipped on *Reject*, which leaves the question, and when the question needs no answer any more: its log says who approved, or that a run took the question back |
 
 **What an approval does.** The next run of `fruit_features` uses the approval if that run finds exactly the same: the same
 missing photos, or the same findings of the same run. Otherwise the run asks again. The publication records the approval.

@@ -54,7 +54,7 @@ _FORMATS_NOT_READ = (
 )
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of a BMP's second header: `BM` alone begins many texts
 _LFS = b"version https://git-lfs"
-_HEAD = 64  # bytes that tell a photo from other files
+HEAD = 64  # bytes that tell a photo from other files
 _LONGEST_KEY = 1_024
 _NO_KEY = re.compile(r"[\x00-\x1f\x7f\ufffe\uffff]")  # XML, in which S3 lists keys, has no way to say some of these
 _MOST_LABELS = 6
@@ -114,7 +114,8 @@ def read_folder(root: Path, settings: Settings) -> Folder:
         FruitsError: when there is no such folder, something can't be read, or there is no photo with a label in it.
     """
     if not root.is_dir():
-        raise FruitsError(f"{root}: no such folder; IMAGES expects a folder with photos as <label>/<file>")
+        found = "a file, no folder" if root.exists() else "no such folder"
+        raise FruitsError(f"{root}: {found}; IMAGES expects a folder with photos as <label>/<file>")
     rules = KeyRules.of(settings)
     photos: dict[str, Path] = {}
     others: dict[str, list[str]] = {}
@@ -143,8 +144,9 @@ def _why_useless(folder: Folder) -> str:
             "sort the photos into a folder for each label, or set FRUITS_KEY_PATTERN to a pattern that reads the label"
         )
     others = sum(names.count for names in folder.left_out.values())
+    files = "file" if others == 1 else "files"
     return (
-        f"{folder.root}: no photos in it ({others} other files); expected files such as <label>/<file>.jpg, of "
+        f"{folder.root}: no photos in it ({others:,} other {files}); expected files such as <label>/<file>.jpg, of "
         f"{', '.join(sorted(SUFFIXES))}"
     )
 
@@ -257,7 +259,7 @@ def _reason_of_content(path: Path) -> str | None:
     """Why a file is no photo by its first bytes; a photo's suffix makes it a photo, unless Git LFS keeps the photo."""
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(HEAD)
     except OSError as error:
         raise unreadable(path, error) from error
     if head.startswith(_LFS):

@@ -18,13 +18,14 @@ from local.stack import environment_of, in_use, running_stack
 
 
 def run(images: Path | None, data: Path, summary_path: Path) -> int:
-    """Bring the tables up to date with a folder of photos; returns an exit code."""
+    """Bring the tables up to date with a folder of photos; returns an exit code.
+
+    The summary and the report replace those of the run before when they are whole. Each names its run.
+    """
     from local.ui import running_ui
 
     start = time.perf_counter()
     report_path = summary_path.with_name("report.html")
-    for path in (summary_path, report_path):  # a failed run must not leave the figures of an earlier run
-        path.unlink(missing_ok=True)
     photos = images or _generated(data / "photos")
     with in_use(data) as alone, running_stack(data) as stack, environment_of(stack):
         settings = Settings.load()
@@ -45,11 +46,12 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
                 print(f"\n{error}", file=sys.stderr)
             if reported:
                 print(f"\nWhat the run did until then: {report_path}", file=sys.stderr)
+            if summary_path.exists():
+                print(f"\n{summary_path} is that of an earlier run; `run_id` in it names that run.", file=sys.stderr)
             return ExitCode.BAD_INPUT if ended.errors else ExitCode.UNEXPECTED
         summary = read_summary(settings, run_key(ended.run_id))
     summary["wall_seconds"] = round(time.perf_counter() - start, 1)
-    summary_path.parent.mkdir(parents=True, exist_ok=True)
-    summary_path.write_text(json.dumps(summary, indent=2) + "\n")
+    _replace(summary_path, json.dumps(summary, indent=2) + "\n")
     print(f"\n{as_text(summary)}")
     print(f"  summary     {summary_path}")
     if reported:
@@ -70,9 +72,16 @@ def _write_report(settings: Settings, slug: str, path: Path) -> bool:
     except FruitsError as error:
         _say(f"There is no report: {error}")
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    _replace(path, page)
     return True
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file by one rename: a reader meets the old file or the new file, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _requested() -> dict[str, str]:
@@ -107,12 +116,16 @@ def _upload(photos: Path, settings: Settings) -> None:
 
 
 def _every_second(unit: str) -> Callable[[int, int], None]:
-    last = time.monotonic()
+    last: float | None = None
+    shown = False
 
     def report(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 1:
-            last = time.monotonic()
+        nonlocal last, shown
+        now = time.monotonic()
+        if last is None:  # the clock starts with the first photo, not with the listing before
+            last = now
+        if now - last > 1 or (shown and done == total):
+            last, shown = now, True
             _say(f"  {done:,}/{total:,} {unit}")
 
     return report

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,19 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.errors import ExitCode, FruitsError
+from fruits.photos.decode import announced_format
+from fruits.photos.ignore import meaning_of
+from fruits.photos.keys import KeyRules
+from fruits.settings import Settings
 from local.airflow import airflow, airflow_environment, migrate, new_secret
 from local.api import password_file, password_of
+from local.folder import HEAD, LAYOUT
 from local.queue import EventQueue, start_queue
 from local.stack import (
     BUCKET,
     Stack,
     alone_on,
+    environment_of,
     free_ports,
     running_server,
     server_pid,
@@ -89,6 +95,8 @@ def put(data: Path, photo: Path, key: str) -> int:
         FruitsError: when nothing is running or a part has ended, there is no such file, no photo can have that key, or
             it was refused.
     """
+    if photo == Path():  # `make put` without PHOTO
+        raise FruitsError("PHOTO is not set: make put PHOTO=kiwi.jpg KEY=Training/Kiwi/1.jpg")
     if not photo.is_file():
         raise FruitsError(f"{photo}: no such file; PHOTO expects a photo")
     if not key or not key.isprintable() or key != key.strip("/"):
@@ -103,7 +111,26 @@ def put(data: Path, photo: Path, key: str) -> int:
         log = stack.data / "s3.log"
         raise FruitsError(f"{photo}: {error}; try another KEY or PHOTO, or see the S3 server's log, {log}") from error
     print(f"{photo} -> s3://{BUCKET}/{key}")
+    with environment_of(stack):
+        settings = Settings.load()
+    for remark in _remarks(photo, key, settings):
+        print(f"  {remark}")
     return ExitCode.OK
+
+
+def _remarks(photo: Path, key: str, settings: Settings) -> Iterator[str]:
+    """What becomes of an upload that is no photo with a label."""
+    rules = KeyRules.of(settings)
+    if rule := rules.ignore.rule_of(key):
+        yield f"will be ignored as {rule}. {meaning_of(rule)}"
+        return
+    rejection = rules.judge(key)[2]
+    if rejection is not None:
+        yield f"will be quarantined as {rejection}. {rejection.description} Expected {LAYOUT}"
+    with photo.open("rb") as file:
+        head = file.read(HEAD)
+    if not (announced_format(head) or (None, False))[1]:
+        yield "will be quarantined: the first bytes are not those of an image that is read"
 
 
 def airflow_command(data: Path, arguments: Sequence[str]) -> int:
@@ -113,7 +140,8 @@ def airflow_command(data: Path, arguments: Sequence[str]) -> int:
         FruitsError: when nothing is running or a part has ended.
     """
     stack = _running_stack(data)
-    environment = airflow_environment(stack, EventQueue.read(stack.data))
+    quiet = {"PYTHONWARNINGS": "ignore:Could not import graphviz:UserWarning"}  # Airflow warns at each call
+    environment = {**quiet, **airflow_environment(stack, EventQueue.read(stack.data))}
     return subprocess.run([airflow(), *arguments], env=environment, check=False).returncode  # noqa: S603 -- its program
 
 

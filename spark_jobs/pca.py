@@ -69,7 +69,8 @@ def update_pca(job: Job) -> None:
             project_changed(job, refit.keep)
         action, (version, projected) = "fit", fit_version(job, moments, reason or "")
     k, n = version.pca.n_components, version.pca.n
-    log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, k, n, projected, reason)
+    why = reason or "no refit is due"
+    log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, k, n, projected, why)
     known |= {"undecided": decisions.undecided, "approvals": decisions.approvals}
     keep = refit.keep.pca_id if refit.keep and action == "fit" else None
     known |= {"drift": refit.drift, "gain": refit.gain, "keep": keep}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from fruits.airflow.alerts import Message, alert
 from fruits.errors import FruitsError
@@ -119,8 +119,10 @@ def record_decision(digest: str, decision: Mapping[str, Any]) -> dict[str, Any]:
     """Record the answer of `decide`; returns the approval as JSON types, empty when the answer is not to approve.
 
     Raises:
-        FruitsError: when the question is no longer there: a run took it back meanwhile, or asks about more deletions.
-            Each question that waits instead has a run of `fruit_approval` then.
+        AirflowSkipException: when the question needs no answer any more: a person has approved it, or a run took it
+            back; says who and when.
+        FruitsError: when runs ask about another set of deletions. Each question that waits then has a run of
+            `fruit_approval`.
     """
     from fruits.lake.approvals import approve, chosen, read_approvals
     from fruits.run.decisions import after_approval
@@ -130,6 +132,8 @@ def record_decision(digest: str, decision: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     settings = Settings.load()
     known = read_approvals(settings)
+    if answered := _answered(settings, known, digest):
+        raise AirflowSkipException(f"{answered} This answer changes nothing.")
     try:
         question = chosen(known, digest)
     except FruitsError:
@@ -142,3 +146,27 @@ def record_decision(digest: str, decision: Mapping[str, Any]) -> dict[str, Any]:
     by = str(user.get("name") or user.get("id") or "unknown")
     log.info("%s Approved. %s", question.question, after_approval(question))
     return approve(settings, question, by=by, why=why, via="Airflow").to_document()
+
+
+def _answered(settings: "Settings", known: Sequence["Approval"], digest: str) -> str:
+    """Why a question needs no answer any more: who decided and when; empty when the question, or another set, waits."""
+    from fruits.lake.publication import publications
+    from fruits.lake.reader import open_read_only
+
+    stored = next((one for one in known if one.digest == digest), None)
+    if stored is not None:
+        return _decision(stored) if stored.decided else ""
+    for publication in reversed(publications(open_read_only(settings))):
+        for used in publication.approvals:
+            if used.digest == digest:
+                return f"{_decision(used)} Publication {publication.publication_id} used this approval."
+    if any(one.kind == "deletions" and not one.decided for one in known):
+        return ""
+    return "A run took the question back, because what the question was about is no longer so."
+
+
+def _decision(approval: "Approval") -> str:
+    return (
+        f"{approval.question} Approved by {approval.approved_by} by {approval.via} at {approval.approved_at:%F %T}Z: "
+        f"{approval.why}."
+    )

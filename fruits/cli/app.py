@@ -244,6 +244,7 @@ def pin(
     publication: Annotated[
         str | None, typer.Argument(help="Its id or sequence. Default: the current publication.")
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accepted as elsewhere; a pin never asks.")] = False,  # noqa: ARG001
     data: Data = None,
     as_json: Json = False,
 ) -> None:

@@ -140,7 +140,10 @@ def _listed(action: str, entries: list[Document], total: int) -> Iterable[Render
     if not entries:
         return
     yield ""
-    rows = ((entry["key"], entry["size"] or None, entry["rejection"] or entry["label"]) for entry in entries)
-    yield table((action, ">bytes", "label"), rows)
+    if action == Action.DELETE.value:  # the object is gone, and rows of the tables keep no size for the plan
+        yield table((action, "label"), ((entry["key"], entry["label"]) for entry in entries))
+    else:
+        rows = ((entry["key"], entry["size"] or None, entry["rejection"] or entry["label"]) for entry in entries)
+        yield table((action, ">bytes", "label"), rows)
     if total > len(entries):
         yield f"... and {total - len(entries):,} more; --keys all lists them"

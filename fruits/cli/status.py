@@ -13,7 +13,16 @@ from fruits.lake.approvals import Approval, read_approvals
 from fruits.lake.publication import Publication, publications, readable
 from fruits.run.decisions import after_approval, described
 from fruits.run.documents import RunDocuments
-from fruits.serve.state import State, error_of, outcome_of, read_state, runs, wall_seconds
+from fruits.serve.state import (
+    State,
+    describe_probe,
+    error_of,
+    outcome_of,
+    probe_of,
+    read_state,
+    runs,
+    wall_seconds,
+)
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +52,7 @@ def _current(state: State) -> dict[str, Any]:
         **_row(publication),
         "pca": {"k": pca.k, "n": pca.n, "explained_variance": pca.explained_variance} if pca else None,
         "quarantine": dict(state.quarantine),
-        "probe": {"raw": publication.probe_raw, "embedded": publication.probe_embedded},
+        "probe": probe_of(publication),
         "gates": [asdict(gate) for gate in publication.gates],
     }
 
@@ -126,7 +135,7 @@ def render(status: Document) -> Iterable[RenderableType]:
 
 
 def _publication_fields(current: Document) -> RenderableType:
-    pca, probe, gates = current["pca"], current["probe"], current["gates"]
+    pca, gates = current["pca"], current["gates"]
     broken = [f"{gate['name']} ({gate['severity']})" for gate in gates if not gate["passed"]]
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in current["quarantine"].items())
     explained = pca and f"{current['pca_id']}: k = {pca['k']} of n = {pca['n']:,}, {share(pca['explained_variance'])}"
@@ -141,12 +150,7 @@ def _publication_fields(current: Document) -> RenderableType:
             ("features", current["features"]),
             ("quarantined", f"{current['quarantined']:,}" + (f" ({reasons})" if reasons else "")),
             ("pca", explained and f"{explained} of the variance explained"),
-            (
-                "probe",
-                None
-                if probe["raw"] is None
-                else f"{probe['raw']:.3f} on features, {probe['embedded']:.3f} on embeddings",
-            ),
+            ("probe", describe_probe(current["probe"])),
             (
                 "gates",
                 f"{len(gates) - len(broken)} of {len(gates)} passed"

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
@@ -131,6 +131,21 @@ def _outcome_of_plan(planned: PlannedRun) -> RunOutcome:
 def error_of(documents: RunDocuments) -> str | None:
     """Why a run failed; None when no task failed."""
     return next((document.error for document in documents if document.error), None)
+
+
+def probe_of(publication: Publication | None) -> dict[str, float | str | None]:
+    """The probe as readers get it; a publication that keeps the PCA keeps the figures, which may be older."""
+    if publication is None or publication.probe_raw is None:
+        return {"raw": None, "embedded": None, "pca_id": None}
+    return {"raw": publication.probe_raw, "embedded": publication.probe_embedded, "pca_id": publication.pca_id}
+
+
+def describe_probe(probe: Mapping[str, Any]) -> str | None:
+    """``probe_of`` for a person; None without a figure."""
+    if probe["raw"] is None:
+        return None
+    embedded = "not measured" if probe["embedded"] is None else f"{probe['embedded']:.3f}"
+    return f"{probe['raw']:.3f} on features, {embedded} on embeddings, measured with {probe['pca_id']}"
 
 
 def wall_seconds(documents: RunDocuments) -> float:

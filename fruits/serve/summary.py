@@ -10,7 +10,7 @@ from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
 from fruits.photos.ignore import Names
 from fruits.run.decisions import described
 from fruits.run.documents import RunDocuments, read_documents
-from fruits.serve.state import State, read_state, wall_seconds
+from fruits.serve.state import State, describe_probe, probe_of, read_state, wall_seconds
 from fruits.settings import Settings
 
 _OBJECTS = ("create", "update", "delete", "unchanged", "quarantined", "pending", "ignored")
@@ -57,10 +57,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         },
         "model_id": planned.model_id,
         "pca": {**_pca(state), "action": projected.action if projected else "none"},
-        "probe": {
-            "raw": publication.probe_raw if publication else None,
-            "embedded": publication.probe_embedded if publication else None,
-        },
+        "probe": probe_of(publication),
         "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
         "undecided": [described(question) for question in documents.undecided],
@@ -133,15 +130,13 @@ def _featurize_rows(featurize: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     ]
 
 
-def _pca_rows(pca: Mapping[str, Any], probe: Mapping[str, float | None]) -> Sequence[tuple[str, str]]:
+def _pca_rows(pca: Mapping[str, Any], probe: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     if not pca.get("pca_id"):
         return [("pca", "none yet")]
     explained = f"{pca['explained_variance']:.1%} of the variance explained"
     rows = [("pca", f"{pca['pca_id']} ({pca['action']}): k = {pca['k']} of n = {pca['n']:,} photos, {explained}")]
-    if probe["raw"] is not None:
-        rows.append(
-            ("probe", f"held-out accuracy {probe['raw']:.3f} on features, {probe['embedded']:.3f} on embeddings")
-        )
+    if figures := describe_probe(probe):
+        rows.append(("probe", f"held-out accuracy {figures}"))
     return rows
 
 

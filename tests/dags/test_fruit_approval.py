@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time import task_runner
 
 from fruits.airflow.approvals import questions_announced, record_decision, start_approval
@@ -16,6 +16,8 @@ from fruits.airflow.errors import non_retryable
 from fruits.analysis.gates import Gate
 from fruits.errors import FruitsError, GateError, TransientError
 from fruits.lake.approvals import Approval, approve, ask, digest_of, read_approvals
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication
 from fruits.run.decisions import gates_question
 from fruits.run.documents import TaskName, run_store
 from fruits.run.lease import current_lease
@@ -109,8 +111,30 @@ def test_a_rejection_leaves_the_question(module: ModuleType, settings: Settings)
     assert read_approvals(settings) == [asked]
 
 
-def test_a_question_that_a_run_took_back_is_not_approved(module: ModuleType, settings: Settings) -> None:
-    with pytest.raises(FruitsError, match="waiting for a decision: nothing"):
+def test_a_late_answer_to_a_question_that_a_run_took_back_is_skipped_and_says_so(settings: Settings) -> None:
+    Lake.open(settings)
+    with pytest.raises(AirflowSkipException, match="A run took the question back"):
+        record_decision(question(1).digest, decision())
+
+
+def test_a_late_answer_to_a_question_that_a_person_approved_is_skipped_and_says_who_and_when(
+    settings: Settings,
+) -> None:
+    known = approve(settings, ask(settings, question(1)), by="bob", why="frost", via="fruits approve")
+    with pytest.raises(AirflowSkipException, match=r"Approved by bob by fruits approve at 20.*Z: frost\."):
+        record_decision(question(1).digest, decision())
+    assert read_approvals(settings) == [known]
+
+
+def test_a_late_answer_to_an_approval_that_a_publication_used_is_skipped_although_another_question_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Lake.open(settings)
+    used = question(1).approved("bob", "frost", "fruits approve")
+    row = Publication(sequence=1, snapshots={}, publication_id="pub-000001-abcdef", approvals=(used,))
+    monkeypatch.setattr("fruits.lake.publication.publications", lambda _: [row])
+    ask(settings, question(2))
+    with pytest.raises(AirflowSkipException, match=r"Approved by bob .*Publication pub-000001-abcdef used"):
         record_decision(question(1).digest, decision())
 
 
@@ -133,6 +157,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_approval_of_a_set_that_grew_is_red_and_the_grown_set_is_asked_about(
     settings: Settings, started: list[str]
 ) -> None:
+    Lake.open(settings)
     ask(settings, question(2))
     approve(settings, ask(settings, question(3)), by="ada", why="moved", via="fruits approve")
     with pytest.raises(FruitsError, match=f"waiting for a decision: {question(2).short}: Remove 2"):

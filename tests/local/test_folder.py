@@ -312,3 +312,10 @@ def test_a_split_holds_wherever_it_stands_in_the_path(field):
         assert entry.split == splits[entry.key.split("/")[0].lower()], entry.key
         assert entry.label == entry.key.split("/")[-2]
     assert folder.labels["Golden-Delicious"]
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.touch()
+    with pytest.raises(FruitsError, match=f"{file}: a file, no folder; IMAGES expects a folder"):
+        read(file)

@@ -9,7 +9,7 @@ from fruits.photos.listing import list_objects
 from fruits.stores import effects_watched, photo_store, read_bytes
 from local import mirror as module
 from local.mirror import Mirrored, mirror
-from local.run import _upload
+from local.run import _every_second, _replace, _upload
 from tests.files import write_files as write
 
 
@@ -152,12 +152,34 @@ def test_progress_counts_every_photo(settings, folder):
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_progress_starts_with_the_first_photo_and_ends_with_all(monkeypatch, capsys):
+    moments = iter([10.0, 10.5, 11.5, 11.6, 20.0, 20.1])
+    monkeypatch.setattr("local.run.time.monotonic", lambda: next(moments))
+    report = _every_second("photos")
+    for done in (1, 2, 3, 4):
+        report(done, 4)
+    assert capsys.readouterr().out == "  3/4 photos\n  4/4 photos\n"
+    quick = _every_second("photos")
+    quick(1, 2)
+    quick(2, 2)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_summary_is_replaced_whole_and_stays_until_then(tmp_path):
+    path = tmp_path / "build" / "summary.json"
+    _replace(path, "old")
+    with path.open() as reader:
+        _replace(path, "new")
+        assert reader.read() == "old"
+    assert [(file.name, file.read_text()) for file in path.parent.iterdir()] == [("summary.json", "new")]
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
         (None, "no such folder; IMAGES expects"),
         ({}, r"no photos in it \(0 other files\)"),
-        ({"notes.txt": b"x"}, r"no photos in it \(1 other files\); expected files such as <label>/<file>.jpg"),
+        ({"notes.txt": b"x"}, r"no photos in it \(1 other file\); expected files such as <label>/<file>.jpg"),
     ],
     ids=["missing", "empty", "other files"],
 )

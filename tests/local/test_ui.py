@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from fruits.errors import FruitsError
+from fruits.settings import Settings
 from local import ui as module
 from local.stack import Stack, in_use, running_stack, server_pid
+from sample_photos import draw
 from tests.running_ui import alive
 
 pytestmark = [pytest.mark.airflow, pytest.mark.heavy]
@@ -215,3 +217,28 @@ def test_an_upload_that_is_refused_says_why_and_where_to_look(
         module.put(stack.data, photo, "Training/Kiwi/1.jpg")
     assert str(photo) in str(raised.value)
     assert str(stack.data / "s3.log") in str(raised.value)
+
+
+def test_without_a_photo_put_says_how_to_name_one(tmp_path: Path) -> None:
+    with pytest.raises(FruitsError, match="PHOTO is not set: make put PHOTO="):
+        module.put(tmp_path, Path(), "Training/Kiwi/1.jpg")
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("x.jpg", ["quarantined as key_pattern", "first bytes"]),
+        ("Training/Kiwi/1.jpg", ["first bytes"]),
+        ("Training/Kiwi/.1.jpg", ["ignored as hidden"]),
+    ],
+)
+def test_an_upload_says_what_will_become_of_a_file_that_is_no_photo_with_a_label(
+    settings: Settings, photo: Path, key: str, expected: list[str]
+) -> None:
+    remarks = list(module._remarks(photo, key, settings))
+    assert [word in remark for word, remark in zip(expected, remarks, strict=True)] == [True] * len(expected)
+
+
+def test_a_photo_under_a_label_gets_no_remark(settings: Settings, photo: Path) -> None:
+    photo.write_bytes(draw("Kiwi", "Training", 1, size=(100, 160)))
+    assert list(module._remarks(photo, "Training/Kiwi/1.jpg", settings)) == []

@@ -153,6 +153,7 @@ def test_a_server_that_is_not_there_is_named(fruits, published):
         (("rollback", "1", "--yes", "--pin"), "--pin and --why go together"),
         (("rollback", "1", "--yes", "--why", "x"), "--pin and --why go together"),
         (("pin", "1", "--why", "x"), "readers see pub-000002-.*rollback 1 --pin"),
+        (("pin", "1", "--yes", "--why", "x"), "readers see pub-000002-.*rollback 1 --pin"),
         (("pin", "--why", " "), "add --why"),
         (("move-photos", "--why", " ", "--yes"), "add --why"),
         (("status", "--runs", "few"), "Invalid value for '--runs'"),

@@ -127,6 +127,11 @@ class TestPlan:
         said = answer("plan", *options, settings=published)["counts"]
         assert {name: said[name] for name in counts} == counts
 
+    def test_its_table_of_deletions_has_no_bytes(self, fruits, published):
+        lines = [line.split() for line in fruits("plan", settings=published).stdout.splitlines()]
+        assert ["create", "bytes", "label"] in lines
+        assert ["delete", "label"] in lines
+
     def test_it_names_what_is_ignored_with_the_rule_and_what_to_do(self, fruits, published):
         text = " ".join(fruits("plan", settings=published).stdout.split())
         assert "ignored as hidden 1: train/kiwi/._new.jpg. Hidden files and folders" in text

@@ -74,7 +74,7 @@ def test_a_summary_says_what_the_run_did():
     assert list(found["quarantine"].items()) == [("key_pattern", 1), ("truncated", 3)]
     assert found["featurize"] == {"images": 7, "images_per_second": 70.3, "seconds": {"get": 0.1, "infer": 1.25}}
     assert found["pca"] == {"pca_id": "pca-1", "k": 64, "n": 1_000, "explained_variance": 0.9512, "action": "fit"}
-    assert found["probe"] == {"raw": 0.91, "embedded": 0.885}
+    assert found["probe"] == {"raw": 0.91, "embedded": 0.885, "pca_id": "pca-1"}
     assert [(gate["name"], gate["passed"]) for gate in found["gates"]] == [("probe", True), ("drift", False)]
     assert found["seconds"] == dict.fromkeys(("plan", "featurize", "pca", "validate", "publish"), 2.5)
     assert found["wall_seconds"] == 2.5 * 5
@@ -126,7 +126,7 @@ def test_the_text_has_every_figure():
     assert lines["ignored"] == "sidecar 2: a.txt, b.txt"
     assert lines["featurize"] == "7 photos at 70 img/s (core seconds: get 0.1, infer 1.2)"
     assert lines["pca"] == "pca-1 (fit): k = 64 of n = 1,000 photos, 95.1% of the variance explained"
-    assert lines["probe"] == "held-out accuracy 0.910 on features, 0.885 on embeddings"
+    assert lines["probe"] == "held-out accuracy 0.910 on features, 0.885 on embeddings, measured with pca-1"
     assert lines["gates"] == "1 of 2 passed; not: drift (warn)"
     assert lines["published"] == "pub-000003-abcdef"
     assert lines["time"] == "12.5 s, 4 JVMs started"
