@@ -15,7 +15,7 @@ help:  ## List the commands
 setup:  ## Make this machine ready; quick when nothing is to do (PYTHON=python3.12 to choose one)
 	$(SETUP)
 
-setup-dev:
+setup-dev:  ## What `make setup` does, and the tools for tests and lint
 	$(SETUP) --dev
 
 run: setup  ## Photos to published tables on this machine (IMAGES=folder for your own photos)

@@ -36,7 +36,7 @@ from fruits.lake import catalog as catalogs
 from fruits.lake import reader as readers
 from fruits.lake.approvals import approve
 from fruits.lake.catalog import Lake, open_catalog
-from fruits.lake.publication import publications, readable
+from fruits.lake.publication import publications, readable, readers_base
 from fruits.photos.listing import ListedObject, batch_of
 from fruits.run import lease as leases
 from fruits.run import manifest as manifests
@@ -120,7 +120,7 @@ class World(ObservedLake):
         if choices := readable(lake, publications(lake)):
             wanted = str(choices[choice % len(choices)].sequence)
             with suppress(FruitsError):  # pinned; or another run published, or maintenance expired it, in between
-                rolling_back.run(lake, wanted, why)
+                rolling_back.run(lake, readers_base(lake), wanted, why)
                 if why:
                     self.check_readers()
                     self.pinned = self.rows[1]

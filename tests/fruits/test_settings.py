@@ -3,6 +3,7 @@ import re
 import pytest
 from pydantic import SecretStr
 
+from fruits.analysis.gates import _LARGE_SAMPLE
 from fruits.errors import ExitCode, FruitsError
 from fruits.settings import DagSettings, Settings, holds_secret, public_uri, queue_region
 
@@ -324,3 +325,8 @@ def test_places_of_weights_are_separated_by_commas():
     places = "/srv/weights, s3://bucket/weights,https://host/"
     given = Settings.load(**REQUIRED, weights_from=places)
     assert given.weights_from == ("/srv/weights", "s3://bucket/weights", "https://host/")
+
+
+@pytest.mark.parametrize("name", ["max_quarantined_share", "min_probe_ratio"])
+def test_the_reference_says_what_a_small_sample_is(name):
+    assert f"fewer than {_LARGE_SAMPLE:,}" in str(Settings.model_fields[name].description)
