@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import growth_plan
+from benchmarks import growth_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {"plan": growth_plan.figures}

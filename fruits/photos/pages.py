@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import pairwise
 from queue import Empty, Full, Queue
 from typing import Any
@@ -18,6 +19,7 @@ from xml.etree import ElementTree as ET
 import pyarrow as pa
 import pyarrow.compute as pc
 from botocore.compat import unquote_str
+from botocore.handlers import _handle_200_error
 
 from fruits.settings import Settings
 from fruits.stores import list_client, list_requester, parsed_timestamp
@@ -58,7 +60,8 @@ Pages = Callable[[str], Iterator[pa.RecordBatch]]
 def pages_of(settings: Settings, prefix: str) -> Pages:
     """The pages of the objects whose key starts with ``prefix``. Raises errors of botocore."""
     client = list_client(settings)
-    client.meta.events.register_first("before-parse.s3.*", _read_page)
+    client.meta.events.unregister("before-parse.s3.*", _handle_200_error)  # reads every answer as well
+    client.meta.events.register("before-parse.s3.ListObjectsV2", _read_page)
     asked = {"Bucket": settings.bucket, "Prefix": prefix, **list_requester(settings)}
 
     def pages(after: str) -> Iterator[pa.RecordBatch]:
@@ -76,13 +79,16 @@ def pages_of(settings: Settings, prefix: str) -> Pages:
 def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
     """Read an answer in a fraction of the time that botocore takes, and leave it nothing to read.
 
-    Botocore reads what is no page: an error, or no XML. Its own reader of errors must not be first, as it parses twice.
+    An error that comes with status 200 gets that of a server's error, so that botocore asks again. Botocore reads the
+    other answers: errors, and what is no XML.
     """
     with suppress(ET.ParseError):
         root = ET.fromstring(response_dict["body"])  # noqa: S314 -- expat bounds how entities expand
         if root.tag.endswith("ListBucketResult"):
             customized_response_dict["Page"] = _page(root)
             response_dict["body"] = b"<ListBucketResult/>"
+        elif response_dict["status_code"] == HTTPStatus.OK:
+            response_dict["status_code"] = HTTPStatus.INTERNAL_SERVER_ERROR.value
 
 
 def _page(root: ET.Element) -> Page:
