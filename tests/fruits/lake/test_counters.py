@@ -43,11 +43,11 @@ def test_a_publication_and_a_rollback_to_it_keep_its_counters_and_an_empty_list_
     folder_lake: Settings, fake_run: Any
 ):
     counters = Counters({Kind("a", "Fig", "train"): 2, Kind("a", reason="empty"): 1}).counts
-    for counts in (counters, None):
+    for model_id, counts in (("a", counters), ("b", None)):
         run = fake_run(folder_lake)
         row = replace(run.base.publication, sequence=run.base.publication.sequence + 1, run_id=run.key)
-        run.publish_row(replace(row, publication_id=f"p{row.sequence}", model_id="a", counts={}, counters=counts))
-    roll_back(run.lake, "1", again=True)
+        run.publish_row(replace(row, publication_id=f"p{row.sequence}", model_id=model_id, counts={}, counters=counts))
+    roll_back(run.lake, "1")
     assert [row.counters for row in publications(run.lake)] == [counters, None, counters]
 
 
