@@ -1,9 +1,10 @@
 """Keep the lake small and fast: rewrite files, check that the rows are the same, and drop what nothing needs."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from fruits.errors import ConflictError, FruitsError, TransientError
 from fruits.lake.branches import change_refs
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fruits")
 
 _OF_VERSIONS: tuple[TableName, ...] = ("embeddings", "pca_models")
+Fingerprint = tuple[int, int | None]
+
 _BEFORE_ALL = "TIMESTAMP '1970-01-01 00:00:00'"
 
 
@@ -76,7 +79,7 @@ def drop_dangling_deletes(tables: Tables, name: TableName) -> None:
     Iceberg's own way to do so (1.12) knows the branch `main` only.
     """
     gateway = tables.spark._jvm.org.apache.iceberg  # type: ignore[union-attr]  # noqa: SLF001 -- no Python API
-    table = gateway.spark.Spark3Util.loadIcebergTable(tables.spark._jsparkSession, tables.identifier(name))  # noqa: SLF001
+    table = iceberg_table(tables, name)
     manifests = list(table.snapshot(tables.writer.branch).deleteManifests(table.io()))
     if not manifests:
         return
@@ -111,23 +114,73 @@ def closing(iterable: "JavaObject") -> Iterator["JavaObject"]:
 def check_rows(tables: Tables, name: TableName, before: int, after: int, upkeep: Upkeep) -> None:
     """See that a table has the rows that it had, but for dropped PCA versions and backbones.
 
+    Reads the files that differ between the snapshots, and those whose delete files do: the rows of others are the same.
+
     Raises:
         FruitsError: when it has not: nothing is published then.
     """
-    was = tables.read(name, before)
-    if upkeep.expired_versions and name in _OF_VERSIONS:
-        was = was.where(~was.pca_id.isin(*upkeep.expired_versions))
-    if upkeep.retired_backbones and name in DATA_TABLES:
-        was = was.where(~was.model_id.isin(*upkeep.retired_backbones))
-    expected, found = fingerprint(was), fingerprint(tables.read(name, after))
+    replaced, written = changed_files(tables, name, before, after)
+    dropped = {"pca_id": upkeep.expired_versions if name in _OF_VERSIONS else ()}
+    dropped["model_id"] = upkeep.retired_backbones if name in DATA_TABLES else ()
+    expected = fingerprint_of_files(tables, name, replaced, dropped)
+    found = fingerprint_of_files(tables, name, written, {})
     if expected != found:
         raise FruitsError(
-            f"table {name}: {found[0]:,} rows after compaction where {expected[0]:,} were expected, or other values; "
-            "nothing is published and readers stay where they were. This is a defect: please report it with this log."
+            f"table {name}: {found[0]:,} rows in the compacted files where {expected[0]:,} were expected, or other "
+            "values; nothing is published and readers stay where they were. This is a defect: please report it with "
+            "this log."
         )
 
 
-def fingerprint(rows: "DataFrame") -> tuple[int, int | None]:
+def changed_files(
+    tables: Tables, name: TableName, before: int, after: int
+) -> "tuple[list[JavaObject], list[JavaObject]]":
+    """The scan tasks of a table's files that a snapshot alone has, or has with other delete files: before and after."""
+    table = iceberg_table(tables, name)
+    was, now = (
+        {
+            (task.file().location(), frozenset(deletes.location() for deletes in task.deletes())): task
+            for task in closing(table.newScan().useSnapshot(snapshot).planFiles())
+        }
+        for snapshot in (before, after)
+    )
+    return [was[file] for file in was.keys() - now.keys()], [now[file] for file in now.keys() - was.keys()]
+
+
+def fingerprint_of_files(
+    tables: Tables, name: TableName, tasks: "list[JavaObject]", dropped: Mapping[str, Collection[str]]
+) -> Fingerprint:
+    """Fingerprint of the rows of some files that are not deleted and have none of the ``dropped`` values in a column.
+
+    Reads the files that it is given in the way in which Iceberg's own rewriting does.
+    """
+    if not tasks:
+        return 0, None
+    spark, table, group = tables.spark, iceberg_table(tables, name), str(uuid4())
+    jvm: Any = spark._jvm  # noqa: SLF001 -- no Python API
+    gateway, staged = jvm.org.apache.iceberg.spark, jvm.java.util.ArrayList()
+    for task in tasks:
+        staged.add(task)
+    gateway.SparkTableCache.get().add(group, table)
+    gateway.ScanTaskSetManager.get().stageTasks(table, group, staged)
+    try:
+        rows = spark.read.format("iceberg").load(group)
+        for column, values in dropped.items():
+            rows = rows.where(~rows[column].isin(*values)) if values else rows
+        return fingerprint(rows)
+    finally:
+        gateway.ScanTaskSetManager.get().removeTasks(table, group)
+        gateway.SparkTableCache.get().remove(group)
+
+
+def iceberg_table(tables: Tables, name: TableName) -> "JavaObject":
+    """A table as Iceberg's own classes know it."""
+    spark = tables.spark
+    gateway = spark._jvm.org.apache.iceberg.spark  # type: ignore[union-attr]  # noqa: SLF001 -- no Python API
+    return gateway.Spark3Util.loadIcebergTable(spark._jsparkSession, tables.identifier(name))  # noqa: SLF001
+
+
+def fingerprint(rows: "DataFrame") -> Fingerprint:
     """Number of rows, and a sum of their hashes over all columns: the same whatever their order."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
     from pyspark.sql.types import MapType

@@ -26,6 +26,7 @@ from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
 from fruits.lake.catalog import (
     LAKE_FORMAT,
+    ROW_GROUP_BYTES,
     RUN_PROPERTY,
     Lake,
     catalog_properties,
@@ -75,6 +76,9 @@ class TestMadeTables:
         assert columns == ([table.partition_by] if table.partition_by else [])
         assert made.properties["write.delete.mode"] == "merge-on-read"
         assert int(made.properties["commit.retry.num-retries"]) >= 20
+
+    def test_few_rows_share_a_row_group(self, lake, table):
+        assert 8 * 2**20 <= int(lake.table(table.name).properties["write.parquet.row-group-size-bytes"]) <= 16 * 2**20
 
 
 def test_tables_are_made_once(lake):
@@ -159,6 +163,21 @@ def test_a_lake_from_before_the_number_of_columns_was_noted_gets_them_too(lake):
     opened = Lake.open(lake.settings)
     for table in TABLES:
         assert {field.name for field in opened.table(table.name).schema().fields} == set(table.schema.names)
+
+
+def test_tables_of_an_earlier_release_get_the_properties_that_they_lack_once_and_keep_their_own(lake, monkeypatch):
+    small_groups, codec = "write.parquet.row-group-size-bytes", "write.parquet.compression-codec"
+    for name in NAMES:
+        with lake.table(name).transaction() as change:
+            change.remove_properties(small_groups)
+            change.set_properties({codec: "gzip"})
+    opened = Lake.open(lake.settings)
+    properties = [opened.table(name).properties for name in NAMES]
+    assert {(int(found[small_groups]), found[codec]) for found in properties} == {(ROW_GROUP_BYTES, "gzip")}
+    loaded, load = [], Lake.table
+    monkeypatch.setattr(Lake, "table", lambda lake, name: loaded.append(name) or load(lake, name))
+    Lake.open(lake.settings)
+    assert loaded == ["publications"]
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])

@@ -1,0 +1,210 @@
+"""How many bytes of the vectors' files an update of some photos reads, and what small row groups cost a whole scan.
+
+Writes `features` by Spark as `featurize` does, in two layouts: row groups as they are, and of 128 MB as before. Vectors
+are a tenth as wide as those of 1,280 features, and so are row groups: as many rows share a row group, in a tenth of the
+bytes. Then looks up and deletes rows of scattered keys, and reads all vectors. Spark counts the bytes that its tasks
+read. Needs the jobs environment, 3 GB of disk and some minutes; `--rows 200000` takes one.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from fruits.lake.branches import Writer
+from fruits.lake.catalog import ROW_GROUP_BYTES, Lake, spark_configuration
+from fruits.lake.schemas import FEATURES
+from fruits.settings import Settings
+from fruits.spark.featurizing import ROWS_PER_FILE
+from fruits.spark.session import map_batches, start_session
+from fruits.spark.statistics import statistics_of_rows
+from fruits.spark.tables import Tables
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+ROWS, WIDTH, REAL_WIDTH = 2_000_000, 128, 1_280
+SCALE = REAL_WIDTH // WIDTH
+MODEL, LABELS = "backbone-0123456789ab", 50
+OLD_ROW_GROUP_BYTES = 128 * 2**20
+UPDATES, MOST_SLOWER = 100, 1.2
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print the figures as JSON; 1 when one misses its goal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of the table (default %(default)s)")
+    found = layout_rows(parser.parse_args(argv).rows)
+    json.dump(found, sys.stdout, indent=1)
+    return int(not all(row["pass"] for row in found))
+
+
+def layout_rows(rows: int = ROWS) -> list[Row]:
+    """The figures of tables of so many rows: name, value, unit, goal and pass."""
+    with tempfile.TemporaryDirectory(prefix="fruits-layout-") as folder:
+        small, large = (lake_in(Path(folder) / name) for name in ("small", "large"))
+        spark = start_session("layout", spark_configuration(small.settings))
+        try:
+            return [*figures(tables_of(spark, small), tables_of(spark.newSession(), large), rows)]
+        finally:
+            spark.stop()
+
+
+def figures(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
+    """Write both tables, look up and delete, and read."""
+    wrote = {
+        "now": write(small, rows, ROW_GROUP_BYTES // SCALE),
+        "before": write(large, rows, OLD_ROW_GROUP_BYTES // SCALE),
+    }
+    groups, size = row_groups(small)
+    group = size / groups
+    yield figure(f"row groups of {rows:,} rows, each on average", round(SCALE * group / 2**20, 1), "MB", 16)
+    keys = scattered(rows, UPDATES)
+    read = bytes_read(small, keys)
+    for what, count in read.items():
+        name = f"{UPDATES} updates scattered over {rows:,} rows: {what}"
+        yield figure(name, round(count / group, 1), "row groups", UPDATES)
+        yield figure(f"{name}, at {REAL_WIDTH} features", round(SCALE * count / 2**20), "MB", None)
+    for what, count in bytes_read(large, keys).items():
+        name = f"the same with row groups of {OLD_ROW_GROUP_BYTES // 2**20} MB: {what}"
+        yield figure(name, round(SCALE * count / 2**20), "MB", None)
+    yield figure(
+        "bytes of the files, against row groups as before", round(size / row_groups(large)[1], 4), "times", 1.02
+    )
+    yield figure(
+        "writing, against row groups as before", round(wrote["now"] / wrote["before"], 2), "times", MOST_SLOWER
+    )
+    took = [min(times) for times in zip(*((scan_seconds(small), scan_seconds(large)) for _ in range(3)), strict=True)]
+    yield figure("reading all vectors, against row groups as before", round(took[0] / took[1], 2), "times", MOST_SLOWER)
+
+
+def figure(name: str, value: float, unit: str, most: float | None) -> Row:
+    """A figure; one without a goal passes."""
+    goal = "" if most is None else f"<= {most:g}"
+    return {"name": name, "value": value, "unit": unit, "goal": goal, "pass": most is None or value <= most}
+
+
+def lake_in(folder: Path) -> Lake:
+    """A lake in a folder."""
+    folder.mkdir()
+    database = f"sqlite:///{folder}/catalog.db"
+    return Lake.open(Settings.load(lake=f"file://{folder}/lake", catalog_uri=database, catalog_name=folder.name))
+
+
+def tables_of(spark: "SparkSession", lake: Lake) -> Tables:
+    """The tables of a lake, with a branch of `features` to write on."""
+    for name, value in spark_configuration(lake.settings).items():
+        if name.startswith("spark.sql.catalog."):
+            spark.conf.set(name, value)
+    tables = Tables(spark, lake, Writer("layout", "featurize_1_abcdef"))
+    head = lake.head("features")
+    assert head is not None  # noqa: S101 -- made with the table
+    tables.start_branch("features", head)
+    return tables
+
+
+def write(tables: Tables, rows: int, row_group_bytes: int) -> float:
+    """Append so many rows as `featurize` does, in chunks of as many files as cores write; returns the seconds."""
+    with tables.lake.table("features").transaction() as change:
+        change.set_properties({"write.parquet.row-group-size-bytes": str(row_group_bytes)})
+    start = time.perf_counter()
+    files = max(1, rows // ROWS_PER_FILE)
+    made = map_batches(tables.spark.range(0, rows, 1, files), features, FEATURES.schema)
+    tables.append("features", made.sortWithinPartitions("key"))
+    return time.perf_counter() - start
+
+
+def features(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Rows with random vectors, of the numbers in ``batches``."""
+    for batch in batches:
+        numbers = batch["id"].to_pylist()
+        rng = np.random.default_rng(numbers[:1])
+        vectors = pa.array(rng.random(len(numbers) * WIDTH, np.float32))
+        offsets = pa.array(np.arange(0, (len(numbers) + 1) * WIDTH, WIDTH, dtype=np.int32))
+        columns = {
+            "key": pa.array([key(number) for number in numbers]),
+            "etag": pa.array([f"{number:032x}" for number in numbers]),
+            "sha256": pa.array([f"{hash((number, 0)):064x}"[-64:] for number in numbers]),
+            "phash": pa.array(rng.integers(0, 2**62, len(numbers))),
+            "vector": pa.ListArray.from_arrays(offsets, vectors, type=FEATURES.schema.field("vector").type),
+        }
+        for field in FEATURES.schema:
+            if field.name not in columns:
+                columns[field.name] = pa.array([same(field)] * len(numbers), field.type)
+        yield pa.RecordBatch.from_arrays([columns[name] for name in FEATURES.schema.names], schema=FEATURES.schema)
+
+
+def same(field: pa.Field) -> Any:
+    """A value that all rows have."""
+    values: Mapping[str, Any] = {"model_id": MODEL, "split": "train", "last_modified": datetime(2026, 1, 1, tzinfo=UTC)}
+    return values.get(field.name, "x" if pa.types.is_string(field.type) else 1)
+
+
+def key(number: int) -> str:
+    """The key of a photo; numbers in order are keys in order."""
+    return f"Training/{number // 40_000:04d}/{number:09d}_100.jpg"
+
+
+def scattered(rows: int, count: int) -> pa.Table:
+    """Keys of rows anywhere in the table."""
+    numbers = np.random.default_rng(7).choice(rows, count, replace=False)
+    return pa.table({"key": [key(int(number)) for number in numbers]})
+
+
+def bytes_read(tables: Tables, keys: pa.Table) -> dict[str, int]:
+    """Bytes of the files of `features` that subtracting and deleting the rows of some keys read."""
+    head = tables.lake.state("features").refs[tables.writer.branch]
+    before = input_bytes(tables.spark)
+    gone = statistics_of_rows(tables.read_keys("features", head, keys, MODEL), WIDTH)
+    if gone.moments.n != keys.num_rows:
+        raise RuntimeError(f"{gone.moments.n} rows found of {keys.num_rows}")
+    between = input_bytes(tables.spark)
+    tables.delete_keys("features", keys, MODEL)
+    after = input_bytes(tables.spark)
+    return {"subtracting": between - before, "deleting": after - between}
+
+
+def input_bytes(spark: "SparkSession") -> int:
+    """Bytes that all tasks of a Spark have read so far."""
+    context = spark.sparkContext._jsc.sc()  # noqa: SLF001 -- no Python API
+    context.listenerBus().waitUntilEmpty()
+    tracker = context.statusStore()
+    stages = tracker.stageList(None)
+    return sum(stages.apply(at).inputBytes() for at in range(stages.size()))
+
+
+def row_groups(tables: Tables) -> tuple[int, int]:
+    """How many row groups the files of `features` have, and the bytes of all files."""
+    import pyarrow.parquet as pq
+
+    lake = tables.lake
+    paths = [
+        task.file.file_path.removeprefix("file://")
+        for task in lake.table("features")
+        .scan(snapshot_id=lake.state("features").refs[tables.writer.branch])
+        .plan_files()
+    ]
+    return sum(pq.ParquetFile(path).num_row_groups for path in paths), sum(Path(path).stat().st_size for path in paths)
+
+
+def scan_seconds(tables: Tables) -> float:
+    """Seconds to read all vectors by PyIceberg, as the readers of the lake do."""
+    head = tables.lake.state("features").refs[tables.writer.branch]
+    start = time.perf_counter()
+    for _ in tables.lake.batches("features", head, ("key", "vector")):
+        pass
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())

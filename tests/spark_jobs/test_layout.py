@@ -1,0 +1,87 @@
+"""Some rows among many vectors: their lookup reads their row groups, and compaction is held against files it changed."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fruits.errors import FruitsError
+from fruits.lake.branches import Writer
+from fruits.lake.catalog import ROW_GROUP_BYTES, Lake
+from fruits.lake.schemas import FEATURES
+from fruits.run.upkeep import Upkeep
+from fruits.spark.compaction import changed_files, check_rows, rewrite
+from fruits.spark.session import session_beside
+from fruits.spark.tables import Tables, key_condition, ranges
+
+pytestmark = [pytest.mark.jobs]
+
+ROWS, WIDTH = 6_000, 1_280
+VECTORS = np.random.default_rng(5).random((ROWS, WIDTH), np.float32)
+NOTHING_DROPPED = Upkeep((), (), {}, {}, (), (), ())
+
+
+def key(number):
+    return f"Training/Kiwi/{number:05d}'s.jpg"
+
+
+def features(numbers):
+    """Rows of features with vectors of their own."""
+    columns = {"key": [key(number) for number in numbers], "vector": list(VECTORS[numbers])}
+    others = {
+        field.name: ["x" if pa.types.is_string(field.type) else 0] * len(numbers)
+        for field in FEATURES.schema
+        if field.name not in columns
+    }
+    return pa.table({**columns, **others}, schema=pa.schema(FEATURES.schema)).select(FEATURES.schema.names)
+
+
+def bytes_read(spark):
+    """Bytes that all tasks have read so far."""
+    context = spark.sparkContext._jsc.sc()
+    context.listenerBus().waitUntilEmpty()
+    stages = context.statusStore().stageList(None)
+    return sum(stages.apply(at).inputBytes() for at in range(stages.size()))
+
+
+def parquet_files(tables):
+    """The data files of `features` on the branch."""
+    snapshot = tables.lake.head("features", tables.writer.branch)
+    tasks = tables.lake.table("features").scan(snapshot_id=snapshot).plan_files()
+    return [pq.ParquetFile(task.file.file_path.removeprefix("file://")) for task in tasks]
+
+
+@pytest.fixture(scope="module")
+def seen(spark, new_settings):
+    """Many vectors in one file and few in others; the few are compacted."""
+    lake = Lake.open(new_settings())
+    tables = Tables(session_beside(spark, lake.settings), lake, Writer("layout", "featurize_1_ab"))
+    tables.start_branch("features", lake.head("features"))
+    many = tables.spark.createDataFrame(features(range(0, ROWS, 2)))
+    tables.append("features", many.repartitionByRange(1, "key").sortWithinPartitions("key"))
+    (large,) = parquet_files(tables)
+    for first in range(1, 11, 2):
+        tables.append("features", tables.spark.createDataFrame(features([first, first + 100])).coalesce(1))
+    tables.delete_keys("features", pa.table({"key": [key(3)]}), "x")
+    seen = SimpleNamespace(tables=tables, large=large, before=lake.head("features", tables.writer.branch))
+    rewrite(tables, FEATURES, rewrite_all=False)
+    seen.after = lake.head("features", tables.writer.branch)
+    return seen
+
+
+def test_rows_of_a_file_are_in_the_order_of_their_keys_in_row_groups_of_a_few_megabytes(seen):
+    """Also of a file that compaction wrote."""
+    sizes = [group_bytes(seen.large, at) for at in range(seen.large.num_row_groups)]
+    assert len(sizes) == 2
+    assert max(sizes) <= 1.1 * ROW_GROUP_BYTES
+    files = [file.read(columns=["key"])["key"].to_pylist() for file in parquet_files(seen.tables)]
+    assert sorted(map(len, files)) == [9, ROWS // 2]
+    assert all(keys == sorted(keys) for keys in files)
+
+
+def group_bytes(file, at):
+    """Bytes of a row group as it is stored."""
+    group = file.metadata.row_group(at)
+    return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
