@@ -7,14 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fruits.errors import FruitsError
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import ROW_GROUP_BYTES, Lake
 from fruits.lake.schemas import FEATURES
 from fruits.run.upkeep import Upkeep
-from fruits.spark.compaction import changed_files, check_rows, rewrite
+from fruits.spark.compaction import rewrite
 from fruits.spark.session import session_beside
-from fruits.spark.tables import Tables, key_condition, ranges
+from fruits.spark.tables import Tables
 
 pytestmark = [pytest.mark.jobs]
 
