@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
+_TINY_FILE_BYTES = 2**20  # without vectors most of a larger file is not needed
 _PROPERTY_TRIES = 20
 _FORMAT_PROPERTY = "fruits.lake-format"
 _COLUMNS_PROPERTY = "fruits.lake-columns"
@@ -334,17 +335,20 @@ class Lake:
         """The rows of a ``scan``, in the order of the files; at most 8,192 in a batch.
 
         Memory is bounded by a row group as it is stored, 128 MB where Spark wrote it, and four files of up to 32 MB,
-        which are read ahead. PyIceberg (0.12) gives batches of whole files in memory, decoded, several at once.
+        which are read ahead; without vectors, by some megabytes. PyIceberg (0.12) gives batches of whole files in
+        memory, decoded, several at once.
         """
         import pyarrow.compute as pc
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files
 
         scan = self.scan(name, snapshot_id, columns, **equal)
-        names = [field.name for field in scan.projection().fields]
+        fields = scan.projection().fields
+        names = [field.name for field in fields]
+        small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
         tasks = list(scan.plan_files())
         deletes = _read_all_delete_files(scan.io, tasks)
-        for task, file in _opened(scan.io, tasks):
+        for task, file in _opened(scan.io, tasks, small):
             deleted = deletes.get(task.file.file_path)
             left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
             end = 0
@@ -582,14 +586,20 @@ def _properties(definition: TableDefinition) -> dict[str, str]:
     return {**_TABLE_PROPERTIES, **(of_lake if definition.name == "publications" else {})}
 
 
-def _opened(io: "FileIO", tasks: "Sequence[FileScanTask]") -> "Iterator[tuple[FileScanTask, pq.ParquetFile]]":
-    """The data files of ``tasks``, a few opened ahead, small ones read ahead: with S3, each request takes a while."""
+def _opened(
+    io: "FileIO", tasks: "Sequence[FileScanTask]", small: int
+) -> "Iterator[tuple[FileScanTask, pq.ParquetFile]]":
+    """The data files of ``tasks``, a few opened ahead: with S3, each request takes a while.
+
+    Files of at most ``small`` bytes are read ahead, as a whole.
+    """
     import pyarrow.parquet as pq
 
     def opened(task: "FileScanTask") -> pq.ParquetFile:
         source = io.new_input(task.file.file_path).open()
-        small = task.file.file_size_in_bytes <= _SMALL_FILE_BYTES
-        return pq.ParquetFile(pa.BufferReader(source.read()) if small else source)
+        if task.file.file_size_in_bytes <= small:
+            return pq.ParquetFile(pa.BufferReader(source.read()))
+        return pq.ParquetFile(source, pre_buffer=small == _TINY_FILE_BYTES)  # the few columns of a group by one request
 
     with ThreadPoolExecutor(_FILES_AHEAD) as pool:
         for first in range(0, len(tasks), _FILES_AHEAD):

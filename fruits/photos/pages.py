@@ -29,6 +29,7 @@ MOST_RANGES = 16
 
 _POLL_SECONDS = 0.1
 _PAGES_AHEAD = 2  # of a range
+_reading = threading.Lock()  # one page at a time: all that are read at once share a core, and each takes memory
 
 LISTED_SCHEMA = pa.schema(
     [
@@ -82,7 +83,7 @@ def _read_page(response_dict: dict[str, Any], customized_response_dict: dict[str
     An error that comes with status 200 gets that of a server's error, so that botocore asks again. Botocore reads the
     other answers: errors, and what is no XML.
     """
-    with suppress(ET.ParseError):
+    with _reading, suppress(ET.ParseError):
         root = ET.fromstring(response_dict["body"])  # noqa: S314 -- expat bounds how entities expand
         if root.tag.endswith("ListBucketResult"):
             customized_response_dict["Page"] = _page(root)

@@ -2,7 +2,7 @@
 
 Rows and listing are synthetic, so nothing is uploaded. Each figure is of a process of its own, because memory is a
 process's peak. The listings ask a server that answers each page after 50 ms, in a process of its own on this machine.
-`.venvs/jobs/bin/python benchmarks/growth.py plan` prints the figures.
+`make bench-growth ARGS=plan` prints the figures.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """What a run costs as the bucket grows: `make bench-growth` prints the figures and writes `build/bench/growth.json`.
 
-Each part is a file of its own beside this one. A figure has a name, a value, a unit, a goal, and whether the goal is
+Each part is a file of its own in this folder. A figure has a name, a value, a unit, a goal, and whether the goal is
 met; a figure without a goal is there to compare. Needs the jobs environment.
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth_plan
+from benchmarks.growth import plan
 
-ROOT = Path(__file__).resolve().parents[1]
-PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {"plan": growth_plan.figures}
+ROOT = Path(__file__).resolve().parents[2]
+PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {"plan": plan.figures}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
