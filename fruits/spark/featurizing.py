@@ -123,15 +123,13 @@ def _rows_there(job: Job, heads: Snapshots, table: TableDefinition, columns: Seq
 
     Rows that an attempt kept because it could not read their photos are not among them: this attempt tries again.
     """
+    schema = pa.schema([table.schema.field(column) for column in columns])
     if heads[table.name] == job.start[table.name]:
-        return pa.schema([table.schema.field(column) for column in columns]).empty_table()
+        return schema.empty_table()
     known = {"model_id": job.run.model_id, "run_id": job.run.run_id}
     rows = job.lake.read(table.name, heads[table.name], (*columns, "etag"), **keys, **known)
-    return (
-        rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
-        .select(columns)
-        .cast(pa.schema([table.schema.field(column) for column in columns]))
-    )
+    read = rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
+    return read.select(columns).cast(schema)
 
 
 def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> "DataFrame":
