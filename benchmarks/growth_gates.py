@@ -2,7 +2,7 @@
 
 Synthetic rows with short vectors, written by PyIceberg in files of 25,000 rows; then what `validate` measures, in a
 warm Spark session, on the run's changes and, to compare, on all rows. In a minute or two,
-`JAVA_HOME=$(cat .venvs/java_home) python benchmarks/growth_gates.py` prints the figures as JSON.
+`JAVA_HOME=$(cat .venvs/java_home) python benchmarks/growth_gates.py [ROWS ...]` prints the figures as JSON.
 """
 
 import json
@@ -10,6 +10,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -45,7 +46,7 @@ LABELS = 33
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 
 
-def figures() -> list[dict[str, Any]]:
+def figures(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
     """Each figure with its goal, and whether it is met; a figure without a goal is for comparison."""
     found: list[tuple[str, float, str, float | None]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +54,7 @@ def figures() -> list[dict[str, Any]]:
         session = start_session("growth of gates", {**spark_configuration(settings), "spark.ui.enabled": "false"})
         seconds = {}
         try:
-            for size in SIZES:
+            for size in sizes:
                 place = settings.model_copy(update={"namespace": f"rows_{size}"})
                 seconds[size] = measured_seconds(run_of(place, size, session))
         finally:
@@ -63,8 +64,8 @@ def figures() -> list[dict[str, Any]]:
         found.append((f"{what}, on the changes", changes, "s", None))
         found.append((f"{what}, on the changes without duplicates", changes - hashes, "s", None))
         found.append((f"{what}, on all rows", all_rows, "s", None))
-    first, last = (seconds[size] for size in (SIZES[0], SIZES[-1]))
-    growth = f"the largest over the smallest, {SIZES[-1]:,} rows over {SIZES[0]:,}"
+    first, last = (seconds[size] for size in (sizes[0], sizes[-1]))
+    growth = f"the largest over the smallest, {sizes[-1]:,} rows over {sizes[0]:,}"
     found.append(
         (f"{growth}, on the changes without duplicates", (last[0] - last[2]) / (first[0] - first[2]), "", MOST_GROWTH)
     )
@@ -206,4 +207,4 @@ def planned(base: Base, size: int) -> PlannedRun:
 
 if __name__ == "__main__":
     logging.disable(logging.INFO)
-    json.dump(figures(), sys.stdout, indent=1)
+    json.dump(figures([int(size) for size in sys.argv[1:]] or SIZES), sys.stdout, indent=1)
