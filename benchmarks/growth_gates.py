@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fruits.analysis.moments import moments_of
 from fruits.analysis.pca import fit, pca_identity
@@ -153,21 +154,34 @@ def write(lake: Lake, writer: Writer, pca_id: str, numbers: range, run_id: str) 
     generator = np.random.default_rng(numbers.start)
     keys = sorted(key_of(number) for number in numbers)
     hashes = generator.bytes(32 * len(keys)).hex()
-    common = {"key": keys, "etag": keys, "label": [key.split("/")[1] for key in keys], "split": ["train"] * len(keys)}
     constants = {"size": 6_000, "last_modified": NOW, "phash": 0, "width": 8, "height": 8, "format": "PNG"}
-    constants |= {"model_id": CARD.model_id, "pca_id": pca_id, "run_id": run_id, "residual": 0.0}
-    vectors = generator.random((len(keys), WIDTH), dtype=np.float32)
-    columns = {**common, "sha256": [hashes[64 * n : 64 * n + 64] for n in range(len(keys))]}
-    columns |= {"vector": list(vectors), "embedding": list(vectors[:, :3])}
+    constants |= {"model_id": CARD.model_id, "pca_id": pca_id, "run_id": run_id, "residual": 0.0, "split": "train"}
+    columns = {
+        "key": pa.array(keys),
+        "etag": pa.array(keys),
+        "label": pa.array([key.split("/")[1] for key in keys]),
+        "sha256": pa.array([hashes[64 * n : 64 * n + 64] for n in range(len(keys))]),
+        "vector": lists(generator.random((len(keys), WIDTH), dtype=np.float32)),
+        "embedding": lists(generator.random((len(keys), 3), dtype=np.float32)),
+    }
     for definition in (FEATURES, EMBEDDINGS):
-        append(
-            lake, writer, definition, {**{name: [value] * len(keys) for name, value in constants.items()}, **columns}
-        )
+        arrays = [
+            columns[one.name] if one.name in columns else pa.repeat(pa.scalar(constants[one.name], one.type), len(keys))
+            for one in definition.schema
+        ]
+        append(lake, writer, definition, arrays)
 
 
-def append(lake: Lake, writer: Writer, definition: TableDefinition, columns: dict[str, Any]) -> None:
+def lists(matrix: NDArray[np.float32]) -> pa.ListArray:
+    """The rows of a matrix as a list column."""
+    offsets = pa.array(np.arange(len(matrix) + 1) * matrix.shape[1], pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(matrix.ravel()))
+
+
+def append(lake: Lake, writer: Writer, definition: TableDefinition, arrays: Sequence[pa.Array]) -> None:
     """Append rows to the writer's branch."""
-    rows = pa.table([pa.array(columns[one.name], one.type) for one in definition.schema], schema=definition.schema)
+    schema = definition.schema
+    rows = pa.table([array.cast(one.type) for array, one in zip(arrays, schema, strict=True)], schema=schema)
     commit_rows(lake, definition.name, lambda change: change.append(rows, **writer.commit), branch=writer.branch)
 
 
