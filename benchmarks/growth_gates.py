@@ -53,13 +53,14 @@ def figures(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings.load(lake=f"file://{folder}/lake", catalog_uri=f"sqlite:///{folder}/catalog.db")
         session = start_session("growth of gates", {**spark_configuration(settings), "spark.ui.enabled": "false"})
-        seconds = {}
         try:
-            for size in sizes:
-                place = settings.model_copy(update={"namespace": f"rows_{size}"})
-                seconds[size] = measured_seconds(run_of(place, size, session))
+            places = {size: settings.model_copy(update={"namespace": f"rows_{size}"}) for size in sizes}
+            jobs = {size: run_of(place, size, session) for size, place in places.items()}
+            tries = [{size: measured_seconds(job) for size, job in jobs.items()} for _ in range(TRIES + 1)]
         finally:
             session.stop()
+    warm = tries[1:]
+    seconds = {size: tuple(min(times) for times in zip(*(one[size] for one in warm), strict=True)) for size in sizes}
     for size, (changes, all_rows, hashes) in seconds.items():
         what = f"gates of {NEW} new photos beside {size:,} rows"
         found.append((f"{what}, on the changes", changes, "s", None))
@@ -85,21 +86,17 @@ def figures(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
 
 
 def measured_seconds(job: Job) -> tuple[float, float, float]:
-    """The quickest of some tries, after a first one: on the changes, on all rows, and for duplicates alone."""
-    pca_id = job.run.base.publication.pca_id
-    on_changes = Measured.of(job, pca_id)
+    """Wall seconds on the changes, on all rows, and of the duplicates alone."""
+    on_changes = Measured.of(job, job.run.base.publication.pca_id)
     if on_changes.changes is None:
         raise RuntimeError("the gates would read all rows")
     on_all = replace(on_changes, changes=None)
-    times = [
-        (
-            timed(lambda: measure(on_changes)),
-            timed(lambda: measure(on_all)),
-            timed(lambda: duplicates_across_splits(on_changes)),
-        )
-        for _ in range(TRIES + 1)
-    ]
-    changes, all_rows, duplicates = (min(column) for column in zip(*times[1:], strict=True))
+    works = (
+        lambda: measure(on_changes),
+        lambda: measure(on_all),
+        lambda: duplicates_across_splits(on_changes),
+    )
+    changes, all_rows, duplicates = (timed(work) for work in works)
     return changes, all_rows, duplicates
 
 
