@@ -2,7 +2,7 @@
 
 Synthetic rows with short vectors, written by PyIceberg in files of 25,000 rows; then what `validate` measures, in a
 warm Spark session, on the run's changes and, to compare, on all rows. In a minute or two,
-`JAVA_HOME=$(cat .venvs/java_home) python benchmarks/growth_gates.py` prints the figures as JSON.
+`JAVA_HOME=$(cat .venvs/java_home) python benchmarks/growth_gates.py [ROWS ...]` prints the figures as JSON.
 """
 
 import json
@@ -10,12 +10,14 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from fruits.analysis.moments import moments_of
 from fruits.analysis.pca import fit, pca_identity
@@ -45,26 +47,27 @@ LABELS = 33
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 
 
-def figures() -> list[dict[str, Any]]:
+def figures(sizes: Sequence[int] = SIZES) -> list[dict[str, Any]]:
     """Each figure with its goal, and whether it is met; a figure without a goal is for comparison."""
     found: list[tuple[str, float, str, float | None]] = []
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings.load(lake=f"file://{folder}/lake", catalog_uri=f"sqlite:///{folder}/catalog.db")
         session = start_session("growth of gates", {**spark_configuration(settings), "spark.ui.enabled": "false"})
-        seconds = {}
         try:
-            for size in SIZES:
-                place = settings.model_copy(update={"namespace": f"rows_{size}"})
-                seconds[size] = measured_seconds(run_of(place, size, session))
+            places = {size: settings.model_copy(update={"namespace": f"rows_{size}"}) for size in sizes}
+            jobs = {size: run_of(place, size, session) for size, place in places.items()}
+            tries = [{size: measured_seconds(job) for size, job in jobs.items()} for _ in range(TRIES + 1)]
         finally:
             session.stop()
+    warm = tries[1:]
+    seconds = {size: tuple(min(times) for times in zip(*(one[size] for one in warm), strict=True)) for size in sizes}
     for size, (changes, all_rows, hashes) in seconds.items():
         what = f"gates of {NEW} new photos beside {size:,} rows"
         found.append((f"{what}, on the changes", changes, "s", None))
         found.append((f"{what}, on the changes without duplicates", changes - hashes, "s", None))
         found.append((f"{what}, on all rows", all_rows, "s", None))
-    first, last = (seconds[size] for size in (SIZES[0], SIZES[-1]))
-    growth = f"the largest over the smallest, {SIZES[-1]:,} rows over {SIZES[0]:,}"
+    first, last = (seconds[size] for size in (sizes[0], sizes[-1]))
+    growth = f"the largest over the smallest, {sizes[-1]:,} rows over {sizes[0]:,}"
     found.append(
         (f"{growth}, on the changes without duplicates", (last[0] - last[2]) / (first[0] - first[2]), "", MOST_GROWTH)
     )
@@ -83,21 +86,17 @@ def figures() -> list[dict[str, Any]]:
 
 
 def measured_seconds(job: Job) -> tuple[float, float, float]:
-    """The quickest of some tries, after a first one: on the changes, on all rows, and for duplicates alone."""
-    pca_id = job.run.base.publication.pca_id
-    on_changes = Measured.of(job, pca_id)
+    """Wall seconds on the changes, on all rows, and of the duplicates alone."""
+    on_changes = Measured.of(job, job.run.base.publication.pca_id)
     if on_changes.changes is None:
         raise RuntimeError("the gates would read all rows")
     on_all = replace(on_changes, changes=None)
-    times = [
-        (
-            timed(lambda: measure(on_changes)),
-            timed(lambda: measure(on_all)),
-            timed(lambda: duplicates_across_splits(on_changes)),
-        )
-        for _ in range(TRIES + 1)
-    ]
-    changes, all_rows, duplicates = (min(column) for column in zip(*times[1:], strict=True))
+    works = (
+        lambda: measure(on_changes),
+        lambda: measure(on_all),
+        lambda: duplicates_across_splits(on_changes),
+    )
+    changes, all_rows, duplicates = (timed(work) for work in works)
     return changes, all_rows, duplicates
 
 
@@ -152,21 +151,34 @@ def write(lake: Lake, writer: Writer, pca_id: str, numbers: range, run_id: str) 
     generator = np.random.default_rng(numbers.start)
     keys = sorted(key_of(number) for number in numbers)
     hashes = generator.bytes(32 * len(keys)).hex()
-    common = {"key": keys, "etag": keys, "label": [key.split("/")[1] for key in keys], "split": ["train"] * len(keys)}
     constants = {"size": 6_000, "last_modified": NOW, "phash": 0, "width": 8, "height": 8, "format": "PNG"}
-    constants |= {"model_id": CARD.model_id, "pca_id": pca_id, "run_id": run_id, "residual": 0.0}
-    vectors = generator.random((len(keys), WIDTH), dtype=np.float32)
-    columns = {**common, "sha256": [hashes[64 * n : 64 * n + 64] for n in range(len(keys))]}
-    columns |= {"vector": list(vectors), "embedding": list(vectors[:, :3])}
+    constants |= {"model_id": CARD.model_id, "pca_id": pca_id, "run_id": run_id, "residual": 0.0, "split": "train"}
+    columns = {
+        "key": pa.array(keys),
+        "etag": pa.array(keys),
+        "label": pa.array([key.split("/")[1] for key in keys]),
+        "sha256": pa.array([hashes[64 * n : 64 * n + 64] for n in range(len(keys))]),
+        "vector": lists(generator.random((len(keys), WIDTH), dtype=np.float32)),
+        "embedding": lists(generator.random((len(keys), 3), dtype=np.float32)),
+    }
     for definition in (FEATURES, EMBEDDINGS):
-        append(
-            lake, writer, definition, {**{name: [value] * len(keys) for name, value in constants.items()}, **columns}
-        )
+        arrays = [
+            columns[one.name] if one.name in columns else pa.repeat(pa.scalar(constants[one.name], one.type), len(keys))
+            for one in definition.schema
+        ]
+        append(lake, writer, definition, arrays)
 
 
-def append(lake: Lake, writer: Writer, definition: TableDefinition, columns: dict[str, Any]) -> None:
+def lists(matrix: NDArray[np.float32]) -> pa.ListArray:
+    """The rows of a matrix as a list column."""
+    offsets = pa.array(np.arange(len(matrix) + 1) * matrix.shape[1], pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(matrix.ravel()))
+
+
+def append(lake: Lake, writer: Writer, definition: TableDefinition, arrays: Sequence[pa.Array]) -> None:
     """Append rows to the writer's branch."""
-    rows = pa.table([pa.array(columns[one.name], one.type) for one in definition.schema], schema=definition.schema)
+    schema = definition.schema
+    rows = pa.table([array.cast(one.type) for array, one in zip(arrays, schema, strict=True)], schema=schema)
     commit_rows(lake, definition.name, lambda change: change.append(rows, **writer.commit), branch=writer.branch)
 
 
@@ -206,4 +218,4 @@ def planned(base: Base, size: int) -> PlannedRun:
 
 if __name__ == "__main__":
     logging.disable(logging.INFO)
-    json.dump(figures(), sys.stdout, indent=1)
+    json.dump(figures([int(size) for size in sys.argv[1:]] or SIZES), sys.stdout, indent=1)
