@@ -173,7 +173,8 @@ def fingerprint_of_files(
     gateway.SparkTableCache.get().add(group, table)
     gateway.ScanTaskSetManager.get().stageTasks(table, group, staged)
     try:
-        rows = spark.read.format("iceberg").load(group)
+        spark.conf.set("spark.sql.catalog.staged", "org.apache.iceberg.spark.SparkRewriteTableCatalog")
+        rows = spark.table(f"staged.`{group}`")
         for column, values in dropped.items():
             rows = rows.where(~rows[column].isin(*values)) if values else rows
         return fingerprint(rows)
