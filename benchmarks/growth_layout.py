@@ -44,23 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the figures as JSON; 1 when one misses its goal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of the table (default %(default)s)")
-    found = layout_rows(parser.parse_args(argv).rows)
+    found = figures(parser.parse_args(argv).rows)
     json.dump(found, sys.stdout, indent=1)
     return int(not all(row["pass"] for row in found))
 
 
-def layout_rows(rows: int = ROWS) -> list[Row]:
+def figures(rows: int = ROWS) -> list[Row]:
     """The figures of tables of so many rows: name, value, unit, goal and pass."""
     with tempfile.TemporaryDirectory(prefix="fruits-layout-") as folder:
         small, large = (lake_in(Path(folder) / name) for name in ("small", "large"))
         spark = start_session("layout", spark_configuration(small.settings))
         try:
-            return [*figures(tables_of(spark, small), tables_of(spark.newSession(), large), rows)]
+            return [*measured(tables_of(spark, small), tables_of(spark.newSession(), large), rows)]
         finally:
             spark.stop()
 
 
-def figures(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
+def measured(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
     """Write both tables, look up and delete, and read."""
     wrote = {
         "now": write(small, rows, ROW_GROUP_BYTES // SCALE),
@@ -90,8 +90,7 @@ def figures(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
 
 def figure(name: str, value: float, unit: str, most: float | None) -> Row:
     """A figure; one without a goal passes."""
-    goal = "" if most is None else f"<= {most:g}"
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "pass": most is None or value <= most}
+    return {"name": name, "value": value, "unit": unit, "goal": most, "pass": most is None or value <= most}
 
 
 def lake_in(folder: Path) -> Lake:

@@ -21,7 +21,7 @@ files; branches of runs that have written nothing for `abandoned_days`; files th
 than `orphan_days`; documents and manifests of runs older than the retention. Staged backbones stay.
 
 **What readers notice.** Nothing but speed: a compaction is published like a run, with the counts, gates, backbone and
-PCA of the publication before, and only if its rows are the same. An older publication's files go when that publication
+PCA of the publication before, and only if the rows of the rewritten files are the same. An older publication's files go when that publication
 leaves retention, so the lake is larger for a while after a compaction.
 
 **Dry run.** With `dry_run` the logs of `plan` and `maintain` say what the run would do, and nothing changes.

@@ -334,9 +334,9 @@ class Lake:
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a ``scan``, in the order of the files; at most 8,192 in a batch.
 
-        Memory is bounded by a row group as it is stored, 128 MB where Spark wrote it, and four files of up to 32 MB,
-        which are read ahead; without vectors, by some megabytes. PyIceberg (0.12) gives batches of whole files in
-        memory, decoded, several at once.
+        Memory is bounded by a row group as it is stored, 8 MB (128 MB in files of older releases), and four files of up
+        to 32 MB, which are read ahead; without vectors, by some megabytes. PyIceberg (0.12) gives batches of whole
+        files in memory, decoded, several at once.
         """
         import pyarrow.compute as pc
         from pyiceberg.expressions import AlwaysTrue

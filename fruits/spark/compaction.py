@@ -1,6 +1,7 @@
 """Keep the lake small and fast: rewrite files, check that the rows are the same, and drop what nothing needs."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ log = logging.getLogger("fruits")
 
 _OF_VERSIONS: tuple[TableName, ...] = ("embeddings", "pca_models")
 Fingerprint = tuple[int, int | None]
+ScanTasks = dict[tuple[str, frozenset[str]], "list[JavaObject]"]
 
 _BEFORE_ALL = "TIMESTAMP '1970-01-01 00:00:00'"
 
@@ -136,15 +138,22 @@ def changed_files(
     tables: Tables, name: TableName, before: int, after: int
 ) -> "tuple[list[JavaObject], list[JavaObject]]":
     """The scan tasks of a table's files that a snapshot alone has, or has with other delete files: before and after."""
-    table = iceberg_table(tables, name)
-    was, now = (
-        {
-            (task.file().location(), frozenset(deletes.location() for deletes in task.deletes())): task
-            for task in closing(table.newScan().useSnapshot(snapshot).planFiles())
-        }
-        for snapshot in (before, after)
-    )
-    return [was[file] for file in was.keys() - now.keys()], [now[file] for file in now.keys() - was.keys()]
+    was, now = scan_tasks(tables, name, before), scan_tasks(tables, name, after)
+    return only_in(was, now), only_in(now, was)
+
+
+def scan_tasks(tables: Tables, name: TableName, snapshot: int) -> ScanTasks:
+    """The scan tasks of a table at a snapshot, by the data file and its delete files."""
+    tasks: ScanTasks = defaultdict(list)
+    for task in closing(iceberg_table(tables, name).newScan().useSnapshot(snapshot).planFiles()):
+        deletes = frozenset(deletes.location() for deletes in task.deletes())
+        tasks[task.file().location(), deletes].append(task)
+    return tasks
+
+
+def only_in(some: ScanTasks, others: ScanTasks) -> "list[JavaObject]":
+    """The tasks of files that ``others`` has not, or not as often."""
+    return [task for file, tasks in some.items() if len(tasks) != len(others.get(file, ())) for task in tasks]
 
 
 def fingerprint_of_files(
@@ -164,7 +173,8 @@ def fingerprint_of_files(
     gateway.SparkTableCache.get().add(group, table)
     gateway.ScanTaskSetManager.get().stageTasks(table, group, staged)
     try:
-        rows = spark.read.format("iceberg").load(group)
+        spark.conf.set("spark.sql.catalog.staged", "org.apache.iceberg.spark.SparkRewriteTableCatalog")
+        rows = spark.table(f"staged.`{group}`")
         for column, values in dropped.items():
             rows = rows.where(~rows[column].isin(*values)) if values else rows
         return fingerprint(rows)

@@ -1,5 +1,6 @@
-"""Some rows among many vectors: their lookup reads their row groups, and compaction is held against files it changed."""
+"""Some rows among many vectors: a lookup reads their row groups alone, and a check of compaction the changed files."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fruits.errors import FruitsError
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import ROW_GROUP_BYTES, Lake
 from fruits.lake.schemas import FEATURES
 from fruits.run.upkeep import Upkeep
-from fruits.spark.compaction import rewrite
+from fruits.spark.compaction import changed_files, check_rows, rewrite
 from fruits.spark.session import session_beside
-from fruits.spark.tables import Tables
+from fruits.spark.tables import Tables, sql_string
 
 pytestmark = [pytest.mark.jobs]
 
@@ -84,3 +86,59 @@ def group_bytes(file, at):
     """Bytes of a row group as it is stored."""
     group = file.metadata.row_group(at)
     return sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+
+
+def test_a_lookup_of_few_rows_or_of_a_folder_reads_their_row_groups_alone(seen):
+    tables, half = seen.tables, group_bytes(seen.large, 0)
+    few = [0, 2, 100, 200]
+    found, read = looked_up(seen, few)
+    assert found == {key(number) for number in few}
+    assert 0 < read < 1.1 * half
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fruits.spark.tables._MOST_LITERALS", 3)
+        assert looked_up(seen, few) == (found, pytest.approx(read, rel=0.1))
+        patch.setattr("fruits.spark.tables._MOST_LISTS", 1)
+        assert looked_up(seen, few) == (found, pytest.approx(read, rel=0.1))
+    before = bytes_read(tables.spark)
+    tables.delete_keys("features", pa.table({"key": [key(number) for number in few]}), "no such backbone")
+    assert bytes_read(tables.spark) - before < 1.1 * half
+
+
+def looked_up(seen, numbers):
+    """The keys that a lookup finds, and the bytes that it reads."""
+    tables, before = seen.tables, bytes_read(seen.tables.spark)
+    rows = tables.read_keys("features", seen.after, pa.table({"key": [key(number) for number in numbers]}), "x")
+    found = rows.select("key", "vector").collect()
+    return {row.key for row in found}, bytes_read(tables.spark) - before
+
+
+def test_a_check_of_compaction_reads_the_files_that_it_changed(seen):
+    changed = changed_files(seen.tables, "features", seen.before, seen.after)
+    assert [len(tasks) for tasks in changed] == [5, 1]
+    before = bytes_read(seen.tables.spark)
+    check_rows(seen.tables, "features", seen.before, seen.after, NOTHING_DROPPED)
+    assert bytes_read(seen.tables.spark) - before < 2**20
+    check_rows(seen.tables, "features", seen.after, seen.after, NOTHING_DROPPED)
+
+
+CHANGES = {
+    "a row is lost": ("DELETE FROM {features} WHERE key = {key}", "8 rows in the compacted files where 9 were"),
+    "a row of an old file is lost": ("DELETE FROM {features} WHERE key = {old}", "rows in the compacted files where"),
+    "a number of a vector is another": (
+        "UPDATE {features} SET vector = transform(vector, (x, i) -> if(i = 7, x + 1e-6f, x)) WHERE key = {key}",
+        "or other values",
+    ),
+    "a row is there twice": ("INSERT INTO {features} SELECT * FROM {features} WHERE key = {key}", "10 rows in the"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_check_of_compaction_finds_whatever_is_not_as_it_was(seen, change):
+    statement, message = CHANGES[change]
+    tables = replace(seen.tables, writer=Writer("layout", f"maintain_{list(CHANGES).index(change)}_ab"))
+    tables.start_branch("features", seen.after)
+    names = {"features": tables.branch("features"), "key": sql_string(key(1)), "old": sql_string(key(2))}
+    tables.spark.sql(statement.format(**names))
+    after = tables.lake.head("features", tables.writer.branch)
+    with pytest.raises(FruitsError, match=message):
+        check_rows(tables, "features", seen.before, after, NOTHING_DROPPED)
