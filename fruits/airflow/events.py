@@ -79,8 +79,8 @@ class PhotoEventsTrigger(BaseEventTrigger):
                 await asyncio.sleep(_PAUSE_SECONDS)
             except (BaseError, FruitsError, OSError) as error:
                 self.log.error(
-                    "queue %s: the keys of its events can't be kept, so its messages stay: %s; check FRUITS_LAKE, "
-                    "and that the role may write to it. Next attempt in %d s; until then photos wait for the next sweep.",
+                    "queue %s: the keys of its events can't be kept, so its messages stay: %s; check FRUITS_LAKE, and "
+                    "that the role may write to it. Next attempt in %d s; until then photos wait for the next sweep.",
                     self.sqs_queue,
                     error,
                     _PAUSE_SECONDS,

@@ -160,12 +160,18 @@ def or_sweep(request: RunRequest, events: KeptEvents, base: Base, card: Card) ->
     That is: too many keys, a message in an unknown form, nothing published yet, or another backbone than the readers',
     under which all photos are built.
     """
-    if request.mode != "events":
-        return request
-    if not events.sweep and (base.publication.model_id, base.publication.counts is None) == (card.model_id, False):
+    if request.mode != "events" or (not events.sweep and can_look_up(base, card)):
         return request
     log.info("plan: the events ask for a sweep: the bucket is listed")
     return request.model_copy(update={"mode": "reconcile"})
+
+
+def can_look_up(base: Base | None, card: Card | None) -> bool:
+    """Whether a run can do without a listing: readers have the run's backbone, and their publication counts its rows.
+
+    Under another backbone all photos are built. Releases before 0.2.0 counted no rows.
+    """
+    return bool(base and card and base.publication.model_id == card.model_id and base.publication.rows)
 
 
 def effective_backbone(settings: Settings, request: RunRequest, published: Sequence[Publication]) -> Card:
@@ -273,7 +279,7 @@ def reconcile(
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
     covered = request_of_keys(request, event_keys)
-    keys = None if request.lists or switching else covered.keys
+    keys = covered.keys if not request.lists and can_look_up(base, card) else None
     if lake and base and card:
         with phase("known"):
             pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id, keys))
