@@ -42,7 +42,7 @@ from fruits.run.documents import Maintained, TaskDocument, read_documents
 from fruits.run.request import resolve_maintenance
 from fruits.run.state import run_key
 from fruits.settings import Settings
-from fruits.steps.plan import known_objects
+from fruits.steps.plan import known_rows
 from fruits.steps.plan_maintenance import plan_maintenance
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def measure(settings: Settings) -> dict[str, float]:
     folder = Path(settings.lake.removeprefix("file://"))
     return {
         "open, find the base (s)": least(lambda: current_base(Lake.open(settings))),
-        "plan: known objects (s)": least(lambda: known_objects(lake, snapshots, MODEL)),
+        "plan: known rows (s)": least(lambda: list(known_rows(lake, snapshots, MODEL))),
         "read embeddings (s)": least(lambda: lake.read("embeddings", snapshots["embeddings"], pca_id=PCA)),
         "read vectors (s)": least(lambda: lake.read("features", snapshots["features"], ("key", "vector"))),
         "find one key (s)": least(lambda: lake.read("embeddings", snapshots["embeddings"], ("key",), key=key(1))),

@@ -11,7 +11,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +24,14 @@ import pyarrow.parquet as pq
 from fruits.analysis.moments import merge, moments_of
 from fruits.analysis.pca import fit, transform
 from fruits.backbones.stage import load_backbone, stage
+from fruits.lake.schemas import TIMESTAMP
 from fruits.photos.entry import Action, Entry
 from fruits.photos.featurize import featurize_entries
 from fruits.photos.fetch import PhotoServer
 from fruits.photos.keys import KeyRules
-from fruits.photos.listing import ListedObject, list_objects
-from fruits.run.reconciliation import KnownObject, make_plan
+from fruits.photos.listing import list_objects
+from fruits.run.joining import joined
+from fruits.run.reconciliation import Ignored, make_plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from local.mirror import mirror
@@ -93,18 +95,37 @@ def measure(photos: int, keys: int, components: int) -> Costs:
 
 
 def planning(keys: int) -> tuple[float, float]:
-    """Seconds and bytes of memory for each of so many unchanged photos."""
+    """Seconds for each of so many unchanged photos, and bytes of memory for all of them."""
     before = resident_bytes()
-    listed = [ListedObject(f"Training/Kiwi/{n:09}.jpg", f"{n:032x}", 5_000, NOW) for n in range(keys)]
-    # Strings of its own, as those read from the tables are.
-    known = {f"Training/Kiwi/{n:09}.jpg": KnownObject(f"{n:032x}", NOW, "Kiwi", "train") for n in range(keys)}
-    settings = Settings.load(lake="file:///lake", catalog_uri="sqlite:////catalog.db")
+    rules, request = (
+        KeyRules.of(Settings.load(lake="file:///lake", catalog_uri="sqlite:////catalog.db")),
+        RunRequest(prefix=""),
+    )
+    ignored = Ignored.by(rules, request)
     started = time.perf_counter()
-    plan = make_plan(listed, known, KeyRules.of(settings), RunRequest(prefix=""))
-    spent = time.perf_counter() - started
-    if plan.counts[Action.UNCHANGED] != keys:
-        raise AssertionError("the plan found work where there is none")
-    return spent / keys, (resident_bytes() - before) / keys
+    with joined() as pairs:
+        pairs.add("known", unchanged(keys))
+        pairs.add("listed", ignored.others(unchanged(keys)))
+        plan = make_plan(pairs, ignored, rules, request, same_rules=True)
+        spent = time.perf_counter() - started
+        if plan.counts[Action.UNCHANGED] != keys:
+            raise AssertionError("the plan found work where there is none")
+        return spent / keys, (resident_bytes() - before) / keys
+
+
+def unchanged(keys: int) -> Iterator[pa.RecordBatch]:
+    """So many photos, as a listing and as rows of the tables."""
+    for start in range(0, keys, PAGE):
+        numbers = range(start, min(keys, start + PAGE))
+        columns = {
+            "key": [f"Training/Kiwi/{n:09}.jpg" for n in numbers],
+            "etag": [f"{n:032x}" for n in numbers],
+            "size": [5_000] * len(numbers),
+            "last_modified": pa.array([NOW] * len(numbers), TIMESTAMP),
+            "label": ["Kiwi"] * len(numbers),
+            "split": ["train"] * len(numbers),
+        }
+        yield pa.RecordBatch.from_pydict(columns)
 
 
 def from_bucket(photos: int) -> tuple[float, float]:

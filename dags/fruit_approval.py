@@ -12,8 +12,18 @@ Each new question starts a run of this DAG, which waits for the answer and holds
 
 **What an approval does.** The next run of `fruit_features` uses the approval if that run finds exactly the same: the same
 missing photos, or the same findings of the same run. Otherwise the run asks again. The publication records the approval.
-After an approval of gates, clear the task `validate` of the run that failed. After an approval of a rebuild, start or
-clear the run that asked.
+The log of `record` says what carries the approval out:
+
+| approved | what to do |
+|---|---|
+| deletions | nothing; the next sweep removes the rows |
+| gates | clear the task `validate` of the run that failed |
+| rebuild | clear the run that failed from `wait_for_lease` |
+| refit | clear the run that failed, if any, from `wait_for_lease`. Otherwise a sweep refits; components of a run's own param need a run with the same param |
+| backbone | nothing, if FRUITS_BACKBONE names it; otherwise start a run with the same param |
+
+**When more photos go** before the answer, the question is about another set. It gets a run of this DAG of its own when it
+has doubled. Before that, *Approve* of the old set makes `record` red, and starts a run that asks about the set of now.
 
 **What a rejection does.** Nothing: the rows stay as they are, and `fruits status` goes on naming the question. To withdraw
 the question, bring the photos back.

@@ -192,8 +192,8 @@ def plan(prepared: dict[str, Any]) -> str:
     request, run_id = RunRequest.model_validate(prepared["request"]), str(context["run_id"])
     with non_retryable():
         settings = Settings.load()
-        with questions_announced(settings, run_key(run_id), context):
-            planned = plan_run(settings, request, run_id)
+    with questions_announced(settings, "plan", run_key(run_id), context), non_retryable():
+        planned = plan_run(settings, request, run_id)
     context["ti"].xcom_push("counts", dict(planned.counts))
     if planned.pinned:
         context["ti"].xcom_push("pinned", planned.pinned)

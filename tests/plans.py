@@ -14,7 +14,7 @@ from fruits.photos.ignore import Names
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject, batch_of
 from fruits.photos.quarantine import Rereading
-from fruits.run.joining import KNOWN_SCHEMA, TABLES, Joined, connect
+from fruits.run.joining import IN_MEMORY, KNOWN_SCHEMA, TABLES, Joined, connect
 from fruits.run.reconciliation import Ignored, KnownObject, make_plan
 from fruits.run.request import RunRequest
 
@@ -43,7 +43,7 @@ def joined_again() -> Iterator[Joined]:
 
 @cache
 def _connection() -> Any:
-    return connect(gettempdir())
+    return connect(gettempdir(), IN_MEMORY)
 
 
 def rows_of(known: Mapping[str, KnownObject]) -> pa.RecordBatch:

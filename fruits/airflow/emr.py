@@ -112,7 +112,7 @@ class EmrJobOperator(EmrServerlessStartJobOperator):
         with non_retryable():
             settings = Settings.load()
         send_metrics(settings, self.job, self.run_key)
-        with questions_announced(settings, self.run_key, context):
+        with questions_announced(settings, self.job, self.run_key, context):
             return self._outcome(settings, context, event, job_id)
 
     def _outcome(

@@ -10,7 +10,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
 from fruits.errors import ConflictError
-from fruits.run.documents import TASKS, TaskName, read_documents
+from fruits.run.documents import TASKS, TaskName, read_document, read_documents
 from fruits.settings import Settings
 from fruits.steps.publish import published_run
 
@@ -52,7 +52,7 @@ def reraise_job_error(settings: Settings, job: TaskName, run: str, started: date
         yield
     except Exception as error:
         with non_retryable():
-            document = read_documents(settings, run).of(job)
+            document = read_document(settings, run, job)
         if document is None or document.state != "failed" or document.started_at < started:
             raise
         if document.conflict:

@@ -61,7 +61,7 @@ class SparkJobOperator(SparkSubmitOperator):
                 return
         try:
             with (
-                questions_announced(settings, self.run_key, context),
+                questions_announced(settings, self.job, self.run_key, context),
                 non_retryable(),
                 replan_on_conflict(context),
                 reraise_job_error(settings, self.job, self.run_key, started),

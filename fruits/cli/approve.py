@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from fruits.cli.output import Document, fields, printable
 from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, approve, chosen, read_approvals
+from fruits.run.decisions import after_approval
 from fruits.run.state import run_key
 from fruits.settings import Settings
 
@@ -58,8 +59,9 @@ def preview(question: Approval) -> Iterator[str]:
 
 
 def run(settings: Settings, question: Approval, *, by: str | None, why: str) -> dict[str, Any]:
-    """Record the approval."""
-    return approve(settings, question, by=by or getpass.getuser(), why=why, via="fruits approve").to_document()
+    """Record the approval; also says what carries the approval out."""
+    approval = approve(settings, question, by=by or getpass.getuser(), why=why, via="fruits approve")
+    return {**approval.to_document(), "next": after_approval(approval)}
 
 
 def render(done: Document) -> Iterable[RenderableType]:
@@ -72,9 +74,4 @@ def render(done: Document) -> Iterable[RenderableType]:
             ("why", done["why"]),
         ]
     )
-    if done["kind"] == "gates":
-        yield f"\nClear the task `validate` of the run, downstream included: {done['run']}"
-    elif done["kind"] == "rebuild":
-        yield "\nStart the run again, or clear it from `wait_for_lease`."
-    else:
-        yield "\nThe next run does it, if the digest is still the same: at the next sweep, or start one now."
+    yield f"\n{done['next']}"

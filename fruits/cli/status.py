@@ -11,7 +11,7 @@ from fruits.cli.output import Document, ago, fields, share, table
 from fruits.cli.pin import describe
 from fruits.lake.approvals import Approval, read_approvals
 from fruits.lake.publication import Publication, publications, readable
-from fruits.run.decisions import described
+from fruits.run.decisions import after_approval, described
 from fruits.run.documents import RunDocuments
 from fruits.serve.state import State, error_of, outcome_of, read_state, runs, wall_seconds
 from fruits.settings import Settings
@@ -49,7 +49,7 @@ def _current(state: State) -> dict[str, Any]:
 
 
 def _approval(one: Approval) -> dict[str, Any]:
-    text = f"{one.question} Approved by {one.approved_by}; the next run does it." if one.decided else described(one)
+    text = f"{one.question} Approved by {one.approved_by}. {after_approval(one)}" if one.decided else described(one)
     return {**one.to_document(), "text": text, "command": None if one.decided else one.command}
 
 

@@ -38,7 +38,7 @@ _FORMAT_PROPERTY = "fruits.lake-format"
 RUN_PROPERTY = "fruits.run"
 """What each snapshot of ours carries in its summary: the key of the run that made it."""
 
-LAKE_FORMAT = 3
+LAKE_FORMAT = 4
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 

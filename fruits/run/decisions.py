@@ -220,6 +220,28 @@ def described(question: Approval) -> str:
     )
 
 
+def after_approval(approval: Approval) -> str:
+    """What carries an approval out."""
+    match approval.kind:
+        case "gates":
+            return f"Clear the task `validate` of run {approval.run}, downstream included."
+        case "rebuild":
+            return f"Clear run {approval.run} from `wait_for_lease`, or start a run with the same params."
+        case "refit":
+            return (
+                "The next run that fits the same components and leaves no photo over does it: a sweep, when these are "
+                "FRUITS_N_COMPONENTS, or the run that failed because it was started for the refit, once you clear it "
+                "from `wait_for_lease`."
+            )
+        case "backbone":
+            return (
+                "The next run under the same backbone does it: a sweep, when that is FRUITS_BACKBONE and new to "
+                "readers. Otherwise start a run with the same param."
+            )
+        case "deletions":
+            return "The next run that finds the same photos gone does it: the next sweep, or start a run now."
+
+
 def _details(withheld: Withheld, leaving: Leaving) -> dict[str, Any]:
     return {
         "reasons": list(withheld.reasons),

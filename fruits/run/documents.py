@@ -240,6 +240,11 @@ class RunDocuments:
         return tuple(one for task in (self.planned, self.projected) if task for one in task.undecided)
 
     @property
+    def approvals(self) -> tuple[Approval, ...]:
+        """The approvals that the run used."""
+        return approvals_of(self.planned, self.projected, self.validated)
+
+    @property
     def of_maintenance(self) -> bool:
         """Whether the run is one of maintenance."""
         return self.plan_maintenance is not None or self.maintain is not None
@@ -254,6 +259,11 @@ class RunDocuments:
             else:
                 since = document.started_at
         return kept
+
+
+def approvals_of(*tasks: PlannedRun | Projected | Validated | None) -> tuple[Approval, ...]:
+    """The approvals that tasks used: the plan's, of a refit that `pca` asked for, of failed gates."""
+    return tuple(one for task in tasks if task for one in task.approvals)
 
 
 _DOCUMENTS: Mapping[TaskName, type[TaskDocument[Any]]] = {
@@ -295,6 +305,15 @@ def read_documents(settings: Settings, run: str, folder: str | None = None) -> R
         if document := _read_document(store, f"{folder}/{task}.json", task):
             found[document.task] = document
     return RunDocuments(**found)
+
+
+def read_document(settings: Settings, run: str, task: TaskName, folder: str | None = None) -> TaskDocument[Any] | None:
+    """The document of one task of a run, if it exists; ``folder`` is the run's, where a listing has shown it.
+
+    Raises:
+        FruitsError: when this release does not know the document's form.
+    """
+    return _read_document(lake_store(settings), f"{folder or run_folder(settings, run)}/{task}.json", task)
 
 
 def _read_document(store: ObjectStore, path: str, task: TaskName) -> TaskDocument[Any] | None:
@@ -451,8 +470,7 @@ def find_plan(settings: Settings, run: str, folder: str | None = None) -> Planne
 
     ``folder`` is the run's, where a listing has shown it.
     """
-    folder = folder or run_folder(settings, run)
-    document = _read_document(lake_store(settings), f"{folder}/plan.json", "plan")
+    document = read_document(settings, run, "plan", folder)
     planned = document.done if document else None
     return planned if isinstance(planned, PlannedRun) else None
 

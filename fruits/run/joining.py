@@ -1,8 +1,9 @@
 """Objects of the bucket and rows of the tables, joined by key in a database of their own: memory does not grow.
 
-DuckDB keeps listing, rows and entries, whatever their order: in memory up to a bound, and else in temporary files. The
-join goes part by part. A part holds the keys of some hashes, so that its memory is bounded whatever the number of keys.
+DuckDB keeps listing, rows and entries in a temporary file, whatever their order. The join goes part by part. A part
+holds the keys of some hashes, so that its memory is bounded whatever the number of keys.
 """
+# ruff: noqa: S608 -- the names of tables and columns are ours; values are parameters
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _MEMORY = "64MB"  # of DuckDB's buffers; its other memory and the batches in flight are about 50 MB more
+IN_MEMORY = ":memory:"
 _BATCH_ROWS = 8_192
+_INSERTED_ROWS = 40_960  # by one statement
 _PART_ROWS = 1_000_000  # of listing and tables together
 _MOST_PARTS = 64
 
@@ -87,13 +90,13 @@ class Joined:
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TABLES, 0))
 
     def add(self, name: str, batches: Iterable[pa.RecordBatch]) -> None:
-        """Add rows to ``listed``, ``known``, ``readers`` or ``entries``; each has a schema of its own."""
+        """Add rows to a table; columns that the batches lack are null."""
         with self.connection.cursor() as cursor:
-            for batch in _merged(batches):
-                cursor.register("batch", _stored(batch, TABLES[name]))
+            for rows in _merged(_stored(batch, TABLES[name]) for batch in batches):
+                cursor.register("batch", rows)
                 cursor.execute(f"INSERT INTO {name} SELECT * FROM batch")
                 cursor.unregister("batch")
-                self.rows[name] += batch.num_rows
+                self.rows[name] += rows.num_rows
 
     def clear(self, name: str) -> None:
         """Remove all rows of a table."""
@@ -119,9 +122,8 @@ class Joined:
 
     def count(self, name: str, condition: Condition = Condition()) -> int:
         """How many rows of a table meet a condition."""
-        (number,) = self.connection.execute(
-            f"SELECT count(*) FROM {name} WHERE {condition.text}", condition.values
-        ).fetchone()
+        sql = f"SELECT count(*) FROM {name} WHERE {condition.text}"
+        (number,) = self.connection.execute(sql, condition.values).fetchall()[0]
         return int(number)
 
     def by(self, column: str, name: str, condition: Condition = Condition()) -> dict[Any, int]:
@@ -137,7 +139,9 @@ class Joined:
         """Which of ``keys`` a table has."""
         if not keys:
             return set()
-        found = self.connection.execute(f"SELECT key FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),))
+        found = self.connection.execute(
+            f"SELECT key FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),)
+        )
         return {key for (key,) in found.fetchall()}
 
     def sample(self, name: str, most: int, condition: Condition = Condition()) -> list[str]:
@@ -153,8 +157,8 @@ class Joined:
     def place(self, condition: Condition, order: str, place: int) -> tuple[Any, ...]:
         """The columns ``order`` of the entry at a place in that order, counted from 0."""
         sql = f"SELECT {order} FROM entries WHERE {condition.text} ORDER BY {order} LIMIT 1 OFFSET {place}"
-        found: tuple[Any, ...] = self.connection.execute(sql, condition.values).fetchone()
-        return found
+        (found,) = self.connection.execute(sql, condition.values).fetchall()
+        return tuple(found)
 
     def entries(self, condition: Condition, order: str, most: int | None = None) -> Iterator[pa.RecordBatch]:
         """The entries that meet a condition, with ``MANIFEST_SCHEMA``."""
@@ -211,11 +215,12 @@ def joined() -> Iterator[Joined]:
             ) from error
 
 
-def connect(folder: str) -> "DuckDBPyConnection":
-    """A new database with empty tables, which spills to ``folder``."""
+def connect(folder: str, database: str = "plan.db") -> "DuckDBPyConnection":
+    """A new database in ``folder``, with empty tables."""
     import duckdb
 
     connection = duckdb.connect(
+        f"{folder}/{database}" if database != IN_MEMORY else IN_MEMORY,
         config={
             "memory_limit": _MEMORY,
             "threads": 1,
@@ -232,7 +237,9 @@ def connect(folder: str) -> "DuckDBPyConnection":
 def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     """A batch with a schema's columns; moments as microseconds, because those of DuckDB have the zone of the host."""
     columns = [
-        batch[one.name].cast(pa.int64()) if pa.types.is_timestamp(one.type) else batch[one.name]
+        batch[one.name].cast(pa.int64())
+        if pa.types.is_timestamp(one.type)
+        else batch[one.name]
         if one.name in batch.schema.names
         else pa.nulls(batch.num_rows, one.type)
         for one in schema
@@ -240,15 +247,15 @@ def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, names=schema.names)
 
 
-def _merged(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The rows in batches of some thousands: each insert costs the same."""
-    waiting: list[pa.RecordBatch] = []
+def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows in tables of some ten thousand: each insert costs the same."""
+    waiting: list[pa.Table] = []
     rows = 0
-    for batch in batches:
-        waiting.append(batch)
-        rows += batch.num_rows
-        if rows >= _BATCH_ROWS:
-            yield pa.concat_batches(waiting)
+    for table in tables:
+        waiting.append(table)
+        rows += table.num_rows
+        if rows >= _INSERTED_ROWS:
+            yield pa.concat_tables(waiting)
             waiting, rows = [], 0
     if rows:
-        yield pa.concat_batches(waiting)
+        yield pa.concat_tables(waiting)

@@ -1,9 +1,10 @@
-"""From lake formats 1, that of Fruits 0.1, and 2 to format 3.
+"""From lake formats 1, that of Fruits 0.1, 2 and 3 to format 4.
 
 Format 2 has typed run documents that record snapshots, a branch for each attempt, and leases in ``leases/``, where
 format 1 had ``turns/``. A run of format 1 that is under way continues: ``upgraded`` brings its documents into today's
 form, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and pins by namespace,
-and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder.
+and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder. Format
+4 has a column `rules` in `publications`.
 """
 
 from collections.abc import Mapping

@@ -23,7 +23,6 @@ from fruits.run.joining import ENTRY_SCHEMA, Condition, Joined, of_labels, start
 from fruits.run.manifest import batch_of, entries_of
 from fruits.run.request import RunRequest
 
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Photos tried before come last: else a limit would be spent on the same unreadable ones each time.
@@ -124,7 +123,11 @@ class Plan:
         return replace(self, withheld=labels, counts=counts)
 
     def _photos(self) -> Condition:
-        return _FEATURIZED if self.bound is None else _FEATURIZED.and_("(retry, last_modified, key) <= (?, ?, ?)", *self.bound)
+        return (
+            _FEATURIZED
+            if self.bound is None
+            else _FEATURIZED.and_("(retry, last_modified, key) <= (?, ?, ?)", *self.bound)
+        )
 
     def _deletions(self) -> Condition:
         if self.withheld is None:

@@ -269,8 +269,9 @@ def reconcile(
     A run by ``event_keys``, or by the param ``keys``, looks up objects and rows of these keys. It lists nothing, and
     so does not know what remains in the bucket.
 
-    The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake, publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the
-    run's key, ``published`` and ``approvals`` are those of the lake.
+    The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
+    publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
+    key, ``published`` and ``approvals`` are those of the lake.
 
     Raises:
         FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
@@ -365,9 +366,7 @@ class Review:
             decisions += decide(self._switch(readers, plan, recent), self.approvals, allowed)
         return plan, decisions + decide(self._large_work(plan), self.approvals)
 
-    def _deletions(
-        self, plan: Plan, recent: int, allowed: Callable[[Approval], bool]
-    ) -> tuple[Plan, Decisions]:
+    def _deletions(self, plan: Plan, recent: int, allowed: Callable[[Approval], bool]) -> tuple[Plan, Decisions]:
         """The plan without the deletions that wait for an approval, and what is decided about these."""
         if not plan.counts[Action.DELETE]:
             return plan, Decisions()
@@ -483,7 +482,9 @@ def check_photos_there(settings: Settings, request: RunRequest, pairs: Joined, i
     """
     if not request.lists or pairs.rows["listed"] or pairs.count("known", starts_with(request.prefix)):
         return
-    others = f" but {ignored.number:,} that FRUITS_IGNORE leaves out, such as {ignored.first!r}" if ignored.number else ""
+    others = (
+        f" but {ignored.number:,} that FRUITS_IGNORE leaves out, such as {ignored.first!r}" if ignored.number else ""
+    )
     raise FruitsError(
         f"s3://{settings.bucket}/{request.prefix}: no objects there{others}; upload photos as "
         "[Training|Test]/<label>/<file>, or correct the prefix"

@@ -21,6 +21,7 @@ from fruits.run.documents import (
     Published,
     RunDocuments,
     Validated,
+    approvals_of,
     check_tasks_before,
     read_documents,
     read_plan,
@@ -157,7 +158,6 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
     validated = documents.validate.done if documents.validate else None
     if validated is None or validated.snapshots is None:
         raise FruitsError(f"run {planned.key}: its validate job has not succeeded; run that first")
-    projected = documents.pca.done if documents.pca else None
     sequence = planned.base.publication.sequence + 1
     return Publication(
         sequence=sequence,
@@ -166,7 +166,7 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
         run_id=planned.run_id,
         published_at=datetime.now(UTC),
         gates=validated.gates,
-        approvals=(*planned.approvals, *(projected.approvals if projected else ()), *validated.approvals),
+        approvals=approvals_of(planned, documents.projected, validated),
         **_for_readers(planned, documents, validated),
     )
 

@@ -35,7 +35,7 @@ with DAG("asking", schedule=None):
     def validate():
         from fruits.settings import Settings
 
-        with questions_announced(Settings.load(), "run", get_current_context()):
+        with questions_announced(Settings.load(), "validate", "run", get_current_context()):
             raise RuntimeError("required gates failed")
 
     validate()

@@ -1,5 +1,6 @@
 """The DAG fruit_approval: a person decides, and no lease or worker waits."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,25 +8,32 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.execution_time import task_runner
 
-from fruits.airflow.approvals import questions_announced
-from fruits.errors import FruitsError, GateError
+from fruits.airflow.approvals import questions_announced, record_decision, start_approval
+from fruits.airflow.errors import non_retryable
+from fruits.analysis.gates import Gate
+from fruits.errors import FruitsError, GateError, TransientError
 from fruits.lake.approvals import Approval, approve, ask, digest_of, read_approvals
+from fruits.run.decisions import gates_question
+from fruits.run.documents import TaskName, run_store
 from fruits.run.lease import current_lease
+from fruits.run.request import RunRequest
 from fruits.run.state import run_key
 from fruits.settings import Settings
-from tests.runs import document, projected, write_documents
+from fruits.stores import write_json
+from tests.runs import RUN_ID, SNAPSHOTS, document, planned, projected, write_documents
 
 pytestmark = pytest.mark.airflow
 
+RUN = run_key(RUN_ID)
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
 def question(number: int, **details: Any) -> Approval:
     """A question about so many deletions."""
-    return Approval(
-        "deletions", digest_of("deletions", [str(number)]), f"Remove {number}?", number, "run", NOW, details
-    )
+    return Approval("deletions", digest_of("deletions", [str(number)]), f"Remove {number}?", number, RUN, NOW, details)
 
 
 def decision(option: str = "Approve", why: str = "moved", name: str | None = "ada") -> dict[str, Any]:
@@ -102,8 +110,6 @@ def test_a_rejection_leaves_the_question(module: ModuleType, settings: Settings)
 
 
 def test_a_question_that_a_run_took_back_is_not_approved(module: ModuleType, settings: Settings) -> None:
-    from fruits.airflow.approvals import record_decision
-
     with pytest.raises(FruitsError, match="waiting for a decision: nothing"):
         record_decision(question(1).digest, decision())
 
@@ -124,6 +130,16 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return digests
 
 
+def test_an_approval_of_a_set_that_grew_is_red_and_the_grown_set_is_asked_about(
+    settings: Settings, started: list[str]
+) -> None:
+    ask(settings, question(2))
+    approve(settings, ask(settings, question(3)), by="ada", why="moved", via="fruits approve")
+    with pytest.raises(FruitsError, match=f"waiting for a decision: {question(2).short}: Remove 2"):
+        record_decision(question(1).digest, decision())
+    assert started == [question(2).digest]
+
+
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The alerts."""
@@ -134,55 +150,139 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return messages
 
 
+@pytest.fixture
+def kept() -> dict[str, Any]:
+    """The XComs of the task that asks."""
+    return {}
+
+
+@pytest.fixture
+def announced(settings: Settings, kept: dict[str, Any]) -> Callable[[TaskName], Any]:
+    """``questions_announced`` around a task of the run `RUN`."""
+    context: Any = {"ti": SimpleNamespace(xcom_push=kept.__setitem__)}
+    return lambda task: questions_announced(settings, task, RUN, context)
+
+
+def planned_with(settings: Settings, *undecided: Approval, dry_run: bool = False) -> None:
+    """Write the document of a `plan` that left out what these questions are about."""
+    request = RunRequest(prefix="", dry_run=dry_run)
+    write_documents(settings, document("plan", result=planned(request=request, undecided=undecided)))
+
+
 class TestAnnouncing:
     """What a task asks inside ``questions_announced``."""
 
     def test_a_question_starts_the_dag_and_sends_an_alert_once(
-        self, settings: Settings, started: list[str], sent: list[Any]
+        self, settings: Settings, announced: Any, started: list[str], sent: list[Any]
     ) -> None:
+        asked = question(3, reasons=["a bound"])
         for _ in range(2):
-            with questions_announced(settings, "run", {}):
-                ask(settings, question(3, reasons=["a bound"]))
-        assert started == [question(3).digest]
+            with announced("plan"):
+                planned_with(settings, asked)
+        assert started == [asked.digest]
         (message,) = sent
         assert "deletions" in message.subject
-        assert f"fruits approve {question(3).short}" in message.text
+        assert f"fruits approve {asked.short}" in message.text
 
     def test_failed_gates_start_the_dag_and_leave_the_alert_to_their_run(
-        self, settings: Settings, started: list[str], sent: list[Any]
+        self, settings: Settings, announced: Any, started: list[str], sent: list[Any], kept: dict[str, Any]
     ) -> None:
-        with pytest.raises(GateError), questions_announced(settings, "run", {}):
-            ask(settings, replace(question(2), kind="gates"))
-            raise GateError("required gates failed")
-        assert (started, sent) == ([question(2).digest], [])
+        asked = gates_question(planned(), SNAPSHOTS, [Gate("probe", "required", False, 0.5, 0.8, "it is off")])
+        with pytest.raises(AirflowFailException), announced("validate"), non_retryable():
+            ask(settings, asked)
+            raise GateError(f"required gates failed; type `{asked.command}`")
+        assert (started, sent, kept) == ([asked.digest], [], {})
+
+    def test_a_failure_whose_alert_does_not_name_the_question_leaves_the_alert_to_the_question(
+        self, settings: Settings, announced: Any, started: list[str], sent: list[Any], kept: dict[str, Any]
+    ) -> None:
+        with pytest.raises(AirflowFailException), announced("pca"), non_retryable():
+            ask(settings, question(1))
+            raise FruitsError("the disk is full")
+        assert (len(sent), kept) == (1, {"waits": ["Remove 1?"]})
+
+    def test_a_task_that_asks_and_succeeds_at_its_retry_sends_one_alert(
+        self, settings: Settings, announced: Any, started: list[str], sent: list[Any]
+    ) -> None:
+        with pytest.raises(TransientError), announced("pca"), non_retryable():
+            ask(settings, question(1))
+            raise TransientError("S3 does not answer")
+        with announced("pca"), non_retryable():
+            write_documents(settings, document("pca", result=projected(undecided=(ask(settings, question(1)),))))
+        assert (started, len(sent)) == ([question(1).digest], 1)
 
     def test_what_is_decided_and_what_another_run_asked_is_not_announced(
-        self, settings: Settings, started: list[str], sent: list[Any]
+        self, settings: Settings, announced: Any, started: list[str], sent: list[Any], kept: dict[str, Any]
     ) -> None:
         approve(settings, ask(settings, question(1)), by="ada", why="moved", via="fruits approve")
-        ask(settings, replace(question(2), run="another"))
-        with questions_announced(settings, "run", {}):
-            pass
-        assert (started, sent) == ([], [])
+        with pytest.raises(OSError, match="gone"), announced("plan"):
+            raise OSError("gone")
+        with announced("plan"):
+            planned_with(settings, replace(question(2), run="another"))
+        assert (started, sent, kept) == ([], [], {"waits": ["Remove 2?"]})
 
-    def test_the_runs_note_gets_what_waits(self, settings: Settings, started: list[str]) -> None:
-        write_documents(settings, document("pca", result=projected(undecided=(question(1),))), run_id="a run")
-        kept: dict[str, Any] = {}
-        context: Any = {"ti": SimpleNamespace(xcom_push=kept.__setitem__)}
-        with questions_announced(settings, run_key("a run"), context):
+    def test_the_runs_note_gets_what_its_task_left_out_and_not_what_an_earlier_plan_did(
+        self, settings: Settings, announced: Any, started: list[str], kept: dict[str, Any]
+    ) -> None:
+        write_documents(settings, document("pca", result=projected(undecided=(question(1),))))
+        with announced("plan"):
+            planned_with(settings)
+        assert kept == {}
+        with announced("pca"):
             pass
         assert kept == {"waits": ["Remove 1?"]}
 
-    def test_an_airflow_that_does_not_answer_fails_no_task(
-        self, settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    def test_a_dry_run_announces_nothing(
+        self, settings: Settings, announced: Any, started: list[str], sent: list[Any], kept: dict[str, Any]
+    ) -> None:
+        with announced("plan"):
+            planned_with(settings, question(1), dry_run=True)
+        assert (started, sent, kept) == ([], [], {})
+
+    @pytest.mark.parametrize("task", ["plan", "featurize", "pca", "validate", "maintain"])
+    def test_a_task_without_a_question_reads_no_more_than_its_document(
+        self, settings: Settings, announced: Any, monkeypatch: pytest.MonkeyPatch, task: TaskName
+    ) -> None:
+        read: list[str] = []
+        monkeypatch.setattr("fruits.lake.approvals.read_approvals", lambda _: read.append("approvals"))
+        monkeypatch.setattr("fruits.run.documents.read_document", lambda _, __, name: read.append(name))
+        with announced(task):
+            pass
+        assert read == [task] * (task in ("plan", "pca"))
+
+    def test_without_the_dag_each_question_still_sends_its_alert(
+        self,
+        settings: Settings,
+        announced: Any,
+        sent: list[Any],
+        kept: dict[str, Any],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         def refuse(_: Approval) -> bool:
-            raise OSError("no answer")
+            raise OSError("no such DAG")
 
         monkeypatch.setattr("fruits.airflow.approvals.start_approval", refuse)
-        with questions_announced(settings, "run", {}):
-            ask(settings, question(1))
-        assert "run run: its questions are not announced: no answer" in caplog.text
+        with announced("plan"):
+            planned_with(settings, question(1), question(2))
+        assert kept == {"waits": ["Remove 1?", "Remove 2?"]}
+        assert [f"fruits approve {question(number).short}" in sent[number - 1].text for number in (1, 2)] == [True] * 2
+        assert all("did not start fruit_approval (no such DAG)" in message.text for message in sent)
+
+    def test_questions_that_cannot_be_read_fail_no_task(
+        self, settings: Settings, announced: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with announced("plan"):
+            write_json(run_store(settings, RUN), "plan.json", {})
+        assert f"run {RUN}: its questions are not announced: run document" in caplog.text
+
+
+def test_a_grown_question_has_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question that grows keeps the time at which the set was first asked about."""
+    requests: list[Any] = []
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(send=requests.append), raising=False)
+    for number in (1, 2, 2):
+        start_approval(question(number))
+    assert len({request.run_id for request in requests}) == 2
 
 
 def test_a_question_that_was_answered_before_its_run_started_is_skipped(

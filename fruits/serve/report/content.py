@@ -128,7 +128,8 @@ class RunReport:
 
     ``tables`` are as the run left them, published or not; None when their snapshots have expired or the run was not
     planned. ``building`` is set when the run published rows of a new backbone, which readers do not use yet.
-    ``publication`` is the run's own, ``current`` the one that readers see.
+    ``publication`` is the run's own, ``current`` the one that readers see. ``questions`` are about what the run left
+    out, ``approvals`` are those that it used.
     """
 
     lake: str
@@ -146,3 +147,5 @@ class RunReport:
     publication: Publication | None
     current: Publication | None
     history: Sequence[PastPublication]
+    questions: Sequence[Approval] = ()
+    approvals: Sequence[Approval] = ()

@@ -106,6 +106,8 @@ def read_run(settings: Settings, key: str) -> RunReport:
             publication=next((publication for publication in published if publication.run_id == run_id), None),
             current=published[-1] if published else None,
             history=_history(lake, published),
+            questions=documents.undecided,
+            approvals=documents.approvals,
         )
 
 

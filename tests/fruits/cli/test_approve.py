@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fruits.analysis.gates import Gate
-from fruits.lake.approvals import Approval, ask, digest_of, read_approvals
+from fruits.lake.approvals import Approval, Kind, ask, digest_of, read_approvals
 from fruits.run.decisions import gates_question
 from fruits.settings import Settings
 from tests.runs import RUN_ID, SNAPSHOTS, planned
@@ -84,6 +84,22 @@ def test_a_run_whose_gates_do_not_wait_is_refused(fruits: Any, folder_lake: Sett
     assert "--gate: expected with --run" in fruits("approve", "--gate", "probe", "--yes", settings=folder_lake).stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "shown"),
+    [
+        ("deletions", "next sweep"),
+        ("gates", "Clear the task `validate` of run manual__1"),
+        ("rebuild", "Clear run manual__1 from `wait_for_lease`"),
+        ("refit", "once you clear it from `wait_for_lease`"),
+        ("backbone", "Otherwise start a run with the same param"),
+    ],
+)
+def test_it_says_what_carries_the_approval_out(fruits: Any, folder_lake: Settings, kind: Kind, shown: str) -> None:
+    asked = ask(folder_lake, Approval(kind, "ab" * 32, "Shall it?", 480, "manual__1", NOW))
+    done = fruits("approve", asked.short, "--yes", "--why", "so", settings=folder_lake)
+    assert shown in " ".join(done.stdout.split())
+
+
 def test_status_names_what_waits_and_what_to_type(fruits: Any, answer: Any, new_lake: Any, tmp_path: Any) -> None:
     settings = new_lake(tmp_path)
     asked = ask(settings, Approval("deletions", "ab" * 32, "Remove 480 of 1,000 rows?", 480, "run", NOW, DETAILS))
@@ -93,4 +109,4 @@ def test_status_names_what_waits_and_what_to_type(fruits: Any, answer: Any, new_
     assert f"fruits approve {asked.short}" in text
     assert "Remove 480 of 1,000 rows?" in text
     fruits("approve", "--yes", "--why", "moved", "--by", "ada", settings=settings)
-    assert "Approved by ada; the next run does it" in fruits("status", settings=settings).stdout
+    assert "Approved by ada. The next run that finds the same photos gone" in fruits("status", settings=settings).stdout

@@ -122,7 +122,7 @@ def test_a_lake_of_a_newer_format_is_refused_by_name(folder_lake):
     lake = Lake.open(folder_lake)
     with lake.table("publications").transaction() as transaction:
         transaction.set_properties({"fruits.lake-format": "99"})
-    with pytest.raises(FruitsError, match="has format 99; Fruits .* knows formats up to 3"):
+    with pytest.raises(FruitsError, match="has format 99; Fruits .* knows formats up to 4"):
         Lake.open(folder_lake)
 
 

@@ -303,7 +303,7 @@ def test_a_run_shows_what_it_was_asked_and_what_is_left():
 def test_what_waits_for_an_approval_and_who_approved_is_shown():
     question = Approval("deletions", "ab" * 32, "Remove 480 rows?", 480, "run", MOMENT, {"reasons": ["a bound"]})
     decided = replace(question, question="Switch?").approved("ada", "it is better", "Airflow")
-    run = replace(RUN, planned=planned("manual__1", undecided=(question,), approvals=(decided,)))
+    run = replace(RUN, questions=(question,), approvals=(decided,))
     overview = replace(OVERVIEW, publication=replace(PUBLICATION, approvals=(decided,)), questions=[question])
     for report in (run, overview):
         text = " ".join(Page(render(report, MOMENT)).text.split())

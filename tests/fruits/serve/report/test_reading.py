@@ -7,6 +7,7 @@ import pytest
 
 from fruits.errors import FruitsError
 from fruits.lake import catalog
+from fruits.lake.approvals import Approval
 from fruits.lake.branches import start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, QUARANTINE
@@ -35,12 +36,14 @@ from tests.fruits.serve.report.conftest import (
 from tests.runs import (
     MODEL_ID,
     RUN_ID,
+    START,
     card,
     document,
     featurized,
     planned,
     planned_maintenance,
     projected,
+    validated,
     write_documents,
     writer,
 )
@@ -201,6 +204,19 @@ def test_documents_of_an_earlier_try_are_left_out(published):
     found = read_run(published, KEY)
     assert [task.task for task in found.work.tasks] == ["plan"]
     assert found.gates == ()
+
+
+def test_what_waits_and_what_was_approved_comes_from_every_task(published):
+    approvals = [Approval("deletions", f"{one:064}", f"Remove {one}?", one, KEY, START) for one in range(5)]
+    waiting, used = [(one,) for one in approvals[:2]], [(one,) for one in approvals[2:]]
+    run = write_documents(
+        published,
+        document("plan", result=planned(undecided=waiting[0], approvals=used[0])),
+        document("pca", 1, result=projected(undecided=waiting[1], approvals=used[1])),
+        document("validate", 2, result=validated(approvals=used[2])),
+    )
+    found = read_run(published, run)
+    assert (*found.questions, *found.approvals) == tuple(approvals)
 
 
 def test_a_publication_whose_run_was_planned_again_has_no_tasks(published):
