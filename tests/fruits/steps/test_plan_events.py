@@ -16,6 +16,7 @@ from fruits.lake.branches import Writer
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
 from fruits.photos.entry import Action
+from fruits.photos.listing import listed_batches
 from fruits.run import events
 from fruits.run.documents import run_store
 from fruits.run.events import Burst, keep, kept_files
@@ -231,11 +232,10 @@ class TestSweepsInstead:
     ) -> None:
         place.event(KIWIS[0])
         late = []
-        listed = plan_step.listed_batches
 
         def listing(settings: Settings, prefix: str) -> Any:
             late.append(place.event("train/Kiwi/late.jpg"))
-            return listed(settings, prefix)
+            return listed_batches(settings, prefix)
 
         monkeypatch.setattr(plan_step, "listed_batches", listing)
         assert not place.plan("scheduled").work
@@ -284,7 +284,7 @@ class TestTheParamKeys:
         assert (place.actions(planned), planned.remaining) == ({KIWIS[0]: Action.CREATE}, 103)
 
 
-def test_prepare_asks_for_a_photo_of_the_events_and_lists_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_asks_for_a_photo_of_the_keys_and_lists_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fruits.steps.prepare.stage_missing", lambda _: None)
     place.event(KIWIS[5])
     place.server.requests.clear()
