@@ -128,7 +128,9 @@ class World(ObservedLake):
                     self.pinned = self.rows[1]
 
     def request(self, **params: Any) -> RunRequest:
-        """What a run is asked to do."""
+        """What a run is asked to do; one that events have ``woken`` has no params."""
+        if params.pop("woken", False):
+            return resolve_request({}, self.settings, run_type="asset_triggered", keys_are_kept=True)
         day = params.pop("day", None)
         interval = None if day is None else (DAY + timedelta(days=day), DAY + timedelta(days=day + 1))
         started = {"run_type": "manual" if day is None else "backfill", "data_interval": interval}
@@ -152,8 +154,7 @@ class World(ObservedLake):
                 with suppress(*INJECTED, FruitsError):
                     keep(self.settings, Burst(tuple(keys), datetime.now(UTC)))
                     break
-        woken = {"run_type": "asset_triggered", "keys_are_kept": True}
-        self.runs[run_id] = resolve_request({}, self.settings, **woken)
+        self.runs[run_id] = self.request(woken=True)
         self.run_on(run_id, "prepare", faults)
 
     def run_on(

@@ -159,7 +159,7 @@ print(type(dag.timetable).__name__, dag.timetable.timetable.summary, assets)
         env={**kept, **variables}, cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "AssetOrTimeSchedule hourly, backfills daily ['fruits_photos']"
+    assert done.stdout.splitlines()[-1] == "AssetOrTimeSchedule every hour, backfills daily ['fruits_photos']"
 
 
 def test_the_triggerer_makes_the_same_trigger_again(events, server, queue):
@@ -233,7 +233,7 @@ def test_events_about_other_objects_wake_nobody(events, server, queue, lake, mon
 
 
 def test_a_message_in_an_unknown_form_wakes_a_sweep_and_is_told(events, server, queue, lake):
-    message = json.dumps({"Event": "fruits:QueueStartedAgain"})
+    message = json.dumps({"Event": "fruits:Sweep"})
     send(server, queue, message)
     assert "1 of 1 messages are in no form that Fruits knows" in complaints(events, queue)[0]
     send(server, queue, message)

@@ -54,7 +54,7 @@ def test_a_notification_without_a_time_is_read_too():
     "body",
     [
         *("", "null", "[]", "{}", "no JSON", '{"Records": [{}]}', '{"Records": null}', "[" * 100_000),
-        *('{"Message": "hello"}', '{"detail": {"object": {}}}', json.dumps({"Event": "fruits:QueueStartedAgain"})),
+        *('{"Message": "hello"}', '{"detail": {"object": {}}}', json.dumps({"Event": "fruits:Sweep"})),
     ],
 )
 def test_a_message_in_no_known_form_makes_the_next_run_sweep(folder_lake, body):
