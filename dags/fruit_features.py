@@ -92,8 +92,8 @@ PARAMS = {
         anyOf=[{"type": ["null", "array"]}, {"type": "string"}],
         items={"type": "string"},
         title="Keys",
-        description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. They are looked up, and nothing "
-        "is listed. Empty: all under the prefix.",
+        description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. They are looked up "
+        "without a listing. Empty: all under the prefix.",
     ),
     "mode": Param(
         "auto",

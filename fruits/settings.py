@@ -125,7 +125,7 @@ class DagSettings(BaseSettings):
     @field_validator("sweep_hours")
     @classmethod
     def _divides_a_day(cls, hours: int) -> int:
-        if 24 % hours:  # noqa: PLR2004 -- hours of a day
+        if 24 % hours:
             raise ValueError("expected hours that divide a day")
         return hours
 

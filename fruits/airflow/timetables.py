@@ -11,8 +11,8 @@ _DAYS = CronDataIntervalTimetable("0 0 * * *", timezone="UTC")
 class SweepTimetable(CronDataIntervalTimetable):
     """Sweeps every few hours; a backfill makes one run for each day (UTC), because object keys carry days.
 
-    ``hours`` divides a day (``FRUITS_SWEEP_HOURS``). Sweeps run at five past the hour, so no sweep has the logical date of a day. Otherwise Airflow would take the sweep
-    for the backfill's run and leave that day out.
+    ``hours`` divides a day (``FRUITS_SWEEP_HOURS``). Sweeps run at five past the hour, so no sweep has the logical date
+    of a day. Otherwise Airflow would take the sweep for the backfill's run and leave that day out.
     """
 
     def __init__(self, hours: int = 1) -> None:

@@ -100,7 +100,6 @@ def test_a_sweep_that_plans_beside_a_run_by_events_makes_one_of_them_plan_again(
     place.put("Training/Kiwi/a.jpg", b"1")
     keep(place.settings, Burst(("Training/Kiwi/a.jpg",), datetime.now(UTC)))
     start(place, "event", "validate")
-    place.offset *= 2
     place.sweep("sweep")
     place.run_on("event", "publish")
     assert kept_events(place.settings).files == ()

@@ -12,8 +12,8 @@ from urllib.parse import unquote_plus
 import pytest
 
 from fruits.errors import FruitsError
-from local import queue as module
 from fruits.run.events import objects_in
+from local import queue as module
 from local.queue import EventQueue, s3_notification, start_queue
 from local.stack import free_ports, make_bucket, start_s3, stop_process, stop_s3
 
@@ -192,7 +192,7 @@ def test_bad_input_is_refused_and_the_next_event_is_taken(post, sent, body):
 
 @pytest.mark.airflow
 def test_a_queue_that_nobody_empties_does_not_grow_for_ever_and_asks_for_a_sweep(post, sent):
-    """What is dropped is a photo that the sweep finds: it was uploaded before the message that asks for the sweep left."""
+    """What is dropped is found by the sweep, which begins after the upload."""
     for sent.waiting in (99, 100, 109, 110, 500):
         assert post(GOOD) == 204
     keys = [objects_in(body) for body in sent.bodies]
