@@ -77,7 +77,9 @@ class Answer(BaseHTTPRequestHandler):
         key = unquote(urlsplit(self.path).path).lstrip("/").partition("/")[2]
         self.server.requests[self.command if key else "LIST"] += 1
         etag = self.server.objects.get(key)
-        self.send_response(404 if etag is None else 200)
+        self.send_response(404 if etag is None else 206 if self.headers["Range"] else 200)
+        if self.headers["Range"]:
+            self.send_header("Content-Range", "bytes 0-0/1")
         self.send_header("Content-Length", "1")
         self.send_header("ETag", f'"{etag}"')
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
