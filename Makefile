@@ -7,7 +7,7 @@ COMPOSE = @$(PYTHON) scripts/compose.py
 export IMAGES PHOTO KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose chaos lint audit format package lock clean distclean
+.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose chaos bench-growth lint audit format package lock clean distclean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -15,7 +15,7 @@ help:  ## List the commands
 setup:  ## Make this machine ready; quick when nothing is to do (PYTHON=python3.12 to choose one)
 	$(SETUP)
 
-setup-dev:
+setup-dev:  ## What `make setup` does, and the tools for tests and lint
 	$(SETUP) --dev
 
 run: setup  ## Photos to published tables on this machine (IMAGES=folder for your own photos)
@@ -106,6 +106,9 @@ lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no f
 	@.venvs/airflow/bin/cfn-lint infra/fruits.yaml
 	@git grep --untracked -lzE '^#!.*[/ ](ba)?sh' | xargs -0 .venvs/jobs/bin/shellcheck
 	@git grep --untracked -nIE 'pypi[.]org|files[.]pythonhosted|repo1?[.]maven|/[w]ork/|/[r]oot/'; test $$? -eq 1
+
+bench-growth: setup  ## What a run costs as the bucket grows; writes build/bench/growth.json (ARGS=plan for one part)
+	@$(JOBS) -m benchmarks.growth $(ARGS)
 
 audit: setup  ## Known vulnerabilities of all pinned packages; needs a network (ARGS="--service osv")
 	@$(PYTHON) scripts/audit.py $(ARGS)

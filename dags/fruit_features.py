@@ -6,7 +6,7 @@ publishes it. Readers see all of a run or nothing of it.
 | task | its story | what it does |
 |---|---|---|
 | `prepare` | `fruits/steps/prepare.py` | resolves what the run covers; checks bucket, catalog and backbone (the first run builds the backbone, half a minute) |
-| `wait_for_images` | `fruits/airflow/sensors.py` | waits, deferred, until there is an object under the prefix; a run by keys goes on |
+| `wait_for_images` | `fruits/airflow/sensors.py` | waits, deferred, until there is a photo under the prefix; a run by keys goes on |
 | `uploads_settled` | `fruits/airflow/sensors.py` | waits, deferred, until no upload, or no event, came in for `settle_seconds` |
 | `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no other run is between its plan and its publication |
 | `plan` | `fruits/steps/plan.py` | compares the bucket, or the keys of events, with the published tables by key and ETag; when there is nothing to do, skips the rest |
@@ -101,7 +101,7 @@ PARAMS = {
         enum=["auto", "reconcile", "interval", "rebuild"],
         title="Mode",
         description="auto: a backfill covers its day, any other run reconciles everything. rebuild: featurizes every "
-        "photo again.",
+        "photo again. A photo that cannot be read then keeps its row, and the next run takes the photo.",
     ),
     "backbone": Param(
         None,
@@ -248,7 +248,6 @@ with DAG(
         task_id="wait_for_images",
         bucket_name=BUCKET,
         bucket_key=PREFIX,
-        wildcard_match=True,
         deferrable=True,
         poke_interval=15,
     )

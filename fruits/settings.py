@@ -263,12 +263,18 @@ class Settings(DagSettings):
         default=0.6, ge=0, le=1, description="Gate: least explained variance of the PCA in use."
     )
     max_quarantined_share: float = Field(
-        default=0.2, ge=0, le=1, description="Gate: largest share of all objects that may be in quarantine."
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Gate: largest share of all objects that may be in quarantine. With fewer than 1,000 objects the "
+        "gate fails only if the whole 95 % interval of the share is larger.",
     )
     min_probe_ratio: float = Field(
         default=0.9,
         ge=0,
-        description="Gate: least accuracy of the linear probe on embeddings, as a share of its accuracy on features.",
+        description="Gate: least accuracy of the linear probe on embeddings, as a share of its accuracy on features. "
+        "With fewer than 1,000 held-out photos the gate fails only if the whole 95 % interval is below; with fewer "
+        "than 50 it only warns.",
     )
     probe_rows: int = Field(default=20_000, ge=100, description="Most photos the linear probe is fitted on.")
 

@@ -54,6 +54,9 @@ Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:List
 _watchers: list[Watcher] = []
 
 
+_PARTS_AT_ONCE = 2  # of a large object that is uploaded: each is held in memory
+
+
 def photo_store(settings: Settings) -> S3Store:
     """The bucket of photos. Safe to share between threads; not picklable: open it where it is used."""
     return _s3_store(settings, settings.bucket, requester_pays=settings.requester_pays)
@@ -68,7 +71,7 @@ def list_client(settings: Settings) -> Any:
     """A boto3 client of the S3 server. Unlike obstore, it lists object keys as they are and by any prefix."""
     session = _botocore_session()
     # botocore's own parser of timestamps takes half the time of a listing.
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parsed_timestamp)
     return boto3.Session(botocore_session=session).client(
         "s3",
         endpoint_url=settings.s3_endpoint,
@@ -161,6 +164,7 @@ def write_bytes(
             data,
             mode="create" if create else "overwrite",
             use_multipart=False if one_part else None,
+            max_concurrency=_PARTS_AT_ONCE,
         )
 
 
@@ -359,7 +363,8 @@ def _credentials() -> Boto3CredentialProvider:
     return Boto3CredentialProvider(session)
 
 
-def _timestamp(text: Any) -> datetime:
+def parsed_timestamp(text: Any) -> datetime:
+    """The moment that a service's answer has, in any form that botocore takes."""
     try:
         return datetime.fromisoformat(text)
     except (TypeError, ValueError):  # the timestamp of a service that issues credentials

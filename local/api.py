@@ -66,7 +66,7 @@ class AirflowAPI:
         """The response for any path of the server, whatever its status.
 
         A busy Airflow over SQLite answers late, or with a 5xx, because its writers take turns. So a request that may be
-        done twice is sent up to three times.
+        done twice is sent up to three times. Where a repeated DELETE finds nothing, an earlier try has deleted it.
 
         Raises:
             FruitsError: when there is no answer.
@@ -80,11 +80,17 @@ class AirflowAPI:
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
         send = partial(self._client.request, method, path, **content)
         try:
-            return _REPEATED(send) if method in _REPEATABLE else send()
+            if method not in _REPEATABLE:
+                return send()
+            answer: httpx.Response = _REPEATED(send)
         except httpx.TransportError as error:
             raise FruitsError(
                 f"{method} {self.url}/{path}: no answer ({error!r}); see the logs of Airflow's api-server"
             ) from error
+        repeated = _REPEATED.statistics["attempt_number"] > 1
+        if repeated and method == "DELETE" and answer.status_code == httpx.codes.NOT_FOUND:
+            return httpx.Response(httpx.codes.NO_CONTENT, request=answer.request)  # an earlier try deleted it
+        return answer
 
 
 def password_file(data: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fruits.photos.entry import WORK, Action
 from fruits.run.documents import Featurized, run_store
-from fruits.run.manifest import Manifest
+from fruits.run.manifest import DUE_ETAG, Manifest
 from fruits.run.state import WRITTEN
 from fruits.spark.featurizing import (
     NO_OUTCOMES,
@@ -75,6 +75,7 @@ def featurize_photos(job: Job, planned: Manifest, photos: Manifest) -> tuple[Out
         remove_replaced(job, manifest)
         with job.phase("write"):
             write_outcomes(job, outcomes, counts)
+            keep_unread(job, manifest)
     finally:
         outcomes.unpersist()
     return counts, manifest
@@ -85,6 +86,14 @@ def remove_replaced(job: Job, manifest: Manifest) -> None:
     with job.phase("remove"):
         for name in WRITTEN["featurize"]:
             job.tables.delete_keys(name, manifest.replaced_keys, job.run.model_id)
+
+
+def keep_unread(job: Job, manifest: Manifest) -> None:
+    """Write the rows of photos that a rebuild could not read once more, as rows of this run that are due again."""
+    for name in WRITTEN["featurize"]:
+        job.tables.copy_keys(
+            name, job.start[name], manifest.kept_keys, job.run.model_id, etag=DUE_ETAG, run_id=job.run.run_id
+        )
 
 
 def save_carried_out(job: Job, planned: Manifest, manifest: Manifest) -> dict[str, Any]:

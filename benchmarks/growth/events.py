@@ -1,14 +1,11 @@
-"""What a run woken by events asks the bucket for: 100 keys of a bucket, one HEAD each, and no listing.
-
-    .venvs/jobs/bin/python -m benchmarks.growth.events --rows 20000 --keys 100
+"""What a run woken by events asks the bucket for: 100 keys, one HEAD each, and no listing.
 
 A synthetic bucket on an S3 server that counts requests, and a lake with a published row for each photo. Half of the
-keys are new, half are overwritten. Prints a line for each finding; exit code 1 when a goal is missed.
+keys are new, half are overwritten. `prepare` asks for a byte of one of them besides, as a check of the permission.
+`make bench-growth ARGS=events` prints the figures.
 """
 
-import argparse
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -35,7 +32,9 @@ from fruits.settings import Settings
 from fruits.steps import plan as planning
 from fruits.steps import prepare as preparing
 
-KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
+SIZES = (2_000, 200_000)
+KEYS = 100
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any"}
 WIDTH = 64
 MODEL_ID = "synthetic"
 SINCE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -146,8 +145,13 @@ def card() -> Card:
     )
 
 
-def measure(rows: int = 20_000, keys: int = 100) -> list[dict[str, Any]]:
-    """The requests of `prepare` and `plan` for the bucket, and the seconds of `plan`, as findings of `growth.json`."""
+def figures() -> list[dict[str, Any]]:
+    """The figures of runs that events woke."""
+    return [figure for rows in SIZES for figure in measured(rows, KEYS)]
+
+
+def measured(rows: int, keys: int) -> list[dict[str, Any]]:
+    """The requests of `prepare` and `plan` for the bucket, and the seconds of `plan`."""
     known = [key_of(number) for number in range(rows)]
     named = [key_of(rows + number) for number in range(keys // 2)] + known[:: max(1, rows // (keys - keys // 2))]
     named = named[:keys]
@@ -159,7 +163,7 @@ def measure(rows: int = 20_000, keys: int = 100) -> list[dict[str, Any]]:
         keep(settings, Burst(tuple(named), SINCE))
         request = RunRequest(prefix="", mode="events")
         with (
-            patch.dict(os.environ, KEYS),
+            patch.dict(os.environ, CREDENTIALS),
             patch.object(planning, "staged_card", lambda _: card()),
             patch.object(preparing, "stage_missing"),
         ):
@@ -174,31 +178,9 @@ def measure(rows: int = 20_000, keys: int = 100) -> list[dict[str, Any]]:
         raise AssertionError(f"the plan has {work} of {keys} photos")
     listings = prepared["LIST"] + bucket.requests["LIST"]
     total = sum(prepared.values()) + sum(bucket.requests.values())
-    what = f"{keys} keys named by events, of {rows:,} rows"
+    what = f"{keys} keys of events, {rows:,} rows"
     return [
-        finding(f"{what}: requests to S3 for the bucket", total, "requests", keys + 1, passed=total <= keys + 1),
-        finding(f"{what}: listings of the bucket", listings, "requests", 0, passed=listings == 0),
-        finding(f"{what}: plan", round(seconds, 2), "s", None, passed=True),
+        {"name": f"{what}: requests", "value": total, "unit": "", "goal": keys + 1, "pass": total <= keys + 1},
+        {"name": f"{what}: listings", "value": listings, "unit": "", "goal": 0, "pass": listings == 0},
+        {"name": f"{what}: plan", "value": round(seconds, 2), "unit": "s", "goal": None, "pass": True},
     ]
-
-
-def finding(name: str, value: float, unit: str, goal: float | None, *, passed: bool) -> dict[str, Any]:
-    """A finding as `growth.json` has it; ``goal`` is None where a figure is only told."""
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "pass": passed}
-
-
-def main() -> int:
-    """Run the command; returns an exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000, help="photos that are published (%(default)s)")
-    parser.add_argument("--keys", type=int, default=100, help="keys that events name (%(default)s)")
-    args = parser.parse_args()
-    found = measure(args.rows, args.keys)
-    for one in found:
-        goal = "" if one["goal"] is None else f" (goal: at most {one['goal']})"
-        print(f"{one['name']}: {one['value']} {one['unit']}{goal}")
-    return 0 if all(one["pass"] for one in found) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,18 +6,17 @@ as long as that path stays. Otherwise the triggerer fails the wait, and the task
 """
 
 import asyncio
-import glob
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.amazon.aws.sensors.base_aws import AwsBaseSensor
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
-from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger
+from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger, S3KeyTrigger
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
@@ -45,6 +44,10 @@ _DEFAULT_TIMEOUT_SECONDS = 3_600
 _MAX_SETTLE_PERIODS = 10
 _MIN_LISTING_PAUSE = 1.0  # seconds; S3's LastModified has a resolution of one second
 _LEASE_PAUSE = 3.0  # seconds between two attempts to acquire the lease
+_COUNTED = "Objects that FRUITS_IGNORE leaves out do not count."
+
+_Listed = Mapping[str, Any]
+"""An object of a listing, as boto3 has it."""
 
 
 class _PayingSensor(AwsBaseSensor[S3Hook]):
@@ -56,41 +59,40 @@ class _PayingSensor(AwsBaseSensor[S3Hook]):
 
 
 class PhotosPresentSensor(_PayingSensor, S3KeySensor):
-    """Waits until there is an object under the prefix, for as long as the run's param ``sensor_timeout`` allows.
+    """Waits until there is a photo under the prefix, for as long as the run's param ``sensor_timeout`` allows.
 
+    A photo is any object that no rule of FRUITS_IGNORE takes: a run with the others alone would have nothing to do.
     A run that nobody asked for (a sweep, an event, a backfill) does not wait: an empty bucket is no failure, and the
     next event or sweep looks again. Such a run is skipped. A run by hand waits an hour without the param. It does not
     wait at all for a prefix that its params name, because such a prefix is more likely mistyped. ``bucket_key`` is the
-    prefix, taken literally. A poke stops at the first key (amazon provider 9.39), so a large prefix costs one page of
-    the listing.
+    prefix, taken literally. A poke stops at the first photo, so a large prefix costs one page of the listing, unless
+    many ignored objects come first.
 
     A run that looks up single keys goes on at once: its plan sees which of them are there.
     """
 
     def execute(self, context: Context) -> None:
-        """Look once; defer when there is no object yet."""
+        """Look once; defer when there is no photo yet."""
         if not _request(context).lists:
             return
         params, prefix = context["params"], str(self.bucket_key)
         self.timeout = params["sensor_timeout"] or _DEFAULT_TIMEOUT_SECONDS
-        self.bucket_key = f"{glob.escape(prefix)}*"
         if is_automatic(context) and not self.poke(context):
             raise AirflowSkipException(
-                f"s3://{self.bucket_name}/{prefix} is empty and the tables hold no photo: nothing to do. Upload photos "
-                "as [Training|Test]/<label>/<file>; the next event or sweep finds them"
+                f"s3://{self.bucket_name}/{prefix} has no photo and the tables hold none: nothing to do. {_COUNTED} "
+                "Upload photos as [Training|Test]/<label>/<file>; the next event or sweep finds them"
             )
         if params.get("prefix") and not params["sensor_timeout"] and not self.poke(context):
             raise AirflowFailException(
-                f"no object under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
-                "correct the param `prefix`, or set `sensor_timeout` to wait for photos"
+                f"no photo under s3://{self.bucket_name}/{prefix}; upload photos as [Training|Test]/<label>/<file>, "
+                f"correct the param `prefix`, or set `sensor_timeout` to wait for photos. {_COUNTED}"
             )
-        if Settings.load().requester_pays:
-            self.deferrable = False  # the provider's trigger (9.39) takes no such parameter
         super().execute(context)
 
     def poke(self, context: Context) -> bool:
-        """Whether there is an object, or a row of an object that is gone: removing the last photo is work, too."""
-        if super().poke(context):
+        """Whether there is a photo, or a row of an object that is gone: removing the last photo is work, too."""
+        objects = self.hook.iter_file_metadata(str(self.bucket_key), self.bucket_name)
+        if any(_photos(objects, IgnoreRules.of(Settings.load()))):
             return True
         with non_retryable():
             return Lake.open(Settings.load()).holds(_request(context).prefix)
@@ -102,9 +104,47 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
         except AirflowSensorTimeout:
             seconds = context["params"]["sensor_timeout"] or _DEFAULT_TIMEOUT_SECONDS
             raise AirflowFailException(
-                f"no object came under s3://{self.bucket_name}/{self.bucket_key} within {seconds} s; "
-                "upload photos as [Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`"
+                f"no photo came under s3://{self.bucket_name}/{self.bucket_key} within {seconds} s; upload photos as "
+                "[Training|Test]/<label>/<file>, correct the param `prefix`, or raise `sensor_timeout`. "
+                f"{_COUNTED}"
             ) from None
+
+    def _defer(self) -> None:
+        self.defer(
+            timeout=timedelta(seconds=self.timeout),
+            trigger=PhotosPresentTrigger(
+                bucket_name=str(self.bucket_name),
+                bucket_key=self.bucket_key,
+                poke_interval=self.poke_interval,
+                aws_conn_id=self.aws_conn_id,
+            ),
+            method_name="execute_complete",
+        )
+
+
+class PhotosPresentTrigger(S3KeyTrigger):
+    """Fires when there is a photo under the prefix ``bucket_key``. The provider's trigger (9.39) takes any object."""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Class path and arguments, from which the triggerer makes the trigger."""
+        names = ("bucket_name", "bucket_key", "poke_interval", "aws_conn_id")
+        return f"{__name__}.{type(self).__name__}", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """List until there is a photo. An error of the S3 server fails the task, and Airflow retries the task."""
+        try:
+            async with await self.hook.get_async_conn() as client:
+                while not await self._present(client):
+                    await asyncio.sleep(self.poke_interval)
+            yield TriggerEvent({"status": "success"})
+        except (BotoCoreError, ClientError) as error:
+            yield TriggerEvent({"status": "error", "message": str(error)})
+
+    async def _present(self, client: Any) -> bool:
+        async for photos in _pages_of_photos(client, self.bucket_name, str(self.bucket_key)):
+            if any(photos):
+                return True
+        return False
 
 
 class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
@@ -152,7 +192,8 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
     def poke(self, context: Context) -> bool:  # noqa: ARG002 -- the provider's signature
         """Whether the newest object is old enough."""
         objects = self.hook.iter_file_metadata(self.prefix, self.bucket_name)
-        return _seconds_since(_newest(objects, IgnoreRules.of(Settings.load()))) >= self.inactivity_period
+        photos = _photos(objects, IgnoreRules.of(Settings.load()))
+        return _seconds_since(_newest(photos)) >= self.inactivity_period
 
 
 class UploadsSettledTrigger(S3KeysUnchangedTrigger):
@@ -181,16 +222,26 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
             yield TriggerEvent({"status": "error", "message": str(error)})
 
     async def _newest(self, client: Any) -> datetime | None:
-        settings = Settings.load()
-        ignore, paginator = IgnoreRules.of(settings), client.get_paginator("list_objects_v2")
-        pages = paginator.paginate(Bucket=self.bucket_name, Prefix=self.prefix, **list_requester(settings))
-        newest = [_newest(page.get("Contents", ()), ignore) async for page in pages]
+        newest = [_newest(photos) async for photos in _pages_of_photos(client, self.bucket_name, self.prefix)]
         return max(filter(None, newest), default=None)
 
 
-def _newest(objects: Iterable[Mapping[str, Any]], ignore: IgnoreRules) -> datetime | None:
-    """When the newest object was uploaded; objects that no run takes do not count, such as another program's log."""
-    return max((item["LastModified"] for item in objects if ignore.rule_of(item["Key"]) is None), default=None)
+async def _pages_of_photos(client: Any, bucket: str, prefix: str) -> AsyncIterator[Iterator[_Listed]]:
+    """The photos under a prefix, page by page of the listing."""
+    settings = Settings.load()
+    ignore, paginator = IgnoreRules.of(settings), client.get_paginator("list_objects_v2")
+    async for page in paginator.paginate(Bucket=bucket, Prefix=prefix, **list_requester(settings)):
+        yield _photos(page.get("Contents", ()), ignore)
+
+
+def _photos(objects: Iterable[_Listed], ignore: IgnoreRules) -> Iterator[_Listed]:
+    """The objects that a run takes: those of no rule, unlike another program's log."""
+    return (item for item in objects if ignore.rule_of(item["Key"]) is None)
+
+
+def _newest(photos: Iterable[_Listed]) -> datetime | None:
+    """When the newest photo was uploaded."""
+    return max((item["LastModified"] for item in photos), default=None)
 
 
 def _seconds_since(newest: datetime | None) -> float:

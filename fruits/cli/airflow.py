@@ -1,4 +1,4 @@
-"""Airflow, asked by its own program ``airflow``, which is in the environment beside ours."""
+"""Ask Airflow by its own program ``airflow``, which is in the airflow environment beside the jobs environment."""
 
 import json
 import os
@@ -18,39 +18,39 @@ from fruits.errors import FruitsError
 from fruits.serve.watch import Schedule
 
 DAG_ID = "fruit_features"
-_SECONDS = 90  # its program takes 5 to start, on an idle machine
+_SECONDS = 90  # on an idle machine, the program takes 5 s to start
 _ANSWER_SECONDS = 5
 
 
 class NoAirflowError(FruitsError):
-    """Airflow is not there, or does not run."""
+    """Airflow is not installed, or does not run."""
 
 
 @dataclass(frozen=True)
 class Airflow:
-    """Airflow's program, and the environment in which it finds its database."""
+    """Airflow's program, and the environment variables by which the program finds its database."""
 
     program: Path
     environment: Mapping[str, str]
 
     def ask(self, *arguments: str) -> list[dict[str, Any]]:
-        """What a command of ``airflow`` answers as JSON, also when it calls that a failure.
+        """Run a command of ``airflow`` and parse its JSON answer, whatever its exit code.
 
         Raises:
-            FruitsError: with the end of what it said, when it fails without such an answer.
+            FruitsError: if the command fails without a JSON answer; has the last line of its output.
         """
         done = self._run(*arguments, "--output", "json")
-        for line in done.stdout.splitlines():  # its log may stand before the answer
-            if (found := _parsed(line)) is not None:
-                return found
+        for line in done.stdout.splitlines():  # lines of a log may come first
+            if (rows := _parsed(line)) is not None:
+                return rows
         _check(done, arguments)
-        return []  # it says that there is nothing
+        return []  # without rows, Airflow prints a sentence
 
     def check(self, *arguments: str) -> None:
-        """Run a command of ``airflow`` that succeeds or not.
+        """Run a command of ``airflow`` that has no answer.
 
         Raises:
-            FruitsError: with the end of what it said, when it fails.
+            FruitsError: if the command fails; has the last line of its output.
         """
         _check(self._run(*arguments), arguments)
 
@@ -70,25 +70,25 @@ class Airflow:
 
 def _check(done: "subprocess.CompletedProcess[str]", arguments: Sequence[str]) -> None:
     if done.returncode:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise FruitsError(f"airflow {' '.join(arguments[:2])}: {said[-1] if said else 'failed without a word'}")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        raise FruitsError(f"airflow {' '.join(arguments[:2])}: {lines[-1] if lines else 'failed without output'}")
 
 
 def _parsed(line: str) -> list[dict[str, Any]] | None:
     if not line.startswith("["):
         return None
     try:
-        found: list[dict[str, Any]] = json.loads(line)
+        rows: list[dict[str, Any]] = json.loads(line)
     except ValueError:
         return None
-    return found
+    return rows
 
 
 def find_airflow(place: Place) -> Airflow:
-    """Airflow of the place.
+    """Find the Airflow of the place.
 
     Raises:
-        NoAirflowError: when its program is not there, or the embedded one was never started.
+        NoAirflowError: if there is no program ``airflow``, or ``make ui`` was never started on the folder.
     """
     beside = Path(sys.prefix).parent / "airflow" / "bin" / "airflow"
     program = str(beside) if beside.is_file() else shutil.which("airflow")
@@ -99,18 +99,18 @@ def find_airflow(place: Place) -> Airflow:
     from local.airflow import airflow_environment
 
     if not (place.stack.data / "airflow" / "airflow.db").is_file():
-        raise NoAirflowError(f"Airflow was never started on {place.stack.data}; `make ui` does that")
+        raise NoAirflowError(f"Airflow was never started on {place.stack.data}; `make ui` starts Airflow")
     return Airflow(Path(program), airflow_environment(place.stack))
 
 
 def ui_note(data: Path) -> dict[str, Any]:
-    """What ``make ui`` noted of what it started on ``data``; empty when it did not."""
+    """The file in which ``make ui`` records what it started on ``data``; empty if there is none."""
     note = data / "ui.json"
     return dict(json.loads(note.read_text())) if note.is_file() else {}
 
 
 def ui_health(data: Path) -> dict[str, str] | None:
-    """The state of each part of the Airflow that ``make ui`` started on ``data``; None when it does not answer."""
+    """The state of each part of the Airflow that ``make ui`` started on ``data``; None without an answer."""
     try:
         url = f"{ui_note(data)['url']}/api/v2/monitor/health"
         with urllib.request.urlopen(url, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310 -- our own http URL
@@ -121,10 +121,10 @@ def ui_health(data: Path) -> dict[str, str] | None:
 
 
 def trigger(place: Place, conf: Mapping[str, Any]) -> str:
-    """Start a run of the DAG; returns its run id.
+    """Start a run of the DAG; return its run id.
 
     Raises:
-        FruitsError: when Airflow is not there, does not run, or the DAG is paused: the run would wait unseen.
+        FruitsError: if Airflow does not run, or the DAG is paused, so that the run would wait unseen.
     """
     airflow = find_airflow(place)
     if place.stack is not None and ui_health(place.stack.data) is None:
@@ -144,7 +144,7 @@ def is_paused(airflow: Airflow) -> bool:
 
 
 def schedule_of(airflow: Airflow) -> Schedule:
-    """What Airflow makes of the DAG: whether it is on, when its next sweep is due, its runs, import errors."""
+    """Airflow's state of the DAG: on or paused, the next sweep, runs, import errors."""
     (details,) = airflow.ask("dags", "details", DAG_ID)
     queued = airflow.ask("dags", "list-runs", DAG_ID, "--state", "queued")
     running = airflow.ask("dags", "list-runs", DAG_ID, "--state", "running") if queued else []
@@ -161,7 +161,7 @@ def schedule_of(airflow: Airflow) -> Schedule:
 
 
 def _moment(text: object) -> datetime | None:
-    """A moment as Airflow's command line prints it; None where it prints none."""
+    """Parse a time that Airflow's command line prints; None if the text is no time."""
     try:
         return datetime.fromisoformat(str(text))
     except ValueError:

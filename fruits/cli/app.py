@@ -1,5 +1,7 @@
-"""The commands: their options and help. What a command does is in the module of its name, imported when it is used."""
+"""The commands with their options and help. The module of a command's name does the work; a call imports the module."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +18,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of
 
 
 class Commands(TyperGroup):
-    """Ends a command that met an error a person can mend with its message and its exit code.
-
-    With ``--json``, any error is one JSON document as well.
-    """
+    """Print the message of a ``FruitsError`` and exit with its code; with ``--json``, print any error as JSON."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
-        as_json = "--json" in ctx.args  # the arguments of the command, which the command has not read yet
+        as_json = "--json" in ctx.args  # the command has not parsed its arguments yet
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
@@ -44,25 +43,41 @@ class Commands(TyperGroup):
             raise
 
 
+@contextmanager
+def answered() -> Iterator[None]:
+    """Refuse to go on without an answer to a question: the input has ended, or a person typed Ctrl-C."""
+    try:
+        yield
+    except typer.Abort:
+        raise FruitsError("no answer, so nothing was done; add --yes where no person can answer") from None
+
+
+def confirm(question: str) -> None:
+    """Ask a person on the terminal; end the command unless the answer is yes."""
+    with answered():
+        if not typer.confirm(question, err=True):
+            raise typer.Exit(ExitCode.BAD_INPUT)
+
+
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Look after the lake of fruit photos: what is published, what a run would do, what a photo shows.",
+    help="The lake of fruit photos: see what is published and what a run would do, decide, identify, repair.",
 )
 
 
 @app.command()
 def status(
     publications: Annotated[
-        bool, typer.Option("--publications", help="All publications, and which to roll back to.")
+        bool, typer.Option("--publications", help="List all publications, and which a rollback can reach.")
     ] = False,
     runs: Annotated[int, typer.Option(min=0, help="How many of the last runs to show.")] = 5,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """What readers see now, and what the last runs did."""
+    """Show the current publication and the last runs."""
     from fruits.cli import status as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -89,7 +104,7 @@ def plan(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """What a run would do now. Changes nothing."""
+    """Show what a run would do now. Changes nothing."""
     from fruits.cli import plan as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -125,9 +140,9 @@ def identify(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """What photos show: labels with their confidence, and the nearest photos in the tables.
+    """Identify photos: labels with their confidence, and the nearest published photos.
 
-    Exit code 2 when any of the photos cannot be read.
+    The exit code is 2 if any of the photos cannot be read.
     """
     from fruits.cli import identify as command
     from fruits.cli.output import answer
@@ -147,11 +162,11 @@ def export(
     file_format: Annotated[
         str | None, typer.Option("--format", help="parquet, csv or npz. Default: by the file's name.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """The published rows of a table as one file: Parquet, CSV or NumPy."""
+    """Write the published rows of a table to one file: Parquet, CSV or NumPy."""
     from fruits.cli import export as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -165,12 +180,12 @@ def export(
 def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.", show_default=False)],
     run: Annotated[
-        str | None, typer.Argument(help="Run id, or the run's folder. Default: what readers see now.")
+        str | None, typer.Argument(help="Run id, or the run's folder. Default: the current publication.")
     ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """One run, or what readers see now, as one self-contained HTML page."""
+    """Write the report of a run, or of the current publication, to one self-contained HTML file."""
     from fruits.cli import report as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -182,7 +197,7 @@ def report(
 
 @app.command()
 def models(data: Data = None, as_json: Json = False) -> None:
-    """The staged backbones, their features and PCA versions."""
+    """List the staged backbones, their features and PCA versions."""
     from fruits.cli import models as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -198,7 +213,7 @@ def rollback(
     publication: Annotated[str, typer.Argument(help="Its id or sequence: `fruits status --publications`.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     pin: Annotated[bool, typer.Option("--pin", help="Stay there until `fruits unpin`; needs --why.")] = False,
-    why: Annotated[str, typer.Option(help="With --pin: the reason, for whoever finds the pin.")] = "",
+    why: Annotated[str, typer.Option(help="With --pin: the reason, which `fruits status` shows.")] = "",
     data: Data = None,
     as_json: Json = False,
 ) -> None:
@@ -206,26 +221,28 @@ def rollback(
     from fruits.cli import rollback as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
+    from fruits.lake.publication import readers_base
     from fruits.lake.reader import open_read_only
 
     if as_json and not yes:
         raise FruitsError("rollback --json does not ask, so it needs --yes")
     if pin != bool(why.strip()):
-        raise FruitsError("rollback: --pin and --why go together; a pin needs a reason, for whoever finds it")
+        raise FruitsError("rollback: --pin and --why go together; a pin needs a reason, which `fruits status` shows")
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
-        question = command.preview(lake, publication)
-        if question and not yes and not typer.confirm(question, err=True):
-            raise typer.Exit(ExitCode.BAD_INPUT)
-        document = command.run(lake, publication, why if pin else None)
+        base = readers_base(lake)
+        question = command.preview(lake, base, publication)
+        if question and not yes:
+            confirm(question)
+        document = command.run(lake, base, publication, why if pin else None)
     answer(document, command.render, as_json=as_json)
 
 
 @app.command()
 def pin(
-    why: Annotated[str, typer.Option(help="The reason, for whoever finds the pin.", show_default=False)],
+    why: Annotated[str, typer.Option(help="The reason, which `fruits status` shows.", show_default=False)],
     publication: Annotated[
-        str | None, typer.Argument(help="Its id or sequence. Default: the one that readers see.")
+        str | None, typer.Argument(help="Its id or sequence. Default: the current publication.")
     ] = None,
     data: Data = None,
     as_json: Json = False,
@@ -257,12 +274,12 @@ def unpin(data: Data = None, as_json: Json = False) -> None:
 
 @app.command("move-photos")
 def move_photos(
-    why: Annotated[str, typer.Option(help="The reason, for those who look later.", show_default=False)],
+    why: Annotated[str, typer.Option(help="The reason, which the lake keeps.", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Record that the lake's photos are where the settings say now: another server, bucket or prefix."""
+    """Record another server, bucket or prefix, as the settings name it, as the place of the lake's photos."""
     from fruits.cli import move_photos as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -273,8 +290,8 @@ def move_photos(
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
         question = command.preview(lake)
-        if question and not yes and not typer.confirm(question, err=True):
-            raise typer.Exit(ExitCode.BAD_INPUT)
+        if question and not yes:
+            confirm(question)
         document = command.run(lake, why)
     answer(document, command.render, as_json=as_json)
 
@@ -286,7 +303,7 @@ def approve(
     ] = None,
     run: Annotated[str | None, typer.Option(help="Run whose failed gates to approve: its key, or its run id.")] = None,
     gate: Annotated[
-        list[str] | None, typer.Option(help="With --run: each required gate that failed, one after the other.")
+        list[str] | None, typer.Option(help="With --run: a required gate that failed; give each of them.")
     ] = None,
     why: Annotated[str, typer.Option(help="The reason, which the publication keeps.")] = "",
     by: Annotated[str | None, typer.Option(help="Who approves. Default: your user name.")] = None,
@@ -294,7 +311,7 @@ def approve(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Approve what waits for a person: deletions beyond the bounds, failed gates, a large rebuild."""
+    """Approve a question that waits: deletions, failed gates, a rebuild, a refit, a switch of backbone."""
     from fruits.cli import approve as command
     from fruits.cli.output import answer, warn
     from fruits.cli.place import opened
@@ -306,9 +323,9 @@ def approve(
         if not yes:
             for line in command.preview(question):
                 warn(line)
-            why = why or typer.prompt("Why", err=True)
-            if not typer.confirm("Approve?", err=True):
-                raise typer.Exit(ExitCode.BAD_INPUT)
+            with answered():
+                why = why or typer.prompt("Why", err=True)
+            confirm("Approve?")
         document = command.run(place.settings, question, by=by, why=why)
     answer(document, command.render, as_json=as_json)
 
@@ -318,12 +335,12 @@ def doctor(
     *,
     stale: Annotated[
         bool,
-        typer.Option("--stale", help="Only whether runs keep the tables up to date; for cron and CloudWatch."),
+        typer.Option("--stale", help="Only check that runs keep the tables up to date; for cron and CloudWatch."),
     ] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Check everything that a run needs, and say how to mend what is wrong. Exit code 2 when something is."""
+    """Check everything that a run needs, and print a fix for each fault. The exit code is 2 after a fault."""
     from fruits.cli import doctor as command
     from fruits.cli.output import answer
 
@@ -333,8 +350,20 @@ def doctor(
         raise typer.Exit(ExitCode.BAD_INPUT)
 
 
-catalog = typer.Typer(no_args_is_help=True, help="The catalog: which files are the current tables.")
+catalog = typer.Typer(no_args_is_help=True, help="The catalog, which names the current files of the tables.")
 app.add_typer(catalog, name="catalog")
+
+
+@catalog.command("properties")
+def catalog_properties(data: Data = None, as_json: Json = False) -> None:
+    """Print the properties that open the tables in PyIceberg and Spark, without passwords."""
+    from fruits.cli import catalog as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+
+    with opened(data, "lake") as place:
+        document = command.properties(place.settings)
+    answer(document, command.render_properties, as_json=as_json)
 
 
 @catalog.command("rebuild")
@@ -344,7 +373,7 @@ def rebuild_catalog(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Make the catalog again from the lake: after its loss, or after the restoration of a backup of any age."""
+    """Rebuild the catalog from the lake: after its loss, or after the restoration of a backup of any age."""
     from fruits.cli import catalog as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -357,8 +386,8 @@ def rebuild_catalog(
             document = command.to_document(plan_rebuild(place.settings), changed=False)
         else:
             question = command.preview(plan_rebuild(place.settings))
-            if question and not yes and not typer.confirm(question, err=True):
-                raise typer.Exit(ExitCode.BAD_INPUT)
+            if question and not yes:
+                confirm(question)
             with command.no_run_works(place.settings):
                 document = command.run(place.settings, plan_rebuild(place.settings))
     answer(document, command.render, as_json=as_json)
@@ -367,7 +396,7 @@ def rebuild_catalog(
 quarantine = typer.Typer(no_args_is_help=True, help="Objects that could not be featurized.")
 app.add_typer(quarantine, name="quarantine")
 
-Reason = Annotated[str | None, typer.Option("--reason", help="Only those in quarantine for this reason.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Only objects in quarantine for this reason.")]
 
 
 @quarantine.command("list")
@@ -377,7 +406,7 @@ def list_quarantine(
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """The objects in quarantine, and why."""
+    """List the objects in quarantine, with the reasons."""
     from fruits.cli import quarantine as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
@@ -390,7 +419,7 @@ def list_quarantine(
 
 @quarantine.command("retry")
 def retry_quarantine(
-    keys: Annotated[list[str] | None, typer.Argument(help="Object keys. Default: all of them.")] = None,
+    keys: Annotated[list[str] | None, typer.Argument(help="Object keys. Default: all.")] = None,
     reason: Reason = None,
     data: Data = None,
     as_json: Json = False,
@@ -403,7 +432,7 @@ def retry_quarantine(
     from fruits.lake.reader import open_read_only
 
     with opened(data, "lake") as place:
-        found = command.read(open_read_only(place.settings), reason=reason)
-        conf = command.conf_of_retry(found, keys or (), everything=not keys and reason is None)
+        objects = command.read(open_read_only(place.settings), reason=reason)
+        conf = command.conf_of_retry(objects, keys or (), everything=not keys and reason is None)
         document = {"run_id": trigger(place, conf), "conf": conf}
     answer(document, command.render_retry, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``fruits approve``: a person's approval of what waits for one."""
+"""``fruits approve``: a person approves a question that waits."""
 
 import getpass
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,20 +15,24 @@ from fruits.settings import Settings
 
 
 def find(settings: Settings, digest: str | None, run: str | None, gates: Sequence[str]) -> Approval:
-    """The question that the arguments name.
+    """Find the question that the arguments name.
 
     Raises:
-        FruitsError: when there is none, there are several, or the gates are not those that failed.
+        FruitsError: when no question or several questions fit, or ``gates`` differ from the gates that failed.
     """
-    known = read_approvals(settings)
+    stored = read_approvals(settings)
     if run is None:
         if gates:
             raise FruitsError("--gate: expected with --run, the run whose gates failed")
-        return chosen(known, digest)
-    of_run = [one for one in known if one.kind == "gates" and one.run in (run, run_key(run)) and not one.decided]
+        return chosen(stored, digest)
+    of_run = [
+        question
+        for question in stored
+        if question.kind == "gates" and question.run in (run, run_key(run)) and not question.decided
+    ]
     if not of_run:
         raise FruitsError(f"run {run}: none of its gates waits for an approval; `fruits status` lists what waits")
-    question = of_run[-1]  # an earlier one is of an earlier attempt, whose findings no longer count
+    question = of_run[-1]  # the earlier questions are about earlier attempts, whose findings no longer count
     failed = set(question.details["gates"])
     if set(gates) != failed:
         raise FruitsError(
@@ -39,7 +43,7 @@ def find(settings: Settings, digest: str | None, run: str | None, gates: Sequenc
 
 
 def preview(question: Approval) -> Iterator[str]:
-    """What a person reads before the decision."""
+    """The question and its details, line by line, for the person who decides."""
     yield printable(question.question)
     for reason in question.details.get("reasons", ()):
         yield printable(f"  because {reason}")
@@ -65,7 +69,7 @@ def run(settings: Settings, question: Approval, *, by: str | None, why: str) -> 
 
 
 def render(done: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The approval for a terminal."""
     yield fields(
         [
             ("approved", done["question"]),

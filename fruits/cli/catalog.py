@@ -1,4 +1,4 @@
-"""``fruits catalog rebuild``: the catalog's database is made again from the lake."""
+"""``fruits catalog``: print the properties that open the tables; rebuild the catalog's database from the lake."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,23 @@ from fruits.cli.output import Document, fields, table
 from fruits.errors import FruitsError
 from fruits.lake.rebuild import Rebuild, rebuild
 from fruits.run.lease import acquire_lease, release_lease
+from fruits.serve.summary import describe_catalog
 from fruits.settings import Settings
+
+
+def properties(settings: Settings) -> dict[str, Any]:
+    """The properties that open the tables, without user and password."""
+    return describe_catalog(settings)
+
+
+def render_properties(catalog: Document) -> Iterable[RenderableType]:
+    """The properties for a terminal."""
+    name, namespace = catalog["name"], catalog["namespace"]
+    yield f"PyIceberg: load_catalog({name!r}, **properties); the tables are {namespace}.<table>"
+    yield fields(catalog["properties"].items())
+    yield f"\nSpark: the session's configuration; the tables are {name}.{namespace}.<table>"
+    yield fields(catalog["spark"].items())
+    yield "\nUser and password of the database, and keys of S3, are left out: docs/data.md says where they go."
 
 
 @contextmanager
@@ -19,7 +35,7 @@ def no_run_works(settings: Settings) -> Iterator[None]:
     """Hold the lease, so that no run works on the lake meanwhile.
 
     Raises:
-        FruitsError: when a run holds the lease; names the run.
+        FruitsError: if a run holds the lease; names the run.
     """
     holder = f"catalog_rebuild_{datetime.now(UTC):%Y%m%dt%H%M%S%f}"
     other = acquire_lease(settings, holder)
@@ -35,22 +51,22 @@ def no_run_works(settings: Settings) -> Iterator[None]:
 
 
 def preview(planned: Rebuild) -> str:
-    """What a person is asked to confirm; nothing where the catalog is right."""
+    """The changes for a person to confirm; an empty text if there is no change."""
     if not planned.changes:
         return ""
-    lines = [f"table {one.name}: {_file(one.registered)} -> {_file(one.newest)}" for one in planned.changes]
+    lines = [f"table {table.name}: {_file(table.registered)} -> {_file(table.newest)}" for table in planned.changes]
     return "\n".join([*lines, f"Readers will see {_publication(planned)}. Change the catalog?"])
 
 
 def run(settings: Settings, planned: Rebuild) -> dict[str, Any]:
-    """Change the catalog as planned."""
+    """Change the catalog as planned; return the document of the rebuild."""
     if planned.changes:
         rebuild(settings, planned)
     return to_document(planned, changed=bool(planned.changes))
 
 
 def to_document(planned: Rebuild, *, changed: bool) -> dict[str, Any]:
-    """As JSON types; ``changed`` is false for a dry run as well."""
+    """The rebuild as JSON types; ``changed`` is false after a dry run, too."""
     publication = planned.publication
     return {
         "changed": changed,
@@ -59,35 +75,35 @@ def to_document(planned: Rebuild, *, changed: bool) -> dict[str, Any]:
         "published_at": publication.published_at if publication else None,
         "tables": [
             {
-                "table": one.name,
-                "action": one.action,
-                "registered": one.registered,
-                "registered_exists": one.registered_exists,
-                "newest": one.newest,
+                "table": finding.name,
+                "action": finding.action,
+                "registered": finding.registered,
+                "registered_exists": finding.registered_exists,
+                "newest": finding.newest,
             }
-            for one in planned.tables
+            for finding in planned.tables
         ],
     }
 
 
 def render(done: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The rebuild for a terminal."""
     rows = [
-        (one["table"], _file(one["registered"]), _state(one), _file(one["newest"]), one["action"])
-        for one in done["tables"]
+        (finding["table"], _file(finding["registered"]), _state(finding), _file(finding["newest"]), finding["action"])
+        for finding in done["tables"]
     ]
     yield table(("table", "catalog has", "there", "newest in the lake", "action"), rows)
     yield fields([("readers see", done["publication_id"] or "nothing: no publication")])
     if done["changed"]:
-        yield "\nThe catalog is made again. The next run goes on from there."
+        yield "\nThe catalog is rebuilt. The next run goes on from there."
     elif done["to_change"]:
-        yield f"\nNothing was changed; without --dry-run {done['to_change']} tables would be."
+        yield f"\nA dry run changes nothing. Without --dry-run, the command would change {done['to_change']} tables."
     else:
         yield "\nNothing to do: the catalog has the newest version of each table."
 
 
-def _state(one: Document) -> str | None:
-    return None if one["registered"] is None else "yes" if one["registered_exists"] else "gone"
+def _state(finding: Document) -> str | None:
+    return None if finding["registered"] is None else "yes" if finding["registered_exists"] else "gone"
 
 
 def _file(location: str | None) -> str | None:

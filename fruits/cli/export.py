@@ -1,4 +1,4 @@
-"""``fruits export``: the published rows of a table as one file."""
+"""``fruits export``: write the published rows of a table to one file."""
 
 import sys
 from collections.abc import Iterable
@@ -15,16 +15,18 @@ from fruits.settings import Settings
 
 
 def write(settings: Settings, table: str, target: Path, file_format: str | None, *, overwrite: bool) -> dict[str, Any]:
-    """Write the file; shows how far it is when a person watches.
+    """Write the file, with a progress bar on a terminal.
 
     Raises:
-        FruitsError: when table, format or file can't be.
+        FruitsError: if there is no such table or format, or the file cannot be written.
     """
     if table not in get_args(ExportTable):
         raise FruitsError(f"table {table!r}: expected {', '.join(get_args(ExportTable))}")
     chosen = file_format or target.suffix.removeprefix(".").lower()
     if chosen not in get_args(ExportFormat):
-        raise FruitsError(f"format {chosen!r}: expected --format {', '.join(get_args(ExportFormat))}, or such a suffix")
+        raise FruitsError(
+            f"format {chosen!r}: expected --format {', '.join(get_args(ExportFormat))}, or a file with such a suffix"
+        )
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"{table} to {target.name}", total=None)
         done = export(
@@ -46,6 +48,6 @@ def write(settings: Settings, table: str, target: Path, file_format: str | None,
 
 
 def render(done: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
-    what = f"{done['rows']:,} rows of {done['table']}, {done['bytes']:,} bytes"
-    yield f"{done['path']}: {what}, from {done['publication_id']}"
+    """The answer for a terminal."""
+    size = f"{done['rows']:,} rows of {done['table']}, {done['bytes']:,} bytes"
+    yield f"{done['path']}: {size}, from {done['publication_id']}"

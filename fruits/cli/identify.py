@@ -1,6 +1,7 @@
-"""``fruits identify``: what photos are taken for, by the published tables."""
+"""``fruits identify``: label photos by the published tables."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,35 @@ from fruits.settings import Settings
 
 
 def read(settings: Settings, photos: Sequence[Path], *, nearest: int) -> dict[str, Any]:
-    """What each photo is taken for; a photo that cannot be read has an ``error`` instead."""
-    found = identify(settings, photos, nearest=nearest)
-    return {"publication_id": found[0].publication_id, "photos": [_document(one) for one in found]}
-
-
-def _document(one: Identification) -> dict[str, Any]:
+    """The labels and the nearest photos of each photo; a photo that cannot be read has an ``error`` instead."""
+    identifications = identify(settings, photos, nearest=nearest)
     return {
-        "path": str(one.path),
-        "label": one.label,
-        "confidence": one.confidence,
-        "familiarity": one.familiarity,
-        "labels": [{"label": label, "confidence": confidence} for label, confidence in one.labels],
-        "nearest": [{"key": it.key, "label": it.label, "similarity": it.similarity} for it in one.nearest],
-        "error": one.error,
-        "model_id": one.model_id,
-        "pca_id": one.pca_id,
+        "publication_id": identifications[0].publication_id,
+        "photos": [_document(identification) for identification in identifications],
+    }
+
+
+def _document(photo: Identification) -> dict[str, Any]:
+    return {
+        "path": str(photo.path),
+        "label": photo.label,
+        "confidence": photo.confidence,
+        "familiarity": photo.familiarity,
+        "labels": [{"label": label, "confidence": confidence} for label, confidence in photo.labels],
+        "nearest": [asdict(neighbour) for neighbour in photo.nearest],
+        "error": photo.error,
+        "model_id": photo.model_id,
+        "pca_id": photo.pca_id,
     }
 
 
 def render(document: Document) -> Iterable[RenderableType]:
-    """For a terminal: one line a photo, then the photos that it is nearest to."""
+    """The answer for a terminal: a line for each photo, then its error or the nearest published photos."""
     columns = ("photo", "label", ">confidence", "or", ">familiarity")
     yield table(columns, (_row(photo) for photo in document["photos"]))
     for photo in document["photos"]:
+        if photo["error"]:
+            yield f"\n{photo['path']}: {photo['error']}"
         if photo["nearest"]:
             yield ""
             rows = ((near["key"], near["label"], f"{near['similarity']:.3f}") for near in photo["nearest"])
@@ -43,7 +49,5 @@ def render(document: Document) -> Iterable[RenderableType]:
 
 
 def _row(photo: Document) -> tuple[object, ...]:
-    if photo["error"]:
-        return photo["path"], photo["error"], "", "", ""
-    others = ", ".join(f"{one['label']} {one['confidence']:.0%}" for one in photo["labels"][1:3])
+    others = ", ".join(f"{other['label']} {other['confidence']:.0%}" for other in photo["labels"][1:3])
     return photo["path"], photo["label"], share(photo["confidence"]), others, share(photo["familiarity"])

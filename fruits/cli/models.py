@@ -1,4 +1,4 @@
-"""``fruits models``: the staged backbones, and the PCA versions under each."""
+"""``fruits models``: the staged backbones, with the PCA versions of each."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ _REGISTRY = "registry"
 
 
 def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
-    """The backbones that are staged in the lake, with their features and PCA versions as readers see them."""
+    """The backbones that are staged in the lake, with their published features and PCA versions."""
     published = publications(lake)
     current = published[-1] if published else None
     features = _features(lake, current) if current else Counter()
@@ -46,7 +46,7 @@ def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
 
 
 def _staged(settings: Settings, model_id: str) -> dict[str, Any]:
-    """What the backbone's card says, or what is wrong with it."""
+    """The backbone's card, or the error that its file gives."""
     try:
         card = read_card(settings, model_id)
     except FruitsError as error:
@@ -73,7 +73,7 @@ def _version(version: FittedVersion, current: Publication | None) -> dict[str, A
 
 
 def render(models: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The backbones for a terminal."""
     if not models["backbones"]:
         yield f"No backbone is staged in {models['lake']} yet; the first run builds one."
     for place, backbone in enumerate(models["backbones"]):

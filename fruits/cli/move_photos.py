@@ -1,4 +1,4 @@
-"""``fruits move-photos``: the lake's photos are elsewhere from now on, which a person decides."""
+"""``fruits move-photos``: a person records another place as that of the lake's photos."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 def preview(lake: "Lake") -> str:
-    """What a person is asked to confirm; nothing where the settings name the recorded place."""
+    """The question to confirm; an empty text if the settings name the recorded place."""
     recorded, source = recorded_source(lake), PhotoSource.of(lake.settings)
     if recorded == source:
         return ""
     published = publications(lake)
     features = (published[-1].counts or {}).get("features", 0) if published else 0
     return (
-        f"Lake {lake.settings.lake} holds the photos of {recorded or 'no bucket yet'}: {features:,} features. Its "
-        f"photos are those of {source} from now on: the next run compares them with the tables by key, and what is "
-        "not there counts as deleted. Is that right?"
+        f"Lake {lake.settings.lake} holds {features:,} features of the photos of {recorded or 'no bucket yet'}. From "
+        f"now on, it will hold the photos of {source}: the next run compares them with the tables by key, and a photo "
+        "that is missing there counts as deleted. Record the new place?"
     )
 
 
 def run(lake: "Lake", why: str) -> dict[str, Any]:
-    """Record the place that the settings name as the lake's; returns the place before and the place now.
+    """Record the place that the settings name; return the old and the new place.
 
     Raises:
-        FruitsError: when no reason is given.
+        FruitsError: if ``why`` is empty.
     """
     if not why.strip():
-        raise FruitsError("move-photos: expected a reason, for those who look later; add --why")
+        raise FruitsError("move-photos: expected a reason, which the lake keeps; add --why")
     recorded, source = recorded_source(lake), PhotoSource.of(lake.settings)
     if recorded != source:
         move_source(lake, person(), why)
@@ -44,9 +44,9 @@ def run(lake: "Lake", why: str) -> dict[str, Any]:
 
 
 def render(done: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The answer for a terminal."""
     if done["changed"]:
-        yield f"The lake's photos are those of {done['now']}, no more those of {done['before'] or 'no bucket'}."
+        yield f"The lake now holds the photos of {done['now']}, and no longer those of {done['before'] or 'no bucket'}."
         yield "`fruits plan` shows what the next run would do."
     else:
-        yield f"Nothing to do: the lake holds the photos of {done['now']} already."
+        yield f"Nothing to do: the lake already holds the photos of {done['now']}."

@@ -1,4 +1,4 @@
-"""How a command answers: one JSON document, or the same as tables for a person."""
+"""The answer of a command: one JSON document, or the same as tables for a person."""
 
 import io
 import json
@@ -18,10 +18,10 @@ Row = Sequence[object]
 
 
 def answer(document: Document, render: Callable[[Document], Iterable[RenderableType]], *, as_json: bool) -> None:
-    """Print the document as JSON, or what ``render`` makes of it.
+    """Print the document as JSON, or as ``render`` shows it.
 
-    For a person, no object key can act on the terminal. What goes to a file or another program is as wide as it needs
-    to be: no key is cut or wrapped there.
+    No object key can act on a terminal. Output to a file or another program has unlimited width, so that no key is cut
+    or wrapped.
     """
     if as_json:
         _print_json(document)
@@ -37,8 +37,8 @@ def answer(document: Document, render: Callable[[Document], Iterable[RenderableT
 
 
 def answer_error(error: Exception) -> None:
-    """Print an error as the JSON document of a command that failed: its message, and the exit code."""
-    message = getattr(error, "format_message", error.__str__)()  # a usage error has more to say than its text
+    """Print an error as a JSON document with its message and the exit code."""
+    message = getattr(error, "format_message", error.__str__)()  # of a usage error, more than its text
     code = int(getattr(error, "exit_code", ExitCode.UNEXPECTED))
     _print_json({"error": {"message": message or repr(error), "exit_code": code}})
 
@@ -50,21 +50,21 @@ def _print_json(document: Document) -> None:
 
 
 def _finite(value: object) -> object:
-    """``value`` as JSON can say it: null for numbers that are none, or infinite."""
+    """``value`` with null for NaN and infinity, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def warn(line: str) -> None:
-    """Tell the person something that is not the answer."""
+    """Print a line that is not part of the answer."""
     print(line, file=sys.stderr)  # noqa: T201 the command's output
 
 
 def fields(rows: Iterable[tuple[str, object]]) -> Table:
-    """Names and values, one a line; values that are None are left out."""
+    """A grid with a name and a value on each line; a value of None is left out."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
@@ -76,18 +76,18 @@ def fields(rows: Iterable[tuple[str, object]]) -> Table:
 
 def table(columns: Sequence[str], rows: Iterable[Row], *, title: str | None = None) -> Table:
     """A table; a column whose name starts with ``>`` is aligned right."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        made.add_column(
+        grid.add_column(
             column.removeprefix(">"), justify="right" if column.startswith(">") else "left", overflow="fold"
         )
     for row in rows:
-        made.add_row(*(printable(value) for value in row))
-    return made
+        grid.add_row(*(printable(value) for value in row))
+    return grid
 
 
 def printable(value: object) -> str:
-    """A value for the terminal: object keys may hold control characters, and those would act on it."""
+    """A value as text for the terminal, with control characters, which object keys may hold, as escapes."""
     if value is None:
         return "-"
     text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -95,12 +95,12 @@ def printable(value: object) -> str:
 
 
 def share(value: float | None) -> str | None:
-    """A share as per cent."""
+    """A share in per cent."""
     return None if value is None else f"{value:.1%}"
 
 
 def ago(moment: str, now: datetime | None = None) -> str:
-    """How long ago a moment in ISO 8601 was, roughly."""
+    """The rounded time since a moment in ISO 8601, such as ``3 h ago``."""
     seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(moment)).total_seconds()
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:

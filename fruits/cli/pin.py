@@ -7,7 +7,7 @@ from rich.console import RenderableType
 
 from fruits.cli.output import Document
 from fruits.cli.place import person
-from fruits.lake.publication import roll_back
+from fruits.lake.publication import readers_base, refuse_runs_under_way
 from fruits.run.pin import current_pin, pinned, remove_pin, to_pin
 from fruits.settings import Settings
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 def run(lake: "Lake", wanted: str | None, why: str) -> dict[str, Any]:
-    """Pin readers to the publication that they see.
+    """Pin readers to the publication that they see. Nothing is published; a second pin replaces person and reason.
 
-    It is published again: a run that looked for a pin just before then finds that its base is gone.
+    A run that looked for a pin just before then finds that its base is gone, and does not publish.
 
     Raises:
         FruitsError: when readers see another one, or no reason is given.
-        ConflictError: when a run published meanwhile; there is no new pin then.
+        ConflictError: when a run published meanwhile; that publication stays, and there is no new pin.
     """
-    publication = to_pin(lake, wanted)
+    base = readers_base(lake)
+    publication = to_pin(lake, base, wanted)
     with pinned(lake.settings, publication, person(), why) as pin:
-        roll_back(lake, str(publication.sequence), again=True)
+        refuse_runs_under_way(lake, base)
     return {"pin": pin.model_dump(mode="json"), "shown": str(pin)}
 
 

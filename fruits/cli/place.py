@@ -1,4 +1,4 @@
-"""Which lake a command is about: that of the ``FRUITS_*`` variables, else the embedded stack of this checkout."""
+"""The lake that a command works on: the lake of the ``FRUITS_*`` variables, or else the embedded stack's."""
 
 import getpass
 import os
@@ -21,7 +21,7 @@ Needs = Literal["lake", "bucket", "files"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command works. ``stack`` is None unless the lake is an embedded stack's."""
+    """The settings of the lake, and the embedded stack that the lake belongs to; None if the lake is another."""
 
     settings: Settings
     stack: "Stack | None" = None
@@ -29,13 +29,13 @@ class Place:
 
 @contextmanager
 def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
-    """The place of a command, and its environment variables for as long as this lasts.
+    """Open the place of a command, and set its environment variables until the context ends.
 
-    ``data`` is the folder of an embedded stack; without it ``FRUITS_LAKE`` decides. A command that needs the bucket
-    starts the stack's S3 server, unless ``make ui`` runs it already.
+    ``data`` is the folder of an embedded stack. Without ``data``, ``FRUITS_LAKE`` decides. A command that needs the
+    bucket starts the stack's S3 server, unless the server runs already.
 
     Raises:
-        FruitsError: when the settings are wrong, or the embedded stack was never run.
+        FruitsError: if the settings are wrong, or the embedded stack was never run.
     """
     if data is None and os.environ.get("FRUITS_LAKE"):
         settings = Settings.load()
@@ -45,8 +45,8 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
     data = (data or DATA).resolve()
     if not (data / ("lake" if needs == "files" else "catalog.db")).exists():
         raise NoLakeError(
-            f"no data yet in {data}; run `make run` first, name its folder with --data, or set FRUITS_LAKE and "
-            "FRUITS_CATALOG_URI to a lake elsewhere. If its catalog.db is lost: `fruits catalog rebuild`"
+            f"no data yet in {data}; run `make run` first, name another folder with --data, or set FRUITS_LAKE and "
+            "FRUITS_CATALOG_URI to a lake elsewhere. If catalog.db is lost: `fruits catalog rebuild`"
         )
     from local.stack import environment_of, running_stack
 
@@ -60,7 +60,7 @@ def opened(data: Path | None, needs: Needs) -> Iterator[Place]:
 
 
 def person() -> str:
-    """Who decides: the name of the system's user. A container may have a user without a name."""
+    """The name of the system's user, who decides; ``user <id>`` where a container's user has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -68,7 +68,7 @@ def person() -> str:
 
 
 def resting_stack(data: Path) -> "Stack":
-    """The embedded stack for a command that only reads the lake: no S3 server is asked, and there are no keys."""
+    """The embedded stack for a command that only reads the lake: without an S3 server and without keys."""
     from local.stack import Stack
 
     return Stack(data, "http://127.0.0.1:9", "unused", "unused")  # port 9: discard

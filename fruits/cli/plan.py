@@ -1,4 +1,4 @@
-"""``fruits plan``: what a run would do now. Reads bucket and tables, and writes nothing anywhere."""
+"""``fruits plan``: show what a run would do now. The command reads bucket and tables, and writes nothing."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -29,10 +29,10 @@ _ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
 
 
 def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[str, Any]:
-    """The plan of a run with its first ``keys`` keys of each action (None: all of them).
+    """The plan of a run, with the first ``keys`` keys of each action (None: all keys).
 
     Raises:
-        FruitsError: when the lake holds other photos than those that the settings name, or as ``reconcile`` raises it.
+        FruitsError: if the lake holds the photos of another place than the settings name, or as ``reconcile`` does.
     """
     lake, published = _current(settings)
     base = Base(published[-1], lake.state("publications").main) if lake and published else None
@@ -67,7 +67,9 @@ def _document(
         "remaining": plan.remaining,
         "work": reconciliation.work,
         "other_work": reconciliation.other_work,
-        "undecided": [{**one.to_document(), "text": described(one)} for one in reconciliation.decisions.undecided],
+        "undecided": [
+            {**question.to_document(), "text": described(question)} for question in reconciliation.decisions.undecided
+        ],
         "keys": {action.value: _keys(plan, action, keys) for action in _ORDER},
         "pending": [_entry(entry) for entry in plan.pending_entries(keys)],
         "ignored": {rule: names.to_document() for rule, names in plan.ignored.items()},
@@ -76,7 +78,7 @@ def _document(
 
 
 def _current(settings: Settings) -> tuple[Lake | None, Sequence[Publication]]:
-    """The lake, if there is one, and its publications; ``current_base``, as the task asks, might write."""
+    """The lake, if there is one, and its publications. The task calls ``current_base`` instead, which may write."""
     try:
         lake = open_read_only(settings)
     except NoLakeError:
@@ -86,7 +88,7 @@ def _current(settings: Settings) -> tuple[Lake | None, Sequence[Publication]]:
 
 
 def _card(settings: Settings, request: RunRequest, published: Sequence[Publication]) -> Card | None:
-    """The backbone that the run would have; None when it is not built yet."""
+    """The backbone of the run; None if the backbone is not built yet."""
     if staged_card(with_backbone(settings, request)) is None:
         return None
     return effective_backbone(settings, request, published)
@@ -101,9 +103,10 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 
 def render(plan: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The plan for a terminal."""
     counts = plan["counts"]
-    model = plan["model_id"] or f"{plan['backbone']}, which is not built yet: the next run does that"
+    model = plan["model_id"] or f"{plan['backbone']}, which the next run builds"
+    waiting = sum(question["number"] for question in plan["undecided"] if question["kind"] == "deletions")
     yield fields(
         [
             ("bucket", f"s3://{plan['bucket']}/{plan['request']['prefix']}"),
@@ -111,13 +114,14 @@ def render(plan: Document) -> Iterable[RenderableType]:
             ("published", plan["published"] or "nothing yet"),
             ("backbone", model),
             *((name, count) for name, count in counts.items()),
+            ("waiting", waiting or None),
         ]
     )
     if plan["building"]:
         left = f"{plan['remaining']:,} objects remain after this run"
-        yield f"{left}; readers keep {plan['readers_model_id']} until none do."
+        yield f"{left}; readers keep {plan['readers_model_id']} until no object remains."
     if plan["other_work"]:
-        yield f"Besides: {plan['other_work']}."
+        yield f"Other work: {plan['other_work']}."
     yield from (question["text"] for question in plan["undecided"])
     if plan["pin"]:
         yield f"{plan['pin']}. A run would end without work."

@@ -1,4 +1,4 @@
-"""``fruits quarantine``: which objects could not be featurized and why, and reading them again."""
+"""``fruits quarantine``: list the objects in quarantine, and start a run that reads them again."""
 
 import json
 from collections import Counter
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from fruits.lake.catalog import Lake
 
 _COLUMNS = ("key", "etag", "size", "last_modified", "reason", "detail", "run_id")
-_MOST_CONF_BYTES = 100_000  # what one argument of a program may have, nearly
+_MOST_CONF_BYTES = 100_000  # Linux allows 128 KiB in one argument of a program
 _MOST_SHOWN = 5
 
 Object = dict[str, Any]
 
 
 def read(lake: "Lake", *, reason: str | None = None, prefix: str = "") -> dict[str, Any]:
-    """The quarantined objects that readers see, by key, those of a reason and a prefix.
+    """The published quarantine in the order of keys, limited to a reason and a prefix.
 
     Raises:
-        FruitsError: when there is no object of that reason or prefix; says what there is.
+        FruitsError: if no object has this reason or prefix; names the reasons that occur.
     """
     publication = current_publication(lake)
     rows = lake.read(
@@ -34,11 +34,16 @@ def read(lake: "Lake", *, reason: str | None = None, prefix: str = "") -> dict[s
     ).to_pylist()
     counts = Counter(row["reason"] for row in rows)
     if reason is not None and reason not in counts:
-        there = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items())) or "none"
-        raise FruitsError(f"reason {reason!r}: no object is in quarantine for it; reasons there are: {there}")
+        existing = ", ".join(f"{name} ({count:,})" for name, count in sorted(counts.items())) or "none"
+        raise FruitsError(
+            f"reason {reason!r}: no object is in quarantine for this reason; reasons that occur: {existing}"
+        )
     chosen = [row for row in rows if reason in (None, row["reason"]) and row["key"].startswith(prefix)]
     if rows and not chosen:
-        raise FruitsError(f"prefix {prefix!r}: no quarantined object has a key that starts so; there are {len(rows):,}")
+        raise FruitsError(
+            f"prefix {prefix!r}: none of the {len(rows):,} objects in quarantine has a key with this prefix; correct "
+            "the prefix"
+        )
     return {
         "publication_id": publication.publication_id,
         "model_id": publication.model_id,
@@ -50,55 +55,56 @@ def read(lake: "Lake", *, reason: str | None = None, prefix: str = "") -> dict[s
     }
 
 
-def conf_of_retry(found: Document, keys: Sequence[str], *, everything: bool) -> dict[str, Any]:
-    """The params of a run that reads quarantined objects again: ``keys`` of them, else all that were ``found``.
+def conf_of_retry(quarantine: Document, keys: Sequence[str], *, everything: bool) -> dict[str, Any]:
+    """The params of a run that reads quarantined objects again: the objects ``keys``, or else all of ``quarantine``.
 
     Raises:
-        FruitsError: when a key is not in quarantine, when none of the objects would be read again, or when there are
-            too many for one run's params.
+        FruitsError: if a key is not in quarantine, if no object would be read again, or if there are too many keys for
+            one run's params.
     """
-    objects = {row["key"]: row for row in found["objects"]}
+    objects = {row["key"]: row for row in quarantine["objects"]}
     if not objects:
-        raise FruitsError("quarantine: it is empty, so there is nothing to read again")
+        raise FruitsError("the quarantine is empty, so there is nothing to read again")
     unknown = [key for key in keys if key not in objects]
     if unknown:
         shown = "\n".join(f"  {key}" for key in list(objects)[:_MOST_SHOWN])
         more = len(objects) - _MOST_SHOWN
         raise FruitsError(
-            f"key {unknown[0]!r}: not in quarantine; keys there are:\n{shown}"
+            f"key {unknown[0]!r}: not in quarantine; keys in quarantine:\n{shown}"
             + (f"\n  and {more:,} more" if more > 0 else "")
         )
     chosen = [objects[key] for key in keys] or list(objects.values())
     readable = [row["key"] for row in chosen if row["reason"] not in SETTINGS_REASONS]
     if not readable:
         raise FruitsError(
-            "these objects were never read: their keys are not accepted. Change FRUITS_KEY_PATTERN or FRUITS_LABELS, "
-            "and the next run takes them up by itself; or upload them under other keys"
+            "these objects were never read, because their keys are not accepted. Change FRUITS_KEY_PATTERN or "
+            "FRUITS_LABELS, and the next run reads them by itself; or upload them under other keys"
         )
     conf = {"retry_quarantined": True, "keys": [] if everything else sorted(set(readable))}
     if len(json.dumps(conf)) > _MOST_CONF_BYTES:
         raise FruitsError(
-            f"{len(readable):,} keys are too many for one run's params; without KEY and --reason all of the quarantine "
-            "is read again"
+            f"{len(readable):,} keys are too many for one run's params; leave out KEY and --reason to read all of the "
+            "quarantine again"
         )
     return conf
 
 
-def render(found: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
-    if not found["objects"]:
+def render(quarantine: Document) -> Iterable[RenderableType]:
+    """The quarantine for a terminal."""
+    if not quarantine["objects"]:
         yield "The quarantine is empty."
         return
     rows = (
-        (row["key"], row["reason"], row["size"], row["last_modified"][:19], row["detail"]) for row in found["objects"]
+        (row["key"], row["reason"], row["size"], row["last_modified"][:19], row["detail"])
+        for row in quarantine["objects"]
     )
-    yield table(("key", "reason", ">bytes", "uploaded", "what was found"), rows)
+    yield table(("key", "reason", ">bytes", "uploaded", "detail"), rows)
     yield ""
-    yield table((">objects", "reason"), ((count, reason) for reason, count in found["reasons"].items()))
+    yield table((">objects", "reason"), ((count, reason) for reason, count in quarantine["reasons"].items()))
 
 
 def render_retry(done: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The started run for a terminal."""
     keys = done["conf"]["keys"]
-    what = f"{len(keys):,} objects" if keys else "all quarantined objects"
-    yield f"Run {done['run_id']} reads {what} again; `fruits status` shows what comes of it."
+    objects = f"{len(keys):,} objects" if keys else "all quarantined objects"
+    yield f"Run {done['run_id']} reads {objects} again; `fruits status` shows the result."

@@ -1,4 +1,4 @@
-"""``fruits report``: a run, or what readers see now, as one HTML page."""
+"""``fruits report``: write the report of a run, or of the current publication, as one HTML page."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +18,10 @@ _MOST_SHOWN = 5
 
 
 def write(settings: Settings, run: str | None, target: Path) -> dict[str, Any]:
-    """Write the page of a run (its id in Airflow, or its folder in the lake), without one of what readers see now.
+    """Write the page of a run (its id in Airflow, or its folder in the lake), or else of the current publication.
 
     Raises:
-        FruitsError: when there is no such run, or the file cannot be written.
+        FruitsError: if there is no such run, or the file cannot be written.
     """
     key = None if run is None else _key(settings, run)
     html = page(read_overview(settings) if key is None else read_run(settings, key))
@@ -34,13 +34,15 @@ def write(settings: Settings, run: str | None, target: Path) -> dict[str, Any]:
 
 def _key(settings: Settings, run: str) -> str:
     known = list(listed_runs(settings))
-    found = next((key for key in (run, run_key(run)) if key in known), None)
-    if found is None:
+    key = next((name for name in (run, run_key(run)) if name in known), None)
+    if key is None:
         shown = ", ".join(known[:_MOST_SHOWN]) or "none"
-        raise FruitsError(f"run {run!r}: no run of this id or folder has documents in the lake; newest first: {shown}")
-    return found
+        raise FruitsError(
+            f"run {run!r}: the lake has no documents of a run with this id or folder; newest runs: {shown}"
+        )
+    return key
 
 
 def render(done: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
-    yield f"{done['path']}: {done['run'] or 'what readers see now'}, {done['bytes']:,} bytes; open it in a browser"
+    """The answer for a terminal."""
+    yield f"{done['path']}: {done['run'] or 'the current publication'}, {done['bytes']:,} bytes; open it in a browser"

@@ -1,4 +1,4 @@
-"""``fruits status``: what readers see now, the last runs, and where one can roll back to."""
+"""``fruits status``: the current publication, the last runs, and the publications that a rollback can reach."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -23,7 +23,7 @@ _CHANGES = ("create", "update", "delete")
 
 
 def read(settings: Settings, lake: "Lake", *, newest: int, with_publications: bool) -> dict[str, Any]:
-    """The status of a lake, with its ``newest`` runs. Reads only."""
+    """Read the status of a lake, with its ``newest`` runs."""
     published = publications(lake)
     state = read_state(lake, published)
     return {
@@ -31,7 +31,7 @@ def read(settings: Settings, lake: "Lake", *, newest: int, with_publications: bo
         "bucket": settings.bucket,
         "pin": describe(settings),
         "publication": _current(state) if state else None,
-        "approvals": [_approval(one) for one in read_approvals(settings)],
+        "approvals": [_approval(approval) for approval in read_approvals(settings)],
         "runs": [describe_run(key, documents) for key, documents in islice(runs(settings), newest)],
         "publications": _history(lake, published) if with_publications else None,
     }
@@ -48,9 +48,12 @@ def _current(state: State) -> dict[str, Any]:
     }
 
 
-def _approval(one: Approval) -> dict[str, Any]:
-    text = f"{one.question} Approved by {one.approved_by}. {after_approval(one)}" if one.decided else described(one)
-    return {**one.to_document(), "text": text, "command": None if one.decided else one.command}
+def _approval(approval: Approval) -> dict[str, Any]:
+    if approval.decided:
+        text, command = f"{approval.question} Approved by {approval.approved_by}. {after_approval(approval)}", None
+    else:
+        text, command = described(approval), approval.command
+    return {**approval.to_document(), "text": text, "command": command}
 
 
 def _row(publication: Publication) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def _row(publication: Publication) -> dict[str, Any]:
 
 
 def _history(lake: "Lake", published: list[Publication]) -> list[dict[str, Any]]:
-    """All publications, the newest first, with whether they can be rolled back to."""
+    """All publications, the newest first; ``can_roll_back`` says whether a rollback can reach the publication."""
     kept = {publication.sequence for publication in readable(lake, published)}
     current = published[-1].sequence if published else None
     return [
@@ -83,7 +86,7 @@ def _history(lake: "Lake", published: list[Publication]) -> list[dict[str, Any]]
 
 
 def describe_run(key: str, documents: RunDocuments) -> dict[str, Any]:
-    """What became of a run."""
+    """A run's outcome, times and counts, from its documents."""
     planned = documents.planned
     counts = planned.counts if planned else {}
     published = documents.publish.done if documents.publish else None
@@ -103,7 +106,7 @@ def describe_run(key: str, documents: RunDocuments) -> dict[str, Any]:
 
 
 def render(status: Document) -> Iterable[RenderableType]:
-    """For a terminal."""
+    """The status for a terminal."""
     current = status["publication"]
     yield fields([("lake", status["lake"]), ("bucket", status["bucket"]), ("pinned", status["pin"])])
     yield _publication_fields(current) if current else "nothing published yet"
@@ -119,7 +122,7 @@ def render(status: Document) -> Iterable[RenderableType]:
     if status["publications"] is not None:
         yield ""
         columns = ("publication", ">sequence", "published at", "run", ">features", ">quarantined", "roll back")
-        yield table(columns, (_publication_row(one) for one in status["publications"]))
+        yield table(columns, (_publication_row(publication) for publication in status["publications"]))
 
 
 def _publication_fields(current: Document) -> RenderableType:
@@ -173,7 +176,13 @@ def _run_row(run: Document) -> tuple[object, ...]:
     )
 
 
-def _publication_row(one: Document) -> tuple[object, ...]:
-    possible = "current" if one["current"] else "yes" if one["can_roll_back"] else "expired"
-    identity = one["publication_id"], one["sequence"], (one["published_at"] or "")[:19]
-    return *identity, one["run_id"], one["features"], one["quarantined"], possible
+def _publication_row(publication: Document) -> tuple[object, ...]:
+    return (
+        publication["publication_id"],
+        publication["sequence"],
+        (publication["published_at"] or "")[:19],
+        publication["run_id"],
+        publication["features"],
+        publication["quarantined"],
+        "current" if publication["current"] else "yes" if publication["can_roll_back"] else "expired",
+    )

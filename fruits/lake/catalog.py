@@ -1,5 +1,6 @@
 """The Iceberg catalog, as PyIceberg and as Spark open it, and the tables in it."""
 
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,14 +33,17 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
+_TINY_FILE_BYTES = 2**20  # without vectors most of a larger file is not needed
 _PROPERTY_TRIES = 20
 _FORMAT_PROPERTY = "fruits.lake-format"
+_COLUMNS_PROPERTY = "fruits.lake-columns"
 
 RUN_PROPERTY = "fruits.run"
 """What each snapshot of ours carries in its summary: the key of the run that made it."""
 
 LAKE_FORMAT = 4
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
+_LOCKED = re.compile(r"database (\w+ )?is locked")  # the words of SQLite
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")
 
 _TABLE_PROPERTIES = {
@@ -62,12 +66,15 @@ _TABLE_PROPERTIES = {
 def catalog_properties(settings: Settings) -> dict[str, str]:
     """The properties of the catalog for PyIceberg's ``load_catalog``."""
     glue = {"type": "glue", "glue.region": settings.s3_region, **_glue_properties(settings)}
-    return {
+    properties = {
         **(glue if settings.catalog_kind == "glue" else {"type": "sql", "uri": _database_uri(settings)}),
         "warehouse": settings.warehouse,
-        **({"s3.endpoint": settings.s3_endpoint} if settings.s3_endpoint else {}),
-        "s3.region": settings.s3_region,
     }
+    if settings.lake_kind == "s3":
+        properties["s3.region"] = settings.s3_region
+        if settings.s3_endpoint:
+            properties["s3.endpoint"] = settings.s3_endpoint
+    return properties
 
 
 def spark_configuration(settings: Settings) -> dict[str, str]:
@@ -123,7 +130,7 @@ def _database_uri(settings: Settings) -> str:
 def open_catalog(settings: Settings, **properties: str) -> "Catalog":
     """The catalog through PyIceberg; each commit to it, also PyIceberg's own second try, is an ``effect``.
 
-    A database that does not answer a commit, or a question for a table, is a ``TransientError``.
+    A database that does not answer a commit, or a question for a table, is a ``TransientError``; so is a locked file.
     """
     from pyiceberg.catalog import load_catalog
 
@@ -131,11 +138,11 @@ def open_catalog(settings: Settings, **properties: str) -> "Catalog":
     commit_table, load_table = catalog.commit_table, catalog.load_table
 
     def commit(table: "Table", *changes: Any) -> Any:
-        with effect("commit", table.name()[-1]), _outages_explained(settings):
+        with effect("commit", table.name()[-1]), outages_explained(settings):
             return commit_table(table, *changes)
 
     def load(identifier: Any) -> "Table":
-        with _outages_explained(settings):
+        with outages_explained(settings):
             return load_table(identifier)
 
     catalog.commit_table, catalog.load_table = commit, load
@@ -143,7 +150,8 @@ def open_catalog(settings: Settings, **properties: str) -> "Catalog":
 
 
 @contextmanager
-def _outages_explained(settings: Settings) -> Iterator[None]:
+def outages_explained(settings: Settings) -> Iterator[None]:
+    """Raise errors of the catalog's database inside that may pass as ``TransientError``; the other errors pass."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -156,13 +164,21 @@ def _outages_explained(settings: Settings) -> Iterator[None]:
 
 
 def database_problem(settings: Settings, error: "SQLAlchemyError") -> FruitsError:
-    """An error of the catalog's database as a message; a ``TransientError`` when PostgreSQL does not answer."""
+    """An error of the catalog's database as a message.
+
+    A ``TransientError`` when PostgreSQL does not answer, ends a connection, or refuses a transaction beside another one
+    (a serialization failure, a deadlock), and when another program holds the lock of SQLite's file.
+    """
     from sqlalchemy.exc import InterfaceError, OperationalError
+    from sqlalchemy.exc import TimeoutError as NoConnectionError
 
     shown = settings.catalog_uri.get_secret_value().rpartition("@")[2]
     reason = str(error).splitlines()[0]
+    if isinstance(error, OperationalError) and _LOCKED.search(reason):
+        return TransientError(f"catalog database {shown}: {reason}; another program writes to the file, try again")
     cut = isinstance(error, OperationalError | InterfaceError) or getattr(error, "connection_invalidated", False)
-    kind = TransientError if cut and settings.catalog_kind == "postgresql" else FruitsError
+    passing = isinstance(error, NoConnectionError) or (cut and settings.catalog_kind == "postgresql")
+    kind = TransientError if passing else FruitsError
     return kind(f"catalog database {shown}: {reason}; check FRUITS_CATALOG_URI")
 
 
@@ -219,7 +235,8 @@ class Lake:
     def open(cls, settings: Settings) -> "Lake":
         """Open the lake; its tables are made where they are missing, each with an empty first snapshot.
 
-        The tables of a lake of an older format get the columns that they lack. Other lakes cost one read of metadata.
+        The tables get the columns that they lack, which the property ``fruits.lake-columns`` tells by their number. A
+        lake that lacks none costs one read of metadata.
         """
         return cls._open(settings, tries=5)
 
@@ -305,17 +322,20 @@ class Lake:
         whose bounds hold none of them are not read.
 
         Memory is bounded by a row group as it is stored, 128 MB where Spark wrote it, and four files of up to 32 MB,
-        which are read ahead. PyIceberg (0.12) gives batches of whole files in memory, decoded, several at once.
+        which are read ahead; without vectors, by some megabytes. PyIceberg (0.12) gives batches of whole files in
+        memory, decoded, several at once.
         """
         import pyarrow.compute as pc
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files
 
         scan = self.scan(name, snapshot_id, columns, **equal)
-        names = [field.name for field in scan.projection().fields]
+        fields = scan.projection().fields
+        names = [field.name for field in fields]
+        small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
         tasks = _holding(list(scan.plan_files()), scan.projection(), keys)
         deletes = _read_all_delete_files(scan.io, tasks)
-        for task, file in _opened(scan.io, tasks, whole=keys is None):
+        for task, file in _opened(scan.io, tasks, small):
             deleted = deletes.get(task.file.file_path)
             left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
             for start, rows in _rows(file, [*{*names, *left}], keys):
@@ -423,18 +443,22 @@ class Lake:
             self.catalog.create_namespace_if_not_exists(self.settings.namespace)
             existing = set()
         if "publications" in existing:
-            older = self.check_format() < LAKE_FORMAT  # before anything is made in a lake of a newer format
+            publications = self.table("publications")
+            check_known_format(self.settings, publications)  # before anything is made in a lake of a newer format
+            columns = int(publications.properties.get(_COLUMNS_PROPERTY, 0))
         else:
             self._check_nothing_is_published()
-            older = True  # maybe: an earlier release may have made some of the tables
+            columns = 0  # maybe: an earlier release may have made some of the tables
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
-            elif older:
+            elif columns < _number_of_columns():
                 self._add_missing_columns(definition)
+        if "publications" in existing and columns < _number_of_columns():
+            self.set_properties({_COLUMNS_PROPERTY: str(_number_of_columns())})
 
     def _add_missing_columns(self, definition: TableDefinition) -> None:
-        """Add the nullable columns that a table of an earlier release lacks; its rows have null there.
+        """Add the nullable columns that a table of earlier software lacks; its rows have null there.
 
         Software of that release goes on reading the table, and published snapshots are read as they were.
         """
@@ -518,9 +542,14 @@ def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":
     return snapshot
 
 
+def _number_of_columns() -> int:
+    return sum(len(definition.schema) for definition in TABLES)
+
+
 def _properties(definition: TableDefinition) -> dict[str, str]:
-    """The properties of a new table; that of ``publications`` says the lake's format."""
-    return {**_TABLE_PROPERTIES, **({_FORMAT_PROPERTY: str(LAKE_FORMAT)} if definition.name == "publications" else {})}
+    """The properties of a new table; those of ``publications`` say the lake's format and the number of columns."""
+    of_lake = {_FORMAT_PROPERTY: str(LAKE_FORMAT), _COLUMNS_PROPERTY: str(_number_of_columns())}
+    return {**_TABLE_PROPERTIES, **(of_lake if definition.name == "publications" else {})}
 
 
 def _holding(tasks: "list[FileScanTask]", schema: "Schema", keys: Sequence[str] | None) -> "list[FileScanTask]":
@@ -571,18 +600,19 @@ def _any_within(keys: Sequence[str], lowest: str | None, highest: str | None) ->
 
 
 def _opened(
-    io: "FileIO", tasks: "Sequence[FileScanTask]", *, whole: bool = True
+    io: "FileIO", tasks: "Sequence[FileScanTask]", small: int
 ) -> "Iterator[tuple[FileScanTask, pq.ParquetFile]]":
     """The data files of ``tasks``, a few opened ahead: with S3, each request takes a while.
 
-    With ``whole``, small files are read ahead.
+    Files of at most ``small`` bytes are read ahead, as a whole.
     """
     import pyarrow.parquet as pq
 
     def opened(task: "FileScanTask") -> pq.ParquetFile:
         source = io.new_input(task.file.file_path).open()
-        small = whole and task.file.file_size_in_bytes <= _SMALL_FILE_BYTES
-        return pq.ParquetFile(pa.BufferReader(source.read()) if small else source)
+        if task.file.file_size_in_bytes <= small:
+            return pq.ParquetFile(pa.BufferReader(source.read()))
+        return pq.ParquetFile(source, pre_buffer=small == _TINY_FILE_BYTES)  # the few columns of a group by one request
 
     with ThreadPoolExecutor(_FILES_AHEAD) as pool:
         for first in range(0, len(tasks), _FILES_AHEAD):

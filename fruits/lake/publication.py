@@ -28,6 +28,7 @@ from fruits.lake.branches import (
     drop_run_branches,
     publication_tag,
     start_branch,
+    verified_head,
 )
 from fruits.lake.catalog import RUN_PROPERTY, Lake
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
@@ -113,8 +114,11 @@ def own_head(table: "Table") -> int:
     """The newest snapshot of ``main`` of ``publications`` without rows of another program.
 
     Each snapshot that adds or removes publications names its run. Snapshots of other programs do not, and lie above
-    the newest one that does. A rewrite of files leaves the rows as they are, whoever did it. Where no snapshot names a
-    run, all are of Fruits 0.1, which named none.
+    the newest one that does. A rewrite of files leaves the rows as they are, whoever did it.
+
+    Before the first publication, the head is the empty snapshot that ``Lake.open`` made with the table and marked, so
+    rows of another program are never taken for publications. A lake of Fruits 0.1 has no marks: where no snapshot names
+    a run, ``main`` itself is the head, and rows of another program cannot be told from publications.
 
     Raises:
         FruitsError: when there is no branch ``main``.
@@ -186,7 +190,8 @@ def publish(
         onto: A snapshot of ``publications`` with the rows of the base's in fewer files; the row is added to it.
 
     Raises:
-        ConflictError: when another run published since ``base``; readers stay where that run put them.
+        ConflictError: when another run published, or a person pinned readers, since ``base``; readers keep what they
+            have.
     """
     _put_back_publications(lake)
     start = base.publications_snapshot if onto is None else onto
@@ -200,7 +205,9 @@ def publish(
     except ConflictError as error:
         before = published_from(lake, base, str(publication.run_id))  # by this run, or by another attempt of it
         if before is None:
-            raise _conflict(publication.run_id) from error
+            overtaken = publications(lake)[-1:] != publications(lake, base.publications_snapshot)[-1:]
+            cause = "another run published" if overtaken else "a person pinned readers"
+            raise _conflict(publication.run_id, cause) from error
         publication = before
     current_base(lake)
     return publication
@@ -218,18 +225,16 @@ def check_current(lake: Lake, base: Base, run_id: str) -> None:
         raise _conflict(run_id)
 
 
-def _conflict(run_id: str | None) -> ConflictError:
+def _conflict(run_id: str | None, cause: str = "another run published") -> ConflictError:
     return ConflictError(
-        f"another run published after run {run_id} was planned, so its result would overwrite newer work; nothing was "
+        f"{cause} after run {run_id} was planned, so its result would overwrite newer work; nothing was "
         "published. Clear the run from `wait_for_lease`, or wait for the next one."
     )
 
 
 def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -> None:
     """Append the row. At ``_MOST_FILES`` files, rewrite all rows into one file, because readers open every file."""
-    # A lake that no run of this release has opened yet has fewer columns.
-    columns = [name for name in PUBLICATIONS.schema.names if name in _columns(lake)]
-    rows = _to_rows(publication).select(columns)
+    rows = _with_known_columns(lake, _to_rows(publication))
     snapshot = lake.table("publications").snapshot_by_id(start)
     files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
     if files < _MOST_FILES:
@@ -250,22 +255,22 @@ def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
     ]
 
 
-def roll_back(lake: Lake, wanted: str, *, again: bool = False, now: datetime | None = None) -> Publication:
+def roll_back(lake: Lake, wanted: str, *, base: Base | None = None, now: datetime | None = None) -> Publication:
     """Make an older publication current again, as a new row on top; ``wanted`` is its id or sequence.
 
     The new row has the snapshots and findings of the older publication. So a later rollback can return to any
     publication, also to the one that was rolled back. A run that was planned before the rollback conflicts and does not
-    publish. A rollback to the current publication changes nothing and returns that publication, unless it is to be
-    published ``again``, so that such runs conflict.
+    publish. A rollback to the current publication changes nothing and returns that publication. ``base`` is what
+    readers had when the older publication was chosen (None: what they have now).
 
     Raises:
         FruitsError: when there is no such publication or its snapshots have expired; lists the publications to choose.
-        ConflictError: when another run published in the meantime.
+        ConflictError: when another run published since ``base``; that publication stays.
     """
-    base = current_base(lake)
+    base = base or current_base(lake)
     published = publications(lake, base.publications_snapshot)
     chosen = choose(lake, published, wanted)
-    if same_content(chosen, base.publication) and not again:
+    if same_content(chosen, base.publication):
         return base.publication
     moment = now or datetime.now(UTC)
     sequence = base.publication.sequence + 1
@@ -287,10 +292,34 @@ def roll_back(lake: Lake, wanted: str, *, again: bool = False, now: datetime | N
     except ConflictError as error:
         raise ConflictError(
             f"another run published while {chosen.publication_id} was rolled back to; nothing was changed. Look at "
-            "what is current now, and roll back again; with --pin no run publishes meanwhile."
+            "what is current now (`fruits status`), and roll back again; with --pin no run publishes afterwards"
         ) from error
     drop_run_branches(lake, writer.run)
     return publication
+
+
+def refuse_runs_under_way(lake: Lake, base: Base, now: datetime | None = None) -> None:
+    """Let every run that was planned from ``base`` conflict, without a new publication.
+
+    ``main`` of ``publications`` moves on to a snapshot with the same rows, so the compare-and-swap of such a run fails.
+
+    Raises:
+        ConflictError: when another run published since ``base``; nothing has changed then.
+    """
+    _put_back_publications(lake)
+    writer = Writer(f"pin_{now or datetime.now(UTC):%Y%m%dt%H%M%S%f}", "rollback")
+    start_branch(lake, "publications", writer.branch, base.publications_snapshot)
+    no_rows = _with_known_columns(lake, PUBLICATIONS.schema.empty_table())
+    commit_rows(lake, "publications", lambda change: change.append(no_rows, **writer.commit), branch=writer.branch)
+    target = verified_head(lake, "publications", writer, base.publications_snapshot)
+    try:
+        advance_main(lake, "publications", expected=base.publications_snapshot, target=target)
+    except ConflictError as error:
+        raise ConflictError(
+            f"another run published after {base.publication.publication_id} was chosen; nothing was changed, and "
+            "readers have the newer publication. Look at that publication (`fruits status`), and try again"
+        ) from error
+    drop_run_branches(lake, writer.run)
 
 
 def same_content(one: Publication, other: Publication) -> bool:
@@ -427,5 +456,7 @@ def _approval_from_row(row: Mapping[str, Any]) -> Approval:
     return Approval(**{**row, "details": json.loads(row["details"])})
 
 
-def _columns(lake: Lake) -> list[str]:
-    return [field.name for field in lake.table("publications").schema().fields]
+def _with_known_columns(lake: Lake, rows: pa.Table) -> pa.Table:
+    """The rows as the table takes them: a lake that no run of this release has opened yet has fewer columns."""
+    known = {field.name for field in lake.table("publications").schema().fields}
+    return rows.select([name for name in rows.column_names if name in known])

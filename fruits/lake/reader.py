@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fruits.denials import denials_explained
 from fruits.errors import FruitsError
-from fruits.lake.catalog import Lake, database_problem, glue_problem, open_catalog
+from fruits.lake.catalog import Lake, database_problem, glue_problem, open_catalog, outages_explained
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import TABLES, TableName
 from fruits.settings import Settings
@@ -59,13 +59,18 @@ def open_read_only(settings: Settings) -> Lake:
 
 @contextmanager
 def explain_lake_errors(settings: Settings) -> Iterator[None]:
-    """Turn errors of catalog, stores and servers into a message that says what to check."""
+    """Turn errors of catalog, stores and servers into a message that says what to check.
+
+    Raises:
+        TransientError: when the catalog's database does not answer, or is locked by another program.
+        FruitsError: for the other errors.
+    """
     from botocore.exceptions import BotoCoreError, ClientError
     from obstore.exceptions import BaseError
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        with denials_explained():
+        with denials_explained(), outages_explained(settings):
             yield
     except (BotoCoreError, ClientError, BaseError, SQLAlchemyError, OSError) as error:
         reason = " ".join(str(error).partition("\n")[0].split()) or type(error).__name__

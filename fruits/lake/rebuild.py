@@ -1,11 +1,11 @@
-"""The catalog's database, made again from the lake: each table at its newest metadata file.
+"""Rebuild the catalog's database from the lake: each table at its newest metadata file.
 
-The catalog only names the current metadata file of each table. A restored backup names older files, and many of those
-are gone; a run on such a catalog would leave a second line of versions in the lake. The lake itself has everything: the
-number in a metadata file's name grows by one with each commit, and the rows of ``publications`` name the snapshots that
-readers see.
+The catalog only names the current metadata file of each table. A restored backup names older files, and many of these
+files are gone. A run on such a catalog would write a second line of versions into the lake. The lake itself suffices
+for a rebuild: the number in a metadata file's name grows by one with each commit, and the rows of ``publications`` name
+the snapshots that readers see.
 
-A lost commit leaves a file as well, whose number is at most one above that of the current version.
+A lost commit also leaves a metadata file. Its number is at most one above the number of the current version.
 """
 
 import re
@@ -36,15 +36,15 @@ _METADATA_NAME = re.compile(r"(\d+)-[0-9a-f-]{36}(\.gz)?\.metadata\.json")
 
 @dataclass(frozen=True)
 class TableFinding:
-    """A table as the catalog and the lake have it.
+    """A table in the catalog and in the lake.
 
     Attributes:
         name: The table.
-        registered: Metadata file that the catalog names; None when the catalog does not know the table.
-        registered_exists: Whether that file is in the lake.
-        newest: The newest metadata file of the lake; None when there is none: the next run makes the table.
-        action: What a rebuild does: ``register`` the table, ``move`` the catalog's entry to ``newest``, ``keep`` it, or
-            leave the table to the next run, which will ``create`` it.
+        registered: Metadata file that the catalog names; None if the catalog does not know the table.
+        registered_exists: Whether the registered file is in the lake.
+        newest: The newest metadata file in the lake; None without a file.
+        action: What a rebuild does: ``register`` the table, ``move`` the catalog's entry to ``newest``, or ``keep`` the
+            entry. ``create``: neither catalog nor lake has the table, and the next run creates it.
     """
 
     name: TableName
@@ -56,7 +56,7 @@ class TableFinding:
 
 @dataclass(frozen=True)
 class Rebuild:
-    """What a rebuild finds: the tables, ``publications`` last, and the publication that readers see after it."""
+    """The plan of a rebuild: the tables, ``publications`` last, and the publication that readers will see."""
 
     tables: tuple[TableFinding, ...]
     publication: Publication | None
@@ -68,11 +68,11 @@ class Rebuild:
 
 
 def plan_rebuild(settings: Settings) -> Rebuild:
-    """Compare catalog and lake. Changes nothing.
+    """Compare catalog and lake; change nothing.
 
     Raises:
-        FruitsError: when the lake has no tables or lost files that readers need, when the catalog is newer than the
-            lake's files or of another line of versions, or when the catalog is Glue.
+        FruitsError: if the lake has no tables, or lacks files that readers need; if the catalog is newer than the
+            lake's files, or belongs to another line of versions; if the catalog is Glue.
     """
     if settings.lake_kind == "file" and not Path(unquote(urlsplit(settings.lake).path)).is_dir():
         raise NoLakeError(f"no lake there: {settings.lake} does not exist; check FRUITS_LAKE")
@@ -94,13 +94,13 @@ def plan_rebuild(settings: Settings) -> Rebuild:
 
 
 def rebuild(settings: Settings, planned: Rebuild) -> Publication | None:
-    """Change the catalog as planned; returns the publication that readers see, None when nothing was ever published.
+    """Change the catalog as planned; return the publication that readers see, None if nothing was ever published.
 
-    Either all tables are changed or none, because it is one transaction. Where a publication was interrupted, the other
-    tables follow its row, as after any crash.
+    One transaction changes all tables or none. If a publication was interrupted, ``main`` of the other tables then
+    follows its row, as after any crash.
 
     Raises:
-        FruitsError: when the catalog changed since the plan.
+        FruitsError: if the catalog has changed since the plan.
     """
     from pyiceberg.exceptions import NamespaceAlreadyExistsError
     from sqlalchemy.exc import IntegrityError
@@ -121,13 +121,13 @@ def rebuild(settings: Settings, planned: Rebuild) -> Publication | None:
 
 
 def check_catalog_is_current(lake: Lake) -> None:
-    """See that the catalog is not older than the lake: a run would then leave a second line of versions.
+    """Check that the catalog is not older than the lake; a run would otherwise write a second line of versions.
 
-    Mostly two requests for each table. A file with the next number may come from a lost commit, so such a file proves
-    nothing.
+    The check mostly costs two requests for each table. A file with the next number proves nothing, because a lost
+    commit may have left it.
 
     Raises:
-        FruitsError: when the lake has newer metadata files; names the command that mends the catalog.
+        FruitsError: if the lake has newer metadata files; names the command that rebuilds the catalog.
     """
     for name in _NAMES:
         newest = _newer_version(lake, name)
@@ -140,20 +140,20 @@ def check_catalog_is_current(lake: Lake) -> None:
 
 
 def _newer_version(lake: Lake, name: TableName) -> str | None:
-    """A metadata file that comes two versions or more after the catalog's."""
+    """A metadata file that is at least two versions newer than the catalog's; None without such a file."""
     files = _metadata_files(lake.settings, name, least=_number(lake.table(name).metadata_location) + 2)
     if not files:
         return None
-    current = lake.table(name).metadata_location  # read after the listing: other runs may commit meanwhile
+    current = lake.table(name).metadata_location  # read after the listing, because other runs may commit meanwhile
     newer = _number(files[-1]) > _number(current) + 1 and _descends(_open(lake.settings, files[-1]), current)
     return files[-1] if newer else None
 
 
 def _registered(settings: Settings) -> Mapping[str, str]:
-    """The metadata files that the catalog names, by table; none where there is no catalog in the database.
+    """The metadata files that the catalog names, by table; empty if the database has no catalog.
 
     Raises:
-        FruitsError: when the catalog is Glue, or the database has the tables under another catalog's name.
+        FruitsError: if the catalog is Glue, or the database has the tables under another catalog's name.
     """
     from pyiceberg.catalog.sql import IcebergTables
     from sqlalchemy import select
@@ -168,52 +168,53 @@ def _registered(settings: Settings) -> Mapping[str, str]:
             f"files are in {settings.warehouse}/{settings.namespace}/<table>/metadata, and the newest has the highest "
             "number"
         )
-    if missing_parts(settings):  # SQLite would make the file
+    if missing_parts(settings):  # opening the catalog would make SQLite's file
         return {}
     columns = (IcebergTables.catalog_name, IcebergTables.table_name, IcebergTables.metadata_location)
     try:
         with Session(_engine(open_catalog(settings, init_catalog_tables="false"))) as session:
-            found = session.execute(select(*columns).where(IcebergTables.table_namespace == settings.namespace)).all()
+            rows = session.execute(select(*columns).where(IcebergTables.table_namespace == settings.namespace)).all()
     except (OperationalError, ProgrammingError) as error:
         if catalog_is_absent(error):
             return {}
         raise
-    for catalog_name, table, location in found:
+    for catalog_name, table, location in rows:
         if catalog_name != settings.catalog_name and location.startswith(_folder(settings, table)):
             raise FruitsError(
                 f"catalog rebuild: the database has the lake's tables under the catalog's name {catalog_name!r}, not "
                 f"{settings.catalog_name!r}; set FRUITS_CATALOG_NAME={catalog_name}"
             )
-    return {table: location for catalog_name, table, location in found if catalog_name == settings.catalog_name}
+    return {table: location for catalog_name, table, location in rows if catalog_name == settings.catalog_name}
 
 
 def _find(settings: Settings, name: TableName, registered: str | None) -> TableFinding:
     files = _metadata_files(settings, name)
-    found = TableFinding(name, registered, registered in files, files[-1] if files else None, "register")
+    finding = TableFinding(name, registered, registered in files, files[-1] if files else None, "register")
     if registered is None:
-        return found if files else replace(found, action="create")
+        return finding if files else replace(finding, action="create")
     if not registered.startswith(_folder(settings, name)):
         raise FruitsError(
-            f"table {name}: the catalog has it at {registered}, and not in {_folder(settings, name)}; set FRUITS_LAKE, "
-            "FRUITS_CATALOG_URI and FRUITS_NAMESPACE to the same lake"
+            f"table {name}: the catalog names {registered}, which is not in {_folder(settings, name)}; set "
+            "FRUITS_LAKE, FRUITS_CATALOG_URI and FRUITS_NAMESPACE to the same lake"
         )
-    if found.newest is None or (not found.registered_exists and _number(registered) > _number(found.newest)):
-        newest = f"version {_number(found.newest):,}" if found.newest else "none"
+    if finding.newest is None or (not finding.registered_exists and _number(registered) > _number(finding.newest)):
+        newest = f"version {_number(finding.newest):,}" if finding.newest else "none"
         raise FruitsError(
             f"table {name}: the catalog is newer than the lake's files: it names version {_number(registered):,}, "
             f"which is gone, and the newest file is {newest}; bring back the lake's files (versions of the bucket, a "
             f"copy), above all {registered}"
         )
-    if found.registered_exists and _number(registered) >= _number(found.newest):  # of one number, the catalog's counts
-        return replace(found, newest=registered, action="keep")
-    if found.registered_exists and not _descends(_open(settings, found.newest), registered):
+    # If two files have one number, the registered file is the current one.
+    if finding.registered_exists and _number(registered) >= _number(finding.newest):
+        return replace(finding, newest=registered, action="keep")
+    if finding.registered_exists and not _descends(_open(settings, finding.newest), registered):
         raise FruitsError(
-            f"table {name}: runs went on with an old catalog, so the lake has two lines of versions: the catalog's is "
-            f"newer, at {registered}, and the other one goes up to {found.newest}. The catalog stays as it is, because "
-            "a rebuild would take back what these runs published; runs on it go on. To go back to the other line, "
-            "remove the lake's tables from the catalog's database (iceberg_tables), and rebuild again"
+            f"table {name}: runs went on with an old catalog, so the lake has two lines of versions: the catalog's "
+            f"line is newer, at {registered}, and the other line goes up to {finding.newest}. The catalog stays as it "
+            "is, because a rebuild would take back what these runs published; runs on this catalog go on. To go back "
+            "to the other line, remove the lake's tables from the catalog's database (iceberg_tables), and rebuild"
         )
-    return replace(found, action="move")
+    return replace(finding, action="move")
 
 
 def _folder(settings: Settings, name: str) -> str:
@@ -221,23 +222,23 @@ def _folder(settings: Settings, name: str) -> str:
 
 
 def _metadata_files(settings: Settings, name: TableName, least: int = 0) -> list[str]:
-    """URIs of a table's metadata files from number ``least`` on, the newest last; of one number, the last written.
+    """URIs of a table's metadata files from number ``least`` on, by number and then by time, the newest last.
 
-    The folder has many other files, with random hexadecimal names. S3 lists by name from ``least`` on, so only those
-    whose name begins with the same digit are listed as well. (A number with more digits than ``least`` comes earlier by
-    name, and is missed.)
+    The folder has many other files, with random hexadecimal names. S3 lists by name from ``least`` on, so the listing
+    has only those other files whose name begins with the same digit. (The listing misses a number with more digits than
+    ``least``, because its name comes earlier.)
     """
     folder = f"tables/{settings.namespace}/{name}/metadata"
     start = f"{least:05d}-"
-    found = []
+    numbered = []
     for item in list_files(lake_store(settings), folder, offset=f"{folder}/{start}" if least else None):
         file = item["path"].rpartition("/")[2]
         match = _METADATA_NAME.fullmatch(file)
         if match and int(match[1]) >= least:
-            found.append((int(match[1]), item["last_modified"], file))
+            numbered.append((int(match[1]), item["last_modified"], file))
         elif least and settings.lake_kind == "s3" and file[0] != start[0]:
             break
-    return [f"{settings.lake}/{folder}/{file}" for _, _, file in sorted(found)]
+    return [f"{settings.lake}/{folder}/{file}" for _, _, file in sorted(numbered)]
 
 
 def _number(location: str) -> int:
@@ -254,13 +255,13 @@ def _open(settings: Settings, location: str) -> "Table":
 
 
 def _descends(table: "Table", older: str) -> bool:
-    """Whether the version ``older`` comes before a table's version, as far back as the table's log says."""
+    """Whether the version ``older`` comes before a table's version, as far back as the table's log goes."""
     log = [entry.metadata_file for entry in table.metadata.metadata_log]
     return older in log or not log or _number(older) < _number(log[0])
 
 
 def _check_readable(settings: Settings, publication: Publication, tables: Mapping[TableName, TableFinding]) -> None:
-    """See that each table's newest metadata has the snapshot that readers see, and that its list of files is there."""
+    """Check that each table's newest metadata has the published snapshot, and that the lake has its manifest list."""
     for name, snapshot_id in publication.snapshots.items():
         newest = tables[name].newest
         table = _open(settings, newest) if newest else None
@@ -279,8 +280,8 @@ def _engine(catalog: "Catalog") -> Any:
 
 def _changed(settings: Settings) -> FruitsError:
     return FruitsError(
-        f"catalog {settings.catalog_name!r}: another process changed it since it was compared with the lake; nothing "
-        "was changed. Stop all runs, and start the command again"
+        f"catalog {settings.catalog_name!r}: another process changed the catalog after the comparison with the lake, "
+        "so the rebuild changed nothing. Stop all runs, and start the command again"
     )
 
 

@@ -37,7 +37,9 @@ def _map(value: pa.DataType) -> pa.MapType:
 
 
 _KEY = _column("key", pa.string(), "Object key in the bucket.")
-_ETAG = _column("etag", pa.string(), "ETag of the object that was read.")
+_ETAG = _column(
+    "etag", pa.string(), "ETag of the object that was read; `due` where a rebuild could not read it: the next run will."
+)
 _SIZE = _column("size", pa.int64(), "Size of the object, in bytes.")
 _LAST_MODIFIED = _column("last_modified", TIMESTAMP, "When the object was last written, in UTC.")
 _LABEL = _column("label", pa.string(), "Kind of fruit, from the object key.")

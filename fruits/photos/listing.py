@@ -10,20 +10,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fruits.denials import explain
 from fruits.photos.ignore import IgnoreRules
+from fruits.photos.pages import LISTED_SCHEMA, in_ranges, pages_of
 from fruits.settings import Settings
-from fruits.stores import list_client, list_requester, server_name
+from fruits.stores import server_name
 
 _PAGE = 1_000  # keys of a page of the listing
-
-LISTED_SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string()),
-        pa.field("etag", pa.string()),
-        pa.field("size", pa.int64()),
-        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
-    ]
-)
-"""Objects of a listing in a batch, with the columns of ``ListedObject``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +33,25 @@ def list_objects(settings: Settings, prefix: str) -> Iterator[ListedObject]:
     Raises:
         FruitsError: when bucket, credentials or server are wrong; names the cause and the next step.
     """
-    try:
-        paginator = list_client(settings).get_paginator("list_objects_v2")
-        pages = paginator.paginate(Bucket=settings.bucket, Prefix=prefix, **list_requester(settings))
-        for page in pages:
-            for item in page.get("Contents", ()):
-                yield ListedObject(item["Key"], item["ETag"].strip('"'), item["Size"], item["LastModified"])
-    except (BotoCoreError, ClientError) as error:
-        raise explain(error, server_name(settings), settings.bucket) from error
+    for objects in listed_batches(settings, prefix):
+        for row in zip(*(column.to_pylist() for column in objects.columns), strict=True):
+            yield ListedObject(*row)
 
 
-def listed_batches(settings: Settings, prefix: str) -> Iterator[pa.RecordBatch]:
+def listed_batches(settings: Settings, prefix: str, bounds: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
     """The objects whose key starts with ``prefix``, in batches with ``LISTED_SCHEMA``.
 
+    With ``bounds``, ranges of keys between them are listed at once, in no order.
+
     Raises:
-        FruitsError: as ``list_objects`` does.
+        FruitsError: when bucket, credentials or server are wrong; names the cause and the next step.
+        UnorderedError: with ``bounds``, when the server does not keep the order of UTF-8; list without them then.
     """
-    objects = list_objects(settings, prefix)
-    while page := list(islice(objects, _PAGE)):
-        yield batch_of(page)
+    try:
+        pages = pages_of(settings, prefix)
+        yield from in_ranges(pages, bounds) if bounds else pages("")
+    except (BotoCoreError, ClientError) as error:
+        raise explain(error, server_name(settings), settings.bucket) from error
 
 
 def batch_of(objects: Sequence[ListedObject]) -> pa.RecordBatch:

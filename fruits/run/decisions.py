@@ -1,6 +1,6 @@
 """The questions that runs ask a person: many deletions, a large rebuild or refit, a switch of backbone, failed gates.
 
-Values in, values out; the tasks `plan`, `pca` and `validate` read the approvals and write the questions.
+Pure functions on values. The tasks `plan`, `pca` and `validate` read the stored approvals and write the questions.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,47 +26,49 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Decisions:
-    """What of a plan waits for an approval, and the approvals that it uses."""
+    """The questions of a run that wait for a person's approval, and the approvals that the run uses."""
 
     undecided: tuple[Approval, ...] = ()
     approvals: tuple[Approval, ...] = ()
 
     def waits(self, kind: Kind) -> bool:
-        """Whether something of a kind waits."""
-        return any(approval.kind == kind for approval in self.undecided)
+        """Whether a question of this kind waits."""
+        return any(question.kind == kind for question in self.undecided)
 
     def uses(self, kind: Kind) -> bool:
-        """Whether an approval of a kind is used."""
+        """Whether the run uses an approval of this kind."""
         return any(approval.kind == kind for approval in self.approvals)
 
     def __add__(self, other: "Decisions") -> "Decisions":
-        """Both together."""
+        """The decisions of both."""
         return Decisions(self.undecided + other.undecided, self.approvals + other.approvals)
 
 
 def decide(
     questions: Iterable[Approval], stored: Sequence[Approval], allowed: Callable[[Approval], bool] = lambda _: False
 ) -> Decisions:
-    """Sort questions into undecided and approved ones, by what is stored; ``allowed`` approves by the run's params."""
-    by_digest = {(one.kind, one.digest): one for one in stored}
-    known = [by_digest.get((question.kind, question.digest), question) for question in questions]
-    answered = [
-        one.approved(f"the params of run {question.run}", "allow_deletes", "allow_deletes")
-        if not one.decided and allowed(one)
-        else one
-        for question, one in zip(questions, known, strict=True)
-    ]
+    """Sort questions into undecided and approved questions.
+
+    A question with the digest of a stored question takes the stored answer. ``allowed`` approves by the run's params.
+    """
+    by_digest = {(approval.kind, approval.digest): approval for approval in stored}
+    answers = []
+    for question in questions:
+        answer = by_digest.get((question.kind, question.digest), question)
+        if not answer.decided and allowed(answer):
+            answer = answer.approved(f"the params of run {question.run}", "allow_deletes", "allow_deletes")
+        answers.append(answer)
     return Decisions(
-        undecided=tuple(one for one in answered if not one.decided),
-        approvals=tuple(one for one in answered if one.decided),
+        undecided=tuple(answer for answer in answers if not answer.decided),
+        approvals=tuple(answer for answer in answers if answer.decided),
     )
 
 
 def allowed_by(request: RunRequest, settings: Settings, *, nothing_listed: bool) -> Callable[[Approval], bool]:
-    """Does the param ``allow_deletes`` approve a question?
+    """Return a predicate: does the param ``allow_deletes`` approve a question?
 
-    A digest approves its question. True approves deletions and a switch that loses rows, but no empty listing and no
-    switch that waits for its size.
+    A digest approves its question. True approves deletions and a switch that loses rows. True approves neither
+    deletions after an empty listing, nor a switch of more than ``FRUITS_APPROVAL_ROWS`` rows.
     """
     allow = request.allow_deletes
     if isinstance(allow, str):
@@ -110,7 +112,7 @@ def switch_question(
 
 
 def rebuild_question(request: RunRequest, model_id: str, plan: Plan, run: str) -> Approval:
-    """Shall every photo be featurized again?"""
+    """Ask whether every photo shall be featurized again."""
     number = plan.counts[Action.UPDATE]
     return _question(
         "rebuild",
@@ -124,12 +126,12 @@ def rebuild_question(request: RunRequest, model_id: str, plan: Plan, run: str) -
 def refit_question(
     request: RunRequest, model_id: str, rows: int, settings: Settings, run: str, *reasons: str
 ) -> Approval:
-    """Shall the PCA be fitted again, and every row be projected again? The same question for any reason."""
-    asked = components_asked(request.n_components, settings.max_components)
+    """Ask whether the PCA shall be fitted and every row projected again. ``reasons`` do not change the digest."""
+    components = components_asked(request.n_components, settings.max_components)
     return _question(
         "refit",
-        digest_of("refit", (model_id, asked)),
-        f"Fit the PCA of backbone {model_id} again (components: {asked}), and replace {rows:,} embeddings?",
+        digest_of("refit", (model_id, components)),
+        f"Fit the PCA of backbone {model_id} again (components: {components}), and replace {rows:,} embeddings?",
         rows,
         run,
         {"reasons": list(reasons)} if reasons else {},
@@ -137,12 +139,12 @@ def refit_question(
 
 
 def due_refit_question(planned: PlannedRun, reason: str | None, settings: Settings) -> Approval | None:
-    """The question whether a refit that `pca` finds due is done; None when that needs no approval.
+    """Ask whether a refit that `pca` finds due shall be done; None if the refit needs no approval.
 
-    A refit that the run was started for, or that a person approved, was decided by the plan. Under another backbone
-    than the readers' no embedding that readers have is replaced.
+    The plan has decided about a refit that the run requests or that a person has approved. A run under another backbone
+    than the readers' replaces no embedding that readers have.
     """
-    decided = planned.request.refit != "auto" or any(one.kind == "refit" for one in planned.approvals)
+    decided = planned.request.refit != "auto" or any(approval.kind == "refit" for approval in planned.approvals)
     of_readers = planned.base.publication.model_id == planned.model_id
     if reason is None or decided or not of_readers or planned.known_rows <= settings.approval_rows:
         return None
@@ -150,12 +152,15 @@ def due_refit_question(planned: PlannedRun, reason: str | None, settings: Settin
 
 
 def gates_question(planned: PlannedRun, snapshots: Snapshots, broken: Sequence[Gate]) -> Approval:
-    """Shall this run be published although required gates failed? Covers exactly what was measured."""
-    measured = [f"{gate.name} {_rounded(gate.value)} {_rounded(gate.threshold)}" for gate in broken]
-    at = [f"{name} {snapshot}" for name, snapshot in sorted(snapshots.items())]
+    """Ask whether this run shall be published although required gates failed.
+
+    The digest covers exactly the measured values and the snapshots that were measured.
+    """
+    values = [f"{gate.name} {_rounded(gate.value)} {_rounded(gate.threshold)}" for gate in broken]
+    measured = [f"{name} {snapshot}" for name, snapshot in sorted(snapshots.items())]
     return _question(
         "gates",
-        digest_of("gates", (planned.key, planned.planned_at.isoformat(), *at, *measured)),
+        digest_of("gates", (planned.key, planned.planned_at.isoformat(), *measured, *values)),
         f"Publish run {planned.key} although required gates failed: {', '.join(gate.name for gate in broken)}?",
         len(broken),
         planned.key,
@@ -168,16 +173,17 @@ def gates_question(planned: PlannedRun, snapshots: Snapshots, broken: Sequence[G
 
 
 def _rounded(value: float | None) -> str:
-    """A measured value for a digest: the last bits of a sum depend on the order of the rows."""
+    """Round a measured value for a digest, because the last bits of a sum depend on the order of the rows."""
     return "none" if value is None else f"{value:.9g}"
 
 
 def continued(question: Approval, stored: Iterable[Approval]) -> Approval:
-    """A question about deletions that goes on from one that waits already; it is announced again only when it doubled.
+    """Continue a question about deletions that waits already: keep its run, its time and its announcement.
 
-    A bucket that loses a photo each hour would otherwise send an alert each hour.
+    The question is announced again only after its number of rows has doubled. Otherwise a bucket that loses a photo
+    each hour would send an alert each hour.
     """
-    waiting = [one for one in stored if one.kind == "deletions" and not one.decided]
+    waiting = [earlier for earlier in stored if earlier.kind == "deletions" and not earlier.decided]
     if question.kind != "deletions" or not waiting:
         return question
     earlier = waiting[-1]
@@ -189,21 +195,21 @@ def continued(question: Approval, stored: Iterable[Approval]) -> Approval:
 
 
 def check_requested(request: RunRequest, undecided: Iterable[Approval]) -> None:
-    """See that nothing that the run was started for waits for an approval.
+    """Check that no rebuild or refit that the run requests waits for an approval.
 
     Raises:
-        FruitsError: says how to approve a rebuild or a refit that was asked for.
+        FruitsError: when one waits; names the command that approves.
     """
-    for one in undecided:
-        if one.kind == "rebuild" or (one.kind == "refit" and request.refit == "always"):
+    for question in undecided:
+        if question.kind == "rebuild" or (question.kind == "refit" and request.refit == "always"):
             raise FruitsError(
-                f"a {one.kind} of {one.number:,} rows is more than FRUITS_APPROVAL_ROWS; approve by `{one.command}`, "
-                "then clear the run from `wait_for_lease`"
+                f"a {question.kind} of {question.number:,} rows is more than FRUITS_APPROVAL_ROWS; approve by "
+                f"`{question.command}`, then clear the run from `wait_for_lease`"
             )
 
 
 def described(question: Approval) -> str:
-    """A question in a few sentences, for logs, alerts and pages: what waits, why, an excerpt, what to type."""
+    """Describe a question for logs, alerts and pages: consequence, reasons, first labels and keys, the command."""
     details = question.details
     gates = details.get("gates", {})
     reasons = "; ".join((*details.get("reasons", ()), *(f"{name}: {gate['detail']}" for name, gate in gates.items())))

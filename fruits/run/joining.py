@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from fruits.errors import FruitsError
-from fruits.photos.listing import LISTED_SCHEMA
+from fruits.photos.pages import LISTED_SCHEMA
 from fruits.run.manifest import MANIFEST_SCHEMA
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_MEMORY = "64MB"  # of DuckDB's buffers; its other memory and the batches in flight are about 50 MB more
+_MEMORY = "32MB"  # of DuckDB's buffers; its other memory and the batches in flight are about 60 MB more
 IN_MEMORY = ":memory:"
 _BATCH_ROWS = 8_192
-_INSERTED_ROWS = 40_960  # by one statement
-_PART_ROWS = 1_000_000  # of listing and tables together
-_MOST_PARTS = 64
+_INSERTED_ROWS = 16_384  # by one statement
+_SAMPLED = 100  # keys for each that is to be chosen
+_PART_ROWS = 400_000  # of listing and tables together
 
 KNOWN_SCHEMA = pa.schema(
     [
@@ -149,6 +149,12 @@ class Joined:
         chosen = f"SELECT key FROM (SELECT key FROM {name} WHERE {condition.text}) USING SAMPLE reservoir({most} ROWS)"
         return [key for (key,) in self.connection.execute(chosen, condition.values).fetchall()]
 
+    def spread(self, name: str, prefix: str, number: int) -> list[str]:
+        """So many keys that start with ``prefix``, at about even distances among those of a table, in order."""
+        keys = sorted(self.sample(name, _SAMPLED * number, starts_with(prefix)))
+        step = max(1, -(-len(keys) // (number + 1)))
+        return keys[step::step]
+
     def sample_refused(self, prefix: str, reasons: Sequence[str], most: int) -> list[str]:
         """At most so many keys of objects that are quarantined for one of ``reasons``, chosen at random."""
         refused = starts_with(prefix).and_("reason IN (SELECT unnest(?::VARCHAR[]))", list(reasons))
@@ -186,7 +192,7 @@ class Joined:
 
     def _parts(self, *names: str) -> Iterator[str]:
         """Conditions that each take a part of the keys, bounded whatever the rows of the tables ``names``."""
-        parts = min(_MOST_PARTS, 1 + sum(self.rows[name] for name in names) // _PART_ROWS)
+        parts = 1 + sum(self.rows[name] for name in names) // _PART_ROWS
         yield from (f" AND hash(key) % {parts} = {part}" if parts > 1 else "" for part in range(parts))
 
     def _batches(self, sql: str, values: Sequence[Any]) -> Iterator[pa.RecordBatch]:

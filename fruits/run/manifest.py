@@ -30,8 +30,12 @@ MANIFEST_SCHEMA = pa.schema(
 
 DEFAULT_NAME = "manifest.parquet"
 
+DUE_ETAG = "due"
+"""The ETag of a row that a rebuild kept, because the photo could not be read. No object has this ETag, so the next plan
+takes the photo again, or deletes the row within the bounds of deletions."""
 
-_GROUP_ROWS = 100_000  # of a row group
+
+_GROUP_ROWS = 50_000  # of a row group
 _IN_MEMORY = 8 * 2**20  # bytes of a manifest; a larger one waits in a temporary file for its upload
 
 
@@ -95,23 +99,31 @@ class Manifest:
         """Keys of objects whose rows leave the tables: updated and deleted ones; one column, ``key``."""
         return self.table.filter(pc.not_equal(self.table["action"], Action.CREATE.value)).select(["key"])
 
-    def without(self, pending: Collection[str], gone: Collection[str], *, rebuilt: bool) -> "Manifest":
-        """The manifest as carried out: without the objects that were not read.
+    @property
+    def kept_keys(self) -> pa.Table:
+        """Keys of objects that a rebuild could not read, and whose rows stay; one column, ``key``."""
+        return self.table.filter(
+            pc.and_(
+                pc.equal(self.table["etag"], DUE_ETAG),
+                pc.equal(self.table["action"], Action.UPDATE.value),  # such a row may also be deleted
+            )
+        ).select(["key"])
 
-        The rows of ``pending`` objects stay, so the next run sees that these objects are due. A rebuild removes such
-        rows, because the next run would not see that they are due. The rows of objects that are ``gone`` stay as well:
-        the next plan removes them, within the bounds of deletions.
+    def without(self, unread: Collection[str], *, rebuilt: bool) -> "Manifest":
+        """The manifest as carried out: without the objects that could not be read, whose rows stay.
+
+        The next plan sees that these objects are due, or deletes the rows of those that are gone, within the bounds of
+        deletions. After a rebuild the next plan would see neither, because a row's ETag may be the object's. So the
+        entries of a rebuild stay as well, with ``DUE_ETAG``, which their rows get.
         """
-        keys = self.table["key"]
-        is_pending = pc.is_in(keys, pa.array(list(pending), pa.string()))
-        is_unread = pc.or_(is_pending, pc.is_in(keys, pa.array(list(gone), pa.string())))
+        is_unread = pc.is_in(self.table["key"], pa.array(list(unread), pa.string()))
         done = self.table.filter(pc.invert(is_unread))
         if not rebuilt:
             return Manifest(done)
-        removed = self.table.filter(pc.and_(is_pending, pc.not_equal(self.table["action"], Action.CREATE.value)))
-        action = pa.array([Action.DELETE.value] * removed.num_rows, pa.string())
-        place = removed.schema.get_field_index("action")
-        return Manifest(pa.concat_tables([done, removed.set_column(place, self.table.schema.field("action"), action)]))
+        kept = self.table.filter(pc.and_(is_unread, pc.equal(self.table["action"], Action.UPDATE.value)))
+        place = kept.schema.get_field_index("etag")
+        due = pa.array([DUE_ETAG] * kept.num_rows, pa.string())
+        return Manifest(pa.concat_tables([done, kept.set_column(place, kept.schema.field("etag"), due)]))
 
     def write(self, store: ObjectStore, name: str) -> None:
         """Write the manifest to a run's folder."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, choose, publications, same_content
+from fruits.lake.publication import Base, Publication, choose, publications, same_content
 from fruits.run.request import Frozen
 from fruits.settings import Settings
 from fruits.stores import lake_store, read_json, remove_files, write_json
@@ -94,13 +94,13 @@ def remove_pin(settings: Settings) -> bool:
     return True
 
 
-def to_pin(lake: Lake, wanted: str | None) -> Publication:
+def to_pin(lake: Lake, base: Base, wanted: str | None) -> Publication:
     """The publication to pin: the one that readers see. ``wanted`` must name that one, or one with the same content.
 
     Raises:
         FruitsError: when nothing is published, or readers see another publication.
     """
-    published = publications(lake)
+    published = publications(lake, base.publications_snapshot)
     if not published:
         raise FruitsError("pin: nothing is published yet, so there is nothing to stay on")
     chosen = published[-1] if wanted is None else choose(lake, published, wanted)

@@ -1,6 +1,6 @@
-"""Checks of everything that a run needs; each says what was found and, when that is not right, what to do.
+"""Checks of everything that a run needs. Each check has a finding and, if something is wrong, a fix.
 
-No check can stop another one: an error is a finding, and one that takes too long is given up.
+No check stops the others: an error becomes a finding, and so does a check that takes too long.
 """
 
 import os
@@ -38,7 +38,7 @@ _PHOTOS_ASKED = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found; ``fix`` says what to do, None when all is well."""
+    """The finding of the check ``check``. ``fix`` says what to do; None if nothing is wrong."""
 
     check: str
     state: State
@@ -46,22 +46,22 @@ class Finding:
     fix: str | None = None
 
     def to_document(self) -> dict[str, Any]:
-        """As JSON types."""
+        """The finding as JSON types."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check by name. ``look`` returns what it found, with state and fix; it may raise ``FruitsError``."""
+    """A check by name. ``look`` does the check and may raise ``FruitsError``; ``seconds`` is its time limit."""
 
     name: str
-    look: Callable[[], "Found"]
+    look: Callable[[], "CheckResult"]
     seconds: float = _SECONDS
 
 
 @dataclass(frozen=True)
-class Found:
-    """What ``Check.look`` returns."""
+class CheckResult:
+    """The result of ``Check.look``: a finding without the name of the check."""
 
     found: str
     state: State = "ok"
@@ -69,7 +69,7 @@ class Found:
 
 
 def examine(checks: Sequence[Check]) -> list[Finding]:
-    """Do the checks at once; the findings are in their order."""
+    """Do all checks at the same time; return the findings in the order of the checks."""
     findings: dict[int, Finding] = {}
 
     def look(place: int, check: Check) -> None:
@@ -88,13 +88,13 @@ def _finding(check: Check) -> Finding:
 
     try:
         with denials_explained():
-            found = check.look()
+            result = check.look()
     except FruitsError as error:
-        return Finding(check.name, "fail", str(error), "see what it says")
-    except Exception as error:  # noqa: BLE001 -- whatever breaks a check is what it found
+        return Finding(check.name, "fail", str(error), "follow the message")
+    except Exception as error:  # noqa: BLE001 -- an error of any kind is the finding of the check
         reason = " ".join(str(error).partition("\n")[0].split())
-        return Finding(check.name, "fail", f"{type(error).__name__}: {reason}", "look at what it names")
-    return Finding(check.name, found.state, found.found, found.fix)
+        return Finding(check.name, "fail", f"{type(error).__name__}: {reason}", "look at what the error names")
+    return Finding(check.name, result.state, result.found, result.fix)
 
 
 def _given_up(check: Check) -> Finding:
@@ -102,12 +102,12 @@ def _given_up(check: Check) -> Finding:
         check.name,
         "fail",
         f"no answer within {check.seconds:.0f} s",
-        "see whether the server answers and the disk works",
+        "check that the server answers and that the disk works",
     )
 
 
 def machine_checks(settings: DagSettings, root: Path = ROOT) -> list[Check]:
-    """Checks of this machine, which need no lake: Java, Spark, both environments, memory, disk."""
+    """The checks of this machine: Java, Spark, both environments, memory, disk. They need no lake."""
     jobs = settings.jobs_env
     environments = {"jobs": jobs, "airflow": jobs.parent / "airflow"}
     return [
@@ -121,7 +121,7 @@ def machine_checks(settings: DagSettings, root: Path = ROOT) -> list[Check]:
 
 
 def lake_checks(settings: Settings) -> list[Check]:
-    """Checks of bucket, catalog, lake, backbone and queue."""
+    """The checks of bucket, catalog, lake, pin, backbone and queue."""
     checks = [
         Check("credentials", credentials),
         Check("bucket", lambda: bucket(settings)),
@@ -141,59 +141,59 @@ def lake_checks(settings: Settings) -> list[Check]:
 # This machine
 
 
-def java(jobs: Path) -> Found:
-    """The Java that spark-submit runs on: its launcher names one, else that of the environment."""
+def java(jobs: Path) -> CheckResult:
+    """Check the Java of spark-submit: the launcher names one; otherwise JAVA_HOME or PATH does."""
     fix = f"install Java {OLDEST_JAVA} or newer and run `make setup`"
     launcher = jobs / "bin" / "spark-submit"
     if not launcher.is_file():
-        return Found(f"no {launcher}", "fail", "run `make setup`, or set FRUITS_JOBS_ENV")
-    named = re.search(r"^export JAVA_HOME=(.+)$", launcher.read_text(errors="replace"), re.MULTILINE)
-    home = shlex.split(named[1])[0] if named else os.environ.get("JAVA_HOME")
+        return CheckResult(f"no {launcher}", "fail", "run `make setup`, or set FRUITS_JOBS_ENV")
+    in_launcher = re.search(r"^export JAVA_HOME=(.+)$", launcher.read_text(errors="replace"), re.MULTILINE)
+    home = shlex.split(in_launcher[1])[0] if in_launcher else os.environ.get("JAVA_HOME")
     program = f"{home}/bin/java" if home else shutil.which("java")
     if program is None:
-        return Found("neither JAVA_HOME nor PATH has a Java", "fail", fix)
+        return CheckResult("there is no Java: neither JAVA_HOME nor PATH names one", "fail", fix)
     try:
-        said = _run(program, "-XshowSettings:properties", "-version")
+        output = _run(program, "-XshowSettings:properties", "-version")
     except OSError as error:
-        return Found(f"{program}: {error.strerror}", "fail", fix)
-    version = re.search(r"java\.specification\.version = (?:1\.)?(\d+)", said)
+        return CheckResult(f"{program}: {error.strerror}", "fail", fix)
+    version = re.search(r"java\.specification\.version = (?:1\.)?(\d+)", output)
     if version is None:
-        return Found(f"{program} does not say its version", "fail", fix)
+        return CheckResult(f"{program} prints no version", "fail", fix)
     if int(version[1]) < OLDEST_JAVA:
-        return Found(f"Java {version[1]} ({program})", "fail", fix)
-    return Found(f"Java {version[1]} ({program})")
+        return CheckResult(f"Java {version[1]} ({program})", "fail", fix)
+    return CheckResult(f"Java {version[1]} ({program})")
 
 
-def spark_jars(jobs: Path, root: Path) -> Found:
-    """Whether Spark has the jars of ``requirements/jars.txt``; without that file, any Iceberg runtime."""
+def spark_jars(jobs: Path, root: Path) -> CheckResult:
+    """Check that Spark has the jars of ``requirements/jars.txt``; without that file, any Iceberg runtime."""
     folder = next(jobs.glob("lib/python3*/site-packages/pyspark/jars"), None)
     if folder is None:
-        return Found(f"no pyspark in {jobs}", "fail", "run `make setup`, or set FRUITS_JOBS_ENV")
+        return CheckResult(f"no pyspark in {jobs}", "fail", "run `make setup`, or set FRUITS_JOBS_ENV")
     table = root / "requirements" / "jars.txt"
-    wanted = re.findall(r"^[\w.-]+:([\w.-]+):([\w.-]+)\s", table.read_text(), re.MULTILINE) if table.is_file() else []
-    names = [f"{artifact}-{version}.jar" for artifact, version in wanted] or ["iceberg-spark-runtime-*.jar"]
+    listed = re.findall(r"^[\w.-]+:([\w.-]+):([\w.-]+)\s", table.read_text(), re.MULTILINE) if table.is_file() else []
+    names = [f"{artifact}-{version}.jar" for artifact, version in listed] or ["iceberg-spark-runtime-*.jar"]
     missing = [name for name in names if not any(jar.exists() for jar in folder.glob(name))]
     if missing:
-        return Found(f"missing in {folder}: {', '.join(missing)}", "fail", "run `make setup`")
-    return Found(f"{len(names)} in {folder}")
+        return CheckResult(f"missing in {folder}: {', '.join(missing)}", "fail", "run `make setup`")
+    return CheckResult(f"{len(names)} jars in {folder}")
 
 
-def python(folder: Path) -> Found:
-    """The Python of a virtual environment."""
+def python(folder: Path) -> CheckResult:
+    """Check the Python of a virtual environment."""
     program = folder / "bin" / "python"
     fix = "run `make setup`, or set FRUITS_JOBS_ENV"
     if not program.is_file():
-        return Found(f"no {program}", "fail", fix)
+        return CheckResult(f"no {program}", "fail", fix)
     version = tuple(int(part) for part in _run(str(program), "--version").split()[-1].split(".")[:2])
     oldest, newest = PYTHONS
-    shown = f"Python {'.'.join(map(str, version))} ({program})"
+    found = f"Python {'.'.join(map(str, version))} ({program})"
     if oldest <= version <= newest:
-        return Found(shown)
-    return Found(shown, "fail", f"make setup PYTHON=python3.{oldest[1]}")
+        return CheckResult(found)
+    return CheckResult(found, "fail", f"make setup PYTHON=python3.{oldest[1]}")
 
 
-def packages(folder: Path, root: Path, name: str) -> Found:
-    """Whether an environment has the packages of its lock, in those versions."""
+def packages(folder: Path, root: Path, name: str) -> CheckResult:
+    """Check that an environment has the packages of its lock, in the locked versions."""
     from importlib.metadata import distributions
 
     from packaging.utils import canonicalize_name
@@ -201,105 +201,109 @@ def packages(folder: Path, root: Path, name: str) -> Found:
     lock = root / "requirements" / f"{name}.txt"
     site = next(folder.glob("lib/python3*/site-packages"), None)
     if site is None:
-        return Found(f"no packages in {folder}", "fail", "run `make setup`")
+        return CheckResult(f"no packages in {folder}", "fail", "run `make setup`")
     if not lock.is_file():
-        return Found(f"there is no {lock} to compare with", "warn", "install from the project's locks")
-    installed: dict[str, str] = {canonicalize_name(one.name): one.version for one in distributions(path=[str(site)])}
-    wanted = _pins(lock)
+        return CheckResult(f"there is no {lock} to compare with", "warn", "install from the project's locks")
+    installed: dict[str, str] = {
+        canonicalize_name(distribution.name): distribution.version for distribution in distributions(path=[str(site)])
+    }
+    pins = _pins(lock)
     wrong = [
         f"{package} {installed.get(package, 'is missing')} instead of {version}"
-        for package, version in wanted.items()
+        for package, version in pins.items()
         if installed.get(package) != version
     ]
     if wrong:
         more = f" and {len(wrong) - _MOST_SHOWN} more" if len(wrong) > _MOST_SHOWN else ""
-        return Found(f"{'; '.join(wrong[:_MOST_SHOWN])}{more}", "fail", "run `make setup`")
-    return Found(f"{len(wanted)} as locked")
+        return CheckResult(f"{'; '.join(wrong[:_MOST_SHOWN])}{more}", "fail", "run `make setup`")
+    return CheckResult(f"{len(pins)} packages, as locked")
 
 
 def _pins(lock: Path) -> dict[str, str]:
-    """The packages of a lock with their versions, those that this machine is to have."""
+    """The versions of a lock, by package: of those packages whose marker fits this machine."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     lines = (line.rstrip(" \\") for line in lock.read_text().splitlines() if re.match(r"[A-Za-z0-9]", line))
     requirements = [Requirement(line) for line in lines]
     return {
-        canonicalize_name(one.name): next(iter(one.specifier)).version
-        for one in requirements
-        if one.marker is None or one.marker.evaluate()
+        canonicalize_name(requirement.name): next(iter(requirement.specifier)).version
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate()
     }
 
 
-def memory(driver: str) -> Found:
-    """Whether a Spark driver fits beside what runs."""
+def memory(driver: str) -> CheckResult:
+    """Check that the free memory suffices for a Spark driver."""
     text = Path("/proc/meminfo").read_text()
     available = int(re.findall(r"MemAvailable:\s+(\d+)", text)[0]) * 1024
     needed = int(driver[:-1]) * (1024**3 if driver.endswith("g") else 1024**2)
-    shown = f"{available / 1e9:.1f} GB free, a Spark driver takes up to {needed / 1e9:.1f} GB"
+    found = f"{available / 1e9:.1f} GB free, a Spark driver takes up to {needed / 1e9:.1f} GB"
     if available < needed:
-        return Found(shown, "warn", "end other programs, or lower FRUITS_SPARK_DRIVER_MEMORY")
-    return Found(shown)
+        return CheckResult(found, "warn", "end other programs, or lower FRUITS_SPARK_DRIVER_MEMORY")
+    return CheckResult(found)
 
 
-def disk(folder: Path) -> Found:
-    """The room there is where ``folder`` is."""
+def disk(folder: Path) -> CheckResult:
+    """Check the room on the disk of ``folder``."""
     free = shutil.disk_usage(folder).free
-    shown = f"{free / 1e9:.1f} GB free at {folder}"
+    found = f"{free / 1e9:.1f} GB free at {folder}"
     if free < LOW_DISK_BYTES:
-        return Found(shown, "fail" if free < LEAST_DISK_BYTES else "warn", "make room, or put it on a larger disk")
-    return Found(shown)
+        state: State = "fail" if free < LEAST_DISK_BYTES else "warn"
+        return CheckResult(found, state, "make room on this disk, or move the folder to a larger disk")
+    return CheckResult(found)
 
 
-# What a run works with
+# Bucket, lake and queue
 
 
-def credentials() -> Found:
-    """Where boto3 finds AWS credentials."""
+def credentials() -> CheckResult:
+    """Check that boto3 finds AWS credentials; name the place."""
     from fruits.stores import aws_session
 
-    found = aws_session().get_credentials()
-    if found is None:
+    credentials_found = aws_session().get_credentials()
+    if credentials_found is None:
         fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role"
-        return Found("there are no AWS credentials", "fail", fix)
-    return Found(f"found by {found.method}")
+        return CheckResult("there are no AWS credentials", "fail", fix)
+    return CheckResult(f"from {credentials_found.method}")
 
 
-def bucket(settings: Settings) -> Found:
-    """Whether the bucket can be listed and an object in it read."""
+def bucket(settings: Settings) -> CheckResult:
+    """Check that the bucket can be listed, and that an object can be read."""
     from fruits.photos.listing import first_photos
     from fruits.stores import check_photos
 
     first = first_photos(settings, settings.prefix)[:_PHOTOS_ASKED]
     place = f"s3://{settings.bucket}/{settings.prefix}"
     if not first:
-        return Found(f"{place} is empty", "warn", "upload photos as [Training|Test]/<label>/<file>")
+        return CheckResult(f"{place} is empty", "warn", "upload photos as [Training|Test]/<label>/<file>")
     check_photos(settings, (item.key for item in first if item.size))
-    return Found(f"{place} can be listed, and photos there be read")
+    return CheckResult(f"{place} can be listed, and its photos can be read")
 
 
-def clock(settings: Settings) -> Found:
-    """How far this machine's clock is from the S3 server's."""
+def clock(settings: Settings) -> CheckResult:
+    """Check that this machine's clock agrees with the S3 server's."""
     from botocore.exceptions import ClientError
 
     from fruits.stores import list_client, list_requester
 
     try:
         answer = list_client(settings).list_objects_v2(Bucket=settings.bucket, MaxKeys=1, **list_requester(settings))
-    except ClientError as error:  # an error tells the time, too
+    except ClientError as error:  # an error has the date, too
         answer = error.response
     headers: Mapping[str, str] = answer["ResponseMetadata"].get("HTTPHeaders", {})
     if "date" not in headers:
-        return Found("the S3 server does not tell the time", "warn", "compare the clocks by hand")
+        return CheckResult("the S3 server's answer has no date", "warn", "compare the clocks by hand")
     skew = abs((datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds())
-    shown = f"{skew:.0f} s from the S3 server's"
+    found = f"{skew:.0f} s from the S3 server's"
     if skew > SKEW_WARN_SECONDS:
-        return Found(shown, "fail" if skew > SKEW_FAIL_SECONDS else "warn", "set the clock: timedatectl set-ntp true")
-    return Found(shown)
+        state: State = "fail" if skew > SKEW_FAIL_SECONDS else "warn"
+        return CheckResult(found, state, "set the clock: timedatectl set-ntp true")
+    return CheckResult(found)
 
 
-def catalog(settings: Settings) -> Found:
-    """Whether the catalog answers and, where a look can tell, may be written."""
+def catalog(settings: Settings) -> CheckResult:
+    """Check that the catalog answers and is current, and that its database can be written (not for Glue)."""
     from sqlalchemy import text
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -310,68 +314,74 @@ def catalog(settings: Settings) -> Found:
     check_catalog_is_current(lake)
     opened = lake.catalog
     if settings.catalog_kind == "glue":
-        return Found(f"Glue database {settings.namespace!r} can be read; only a run shows whether it may be written")
+        return CheckResult(
+            f"Glue database {settings.namespace!r} can be read; only a run shows whether the role may write"
+        )
     engine: Any = vars(opened)["engine"]
-    shown = f"{settings.catalog_uri.get_secret_value().rpartition('@')[2]}, {settings.catalog_name!r}"
+    database = f"{settings.catalog_uri.get_secret_value().rpartition('@')[2]}, {settings.catalog_name!r}"
     try:
         with engine.connect() as connection:
             connection.execute(text("UPDATE iceberg_tables SET table_name = table_name WHERE 1 = 0"))
             connection.rollback()
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
-        return Found(f"{shown}: can be read, not written: {reason}", "fail", "see who may write to the database")
-    return Found(f"{shown} can be read and written")
+        fix = "grant the database's user the right to write"
+        return CheckResult(f"{database}: can be read, not written: {reason}", "fail", fix)
+    return CheckResult(f"{database} can be read and written")
 
 
-def lake(settings: Settings) -> Found:
-    """Whether files can be written to the lake, and removed; leaves nothing behind unless removing is denied."""
+def lake(settings: Settings) -> CheckResult:
+    """Check that files can be written to the lake and removed; a file stays only if its removal is denied."""
     if settings.lake_kind == "file":
         folder = Path(unquote(urlsplit(settings.lake).path))
         if not folder.is_dir():
-            return Found(f"there is no folder {folder}", "fail", "check FRUITS_LAKE; the first run makes it")
+            return CheckResult(
+                f"there is no folder {folder}", "fail", "check FRUITS_LAKE; the first run makes the folder"
+            )
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
                 file.write(b"?")
         except OSError as error:
-            return Found(f"{folder}: {error.strerror}", "fail", "see who may write there, and how much room there is")
-        return Found(f"{folder} can be written")
+            fix = "check who may write to the folder, and how much room the disk has"
+            return CheckResult(f"{folder}: {error.strerror}", "fail", fix)
+        return CheckResult(f"{folder} can be written")
     from fruits.stores import check_lake
 
     check_lake(settings, "doctor")
-    return Found(f"{settings.lake} can be written, read, listed and cleaned up")
+    return CheckResult(f"{settings.lake} can be written, read, listed and emptied")
 
 
-def lake_of_bucket(settings: Settings) -> Found:
-    """Whether the lake holds this bucket's photos."""
+def lake_of_bucket(settings: Settings) -> CheckResult:
+    """Check that the lake holds this bucket's photos."""
     from fruits.lake.reader import open_read_only
     from fruits.lake.source import PhotoSource, recorded_source
 
     recorded, source = recorded_source(open_read_only(settings)), PhotoSource.of(settings)
     if recorded is None:
-        return Found("it is bound to no bucket yet; the first run does that")
+        return CheckResult("the lake records no bucket yet; the first run does that")
     if recorded.agrees_with(source):
-        return Found(f"it holds the photos of {recorded}")
+        return CheckResult(f"the lake holds the photos of {recorded}")
     fix = (
         "correct FRUITS_S3_ENDPOINT, FRUITS_BUCKET or FRUITS_PREFIX, or set FRUITS_LAKE and FRUITS_CATALOG_URI to "
         "another lake; `fruits move-photos` if the photos have moved"
     )
-    return Found(f"it holds the photos of {recorded}, not of {source}", "fail", fix)
+    return CheckResult(f"the lake holds the photos of {recorded}, not of {source}", "fail", fix)
 
 
-def pin(settings: Settings) -> Found:
-    """Whether readers are pinned to a publication: runs then publish nothing."""
+def pin(settings: Settings) -> CheckResult:
+    """Check whether readers are pinned to a publication; runs then publish nothing."""
     from fruits.lake.reader import open_read_only
     from fruits.run.pin import current_pin
 
-    open_read_only(settings)  # to look for a pin makes the lake's folder
-    pinned = current_pin(settings)
-    if pinned is None:
-        return Found("readers follow each run")
-    return Found(str(pinned), "warn", "`fruits unpin` lets runs publish again")
+    open_read_only(settings)  # raises without a lake, for which current_pin would make the folder
+    current = current_pin(settings)
+    if current is None:
+        return CheckResult("none; readers see each new publication")
+    return CheckResult(str(current), "warn", "`fruits unpin` lets runs publish again")
 
 
-def backbone(settings: Settings) -> Found:
-    """Whether the backbone of the settings is staged and is what its card says."""
+def backbone(settings: Settings) -> CheckResult:
+    """Check that the backbone of the settings is staged, and that its files agree with its card."""
     from fruits.backbones.stage import load_backbone, staged_card
     from fruits.lake.reader import open_read_only
 
@@ -379,15 +389,15 @@ def backbone(settings: Settings) -> Found:
     card = staged_card(settings)
     if card is None:
         found = f"{settings.backbone} with weights {public_uri(settings.weights)} is not staged"
-        return Found(found, "warn", "the next run builds it; or: python -m fruits.backbones.stage")
+        return CheckResult(found, "warn", "the next run builds the backbone; or: python -m fruits.backbones.stage")
     load_backbone(settings, card.model_id)
-    return Found(f"{card.model_id}: staged, and its checksum is right")
+    return CheckResult(f"{card.model_id}: staged, with the right checksum")
 
 
-def queue(settings: Settings) -> Found:
-    """Whether the queue of events is there, and how many messages wait in it."""
+def queue(settings: Settings) -> CheckResult:
+    """Check that the queue of events answers; count its messages."""
     if not settings.event_queue:
-        return Found("none configured: photos wait for the hourly sweep")
+        return CheckResult("FRUITS_EVENT_QUEUE is unset: photos wait for the hourly sweep")
     from botocore.exceptions import BotoCoreError, ClientError
 
     from fruits.denials import denials_explained
@@ -401,16 +411,16 @@ def queue(settings: Settings) -> Found:
         with denials_explained():
             answer = client.get_queue_attributes(QueueUrl=settings.event_queue, AttributeNames=names)
     except (BotoCoreError, ClientError) as error:
-        return Found(f"{settings.event_queue}: {error}", "fail", "check FRUITS_EVENT_QUEUE")
+        return CheckResult(f"{settings.event_queue}: {error}", "fail", "check FRUITS_EVENT_QUEUE")
     waiting, in_flight = (int(answer["Attributes"][name]) for name in names)
-    shown = f"{settings.event_queue}: {waiting:,} messages wait, {in_flight:,} are being handled"
+    found = f"{settings.event_queue}: {waiting:,} messages wait, {in_flight:,} are in flight"
     if waiting > MANY_MESSAGES:
-        return Found(shown, "warn", "see that the DAG is not paused and Airflow's triggerer runs")
-    return Found(shown)
+        return CheckResult(found, "warn", "check that the DAG is on, and that Airflow's triggerer runs")
+    return CheckResult(found)
 
 
 def worst(findings: Iterable[Finding]) -> State:
-    """The worst state of all."""
+    """The worst state among the findings."""
     states = {finding.state for finding in findings}
     return "fail" if "fail" in states else "warn" if "warn" in states else "ok"
 

@@ -1,7 +1,8 @@
 """What is this photo? Labels with a confidence and the nearest photos, from the published tables alone.
 
-A photo goes the way of those in the bucket: the same decoding, the publication's backbone, its PCA. The embedding is
-then held against the published ones in two ways: by the linear classifier of ``fruits.analysis.probe``, and by cosine.
+A photo is treated like the photos in the bucket: the same decoding, the publication's backbone, its PCA. The embedding
+is then compared with the published embeddings in two ways: by the linear classifier of ``fruits.analysis.probe``, and
+by cosine.
 
 The classifier is fitted on every published photo with a label, held-out photos included, because nothing published or
 scored depends on this classifier. PCA and probe stay fitted on the fit split alone, and the publication's
@@ -33,7 +34,7 @@ from fruits.settings import Settings
 
 _MOST_LABELS = 5
 _TYPICAL_PHOTOS = 256
-"""So many published photos say how near a photo's nearest one usually is; the share they give is right to 3 %."""
+"""Size of the sample of published photos that familiarity compares with; a share of 256 is right to about 3 %."""
 
 _COLUMNS = ("key", "label", "embedding", "residual")
 _DIGITS = 5  # of a similarity: further digits depend on how many rows were compared at once
@@ -45,7 +46,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A near published photo; ``similarity`` is the cosine between the two embeddings, -1 to 1."""
+    """A published photo near another photo; ``similarity`` is the cosine of the two embeddings, -1 to 1."""
 
     key: str
     label: str
@@ -59,7 +60,7 @@ class Identification:
     Attributes:
         path: The file, as the caller named it.
         label: The likeliest label.
-        confidence: Its probability, 0 to 1, if the photo shows one of the published labels at all.
+        confidence: Probability of ``label``, 0 to 1, given that the photo shows one of the published labels.
         labels: The likeliest labels with their probabilities, the best first, at most 5.
         nearest: The nearest published photos, the nearest first.
         familiarity: Share of the published photos, 0 to 1, whose nearest other photo is no nearer than this photo's
@@ -84,7 +85,7 @@ class Identification:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedPhotos:
-    """Photos with embeddings: ``keys`` and ``labels`` of ``n``, ``embedding`` ``(n, k)``, ``residual`` ``(n,)``."""
+    """``n`` photos: ``keys`` and ``labels`` of length ``n``, ``embedding`` ``(n, k)``, ``residual`` ``(n,)``."""
 
     keys: Sequence[str]
     labels: Sequence[str]
@@ -95,8 +96,9 @@ class EmbeddedPhotos:
 def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) -> list[Identification]:
     """Identify each photo by the current publication, in order. A photo that cannot be read does not stop the others.
 
-    The published embeddings are read twice, in batches: for the classifier, which sees at most ``FRUITS_PROBE_ROWS``
-    of them (the same rows each time, as many of each label as possible), and for the nearest photos among all.
+    The published embeddings are read twice, in batches: for the classifier, which is fitted on at most
+    ``FRUITS_PROBE_ROWS`` rows (the same rows each time, equally many of each label where there are enough), and for the
+    nearest photos among all rows.
 
     Args:
         settings: Where the lake is.
@@ -104,18 +106,18 @@ def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) ->
         nearest: The number of neighbours to name, at least 0.
 
     Raises:
-        FruitsError: when nothing has been published, or the publication has no photos.
+        FruitsError: if nothing has been published, or the publication has no photos.
     """
     if nearest < 0:
-        raise FruitsError(f"nearest: {nearest}; expected the number of nearest photos to name, 0 or more")
+        raise FruitsError(f"nearest {nearest}: expected the number of nearest photos to name, 0 or more")
     lake = open_read_only(settings)
     publication = current_publication(lake)
     rows = PublishedRows(lake, publication, "embeddings", _COLUMNS)
     sample = sample_rows(rows.batches(), settings.probe_rows)
     if not sample.keys:
         raise FruitsError(
-            f"publication {publication.publication_id}: it has no photos to compare with; upload some as "
-            "<label>/<file> and run the DAG"
+            f"publication {publication.publication_id}: no photos to compare with; upload photos as <label>/<file> and "
+            "run the DAG"
         )
     pca = _pca(lake, publication)
     backbone = load_backbone(settings, str(publication.model_id))
@@ -132,36 +134,36 @@ def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) ->
 
 
 def sample_rows(batches: Iterator[pa.RecordBatch], most: int) -> EmbeddedPhotos:
-    """At most about ``most`` photos in the order of their keys, the same photos whatever the order of the rows.
+    """A sample of about ``most`` photos at most, in the order of keys; the order of the rows does not change it.
 
-    Labels with few photos keep all of them. The other labels keep equally many photos: those with the least hash of the
-    key.
+    A label with few photos keeps all of its photos. The other labels keep equally many photos: those whose key has the
+    least hash.
 
     Args:
-        batches: With the columns key, label, embedding and residual.
-        most: At least one of each label is kept, however many labels there are.
+        batches: Rows with the columns key, label, embedding and residual.
+        most: Size of the sample. At least one photo of each label is kept, however many labels there are.
     """
-    kept: list[pa.Table] = []
-    held = 0
+    tables: list[pa.Table] = []
+    rows = 0
     for batch in batches:
-        kept.append(pa.Table.from_batches([batch]))
-        held += batch.num_rows
-        if held > 2 * most + batch.num_rows:
-            # What is dropped now would be dropped in the end: shares only shrink as rows come.
-            kept = [_equal_shares(pa.concat_tables(kept), most)]
-            held = kept[0].num_rows
-    if not kept:
+        tables.append(pa.Table.from_batches([batch]))
+        rows += batch.num_rows
+        if rows > 2 * most + batch.num_rows:
+            # A row that is dropped now would be dropped in the end, because shares only shrink as rows come.
+            tables = [_equal_shares(pa.concat_tables(tables), most)]
+            rows = tables[0].num_rows
+    if not tables:
         return EmbeddedPhotos((), (), np.empty((0, 0), np.float32), np.empty(0, np.float32))
-    return _photos(_equal_shares(pa.concat_tables(kept), most).sort_by("key"))
+    return _photos(_equal_shares(pa.concat_tables(tables), most).sort_by("key"))
 
 
 def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: int) -> list[list[Neighbour]]:
-    """The ``count`` published photos of the greatest cosine with each query, the best first; equal ones by key.
+    """For each query, the ``count`` published photos of the greatest cosine, the best first, equal cosines by key.
 
-    Exact: every row is compared, a batch at a time.
+    The search is exact: it compares every row, a batch at a time.
 
     Args:
-        batches: With the columns key, label, embedding and residual.
+        batches: Rows with the columns key, label, embedding and residual.
         queries: Embeddings, shape ``(q, k)``.
         count: At least 1.
     """
@@ -173,16 +175,17 @@ def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: in
         last = min(count, len(photos.keys))
         for start in range(0, len(directions), _QUERIES_AT_ONCE):
             similarity = np.round(directions[start : start + _QUERIES_AT_ONCE] @ published, _DIGITS)
-            edges = np.partition(similarity, -last, axis=1)[:, -last]
-            for query, (row, edge) in enumerate(zip(similarity, edges, strict=True), start):
-                # With equal similarities, more than `count` rows reach the edge; the stable sort orders these by key.
-                reaching = np.flatnonzero(row >= edge)
-                near = reaching[np.argsort(-row[reaching], kind="stable")][:count].tolist()
-                found = [
-                    Neighbour(photos.keys[photo], photos.labels[photo], round(float(row[photo]), _DIGITS))
-                    for photo in near
+            thresholds = np.partition(similarity, -last, axis=1)[:, -last]
+            for query, (cosines, threshold) in enumerate(zip(similarity, thresholds, strict=True), start):
+                # Equal cosines may let more than `count` photos reach the threshold; the stable sort keeps them by key.
+                reaching = np.flatnonzero(cosines >= threshold)
+                nearest = reaching[np.argsort(-cosines[reaching], kind="stable")][:count].tolist()
+                neighbours = [
+                    Neighbour(photos.keys[photo], photos.labels[photo], round(float(cosines[photo]), _DIGITS))
+                    for photo in nearest
                 ]
-                best[query] = sorted([*best[query], *found], key=lambda photo: (-photo.similarity, photo.key))[:count]
+                merged = [*best[query], *neighbours]
+                best[query] = sorted(merged, key=lambda photo: (-photo.similarity, photo.key))[:count]
     return best
 
 
@@ -194,21 +197,23 @@ def _answers(
     classifier = fit_calibrated_classifier(sample.embedding, sample.labels)
     typical = np.unique(np.linspace(0, len(sample.keys) - 1, _TYPICAL_PHOTOS).astype(int)).tolist()
     queries = np.concatenate([embedding, sample.embedding[typical]])
-    found = nearest_photos(rows.batches(), queries, max(count, 1) + 1)
-    neighbours, others = found[: len(vectors)], found[len(vectors) :]
-    usual = np.sort(
+    nearest = nearest_photos(rows.batches(), queries, max(count, 1) + 1)  # a published photo is its own nearest
+    of_queries, of_typical = nearest[: len(vectors)], nearest[len(vectors) :]
+    typical_nearness = np.sort(
         [
             _nearness(
-                [photo for photo in near if photo.key != sample.keys[row]], sample.embedding[row], sample.residual[row]
+                [photo for photo in neighbours if photo.key != sample.keys[row]],
+                sample.embedding[row],
+                sample.residual[row],
             )
-            for row, near in zip(typical, others, strict=True)
+            for row, neighbours in zip(typical, of_typical, strict=True)
         ]
     )
-    for row, near in enumerate(neighbours):
-        nearness = _nearness(near, embedding[row], residual[row])
-        familiarity = float(np.searchsorted(usual, nearness, side="right")) / len(usual)
+    for row, neighbours in enumerate(of_queries):
+        nearness = _nearness(neighbours, embedding[row], residual[row])
+        familiarity = float(np.searchsorted(typical_nearness, nearness, side="right")) / len(typical_nearness)
         labels = _labels(classifier, embedding[row])
-        yield (*labels[0], labels, tuple(near[:count]), round(familiarity, 3))
+        yield (*labels[0], labels, tuple(neighbours[:count]), round(familiarity, 3))
 
 
 def _labels(classifier: LinearClassifier, embedding: Matrix) -> tuple[tuple[str, float], ...]:
@@ -220,8 +225,8 @@ def _labels(classifier: LinearClassifier, embedding: Matrix) -> tuple[tuple[str,
 def _nearness(neighbours: Sequence[Neighbour], embedding: Matrix, residual: np.float32) -> float:
     """Cosine with the nearest photo, reduced for a photo whose feature the components explain badly.
 
-    A conformity score after Vovk, Gammerman & Shafer (2005): only the comparison with published photos gives it a
-    meaning.
+    A conformity score after Vovk, Gammerman & Shafer (2005): the value has a meaning only in comparison with the values
+    of published photos.
     """
     length = float(np.hypot(np.linalg.norm(embedding), residual))
     kept = float(np.linalg.norm(embedding)) / length if length else 0.0
@@ -229,7 +234,7 @@ def _nearness(neighbours: Sequence[Neighbour], embedding: Matrix, residual: np.f
 
 
 def _vector(path: Path, backbone: Backbone, settings: Settings) -> Matrix | str:
-    """The photo's feature vector as an executor would compute it, or what is wrong with the photo."""
+    """The photo's feature vector as an executor would compute it, or the reason why the photo cannot be read."""
     limits = Limits(settings.max_photo_bytes, settings.max_photo_pixels)
     preprocessing = backbone.card.preprocessing
     try:
@@ -274,13 +279,16 @@ def _equal_shares(rows: pa.Table, most: int) -> pa.Table:
 
 
 def _share(counts: Sequence[int], most: int) -> int:
-    """The largest number of rows to keep of each label, such that all labels together have at most ``most``."""
-    left = most
-    for place, count in enumerate(counts):
-        labels = len(counts) - place
-        if count * labels > left:
-            return max(1, left // labels)
-        left -= count
+    """The largest number of rows to keep of each label, such that all labels together have at most ``most`` rows.
+
+    ``counts`` are the rows of each label, in ascending order.
+    """
+    rows_left = most
+    for smaller_labels, count in enumerate(counts):
+        labels_left = len(counts) - smaller_labels
+        if count * labels_left > rows_left:
+            return max(1, rows_left // labels_left)
+        rows_left -= count
     return counts[-1]
 
 
@@ -291,6 +299,6 @@ def _photos(rows: pa.Table) -> EmbeddedPhotos:
 
 
 def _directions(rows: Matrix) -> Matrix:
-    """Rows at length 1; a row of zeros stays so, and has a cosine of 0 with everything."""
+    """Scale each row to length 1. A row of zeros stays zero and has a cosine of 0 with every row."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1), dtype=np.float32)

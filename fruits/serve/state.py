@@ -16,7 +16,9 @@ from fruits.settings import Settings
 
 log = logging.getLogger("fruits")
 
-RunOutcome = Literal["published", "nothing to do", "pinned", "dry run", "failed", "running", "unfinished"]
+RunOutcome = Literal[
+    "published", "nothing to do", "waits for approval", "pinned", "dry run", "failed", "running", "unfinished"
+]
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def _outcome_of_plan(planned: PlannedRun) -> RunOutcome:
         return "dry run"
     if planned.pinned:
         return "pinned"
-    return "unfinished" if planned.work else "nothing to do"
+    if planned.work:
+        return "unfinished"
+    return "waits for approval" if planned.undecided else "nothing to do"
 
 
 def error_of(documents: RunDocuments) -> str | None:

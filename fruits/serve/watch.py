@@ -1,7 +1,7 @@
-"""What no failed run would say: tables that no run keeps up to date, and why.
+"""Faults that no failed run would show: tables that no run keeps up to date, and a schedule that starts no run.
 
-A paused DAG, a DAG file that cannot be imported or a typo in a setting makes no run, and hence no alert of a red run.
-So somebody has to look from outside: the DAG `fruit_watchdog`, or `fruits doctor --stale` from cron.
+A paused DAG, a DAG file that cannot be imported or a typo in a setting starts no run, and hence sends no alert. The DAG
+`fruit_watchdog` and `fruits doctor --stale` from cron look for such faults from outside.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +18,19 @@ from fruits.settings import Settings
 
 DAG_ID = "fruit_features"
 LATE_SWEEP = timedelta(hours=3)
-"""Sweeps are hourly; Airflow starts no sweep for so long only when something is wrong."""
+"""Sweeps are hourly, so a sweep that is so late means a fault."""
 
 
 @dataclass(frozen=True)
 class Freshness:
-    """How up to date the tables are.
+    """The age of the tables.
 
     Attributes:
-        last: When a run last brought the tables up to date; None when no run ever did.
-        since: When the oldest known run was planned; None when there is no run.
-        pending: Photos that the newest plan left for later runs.
-        empty: Whether there is nothing to keep up to date: no photo and no row.
-        pinned: Whether a person pinned readers to a publication, so that no run shall bring the tables up to date.
+        last: When a run last brought the tables up to date; None if no run ever did.
+        since: When the oldest known run was planned; None without a run.
+        pending: Number of photos that the newest plan left for later runs.
+        empty: Whether bucket and tables are empty.
+        pinned: Whether readers are pinned to a publication, so that no run may bring the tables up to date.
     """
 
     last: datetime | None = None
@@ -42,14 +42,14 @@ class Freshness:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What Airflow makes of the DAG.
+    """Airflow's state of the DAG.
 
     Attributes:
         paused: Whether the DAG is paused.
-        next_sweep: Start of the hour that the next sweep is for; None when Airflow plans no sweep.
-        queued: Runs that are queued.
-        running: Runs that are running.
-        import_errors: The last line of the error of each DAG file that cannot be imported, by file.
+        next_sweep: Start of the hour that the next sweep is for; None if Airflow plans no sweep.
+        queued: Number of queued runs.
+        running: Number of running runs.
+        import_errors: For each DAG file that cannot be imported: the last line of the error.
     """
 
     paused: bool = False
@@ -61,7 +61,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Observation:
-    """All that is known at a moment; None where nobody could look, and ``errors`` says why, by check."""
+    """The state at a moment. A part is None if it could not be read; ``errors`` has the reasons, by check."""
 
     now: datetime
     alert_after: timedelta
@@ -71,9 +71,9 @@ class Observation:
 
 
 def stale(observation: Observation) -> list[Finding]:
-    """What is wrong, each with its fix; empty when all is well."""
+    """Return a finding with its fix for each fault; an empty list if there is no fault."""
     findings = [
-        Finding(check, "fail", error, "fix the error; until then nobody can see whether the tables are up to date")
+        Finding(check, "fail", error, "fix the error; until then the watchdog cannot check the tables")
         for check, error in observation.errors.items()
     ]
     if observation.freshness is not None:
@@ -88,10 +88,11 @@ def _stale_tables(freshness: Freshness, now: datetime, alert_after: timedelta) -
     if freshness.empty or freshness.pinned or reference is None or now - reference <= alert_after:
         return
     hours = (now - reference) / timedelta(hours=1)
-    found = f"no run has brought the tables up to date for {hours:.0f} h; the last run that did so ended: "
-    found += f"{freshness.last:%Y-%m-%d %H:%M} UTC" if freshness.last else "never"
-    if freshness.pending:
-        found += f"; {freshness.pending:,} photos are pending"
+    last = f"{freshness.last:%Y-%m-%d %H:%M} UTC" if freshness.last else "never"
+    pending = f"; {freshness.pending:,} photos are pending" if freshness.pending else ""
+    found = (
+        f"no run has brought the tables up to date for {hours:.0f} h; the last run that did so ended: {last}{pending}"
+    )
     yield Finding("tables", "fail", found, "look at the newest runs: `fruits status`; readers see the last publication")
 
 
@@ -104,25 +105,25 @@ def _idle_schedule(schedule: Schedule, now: datetime) -> Iterator[Finding]:
         return
     if schedule.next_sweep is not None and now - schedule.next_sweep > LATE_SWEEP:
         found = f"the sweep for the hour from {schedule.next_sweep:%Y-%m-%d %H:%M} UTC has not started"
-        fix = f"see that the scheduler runs, and end runs of {DAG_ID} that wait for photos or are queued for days"
+        fix = f"check that the scheduler runs, and end runs of {DAG_ID} that wait for photos or are queued for days"
         yield Finding("sweeps", "fail", found, fix)
     if schedule.queued and not schedule.running:
         found = f"{schedule.queued} runs are queued and none runs"
         fix = (
             "a cleared run of a cancelled or paused backfill stays queued: mark the run as failed in Airflow's UI; "
-            "otherwise see that the scheduler runs"
+            "otherwise check that the scheduler runs"
         )
         yield Finding("queue", "fail", found, fix)
 
 
 @dataclass(frozen=True)
 class News:
-    """How the findings have changed since the last alert.
+    """The changes of the findings since the last alert.
 
     Attributes:
         begun: Findings that no alert has named yet.
-        over: Findings that an alert has named and that are over: their text by check.
-        alerted: Findings that alerts have named once this change is sent: their text by check.
+        over: Findings that an alert has named and that are over: text by check.
+        alerted: Findings that alerts will have named after this change is sent: text by check.
     """
 
     begun: Sequence[Finding]
@@ -130,12 +131,12 @@ class News:
     alerted: Mapping[str, str]
 
     def __bool__(self) -> bool:
-        """Whether there is anything to alert of."""
+        """Whether an alert is due."""
         return bool(self.begun or self.over)
 
 
 def news(alerted: Mapping[str, str], findings: Sequence[Finding]) -> News:
-    """Compare the findings with those that alerts have named, so that each begins once and ends once."""
+    """Compare the findings with the alerted ones, so that each finding begins once and ends once."""
     current = {finding.check: alerted.get(finding.check, finding.found) for finding in findings}
     return News(
         begun=[finding for finding in findings if finding.check not in alerted],
@@ -145,7 +146,7 @@ def news(alerted: Mapping[str, str], findings: Sequence[Finding]) -> News:
 
 
 def observe_tables(settings: Settings) -> Freshness:
-    """Read from the run documents how up to date the tables are: the newest runs, down to the one that brought them so.
+    """Read the age of the tables from the run documents, the newest run first, down to a run that was up to date.
 
     Raises:
         FruitsError: when the lake cannot be read.
@@ -162,7 +163,7 @@ def observe_tables(settings: Settings) -> Freshness:
 
 
 def is_empty(settings: Settings) -> bool:
-    """Whether there is nothing to keep up to date: no object under the prefix, and no row in the tables."""
+    """Whether bucket and tables are empty: no object under the prefix, and no row."""
     from fruits.lake.reader import NoLakeError, open_read_only
 
     if next(islice(list_objects(settings, settings.prefix), 1), None) is not None:
@@ -174,10 +175,10 @@ def is_empty(settings: Settings) -> bool:
 
 
 def observe(settings: Settings, schedule: Schedule | None, errors: Mapping[str, str]) -> Observation:
-    """Look at the lake; Airflow's part is handed in by the caller, who knows how to ask Airflow."""
+    """Read the lake's part of the observation; the caller has asked Airflow for ``schedule`` and ``errors``."""
     from fruits.denials import denials_explained
 
-    found = dict(errors)
+    all_errors = dict(errors)
     freshness = None
     now, alert_after = datetime.now(UTC), timedelta(hours=settings.stale_hours)
     try:
@@ -187,11 +188,11 @@ def observe(settings: Settings, schedule: Schedule | None, errors: Mapping[str, 
                 pinned = current_pin(settings) is not None
                 freshness = replace(freshness, empty=is_empty(settings), pinned=pinned)
     except Exception as error:  # noqa: BLE001 -- a lake that does not answer is a finding
-        found["lake"] = f"{settings.lake} cannot be read: {str(error).partition(chr(10))[0]}"
+        all_errors["lake"] = f"{settings.lake} cannot be read: {str(error).partition(chr(10))[0]}"
     return Observation(
         now=now,
         alert_after=alert_after,
         freshness=freshness,
         schedule=schedule,
-        errors=found,
+        errors=all_errors,
     )

@@ -36,10 +36,11 @@ _RAISED = re.compile(rf"{re.escape(FruitsError.__module__)}\.(?P<kind>\w*Error):
 """A ``FruitsError`` that was raised on an executor."""
 
 _NO_DATABASE = re.compile(
-    r"PSQLException: ((?:Connection to|The connection|This connection|An I/O error|FATAL: (?:terminating|the database "
-    r"system))[^\n]*)"
+    r"(?:PSQLException: (?=Connection to|The connection|This connection|An I/O error|FATAL: (?:terminating|the "
+    r"database system|sorry, too many clients|remaining connection slots)|ERROR: (?:could not serialize|deadlock "
+    r"detected))|SQLiteException: (?=\[SQLITE_(?:BUSY|LOCKED)))([^\n]*)"
 )
-"""What PostgreSQL's driver says of a server that does not answer."""
+"""What the drivers say of a database that does not answer, refuses a transaction beside another one, or is locked."""
 
 _PASSING = {
     r"(Cannot run program [^\n]*)": "{0}",  # no memory, no rights, another kind of CPU: in its own words

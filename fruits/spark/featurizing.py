@@ -78,7 +78,9 @@ def count_outcomes(outcomes: "DataFrame") -> OutcomeCounts:
 
 
 def carried_out(job: Job, manifest: Manifest, outcomes: "DataFrame", counts: OutcomeCounts) -> Manifest:
-    """The manifest without photos that could not be read now; ``manifest`` itself when there are none.
+    """The manifest without photos that could not be read now, as ``Manifest.without`` leaves them out.
+
+    ``manifest`` itself when all photos could be read.
 
     Raises:
         TransientError: when the S3 server answers nothing, or nothing at all would be carried out: a retry may.
@@ -86,13 +88,12 @@ def carried_out(job: Job, manifest: Manifest, outcomes: "DataFrame", counts: Out
     if not counts.pending:
         return manifest
     rows = outcomes.where("pending IS NOT NULL").select("key", "pending", "detail").collect()
-    gone = [row.key for row in rows if row.pending == Pending.VANISHED]
     left = [row for row in rows if row.pending != Pending.VANISHED]
     for row in left[:_MOST_NAMED]:
         log.warning("%s is pending, %s: %s; the next run takes it", row.key, row.pending, row.detail)
-    done = manifest.without([row.key for row in left], gone, rebuilt=job.run.request.mode == "rebuild")
+    done = manifest.without([row.key for row in rows], rebuilt=job.run.request.mode == "rebuild")
     nothing_read = counts.features == 0 and not counts.quarantine
-    if left and nothing_read and (len(done) == 0 or not server_answers(job, manifest)):
+    if left and nothing_read and (len(done) == len(done.kept_keys) or not server_answers(job, manifest)):
         raise TransientError(
             f"featurize: none of {counts.images:,} photos could be read now ({dict(counts.pending)}); the first, "
             f"{left[0].key}: {left[0].detail}. The run is tried again; check the S3 server and the network"

@@ -66,6 +66,19 @@ class Tables:
             condition = f"model_id = '{model_id}' AND key IN (SELECT key FROM removed)"  # noqa: S608 -- our own names
             self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {condition}")  # noqa: S608
 
+    def copy_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str, **values: str) -> None:
+        """Append rows of a snapshot to the writer's branch of a table, with other ``values`` in some columns.
+
+        The rows are those of ``keys`` (one column, ``key``) and a backbone.
+        """
+        from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+
+        if keys.num_rows:
+            wanted = self.spark.createDataFrame(keys).hint("broadcast")
+            rows = self.read(name, snapshot_id).where(f"model_id = '{model_id}'").join(wanted, "key", "left_semi")
+            others = {column: F.lit(value) for column, value in values.items()}
+            self.append(name, rows.withColumns(others).sortWithinPartitions("key"))
+
     def delete_versions(self, name: TableName, versions: Collection[str]) -> None:
         """Delete the rows of PCA versions from the writer's branch of a table.
 

@@ -31,6 +31,7 @@ from fruits.photos.ignore import meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
 from fruits.photos.listing import listed_batches
 from fruits.photos.lookup import looked_up_batches
+from fruits.photos.pages import MOST_RANGES, UnorderedError
 from fruits.photos.quarantine import ACCESS_REASONS, Rereading
 from fruits.run.decisions import (
     Decisions,
@@ -57,10 +58,17 @@ from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings, public_uri
 from fruits.steps.prepare import with_backbone
+from fruits.stores import can_read_any, photo_store, server_name
 
 log = logging.getLogger("fruits")
 
 _MOST_LISTED = 20
+_FEWEST_OF_RANGE = 10_000
+"""Fewest rows for each range of a listing: with less, a listing in one pass is as quick."""
+
+_MOST_LOOKED_FOR = 50
+"""Most objects that a listing in ranges left out, and that a plan asks for before it removes their rows."""
+
 _MOST_ASKED_AGAIN = 50
 """Most refused objects that a plan asks for again: enough to notice that an archive was restored or access granted."""
 
@@ -284,18 +292,18 @@ def reconcile(
     if lake and base and card:
         with phase("known"):
             pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id, keys))
-    prefix = listed_prefix(settings, request, new_backbone=switching)
-    rules = KeyRules.of(settings)
-    ignored = Ignored.by(rules, covered)
-    with phase("list"):
-        pairs.add("listed", ignored.others(objects_of(settings, prefix, keys)))
-    check_photos_there(settings, request, pairs, ignored)
     judged_by = base.publication.rules if base and not switching else None
-    with phase("plan"):
-        again = rereading(settings, covered, pairs)
-        same_rules = judged_by == rules.fingerprint
-        plan = make_plan(pairs, ignored, rules, covered, prefix, again, same_rules=same_rules)
-        plan = plan if keys is None else replace(plan, remaining=None)
+    comparison = Comparison(
+        settings,
+        covered,
+        pairs,
+        KeyRules.of(settings),
+        judged_by,
+        listed_prefix(settings, request, new_backbone=switching),
+        phase,
+        keys,
+    )
+    plan = comparison.plan()
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, pairs.rows["known"], readers, switching, None, request, Decisions())
@@ -319,9 +327,73 @@ def request_of_keys(request: RunRequest, event_keys: Sequence[str]) -> RunReques
     return request.model_copy(update={"mode": "reconcile", "keys": event_keys}) if request.mode == "events" else request
 
 
-def objects_of(settings: Settings, prefix: str, keys: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """The objects whose key starts with ``prefix``, or only those of ``keys``, with ``LISTED_SCHEMA``."""
-    return listed_batches(settings, prefix) if keys is None else looked_up_batches(settings, keys)
+@dataclass(frozen=True)
+class Comparison:
+    """The objects of the bucket compared with the rows of ``pairs``.
+
+    Attributes:
+        settings: The settings.
+        request: What the run was asked.
+        pairs: The rows under the run's backbone; the objects are added.
+        rules: The rules for keys.
+        judged_by: Fingerprint of the rules by which all rows were judged; None when that is unknown.
+        prefix: What of the bucket is listed.
+        phase: Times a part of the work.
+        keys: The keys that are looked up; None where the bucket is listed.
+    """
+
+    settings: Settings
+    request: RunRequest
+    pairs: Joined
+    rules: KeyRules
+    judged_by: str | None
+    prefix: str
+    phase: Callable[[str], AbstractContextManager[None]]
+    keys: Sequence[str] | None = None
+
+    def plan(self) -> Plan:
+        """The plan: by single keys, or by a listing, in ranges of keys where that shows the whole bucket.
+
+        Raises:
+            FruitsError: when there never was a photo under the prefix.
+        """
+        if self.keys is not None:
+            return replace(self._plan(looked_up_batches(self.settings, self.keys)), remaining=None)
+        if bounds := self._bounds():
+            try:
+                plan = self._plan(listed_batches(self.settings, self.prefix, bounds))
+            except UnorderedError as error:
+                log.info("plan: %s: %s; listed again in one pass", server_name(self.settings), error)
+            else:
+                gone = [entry.key for entry in plan.entries(Action.DELETE, _MOST_LOOKED_FOR)]
+                gone = [key for key in gone if self.rules.ignore.rule_of(key) is None]
+                if not gone or not can_read_any(photo_store(self.settings), gone):
+                    return plan
+                log.warning("plan: %s left out objects; listed again in one pass", server_name(self.settings))
+        return self._plan(listed_batches(self.settings, self.prefix, ()))
+
+    def _bounds(self) -> list[str]:
+        """Keys that part the rows, and so most of the bucket, into ranges of the same size."""
+        ranges = min(MOST_RANGES, self.pairs.rows["known"] // _FEWEST_OF_RANGE)
+        return self.pairs.spread("known", self.prefix, ranges - 1) if ranges > 1 else []
+
+    def _plan(self, objects: Iterable[pa.RecordBatch]) -> Plan:
+        for name in ("listed", "entries"):
+            self.pairs.clear(name)
+        ignored = Ignored.by(self.rules, self.request)
+        with self.phase("list"):
+            self.pairs.add("listed", ignored.others(objects))
+        check_photos_there(self.settings, self.request, self.pairs, ignored)
+        with self.phase("plan"):
+            return make_plan(
+                self.pairs,
+                ignored,
+                self.rules,
+                self.request,
+                self.prefix,
+                rereading(self.settings, self.request, self.pairs),
+                same_rules=self.judged_by == self.rules.fingerprint,
+            )
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,12 @@ class NumpyTables(Tables):
                 branch=self.writer.branch,
             )
 
+    def copy_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, model_id: str, **values: str) -> None:
+        rows = self.lake.read(name, snapshot_id, model_id=model_id)
+        rows = rows.filter(pc.is_in(rows["key"], keys["key"].combine_chunks()))
+        if rows.num_rows:
+            self.append(name, pa.Table.from_pylist([{**row, **values} for row in rows.to_pylist()], schema=rows.schema))
+
     def call(self, procedure: str, name: TableName, arguments: str) -> Any:
         """Iceberg's procedures, as far as PyIceberg can do what they do."""
         if procedure == "rewrite_data_files":
@@ -126,6 +132,7 @@ def featurize(job: Job, bucket: Bucket) -> None:
     for definition, some in ((FEATURES, features), (QUARANTINE, quarantined)):
         if some:
             job.tables.append(definition.name, pa.Table.from_pylist(some, schema=definition.schema))
+    script("featurize").keep_unread(job, manifest)
     job.recorder.record(
         Featurized(
             **asdict(counts),

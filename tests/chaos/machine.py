@@ -121,7 +121,10 @@ class Histories(RuleBasedStateMachine):
         self.world.unpin()
 
     @precondition(lambda self: self.published)
-    @rule(faults=faults, scope=st.sampled_from([{"limit": 1}, {"day": 0}, {"day": 1}, {"keys": (FIRST[0],)}]))
+    @rule(
+        faults=faults,
+        scope=st.sampled_from([{"limit": 1}, {"day": 0}, {"day": 1}, {"keys": (FIRST[0],)}, {"mode": "rebuild"}]),
+    )
     def cover_a_part(self, faults: list[Fault], scope: dict[str, Any]) -> None:
         self.world.sweep(self.next_run("part"), faults, **scope)
 

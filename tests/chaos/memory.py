@@ -250,7 +250,7 @@ class Transaction:
             (
                 branch,
                 snapshot_properties,
-                lambda at: (pa.concat_tables([at.rows, rows.cast(at.rows.schema)]), at.files + 1),
+                lambda at: (pa.concat_tables([at.rows, rows.cast(at.rows.schema)]), at.files + bool(rows.num_rows)),
             )
         )
 

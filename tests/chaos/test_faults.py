@@ -21,6 +21,7 @@ from fruits.lake.schemas import FEATURES, QUARANTINE
 from fruits.run import lease as leases
 from fruits.run.documents import read_documents, run_store, task_document
 from fruits.run.lease import acquire_lease, current_lease
+from fruits.run.manifest import DUE_ETAG
 from fruits.run.state import run_key
 from fruits.run.upkeep import run_folders
 from fruits.serve.state import runs
@@ -28,7 +29,7 @@ from fruits.spark import job as jobs
 from fruits.steps.prepare import prepare
 from fruits.stores import effects_watched, list_files, remove_files, write_bytes
 from tests.chaos.faults import Fault
-from tests.chaos.jobs import vector_of
+from tests.chaos.jobs import BROKEN, vector_of
 from tests.chaos.world import FIRST, world
 
 ROW = {"key": "a", "etag": "e", "size": 1, "last_modified": 0, "model_id": "m", "reason": "gone", "detail": "-"}
@@ -134,6 +135,61 @@ def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(m
     memory.sweep("next")
     assert [question.number for question in memory.questions()] == [4]
     memory.check_equals_a_full_run()
+
+
+class TestARebuildThatCannotReadAPhoto:
+    """The row stays, and the photo is due again, also under the same ETag. No row leaves without an approval."""
+
+    def rows(self, world):
+        world.check_readers()
+        return world.rows[1]
+
+    def test_of_any_photo_changes_nothing(self, memory):
+        memory.sweep("first")
+        before = self.rows(memory)
+        for choice in range(len(memory.bucket)):
+            memory.silence(choice)
+        memory.sweep("rebuild", mode="rebuild")
+        assert self.rows(memory) == before
+        assert len(publications(Lake(memory.settings))) == 1
+        memory.answer()
+        memory.sweep("again", mode="rebuild")
+        memory.check_equals_a_full_run()
+
+    def test_of_some_photos_keeps_their_rows_and_the_next_run_reads_them(self, memory):
+        memory.put("Training/Kiwi/broken.jpg", BROKEN)
+        memory.sweep("first")
+        before = self.rows(memory)
+        memory.silence(0)
+        memory.silence(3)
+        memory.sweep("rebuild", mode="rebuild")
+        silent = {key for key, photo in memory.bucket.items() if photo.silent}
+        assert silent == {FIRST[1], "Training/Kiwi/broken.jpg"}
+        after = self.rows(memory)
+        assert {key: row[1:] for key, row in after.items()} == {key: row[1:] for key, row in before.items()}
+        assert {key for key, row in after.items() if row[0] == DUE_ETAG} == silent
+        assert publications(Lake(memory.settings))[-1].counts["pending"] == len(silent)
+        memory.answer()
+        memory.sweep("next")
+        assert read_documents(memory.settings, run_key("next")).planned.counts["update"] == len(silent)
+        memory.check_equals_a_full_run()
+
+    @pytest.mark.parametrize("returns", [True, False])
+    def test_because_it_vanished_reads_it_when_it_returns_under_the_same_etag(self, memory, returns):
+        key = "Training/Kiwi/8.jpg"
+        memory.put(key, b"8")
+        memory.sweep("first")
+        memory.runs["rebuild"] = memory.request(mode="rebuild")
+        memory.run_on("rebuild", "prepare", last="plan")
+        photo = memory.bucket.pop(key)
+        memory.run_on("rebuild", "featurize")
+        assert self.rows(memory)[key][0] == DUE_ETAG
+        if returns:
+            memory.bucket[key] = photo
+        memory.sweep("next")
+        counts = read_documents(memory.settings, run_key("next")).planned.counts
+        assert (counts["update"], counts["delete"]) == ((1, 0) if returns else (0, 1))
+        memory.check_equals_a_full_run()
 
 
 def test_a_pin_at_any_moment_of_a_run_holds(memory):

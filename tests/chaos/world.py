@@ -37,7 +37,7 @@ from fruits.lake import catalog as catalogs
 from fruits.lake import reader as readers
 from fruits.lake.approvals import approve
 from fruits.lake.catalog import Lake, open_catalog
-from fruits.lake.publication import publications, readable
+from fruits.lake.publication import publications, readable, readers_base
 from fruits.photos.listing import ListedObject, batch_of
 from fruits.run import lease as leases
 from fruits.run import manifest as manifests
@@ -122,7 +122,7 @@ class World(ObservedLake):
         if choices := readable(lake, publications(lake)):
             wanted = str(choices[choice % len(choices)].sequence)
             with suppress(FruitsError):  # pinned; or another run published, or maintenance expired it, in between
-                rolling_back.run(lake, wanted, why)
+                rolling_back.run(lake, readers_base(lake), wanted, why)
                 if why:
                     self.check_readers()
                     self.pinned = self.rows[1]
@@ -262,7 +262,7 @@ class SmallParquetFile(pq.ParquetFile):
 def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
     """Let the library find the world's bucket, backbone, clocks and catalog."""
 
-    def listed(_: Settings, prefix: str) -> Iterator[pa.RecordBatch]:
+    def listed(_: Settings, prefix: str, __: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
         photos = [(key, photo) for key, photo in sorted(made.bucket.items()) if key.startswith(prefix)]
         yield batch_of([ListedObject(key, one.etag, one.size, one.last_modified) for key, one in photos])
 

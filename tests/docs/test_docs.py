@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
 
 from fruits.cli.app import app
+from fruits.lake.approvals import Kind
+from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +70,12 @@ def test_every_command_of_fruits_exists_with_its_options(page):
             command = command.commands[words[0]]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= options, f"fruits {name} {rest}"
+
+
+def test_the_runbook_has_every_quarantine_reason_and_every_question():
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    assert {*Reason, *get_args(Kind)} - named == set()
 
 
 def test_every_decision_is_in_the_index():

@@ -3,6 +3,7 @@ import re
 import pytest
 from pydantic import SecretStr
 
+from fruits.analysis.gates import _LARGE_SAMPLE
 from fruits.errors import ExitCode, FruitsError
 from fruits.settings import DagSettings, Settings, holds_secret, public_uri, queue_region
 
@@ -331,3 +332,8 @@ def test_sweeps_divide_a_day_and_no_alert_comes_before_the_next_one_is_due():
     assert [Settings.load(**lake, sweep_hours=hours).stale_hours for hours in (1, 4, 12)] == [6, 6, 13]
     with pytest.raises(FruitsError, match=r"FRUITS_SWEEP_HOURS is 5: expected hours that divide a day"):
         Settings.load(**lake, sweep_hours=5)
+
+
+@pytest.mark.parametrize("name", ["max_quarantined_share", "min_probe_ratio"])
+def test_the_reference_says_what_a_small_sample_is(name):
+    assert f"fewer than {_LARGE_SAMPLE:,}" in str(Settings.model_fields[name].description)

@@ -73,3 +73,11 @@ def test_a_refusal_is_raised_at_once_with_airflows_words() -> None:
 
 def test_an_answer_without_content_is_none() -> None:
     assert api(Server(204)).ask("dags/a", "DELETE") is None
+
+
+@pytest.mark.parametrize("late", [httpx.ReadTimeout("late"), 503])
+def test_what_an_earlier_try_deleted_is_deleted(late: int | Exception) -> None:
+    assert api(Server(late, 404)).ask("dags/a", "DELETE") is None
+    for method, *answers in (("DELETE", 404), ("PATCH", late, 404)):
+        with pytest.raises(FruitsError, match=f"{method} http://airflow/api/v2/dags/a: 404"):
+            api(Server(*answers)).ask("dags/a", method)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fruits.run.state import run_key
-from fruits.serve.summary import read_summary
+from fruits.serve.summary import describe_catalog, read_summary
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -20,8 +20,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def test_every_example_runs_and_shows_the_published_photos(first, tmp_path):
     summary = read_summary(first.settings, run_key(first.run_id))
     examples = BLOCK.findall((ROOT / "docs" / "data.md").read_text())
-    (tmp_path / "build").mkdir()
-    (tmp_path / "build" / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "catalog.json").write_text(json.dumps(describe_catalog(first.settings)))
     script = tmp_path / "examples.py"
     script.write_text("\n".join(examples))
 

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 
 from fruits.errors import ExitCode
+from fruits.run.manifest import DUE_ETAG
 from tests import misbehaving
 from tests.misbehaving import always, misbehaving_server, refuse
 
@@ -71,6 +72,20 @@ def test_refused_objects_are_quarantined_or_pending_and_the_rest_is_published(ch
     assert features[overwritten] == md5(before), "readers keep the photo that could be read"
     assert len(chain.rows(settings, "quarantine")) == 4
     assert chain.published(settings).counts["pending"] == 1
+
+    # A rebuild keeps the row of a photo that it could not read, and makes the photo due again.
+    vectors = {row["key"]: row["vector"] for row in chain.rows(settings, "features")}
+    assert chain.plan(settings, "rebuild", mode="rebuild").counts["update"] == len(vectors) + 4
+    assert chain.submit("featurize", settings, "rebuild") == ExitCode.OK
+    rows = chain.branch_rows(settings, "rebuild", "features")
+    assert {row["key"]: row["vector"] for row in rows} == vectors
+    rows += chain.branch_rows(settings, "rebuild", "quarantine")
+    assert len(rows) == len(vectors) + 4
+    assert len({row["run_id"] for row in rows}) == 1
+    due = {key for key, etag in etags(rows).items() if etag == DUE_ETAG}
+    assert overwritten in due
+    # A worker that has had no other answer yet does not ask for the others either.
+    assert len(due) == sum(chain.documents(settings, "rebuild").featurize.result.pending.values())
 
     # Nothing but that photo is due, and the server still does not answer for it: the run may be tried again.
     assert chain.plan(settings, "third").counts["update"] == 1

@@ -28,6 +28,7 @@ OUTCOMES = {
         "Nothing to do",
         "The tables already held every photo in scope.",
     ),
+    "waits for approval": ("busy", "Waits for approval", "All that this run would do waits for a person's approval."),
     "pinned": ("calm", "Pinned", "Readers stay on a publication, as a person decided: the run published nothing."),
     "dry run": ("calm", "Dry run", "The run planned, and stopped there as it was asked to. Nothing was changed."),
     "failed": ("bad", "Failed", "Nothing of this run is published. Readers are where they were."),

@@ -99,7 +99,7 @@ def settled_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
 
 def present_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
     return sensors.PhotosPresentSensor(
-        task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, wildcard_match=True, deferrable=True
+        task_id="wait_for_images", bucket_name=bucket, bucket_key=prefix, deferrable=True
     )
 
 
@@ -168,14 +168,16 @@ class TestPhotosPresent:
     ) -> None:
         from airflow.sdk.exceptions import AirflowSkipException
 
-        with pytest.raises(AirflowSkipException, match=f"s3://{bucket}/ is empty .* nothing to do. Upload photos"):
+        with pytest.raises(AirflowSkipException, match=f"s3://{bucket}/ has no photo .* nothing to do.* Upload photos"):
             present_sensor(sensors, bucket).execute(run_params(run_type=run_type))
         put("Training/Apple/1.jpg")
         present_sensor(sensors, bucket).execute(run_params(run_type=run_type))
 
-    def test_the_wait_ends_when_a_photo_comes(
+    def test_the_wait_ends_when_a_photo_comes_and_not_for_objects_that_no_run_takes(
         self, sensors: Any, bucket: str, put: Callable[..., None], listings: list[float], lake: Settings
     ) -> None:
+        for key in ("Training/Apple/", "AWSLogs/today.log.gz", "Training/Apple/.DS_Store"):
+            put(key)
         sensor = present_sensor(sensors, bucket)
         sensor.poke_interval = 1
         deferred = deferral(sensor)
@@ -194,6 +196,20 @@ class TestPhotosPresent:
         assert shortest_pause(listings) >= 0.9
         sensor.resume_execution(deferred.method_name, {"event": event}, run_params())
 
+    def test_a_look_stops_at_the_first_photo(self, sensors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """So a large prefix costs one page of the listing."""
+        keys, listed = ("Training/.DS_Store", "Training/Apple/1.jpg", "Training/Apple/2.jpg"), []
+
+        def listing(self: Any, prefix: str, bucket: str) -> Any:
+            for key in keys:
+                listed.append((bucket, prefix, key))
+                yield {"Key": key}
+
+        sensor = present_sensor(sensors, "photos", "Training/")
+        monkeypatch.setattr(type(sensor.hook), "iter_file_metadata", listing)
+        assert sensor.poke(run_params())
+        assert listed == [("photos", "Training/", key) for key in keys[:2]]
+
     def test_goes_on_when_the_last_photo_was_removed(self, sensors: Any, bucket: str, lake: Settings) -> None:
         """Its row is still there, and removing it is work."""
         row = {
@@ -207,7 +223,7 @@ class TestPhotosPresent:
 
     def test_a_wait_in_vain_says_what_was_waited_for(self, sensors: Any, bucket: str) -> None:
         message = timed_out(present_sensor(sensors, bucket, "Training/"), sensor_timeout=77)
-        assert f"no object came under s3://{bucket}/Training/ within 77 s" in message
+        assert f"no photo came under s3://{bucket}/Training/ within 77 s" in message
         assert "`prefix`" in message
         assert "`sensor_timeout`" in message
 
@@ -219,7 +235,7 @@ class TestPhotosPresent:
         put("Training/Apple/1.jpg")
         context = run_params(sensor_timeout=None)
         context["params"]["prefix"] = "Trainnig/"
-        with pytest.raises(AirflowFailException, match=f"no object under s3://{bucket}/Trainnig/; .* `prefix`"):
+        with pytest.raises(AirflowFailException, match=f"no photo under s3://{bucket}/Trainnig/; .* `prefix`"):
             present_sensor(sensors, bucket, "Trainnig/").execute(context)
         context["params"]["prefix"] = "Training/"
         present_sensor(sensors, bucket, "Training/").execute(context)

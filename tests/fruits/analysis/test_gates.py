@@ -1,6 +1,8 @@
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,13 @@ WARN = {
     "labels_fitted": {"unfitted_labels": ("Durian",)},
     "duplicates_across_splits": {"duplicates_across_splits": 1},
 }
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, *WARN])
+def test_the_runbook_explains_every_gate(name):
+    runbook = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    section = runbook.partition("\n## The gates\n")[2].partition("\n## ")[0]
+    assert re.search(rf"^\| [^|]*`{name}`", section, re.MULTILINE)
 
 
 def not_passed(findings: Findings, settings: Settings = SETTINGS) -> list[str]:

@@ -69,7 +69,9 @@ def test_gates_of_one_run_are_approved_by_their_names(
     refused = fruits(*some, settings=folder_lake)
     assert refused.exit_code == 2
     assert "gates that failed are probe, quarantined_share" in refused.stderr
-    assert fruits(*some, "--gate", "quarantined_share", settings=folder_lake).exit_code == 0
+    done = fruits(*some, "--gate", "quarantined_share", settings=folder_lake)
+    assert done.exit_code == 0
+    assert f"Clear the task `validate` of run {of_gates.run}, downstream included." in done.stdout
     assert [one.kind for one in read_approvals(folder_lake) if one.decided] == ["gates"]
 
 

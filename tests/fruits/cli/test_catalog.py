@@ -1,10 +1,11 @@
-"""``fruits catalog rebuild``, on an embedded stack's folder and by the variables of a lake."""
+"""``fruits catalog``, on an embedded stack's folder and by the variables of a lake."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from pyiceberg.catalog import load_catalog
 from typer.testing import CliRunner, Result
 
 from fruits.cli.app import app
@@ -39,6 +40,25 @@ def rebuild(settings: Settings, *arguments: str, answer: str = "") -> Result:
     return CliRunner().invoke(app, command, prog_name="fruits", input=answer)
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_the_properties_of_a_catalog_are_printed_without_user_and_password(settings, monkeypatch, form):
+    monkeypatch.setenv("FRUITS_LAKE", "s3://lake/fruits")
+    monkeypatch.setenv("FRUITS_CATALOG_URI", "postgresql://keeper:p%40ss-w0rd@db:5432/catalog")
+    printed = CliRunner().invoke(app, ["catalog", "properties", *form], prog_name="fruits").output
+    for expected in ("postgresql+psycopg2://db:5432/catalog", "jdbc:postgresql://db:5432/catalog", "s3://lake/fruits"):
+        assert expected in printed
+    assert [word in printed for word in ("keeper", "w0rd")] == [False, False]
+
+
+def test_the_printed_properties_open_the_published_tables(settings):
+    data = str(_database(settings).parent)
+    printed = CliRunner().invoke(app, ["catalog", "properties", "--data", data, "--json"], prog_name="fruits").stdout
+    catalog = json.loads(printed)
+    opened = load_catalog(catalog["name"], **catalog["properties"])
+    rows = opened.load_table((catalog["namespace"], "publications")).scan().to_arrow()
+    assert [run for run in rows["run_id"].to_pylist() if run] == published(settings)
+
+
 def published(settings: Settings) -> list[str | None]:
     return [one.run_id for one in publications(Lake(settings))]
 
@@ -57,6 +77,13 @@ def test_it_shows_each_change_and_asks(settings):
     assert current_lease(settings) is None
 
 
+def test_without_a_person_who_answers_it_names_the_option_and_changes_nothing(settings):
+    refused = rebuild(settings)
+    assert refused.exit_code == ExitCode.BAD_INPUT
+    assert "no answer, so nothing was done; add --yes" in refused.stderr
+    assert published(settings) == ["a"]
+
+
 def test_a_dry_run_says_what_is_there_and_changes_nothing(settings):
     document = json.loads(rebuild(settings, "--dry-run", "--json").stdout)
     assert {one["table"]: one["action"] for one in document["tables"]} == {
@@ -64,7 +91,7 @@ def test_a_dry_run_says_what_is_there_and_changes_nothing(settings):
         **dict.fromkeys(("features", "embeddings", "publications"), "move"),
     }
     assert (document["changed"], document["to_change"]) == (False, 3)
-    assert "without --dry-run 3 tables would be" in rebuild(settings, "--dry-run").stdout
+    assert "the command would change 3 tables" in rebuild(settings, "--dry-run").stdout
     assert published(settings) == ["a"]
 
 

@@ -440,7 +440,7 @@ class TestMovePhotos:
         with pytest.raises(FruitsError, match="holds the photos of .*/train/ on this machine, not of"):
             plan_run(settings, resolve_request({"dry_run": True}, settings), "manual__3")
         again = fruits("move-photos", *why, settings=elsewhere, input="")
-        assert "Nothing to do: the lake holds the photos of" in again.stdout
+        assert "Nothing to do: the lake already holds the photos of" in again.stdout
 
 
 class TestOutput:

@@ -1,25 +1,39 @@
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 import numpy as np
+import psycopg2
+import psycopg2.errors
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyiceberg.catalog import load_catalog
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
 from pyiceberg.table import DataScan, FileScanTask
+from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeoutError
 
-from fruits.errors import FruitsError
+from fruits.errors import FruitsError, TransientError
 from fruits.lake import catalog
 from fruits.lake.branches import change_refs, commit_rows
-from fruits.lake.catalog import LAKE_FORMAT, RUN_PROPERTY, Lake, catalog_properties, spark_configuration
+from fruits.lake.catalog import (
+    LAKE_FORMAT,
+    RUN_PROPERTY,
+    Lake,
+    catalog_properties,
+    database_problem,
+    spark_configuration,
+)
 from fruits.lake.publication import Publication, _to_rows, publications
-from fruits.lake.reader import PublishedRows
+from fruits.lake.reader import PublishedRows, explain_lake_errors, open_read_only
 from fruits.lake.rebuild import check_catalog_is_current, plan_rebuild, rebuild
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TABLES
 
@@ -80,12 +94,12 @@ def test_a_table_that_is_missing_is_made_beside_those_that_are_there(lake):
 class TestTablesOfAnEarlierRelease:
     """Columns that were added since come with the next opening for work; published snapshots are read as they were."""
 
-    @pytest.fixture(params=["1", "2"])
+    @pytest.fixture(params=["1", "2", str(LAKE_FORMAT)])
     def old(self, lake, request):
-        """A lake of an earlier format, whose `quarantine` lacks the newest columns and has a row."""
+        """A lake of earlier software, maybe of this format: `quarantine` lacks the newest columns, and has a row."""
         with lake.table("quarantine").update_schema() as change:
             change.delete_column("limit").delete_column("decoder")
-        lake.set_properties({"fruits.lake-format": request.param})
+        lake.set_properties({"fruits.lake-format": request.param, "fruits.lake-columns": "66"})
         fields = [field for field in QUARANTINE.schema if field.name not in ("limit", "decoder")]
         values = {"key": "a", "etag": "e", "model_id": "m", "reason": "corrupt", "detail": "d", "run_id": "r"}
         row = {**values, "size": 1, "last_modified": datetime(2026, 1, 1, tzinfo=UTC)}
@@ -120,10 +134,10 @@ class TestTablesOfAnEarlierRelease:
         rows = {row["key"]: row["limit"] for row in opened.read("quarantine", None).to_pylist()}
         assert rows == {"a": None, "b": 9}
 
-    def test_a_lake_of_this_format_is_opened_by_one_read_of_metadata(self, old, monkeypatch):
+    def test_a_lake_that_lacks_no_column_is_opened_by_one_read_of_metadata(self, old, monkeypatch):
         loaded, load = [], Lake.table
         monkeypatch.setattr(Lake, "table", lambda lake, name: loaded.append(name) or load(lake, name))
-        Lake.open(old.settings).set_format()
+        Lake.open(old.settings)
         assert set(loaded) == NAMES
         loaded.clear()
         Lake.open(old.settings)
@@ -136,11 +150,15 @@ class TestTablesOfAnEarlierRelease:
         assert opened.table("quarantine").schema().column_names == QUARANTINE.schema.names
 
 
-def test_a_new_column_is_a_new_format():
-    """Else lakes of this format would never get the column: only an older lake's tables are looked at."""
-    columns = {table.name: len(table.schema) for table in TABLES}
-    of_format_3 = {"features": 14, "quarantine": 10, "pca_models": 16, "pca_statistics": 7, "embeddings": 9}
-    assert (LAKE_FORMAT, columns) == (4, {**of_format_3, "publications": 13})
+def test_a_lake_from_before_the_number_of_columns_was_noted_gets_them_too(lake):
+    for name, column in (("quarantine", "limit"), ("publications", "approvals")):
+        with lake.table(name).update_schema() as change:
+            change.delete_column(column)
+    with lake.table("publications").transaction() as change:
+        change.remove_properties("fruits.lake-columns")
+    opened = Lake.open(lake.settings)
+    for table in TABLES:
+        assert {field.name for field in opened.table(table.name).schema().fields} == set(table.schema.names)
 
 
 @pytest.mark.parametrize("kind", ["file", "s3"])
@@ -363,7 +381,9 @@ class TestSparkConfiguration:
         assert (folder / "catalog.db").is_file()
 
     def test_a_folder_needs_no_s3(self, lake_settings):
-        assert not {key for key in in_spark(lake_settings()) if "s3" in key or key == "io-impl"}
+        settings = lake_settings(s3_endpoint="http://127.0.0.1:9")
+        assert not {key for key in in_spark(settings) if "s3" in key or key == "io-impl"}
+        assert not {key for key in catalog_properties(settings) if "s3" in key}
 
     def test_an_s3_lake_names_server_and_region(self, lake_settings):
         settings = lake_settings(lake="s3://bucket/warehouse", s3_endpoint="http://127.0.0.1:9", s3_region="eu-west-3")
@@ -445,6 +465,62 @@ class TestWrongCatalog:
         with pytest.raises(FruitsError, match=r"127\.0\.0\.1:9/lake: .*check FRUITS_CATALOG_URI") as raised:
             Lake.open(lake_settings(catalog_uri="postgresql://ann:geheim@127.0.0.1:9/lake"))
         assert "geheim" not in str(raised.value)
+
+
+class TestADatabaseThatIsBusy:
+    """Its error may pass: Airflow tries the task again, and a job or a command ends with the exit code for that."""
+
+    @pytest.fixture
+    def locked(self, lake_settings):
+        """A lake whose catalog another program writes to, for longer than we wait."""
+        file = lake_settings().catalog_uri.get_secret_value()
+        settings = lake_settings(catalog_uri=f"{file}?timeout=0.1")
+        lake = Lake.open(settings)
+        with closing(sqlite3.connect(file.removeprefix("sqlite:///"))) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            yield lake, settings
+
+    @pytest.mark.parametrize(
+        "work",
+        [
+            lambda lake, settings: lake.table("features"),
+            lambda lake, settings: lake.set_properties({"a": "b"}),
+            lambda lake, settings: Lake.open(settings),
+            lambda lake, settings: open_read_only(settings),
+        ],
+        ids=["load", "commit", "open", "open read-only"],
+    )
+    def test_a_locked_file_is_tried_again(self, locked, work):
+        with pytest.raises(
+            TransientError, match=r"catalog\.db.*database is locked; another program writes to the file"
+        ):
+            work(*locked)
+
+    def test_a_command_says_so_too(self, locked):
+        _, settings = locked
+        with pytest.raises(TransientError, match="database is locked"), explain_lake_errors(settings):
+            load_catalog("fruits", **catalog_properties(settings)).list_namespaces()
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OperationalError("INSERT", {}, psycopg2.errors.SerializationFailure("could not serialize access")),
+            OperationalError("INSERT", {}, psycopg2.errors.DeadlockDetected("deadlock detected")),
+            InterfaceError("INSERT", {}, psycopg2.InterfaceError("connection already closed")),
+            DatabaseError("INSERT", {}, psycopg2.DatabaseError("SSL SYSCALL"), connection_invalidated=True),
+            SQLAlchemyTimeoutError("QueuePool limit of size 5 overflow 10 reached"),
+        ],
+        ids=lambda error: type(getattr(error, "orig", error)).__name__,
+    )
+    def test_so_is_what_postgresql_refuses_or_cuts_short(self, lake_settings, error):
+        settings = lake_settings(catalog_uri="postgresql://ann:geheim@db/lake")
+        assert isinstance(database_problem(settings, error), TransientError)
+
+    def test_a_table_that_is_missing_or_denied_is_for_a_person(self, lake_settings):
+        settings = lake_settings(catalog_uri="postgresql://ann:geheim@db/lake")
+        for denied in (psycopg2.errors.UndefinedTable("no such"), psycopg2.errors.InsufficientPrivilege("denied")):
+            problem = database_problem(settings, ProgrammingError("SELECT", {}, denied))
+            assert type(problem) is FruitsError
 
 
 class TestWrongLake:

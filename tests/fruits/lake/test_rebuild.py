@@ -242,7 +242,7 @@ class TestRefusals:
         settings = history.settings
         self.refuse(
             Settings.load(lake=settings.lake, catalog_uri=f"sqlite:///{tmp_path}/catalog.db"),
-            r"the catalog has it at .*; set FRUITS_LAKE",
+            r"the catalog names .*; set FRUITS_LAKE",
         )
 
     def test_another_name_of_the_catalog(self, history):
@@ -267,7 +267,7 @@ class TestOneTransaction:
         with sqlite3.connect(history.database) as database:
             database.execute("UPDATE iceberg_tables SET metadata_location = 'x' WHERE table_name = 'publications'")
         before = registered(history)
-        with pytest.raises(FruitsError, match="another process changed it"):
+        with pytest.raises(FruitsError, match="another process changed the catalog"):
             rebuild(history.settings, planned)
         assert registered(history) == before
 

@@ -247,7 +247,7 @@ class TestMetadataService:
     @pytest.mark.usefixtures("late")
     def test_a_slow_answer_is_waited_for(self):
         assert stores._credentials()()["access_key_id"] == "a"
-        assert doctor.credentials().found == "found by iam-role"
+        assert doctor.credentials().found == "from iam-role"
 
     @pytest.mark.usefixtures("late")
     def test_the_operators_own_limits_stand(self, monkeypatch):

@@ -24,12 +24,6 @@ KEYS = [
 MANY = 1_100
 
 
-@pytest.fixture
-def put(stack, bucket):
-    client = stack.client()
-    return lambda *keys: [client.put_object(Bucket=bucket, Key=key, Body=key.encode()) for key in keys]
-
-
 def keys(settings, prefix="") -> list[str]:
     return [item.key for item in list_objects(settings, prefix)]
 

@@ -5,7 +5,7 @@ import pytest
 from fruits.photos.entry import Action, Entry
 from fruits.photos.quarantine import Reason
 from fruits.run.documents import run_store
-from fruits.run.manifest import MANIFEST_SCHEMA, Manifest, batch_of, entries_of, spread, write_manifest
+from fruits.run.manifest import DUE_ETAG, MANIFEST_SCHEMA, Manifest, batch_of, entries_of, spread, write_manifest
 from fruits.settings import Settings
 
 MOMENT = datetime(2026, 11, 20, 12, 30, 15, 123456, tzinfo=UTC)
@@ -57,7 +57,7 @@ def test_it_says_what_is_featurized_what_leaves_and_how_much_of_each(store):
 
 
 @pytest.mark.parametrize("rebuilt", [False, True])
-def test_what_was_not_read_is_as_if_the_plan_had_not_named_it(store, rebuilt):
+def test_what_was_not_read_keeps_its_row_which_a_rebuild_makes_due_again(store, rebuilt):
     entries = tuple(
         Entry(f"Kiwi/{action}-{fate}", "etag", 1, MOMENT, action, "Kiwi", "train")
         for action in (Action.CREATE, Action.UPDATE, Action.DELETE)
@@ -65,14 +65,17 @@ def test_what_was_not_read_is_as_if_the_plan_had_not_named_it(store, rebuilt):
         if action != Action.DELETE or fate == "read"
     )
     write_manifest(store, [batch_of(entries)])
-    pending, gone = ([entry.key for entry in entries if entry.key.endswith(fate)] for fate in ("pending", "gone"))
-    done = Manifest.read(store).without(pending, gone, rebuilt=rebuilt)
+    unread = [entry.key for entry in entries if not entry.key.endswith("read")]
+    done = Manifest.read(store).without(unread, rebuilt=rebuilt)
+    kept = ["update-pending", "update-gone"] if rebuilt else []
     assert {entry.key.removeprefix("Kiwi/"): entry.action for entry in entries_in(done)} == {
         "create-read": Action.CREATE,
         "update-read": Action.UPDATE,
         "delete-read": Action.DELETE,
-        **({"update-pending": Action.DELETE} if rebuilt else {}),
+        **dict.fromkeys(kept, Action.UPDATE),
     }
+    assert done.kept_keys["key"].to_pylist() == [f"Kiwi/{name}" for name in kept]
+    assert [entry.etag for entry in entries_in(done)] == ["etag"] * 3 + [DUE_ETAG] * len(kept)
     done.write(store, "carried_out.parquet")
     assert Manifest.read(store, "carried_out.parquet").table.equals(done.table)
     assert done.table.schema.equals(MANIFEST_SCHEMA)

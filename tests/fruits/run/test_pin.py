@@ -4,7 +4,7 @@ import pytest
 
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import publications, roll_back
+from fruits.lake.publication import publications, readers_base, roll_back
 from fruits.run.pin import check_unpinned, current_pin, pinned, remove_pin, set_pin, to_pin
 from fruits.stores import lake_store, write_bytes
 
@@ -19,7 +19,7 @@ def lake(folder_lake, fake_run):
 
 def test_a_pin_says_who_pinned_readers_where_and_why_until_it_is_taken_away(lake):
     assert current_pin(lake.settings) is None
-    newest = to_pin(lake, None)
+    newest = to_pin(lake, readers_base(lake), None)
     set_pin(lake.settings, newest, by="anna", why="a bad\n camera")
     pin = current_pin(lake.settings)
     assert (pin.sequence, pin.publication_id) == (2, newest.publication_id)
@@ -35,21 +35,22 @@ def test_a_pin_says_who_pinned_readers_where_and_why_until_it_is_taken_away(lake
 @pytest.mark.parametrize("why", ["", " \n"])
 def test_a_pin_needs_a_reason(lake, why):
     with pytest.raises(FruitsError, match="add --why"):
-        set_pin(lake.settings, to_pin(lake, None), by="anna", why=why)
+        set_pin(lake.settings, to_pin(lake, readers_base(lake), None), by="anna", why=why)
     assert current_pin(lake.settings) is None
 
 
 def test_readers_are_pinned_to_what_they_see(lake):
     with pytest.raises(FruitsError, match="readers see pub-000002-.*, not pub-000001-.*`fruits rollback 1 --pin"):
-        to_pin(lake, "1")
+        to_pin(lake, readers_base(lake), "1")
     roll_back(lake, "1")
-    assert to_pin(lake, "1").sequence == 1
-    assert to_pin(lake, None).sequence == 3
+    assert to_pin(lake, readers_base(lake), "1").sequence == 1
+    assert to_pin(lake, readers_base(lake), None).sequence == 3
 
 
 def test_where_nothing_is_published_there_is_nothing_to_stay_on(folder_lake):
+    lake = Lake.open(folder_lake)
     with pytest.raises(FruitsError, match="nothing is published yet"):
-        to_pin(Lake.open(folder_lake), None)
+        to_pin(lake, readers_base(lake), None)
 
 
 def test_a_rollback_that_fails_leaves_the_pin_as_it_was(lake):
@@ -65,7 +66,7 @@ def test_a_rollback_that_fails_leaves_the_pin_as_it_was(lake):
 
 
 def test_namespaces_of_a_lake_have_pins_of_their_own(lake):
-    set_pin(lake.settings, to_pin(lake, None), by="anna", why="holidays")
+    set_pin(lake.settings, to_pin(lake, readers_base(lake), None), by="anna", why="holidays")
     assert current_pin(lake.settings.model_copy(update={"namespace": "other"})) is None
 
 

@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 
 from fruits.errors import FruitsError
 from fruits.photos.entry import WORK, Action
-from fruits.photos.keys import KeyRules
+from fruits.photos.keys import KeyRules, twin_labels
 from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import Reason, Rereading
-from fruits.run.reconciliation import KnownObject
+from fruits.run.reconciliation import KnownObject, entry_of
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.steps.plan import check_keys
@@ -35,6 +36,7 @@ def changed(request: RunRequest, **values: Any) -> RunRequest:
 
 
 EVERYTHING = asked("")
+CREATED = frozenset({Action.CREATE, Action.UPDATE})
 
 PREFIXES = st.sampled_from(["", "a", "a/", "b/Kiwi/", "dt=2026-11-2"])
 KEYS = st.sampled_from(
@@ -292,6 +294,78 @@ def test_what_is_outside_the_scope_is_never_deleted(listed, known, request_):
     after = apply(plan_of(listed, known, LABELLED, request_), known)
     lost = known.keys() - after.keys()
     assert lost <= scope(listed, known, request_) - {item.key for item in listed}
+
+
+def in_memory(
+    listed: list[ListedObject], known: Mapping[str, KnownObject], rules: KeyRules, request: RunRequest, prefix: str
+) -> PlanInMemory:
+    """The plan, object by object with all of them in memory: what a plan is, whatever its size."""
+    there, decided, outside = {item.key: item for item in listed}, [], 0
+    reconcile = changed(request, mode="reconcile", retry_quarantined=False)
+    for key in {*there, *(key for key in known if key.startswith(prefix))}:
+        item, row = there.get(key), known.get(key)
+        inside = covered(request, key, (item or row).last_modified)
+        entry = entry_of(key, item, row, rules, request if inside else reconcile, None)
+        retry = None not in (item, row) and row.reason is not None and row.etag == item.etag
+        decided += [(retry, entry)] if inside else []
+        outside += not inside and entry.action in WORK
+    counts = Counter(entry.action for _, entry in decided)
+    photos = sorted(
+        (retry, one.last_modified, one.key, one) for retry, one in decided if one.action in ("create", "update")
+    )
+    deletions = sorted((one.key, one) for _, one in decided if one.action == Action.DELETE)
+    ordered = [entry for *_, entry in photos]
+    within, beyond = ordered[: request.limit], ordered[len(ordered[: request.limit]) :]
+    return PlanInMemory(
+        entries=(*within, *(entry for _, entry in deletions)),
+        pending=tuple(beyond),
+        counts={action: counts[action] - sum(entry.action == action for entry in beyond) for action in Action},
+        remaining=outside + len(beyond),
+        unknown_keys=tuple(key for key in request.keys if key not in there and key not in known),
+        ignored={},
+        twins=twin_labels(one.label for _, one in decided if one.action != Action.DELETE and one.label),
+    )
+
+
+@given(listings(), tables(), requests())
+def test_the_plan_of_streams_is_the_plan_in_memory(listed, known, request_):
+    for prefix in (request_.prefix, ""):
+        expected = in_memory(
+            [item for item in listed if item.key.startswith(prefix)], known, LABELLED, request_, prefix
+        )
+        there = [item for item in listed if item.key.startswith(prefix)]
+        assert plan_of(there, known, LABELLED, request_, prefix) == expected
+
+
+@given(listings(), tables(), requests())
+def test_keys_are_judged_again_only_where_that_changes_nothing(listed, known, request_):
+    """Rows that follow the rules of today, as those of a lake do whose rules never changed."""
+    judged = {key: LABELLED.judge(key) for key in known}
+    known = {
+        key: replace(row, label=judged[key][0], split=judged[key][1]) if row.reason is None else row
+        for key, row in known.items()
+        if row.reason is not None or judged[key][2] is None
+    }
+    plan = plan_of(listed, known, LABELLED, request_, "", same_rules=True)
+    assert plan == plan_of(listed, known, LABELLED, request_, "")
+
+
+def test_the_keys_of_unchanged_photos_are_not_judged_while_the_rules_are_the_same(monkeypatch):
+    judged = []
+    monkeypatch.setattr(KeyRules, "judge", lambda rules, key: judged.append(key) or ("Kiwi", "test", None))
+    listed = [KIWI, replace(KIWI, key="Test/Kiwi/2.jpg")]
+    plan_of(listed, {KIWI.key: FEATURE}, RULES, EVERYTHING, same_rules=True)
+    assert judged == ["Test/Kiwi/2.jpg"]
+
+
+def test_rules_that_decide_otherwise_have_another_fingerprint():
+    made = Settings.load(**LAKE)
+    others = [
+        made.model_copy(update=change)
+        for change in ({"labels": ("Fig",)}, {"holdout_share": 0.5}, {"key_pattern": "(?P<label>.*)"}, {"prefix": "a"})
+    ]
+    assert len({KeyRules.of(settings).fingerprint for settings in (made, *others)}) == 5
+    assert KeyRules.of(Settings.load(**LAKE, ignore="old/")).fingerprint == RULES.fingerprint
 
 
 def one(item: ListedObject | None, row: KnownObject | None, request: RunRequest = EVERYTHING, rules: KeyRules = RULES):

@@ -9,7 +9,7 @@ from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.source import bind_source
 from fruits.serve import doctor
-from fruits.serve.doctor import Check, Found, examine
+from fruits.serve.doctor import Check, CheckResult, examine
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes
 
@@ -30,10 +30,10 @@ class TestExamine:
         started = time.monotonic()
         findings = examine(
             [
-                Check("hangs", lambda: Found(f"never: {hang.wait()}"), seconds=0.3),
+                Check("hangs", lambda: CheckResult(f"never: {hang.wait()}"), seconds=0.3),
                 Check("breaks", broken),
                 Check("mendable", mendable),
-                Check("fine", lambda: Found("all right")),
+                Check("fine", lambda: CheckResult("all right")),
             ]
         )
         hang.set()

@@ -87,6 +87,14 @@ def test_an_executor_that_cannot_be_used_is_a_sentence(account: str, told: str) 
             "catalog database: FATAL: terminating connection due to administrator command",
         ),
         (
+            "org.postgresql.util.PSQLException: ERROR: could not serialize access due to concurrent update\n\tat org",
+            "catalog database: ERROR: could not serialize access due to concurrent update",
+        ),
+        (
+            "org.sqlite.SQLiteException: [SQLITE_BUSY] The database file is locked (database is locked)\n\tat",
+            "catalog database: [SQLITE_BUSY] The database file is locked (database is locked)",
+        ),
+        (
             f'{TASK}java.io.IOException: Cannot run program "python": error=13, Permission denied',
             'worker 10.0.0.5: Cannot run program "python": error=13, Permission denied',
         ),

@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from datetime import UTC, datetime
 
 import obstore
 import pyarrow as pa
@@ -115,8 +116,12 @@ def test_a_run_of_the_maintenance_has_no_report(published):
         read_run(published, key)
 
 
-def planned_as(work=True, dry_run=False, pinned=None):
-    return document("plan", 0, planned(work=work, pinned=pinned, request=RunRequest(prefix="", dry_run=dry_run)))
+QUESTION = Approval("deletions", "ab" * 32, "Remove 147 of 518 rows?", 147, "run", datetime(2026, 11, 27, tzinfo=UTC))
+
+
+def planned_as(work=True, dry_run=False, pinned=None, undecided=()):
+    request = RunRequest(prefix="", dry_run=dry_run)
+    return document("plan", 0, planned(work=work, pinned=pinned, undecided=undecided, request=request))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +131,7 @@ def planned_as(work=True, dry_run=False, pinned=None):
         ([document("plan", 0, state="failed", error="no")], "failed"),
         ([planned_as()], "unfinished"),
         ([planned_as(work=False)], "nothing to do"),
+        ([planned_as(work=False, undecided=(QUESTION,))], "waits for approval"),
         ([planned_as(work=False, pinned="anna pinned readers")], "pinned"),
         ([planned_as(dry_run=True)], "dry run"),
         ([planned_as(work=False, dry_run=True)], "dry run"),
