@@ -383,7 +383,8 @@ class Comparison:
         ignored = Ignored.by(self.rules, self.request)
         with self.phase("list"):
             self.pairs.add("listed", ignored.others(objects))
-        check_photos_there(self.settings, self.request, self.pairs, ignored)
+        if self.keys is None:
+            check_photos_there(self.settings, self.request, self.pairs, ignored)
         with self.phase("plan"):
             return make_plan(
                 self.pairs,
@@ -547,12 +548,12 @@ def rereading(settings: Settings, request: RunRequest, pairs: Joined) -> Rereadi
 
 
 def check_photos_there(settings: Settings, request: RunRequest, pairs: Joined, ignored: Ignored) -> None:
-    """See that there is a photo under the prefix, or was one, when the prefix was listed.
+    """See that there is a photo under the prefix, or was one.
 
     Raises:
         FruitsError: when there never was one.
     """
-    if not request.lists or pairs.rows["listed"] or pairs.count("known", starts_with(request.prefix)):
+    if pairs.rows["listed"] or pairs.count("known", starts_with(request.prefix)):
         return
     others = (
         f" but {ignored.number:,} that FRUITS_IGNORE leaves out, such as {ignored.first!r}" if ignored.number else ""

@@ -233,9 +233,9 @@ class TestSweepsInstead:
         place.event(KIWIS[0])
         late = []
 
-        def listing(settings: Settings, prefix: str) -> Any:
+        def listing(*asked: Any) -> Any:
             late.append(place.event("train/Kiwi/late.jpg"))
-            return listed_batches(settings, prefix)
+            return listed_batches(*asked)
 
         monkeypatch.setattr(plan_step, "listed_batches", listing)
         assert not place.plan("scheduled").work
