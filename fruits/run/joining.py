@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ _BATCH_ROWS = 8_192
 _INSERTED_ROWS = 16_384  # by one statement
 _SAMPLED = 100  # keys for each that is to be chosen
 _PART_ROWS = 400_000  # of listing and tables together
+_SORTED_ROWS = 250_000  # at once
 
 KNOWN_SCHEMA = pa.schema(
     [
@@ -162,16 +164,18 @@ class Joined:
 
     def place(self, condition: Condition, order: str, place: int) -> tuple[Any, ...]:
         """The columns ``order`` of the entry at a place in that order, counted from 0."""
-        sql = f"SELECT {order} FROM entries WHERE {condition.text} ORDER BY {order} LIMIT 1 OFFSET {place}"
-        (found,) = self.connection.execute(sql, condition.values).fetchall()
-        return tuple(found)
+        for within in self._ranges("entries", condition, order):
+            number = self.count("entries", within)
+            if place < number:
+                sql = f"SELECT {order} FROM entries WHERE {within.text} ORDER BY {order} LIMIT 1 OFFSET {place}"
+                (found,) = self.connection.execute(sql, within.values).fetchall()
+                return tuple(found)
+            place -= number
+        raise IndexError(place)
 
     def entries(self, condition: Condition, order: str, most: int | None = None) -> Iterator[pa.RecordBatch]:
         """The entries that meet a condition, with ``MANIFEST_SCHEMA``."""
-        limit = "" if most is None else f" LIMIT {most}"
-        names = ", ".join(MANIFEST_SCHEMA.names)
-        sql = f"SELECT {names} FROM entries WHERE {condition.text} ORDER BY {order}{limit}"
-        for batch in self._batches(sql, condition.values):
+        for batch in self._sorted(", ".join(MANIFEST_SCHEMA.names), "entries", condition, order, most):
             yield batch.cast(MANIFEST_SCHEMA)
 
     def find_lost(self, prefix: str) -> None:
@@ -186,14 +190,42 @@ class Joined:
 
     def leaving(self, name: str, condition: Condition = Condition()) -> Iterator[tuple[str, str, str | None]]:
         """Key, ETag and label of the rows of ``entries`` or ``lost`` that meet a condition, in the order of keys."""
-        sql = f"SELECT key, etag, label FROM {name} WHERE {condition.text} ORDER BY key"
-        for batch in self._batches(sql, condition.values):
+        for batch in self._sorted("key, etag, label", name, condition, "key"):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
     def _parts(self, *names: str) -> Iterator[str]:
         """Conditions that each take a part of the keys, bounded whatever the rows of the tables ``names``."""
         parts = 1 + sum(self.rows[name] for name in names) // _PART_ROWS
         yield from (f" AND hash(key) % {parts} = {part}" if parts > 1 else "" for part in range(parts))
+
+    def _sorted(
+        self, columns: str, name: str, condition: Condition, order: str, most: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of a table that meet a condition, in the order of some columns; at most so many."""
+        left = most
+        for within in self._ranges(name, condition, order):
+            limit = "" if left is None else f" LIMIT {left}"
+            sql = f"SELECT {columns} FROM {name} WHERE {within.text} ORDER BY {order}{limit}"
+            for batch in self._batches(sql, within.values):
+                left = None if left is None else left - batch.num_rows
+                yield batch
+            if left == 0:
+                return
+
+    def _ranges(self, name: str, condition: Condition, order: str) -> Iterator[Condition]:
+        """The condition for one range of ``order`` after the other: a sort takes memory for the rows that it sorts."""
+        parts = 1 + self.count(name, condition) // _SORTED_ROWS
+        if parts == 1:
+            yield condition
+            return
+        marks = f"({', '.join('?' * len(order.split(',')))})"
+        rows = f"SELECT {order} FROM {name} WHERE {condition.text}"
+        chosen = f"SELECT {order} FROM ({rows}) USING SAMPLE reservoir({_SAMPLED * parts} ROWS)"
+        sample = sorted(self.connection.execute(chosen, condition.values).fetchall())
+        bounds = [sample[place * len(sample) // parts] for place in range(1, parts)]
+        for after, last in pairwise([None, *bounds, None]):
+            within = condition if after is None else condition.and_(f"({order}) > {marks}", *after)
+            yield within if last is None else within.and_(f"({order}) <= {marks}", *last)
 
     def _batches(self, sql: str, values: Sequence[Any]) -> Iterator[pa.RecordBatch]:
         """The rows of a query. A cursor of its own lets others be asked meanwhile."""
