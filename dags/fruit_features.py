@@ -6,18 +6,21 @@ publishes it. Readers see all of a run or nothing of it.
 | task | its story | what it does |
 |---|---|---|
 | `prepare` | `fruits/steps/prepare.py` | resolves what the run covers; checks bucket, catalog and backbone (the first run builds the backbone, half a minute) |
-| `wait_for_images` | `fruits/airflow/sensors.py` | waits, deferred, until there is a photo under the prefix |
-| `uploads_settled` | `fruits/airflow/sensors.py` | waits, deferred, until no upload came in for `settle_seconds` |
+| `wait_for_images` | `fruits/airflow/sensors.py` | waits, deferred, until there is a photo under the prefix; a run by keys goes on |
+| `uploads_settled` | `fruits/airflow/sensors.py` | waits, deferred, until no upload, or no event, came in for `settle_seconds` |
 | `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no other run is between its plan and its publication |
-| `plan` | `fruits/steps/plan.py` | compares the bucket with the published tables by key and ETag; when there is nothing to do, skips the rest |
+| `plan` | `fruits/steps/plan.py` | compares the bucket, or the keys of events, with the published tables by key and ETag; when there is nothing to do, skips the rest |
 | `featurize` | `spark_jobs/featurize.py` | photos to feature vectors; unreadable photos go to `quarantine` with a reason |
 | `pca` | `spark_jobs/pca.py` | running statistics, a refit when needed, embeddings |
 | `validate` | `spark_jobs/validate.py` | the gates; when a required gate fails, the run turns red and publishes nothing |
 | `publish` | `fruits/steps/publish.py` | one atomic commit to `publications`; then `main` of every table follows |
 
-**When it runs.** When photos arrive, if FRUITS_EVENT_QUEUE names the queue of the bucket's notifications; the event only
-starts the run, which then compares bucket and tables. Every hour, to find photos that an event missed. By hand, with the
-params below. Each of these runs covers the whole prefix. A backfill makes one run for each day (UTC), which covers that
+**When it runs.** When photos arrive, if FRUITS_EVENT_QUEUE names the queue of the bucket's notifications. The keys that
+these name are kept in the lake, and such a run looks each of them up: it lists nothing, and neither refits the PCA nor
+switches backbones, because it does not know what remains in the bucket. More than 5,000 keys, or a message in a form that
+Fruits does not know, make it a sweep. Every FRUITS_SWEEP_HOURS a sweep covers the whole prefix, and finds photos that an
+event missed. By hand, with the params below: the whole prefix, or only `keys`, which are looked up as well. A backfill
+makes one run for each day (UTC), which covers that
 day's photos only: by the date in the key, `dt=2026-11-20/`, or else by LastModified.
 
 **Another backbone.** A run or a backfill with the param `backbone` builds the new backbone's rows beside the rows that
@@ -31,7 +34,7 @@ FRUITS_APPROVAL_ROWS. Created and updated photos go on meanwhile. Failed gates m
 **Overlap.** However many runs are started (by the hour, by events, by hand, by a backfill), one run at a time works
 between its plan and its publication. The others wait in `wait_for_lease`, and then plan from the tables that the
 finished run left. A sweep or an event's run is skipped while another sweep waits, because the waiting run will find the
-same photos. A run that ended without releasing the lease holds up the others for a minute or two. A run clears itself
+same photos; an event's run also while another event's run waits. A run that ended without releasing the lease holds up the others for a minute or two. A run clears itself
 and plans again, once, when another run has published since its plan.
 
 **An empty bucket** is no failure: sweeps and events are skipped, and say so. A run by hand waits for photos.
@@ -73,7 +76,8 @@ from fruits.airflow.tasks import EMBEDDINGS, TASK_DEFAULTS, announce, requested,
 from fruits.airflow.timetables import SweepTimetable
 from fruits.settings import DagSettings
 
-PHOTOS = photos_asset(DagSettings.load().event_queue)
+SETTINGS = DagSettings.load()
+PHOTOS = photos_asset(SETTINGS.event_queue)
 
 PARAMS = {
     "prefix": Param(
@@ -89,7 +93,8 @@ PARAMS = {
         anyOf=[{"type": ["null", "array"]}, {"type": "string"}],
         items={"type": "string"},
         title="Keys",
-        description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. Empty: all under the prefix.",
+        description="Only these object keys, one per line, such as Training/Kiwi/1.jpg. They are looked up "
+        "without a listing. Empty: all under the prefix.",
     ),
     "mode": Param(
         "auto",
@@ -224,7 +229,7 @@ with DAG(
     description="Photos in S3 to published image features and embeddings",
     doc_md=__doc__,
     schedule=AssetOrTimeSchedule(
-        timetable=SweepTimetable(),  # type: ignore[arg-type]  # Airflow takes timetables of plugins as well
+        timetable=SweepTimetable(SETTINGS.sweep_hours),  # type: ignore[arg-type]  # Airflow takes timetables of plugins as well
         assets=[PHOTOS],
     ),
     start_date=datetime(2026, 1, 1),  # noqa: DTZ001 -- Airflow takes the timetable's time zone

@@ -66,7 +66,13 @@ class DagSettings(BaseSettings):
     )
     event_queue: str | None = Field(
         default=None,  # one that is wrong must not stop the hourly sweep: whoever watches it says so
-        description="URL of the SQS queue with the bucket's notifications. Unset: photos wait for the hourly sweep.",
+        description="URL of the SQS queue with the bucket's notifications. Unset: photos wait for the next sweep.",
+    )
+    sweep_hours: int = Field(
+        default=1,
+        ge=1,
+        le=24,
+        description="Hours between two sweeps, which find what events have missed: 1, 2, 3, 4, 6, 8, 12 or 24.",
     )
     alert_sns_topic: str | None = Field(
         default=None,
@@ -81,8 +87,16 @@ class DagSettings(BaseSettings):
         description="Addresses that alerts go to, separated by commas, by the connection `smtp_default`.",
     )
     alert_after_hours: int = Field(
-        default=6, ge=1, description="Alert when no run has brought the tables up to date for so many hours."
+        default=6,
+        ge=1,
+        description="Alert when no run has brought the tables up to date for so many hours, or since the next sweep "
+        "was due.",
     )
+
+    @property
+    def stale_hours(self) -> int:
+        """After so many hours without a sweep that succeeded, an alert says so."""
+        return max(self.alert_after_hours, self.sweep_hours + 1)
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -107,6 +121,13 @@ class DagSettings(BaseSettings):
             wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
             defaults = {name: DagSettings.model_fields[name].default for name in wrong}
             return DagSettings(**{**defaults, "engine": "spark-submit"})
+
+    @field_validator("sweep_hours")
+    @classmethod
+    def _divides_a_day(cls, hours: int) -> int:
+        if 24 % hours:
+            raise ValueError("expected hours that divide a day")
+        return hours
 
     @field_validator("emr_code", "emr_logs")
     @classmethod

@@ -41,9 +41,11 @@ _NAME = "fruits-events"
 _FOLDER = "/buckets/"  # of all buckets, in SeaweedFS's file system
 _UPLOADS = ".uploads/"  # of a bucket: parts of multipart uploads
 _MOST_BYTES = 10_000_000  # an entry lists its chunks, 4 MB of the photo each
-# While so many messages wait, a run that takes them will look at the bucket anyway, so one more says nothing new. moto
+# While so many messages wait, some more ask for a sweep, and the rest are dropped: the sweep finds their photos. moto
 # (5.2) takes seconds to hand out ten of a thousand.
-_MOST_WAITING = 100
+_MOST_WAITING, _MOST_SWEEPS = 100, 10
+_SWEEP = json.dumps({"Event": "fruits:Sweep"})
+"""A message that names no photo, so the run that it wakes looks at the whole bucket."""
 _START_SECONDS = 60
 
 
@@ -168,8 +170,10 @@ def webhook(queue: EventQueue, client: Any) -> "Flask":
             log.warning("webhook: not an event of SeaweedFS: %r", error)
             return Response(status=HTTPStatus.BAD_REQUEST)
         try:
-            if notification is not None and _waiting(queue, client) < _MOST_WAITING:
-                client.send_message(QueueUrl=queue.url, MessageBody=json.dumps(notification))
+            waiting = _waiting(queue, client) if notification is not None else _MOST_WAITING + _MOST_SWEEPS
+            if waiting < _MOST_WAITING + _MOST_SWEEPS:
+                body = json.dumps(notification) if waiting < _MOST_WAITING else _SWEEP
+                client.send_message(QueueUrl=queue.url, MessageBody=body)
         except (BotoCoreError, ClientError) as error:
             log.error("queue %s: %s", queue.url, error)
             return Response(status=HTTPStatus.BAD_GATEWAY)
@@ -206,7 +210,7 @@ def serve(queue: EventQueue, *, again: bool = False) -> None:
     client = queue.client()
     client.create_queue(QueueName=_NAME)
     if again:
-        client.send_message(QueueUrl=queue.url, MessageBody=json.dumps({"Event": "fruits:QueueStartedAgain"}))
+        client.send_message(QueueUrl=queue.url, MessageBody=_SWEEP)
     log.info("queue %s", queue.url)
     make_server(queue.bind, queue.webhook_port, webhook(queue, client), threaded=True).serve_forever()
 

@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.growth import plan
+from benchmarks.growth import events, plan
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {"plan": plan.figures}
+PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {
+    "plan": plan.figures,
+    "events": events.figures,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

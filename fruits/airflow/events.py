@@ -1,23 +1,26 @@
 """New photos start a run: the asset that schedules the DAG, and the trigger that watches the queue of S3's events."""
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
-from urllib.parse import unquote_plus
 
 from airflow.providers.amazon.aws.hooks.sqs import SqsHook
 from airflow.sdk import Asset, AssetWatcher
 from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
+from obstore.exceptions import BaseError
 
-from fruits.settings import queue_region
+from fruits.airflow.tasks import KEPT
+from fruits.errors import FruitsError
+from fruits.run.events import Burst, keep
+from fruits.settings import Settings, queue_region
 
 _WAIT_SECONDS = 20  # SQS's longest: an idle queue costs three requests a minute
 _LULL_SECONDS = 1  # without a message; then a burst has ended
 _GATHER_SECONDS = 10
+_BATCH = 10  # SQS's largest
 _MAX_MESSAGES = 1_000
 _MAX_KEYS = 20
 _REST_SECONDS = 60  # between two events: each starts a run, and each run costs a process
@@ -33,13 +36,13 @@ def photos_asset(queue: str | None) -> Asset:
 class PhotoEventsTrigger(BaseEventTrigger):
     """Fires when S3's notifications arrive: one event for a burst of notifications.
 
-    An event only wakes the DAG, which then compares the bucket with the tables. So the event carries no more than a
-    count and some keys, messages are deleted on receipt, and any message counts: a double, a late one, S3's
-    ``s3:TestEvent``.
+    The keys that the notifications name are written to the lake first (``fruits.run.events``), then the messages are
+    deleted, then the event fires. So a crash in between loses no key: a message comes again, or the file is read by the
+    next run. While the lake cannot be written to, no message is deleted. A burst without a photo of ours fires nothing.
 
-    The amazon provider's trigger (9.39, which ``MessageQueueTrigger`` makes for SQS) ends after one batch and starts
-    again a second or two later, takes the messages through Airflow's database, and ends with a stack trace every second
-    while the queue is denied or missing.
+    The amazon provider's trigger (9.39, which ``MessageQueueTrigger`` makes for SQS) deletes messages on receipt, ends
+    after one batch and starts again a second or two later, takes the messages through Airflow's database, and ends with
+    a stack trace every second while the queue is denied or missing.
     """
 
     def __init__(self, queue: str, aws_conn_id: str | None = "aws_default") -> None:
@@ -52,19 +55,32 @@ class PhotoEventsTrigger(BaseEventTrigger):
         return f"{__name__}.{type(self).__name__}", {"queue": self.sqs_queue, "aws_conn_id": self.aws_conn_id}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Watch for ever. After an error of the queue, log the remedy and try again in a minute."""
+        """Watch for ever. After an error of queue or lake, log the remedy and try again in a minute."""
         while True:
             try:
+                settings = Settings.load()
                 hook = SqsHook(aws_conn_id=self.aws_conn_id, region_name=queue_region(self.sqs_queue))
                 async with await hook.get_async_conn() as client:
                     while True:
-                        if messages := await self._gather(client):
-                            yield TriggerEvent(_summary(messages))
+                        messages = await self._gather(client)
+                        payload = await self._keep(settings, messages)
+                        await self._delete(client, messages)
+                        if payload:
+                            yield TriggerEvent(payload)
                             await asyncio.sleep(_REST_SECONDS)  # more messages wait in the queue meanwhile
             except (AirflowException, BotoCoreError, ClientError, ValueError) as error:
                 self.log.error(
                     "queue %s: %s; check FRUITS_EVENT_QUEUE, and that the role may sqs:ReceiveMessage and "
-                    "sqs:DeleteMessage there. Next attempt in %d s; until then photos wait for the hourly sweep.",
+                    "sqs:DeleteMessage there. Next attempt in %d s; until then photos wait for the next sweep.",
+                    self.sqs_queue,
+                    error,
+                    _PAUSE_SECONDS,
+                )
+                await asyncio.sleep(_PAUSE_SECONDS)
+            except (BaseError, FruitsError, OSError) as error:
+                self.log.error(
+                    "queue %s: the keys of its events can't be kept, so its messages stay: %s; check FRUITS_LAKE, and "
+                    "that the role may write to it. Next attempt in %d s; until then photos wait for the next sweep.",
                     self.sqs_queue,
                     error,
                     _PAUSE_SECONDS,
@@ -82,32 +98,45 @@ class PhotoEventsTrigger(BaseEventTrigger):
                 break
             try:
                 batch = await self._take(client, _LULL_SECONDS)
-            except (BotoCoreError, ClientError):  # the next wait meets the error; the gathered messages must still fire
+            except (BotoCoreError, ClientError):  # the next wait meets the error
                 break
         return messages
 
     async def _take(self, client: Any, seconds: int) -> list[dict[str, Any]]:
-        """Receive up to ten messages and delete them. A message that is not deleted comes again, which is harmless."""
+        """Receive up to ten messages. The queue hides them for a while; one that is not deleted comes again."""
         received = await client.receive_message(
             QueueUrl=self.sqs_queue, MaxNumberOfMessages=10, WaitTimeSeconds=seconds
         )
         messages: list[dict[str, Any]] = received.get("Messages", [])
-        if messages:
-            entries = [{"Id": str(i), "ReceiptHandle": message["ReceiptHandle"]} for i, message in enumerate(messages)]
-            await client.delete_message_batch(QueueUrl=self.sqs_queue, Entries=entries)
         return messages
 
+    async def _keep(self, settings: Settings, messages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """Write the keys to the lake; returns the payload of the event, or None when there is nothing to look at."""
+        burst = Burst.of((message.get("Body", "") for message in messages), settings)
+        if burst.unread:
+            self.log.warning(
+                "queue %s: %d of %d messages are in no form that Fruits knows (S3, SNS, EventBridge); the next run "
+                "looks at the whole bucket",
+                self.sqs_queue,
+                burst.unread,
+                len(messages),
+            )
+        if not burst:
+            return None
+        kept = await asyncio.to_thread(keep, settings, burst)
+        return {"messages": len(messages), "keys": list(burst.keys[:_MAX_KEYS]), KEPT: kept}
 
-def _summary(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """The asset event's payload: the number of messages, and the first few object keys."""
-    keys = dict.fromkeys(key for message in messages for key in object_keys(message.get("Body", "")))
-    return {"messages": len(messages), "keys": list(keys)[:_MAX_KEYS]}
-
-
-def object_keys(body: str) -> Iterator[str]:
-    """The object keys in an S3 event notification; none in any other message."""
-    try:
-        for record in json.loads(body)["Records"]:
-            yield unquote_plus(record["s3"]["object"]["key"])
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        return
+    async def _delete(self, client: Any, messages: Sequence[dict[str, Any]]) -> None:
+        """Delete messages. One that cannot be deleted comes again, which is harmless."""
+        handles = [message["ReceiptHandle"] for message in messages]
+        try:
+            for start in range(0, len(handles), _BATCH):
+                batch = handles[start : start + _BATCH]
+                entries = [{"Id": str(place), "ReceiptHandle": handle} for place, handle in enumerate(batch)]
+                await client.delete_message_batch(QueueUrl=self.sqs_queue, Entries=entries)
+        except (BotoCoreError, ClientError) as error:
+            self.log.warning(
+                "queue %s: its messages can't be deleted, and come again: %s; see that the role may sqs:DeleteMessage",
+                self.sqs_queue,
+                error,
+            )

@@ -34,7 +34,8 @@ def of_publication(publication: Publication) -> Iterator[Gauge]:
     objects = counts.get("features", 0) + counts.get("quarantine", 0)
     yield Gauge("features", counts.get("features", 0))
     yield Gauge("deletions", counts.get("delete", 0))
-    yield Gauge("pending", counts.get("remaining", 0))
+    if publication.remaining is not None:
+        yield Gauge("pending", publication.remaining)
     yield Gauge("quarantined_share", counts.get("quarantine", 0) / objects if objects else 0.0)
 
 

@@ -17,6 +17,7 @@ from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.amazon.aws.sensors.base_aws import AwsBaseSensor
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger, S3KeyTrigger
+from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 from airflow.sdk import BaseSensorOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -26,11 +27,13 @@ from obstore.exceptions import BaseError
 
 from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
-from fruits.airflow.tasks import covers_everything, is_automatic
+from fruits.airflow.tasks import is_automatic, kind_of_run
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.photos.ignore import IgnoreRules
+from fruits.run.events import kept_events
 from fruits.run.lease import AirflowRun, acquire_lease, note_waiting
+from fruits.run.request import RunRequest
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import list_requester
@@ -64,10 +67,14 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
     wait at all for a prefix that its params name, because such a prefix is more likely mistyped. ``bucket_key`` is the
     prefix, taken literally. A poke stops at the first photo, so a large prefix costs one page of the listing, unless
     many ignored objects come first.
+
+    A run that looks up single keys goes on at once: its plan sees which of them are there.
     """
 
     def execute(self, context: Context) -> None:
         """Look once; defer when there is no photo yet."""
+        if not _request(context).lists:
+            return
         params, prefix = context["params"], str(self.bucket_key)
         self.timeout = params["sensor_timeout"] or _DEFAULT_TIMEOUT_SECONDS
         if is_automatic(context) and not self.poke(context):
@@ -87,9 +94,8 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
         objects = self.hook.iter_file_metadata(str(self.bucket_key), self.bucket_name)
         if any(_photos(objects, IgnoreRules.of(Settings.load()))):
             return True
-        prefix = context["ti"].xcom_pull(task_ids="prepare")["request"]["prefix"]
         with non_retryable():
-            return Lake.open(Settings.load()).holds(prefix)
+            return Lake.open(Settings.load()).holds(_request(context).prefix)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume after the wait; when the wait has timed out, name the prefix and the remedies."""
@@ -147,11 +153,19 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
     The sensor compares the newest LastModified with the clock. So photos that are older than that need no wait, and an
     overwritten photo counts as an upload. (The provider's sensor counts keys and always waits a whole period.) When
     photos never stop coming, the sensor goes on after ten periods, so that the first photos do not wait for ever.
+
+    A run by events lists nothing, and compares the time of the newest event that is kept; photos that come later have
+    events of their own. A run whose param ``keys`` names the photos waits for no others.
     """
 
     def execute(self, context: Context) -> None:
         """Look once; defer when the newest upload is too recent."""
         self.inactivity_period = context["params"]["settle_seconds"]
+        request = _request(context)
+        if not request.lists:
+            if request.mode == "events":
+                self._wait_for_events()
+            return
         if not self.poke(context):
             self.defer(
                 trigger=UploadsSettledTrigger(
@@ -162,6 +176,18 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
                 ),
                 method_name="execute_complete",
             )
+
+    def _wait_for_events(self) -> None:
+        """Defer until the newest event is old enough, by the clock of this machine: one period at the most."""
+        with non_retryable():
+            newest = kept_events(Settings.load()).newest
+        left = min(self.inactivity_period - _seconds_since(newest), self.inactivity_period)
+        if left > 0:
+            moment = datetime.now(UTC) + timedelta(seconds=left)
+            self.defer(trigger=DateTimeTrigger(moment=moment), method_name="go_on")
+
+    def go_on(self, context: Context, event: Any) -> None:
+        """Go on after the wait."""
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 -- the provider's signature
         """Whether the newest object is old enough."""
@@ -223,6 +249,11 @@ def _seconds_since(newest: datetime | None) -> float:
     return (datetime.now(UTC) - newest).total_seconds() if newest else math.inf
 
 
+def _request(context: Context) -> RunRequest:
+    """The run's request, as `prepare` resolved it."""
+    return RunRequest.model_validate(context["ti"].xcom_pull(task_ids="prepare")["request"])
+
+
 class LeaseSensor(BaseSensorOperator):
     """Waits until the run holds the lease, so that no other run is between its plan and its publication.
 
@@ -249,8 +280,8 @@ class LeaseSensor(BaseSensorOperator):
             metrics.send(metrics.of_wait(began, now))
             return
         log.info("lease: waiting for run %s, which holds the lease", other.run)
-        if covers_everything(context):
-            note_waiting(settings, airflow_run)
+        if kind := kind_of_run(context):
+            note_waiting(settings, airflow_run, kind)
         self.defer(
             trigger=LeaseTrigger(run, airflow_run),
             method_name="execute_complete",

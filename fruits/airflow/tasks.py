@@ -12,11 +12,15 @@ from fruits.serve.watch import DAG_ID
 
 if TYPE_CHECKING:
     from fruits.lake.publication import Publication
+    from fruits.run.lease import Kind
     from fruits.run.request import RunRequest
     from fruits.settings import Settings
 
 EMBEDDINGS = Asset(name="fruits_embeddings", uri="fruits://lake/embeddings")
 """The published tables. A publication is an event of this asset, whoever made the publication."""
+
+KEPT = "kept"
+"""The name of the file with an event's keys, in the payload of the event."""
 
 _NEWEST_EVENTS = 20
 _RUNS_TURN = timedelta(minutes=5)  # a run announces its publication within seconds
@@ -49,7 +53,17 @@ def requested(context: Context, settings: "Settings") -> "RunRequest":
         settings,
         run_type=run.run_type.value,
         data_interval=(start, end) if start and end else None,
+        keys_are_kept=keys_are_kept(context),
     )
+
+
+def keys_are_kept(context: Context) -> bool:
+    """Whether the keys of all events that woke the run are kept in the lake.
+
+    Those of an event that was posted over Airflow's API, or sent by an earlier release, are not.
+    """
+    events = [event for of_asset in (context.get("triggering_asset_events") or {}).values() for event in of_asset]
+    return bool(events) and all(((event.extra or {}).get("payload") or {}).get(KEPT) for event in events)
 
 
 def is_automatic(context: Context) -> bool:
@@ -57,30 +71,33 @@ def is_automatic(context: Context) -> bool:
     return context["dag_run"].run_type.value in ("scheduled", "asset_triggered", "backfill")
 
 
-def covers_everything(context: Context) -> bool:
-    """Whether the run is a sweep of the whole prefix, started by the clock or by an event."""
+def kind_of_run(context: Context) -> "Kind | None":
+    """Whether the clock or an event started the run to sweep, or an event to look up its keys; None for other runs."""
     run = context["dag_run"]
-    return run.dag_id == DAG_ID and run.run_type.value in ("scheduled", "asset_triggered") and not run.conf
+    if run.dag_id != DAG_ID or run.conf or run.run_type.value not in ("scheduled", "asset_triggered"):
+        return None
+    return "events" if run.run_type.value == "asset_triggered" and keys_are_kept(context) else "sweep"
 
 
 def skip_when_another_waits(context: Context, settings: "Settings") -> None:
-    """Skip a sweep while another one waits for the lease: that one has yet to plan, and will find the same photos.
+    """Skip a run while another one waits for the lease: that one has yet to plan, and will find the same photos.
 
-    So events cannot pile up runs while a long run works, although the DAG lets many runs be active.
+    A sweep that waits finds what any run would; a run by events finds all keys that are kept, and nothing else. So
+    events cannot pile up runs while a long run works, although the DAG lets many runs be active.
 
     Raises:
         AirflowSkipException: naming the run that waits.
     """
     from fruits.run.lease import waiting_run
 
-    if not covers_everything(context):
+    kind = kind_of_run(context)
+    if kind is None:
         return
-    run = waiting_run(settings)
-    if run is None or run == (context["dag_run"].dag_id, context["run_id"]):
-        return
-    dag_id, run_id = run
-    if context["ti"].get_ti_count(dag_id, task_ids=["wait_for_lease"], run_ids=[run_id], states=["deferred"]):
-        raise AirflowSkipException(f"run {run_id} waits for the lease, and will find the same photos")
+    ours = (context["dag_run"].dag_id, context["run_id"])
+    for run in {waiting_run(settings, "sweep"), waiting_run(settings, kind)} - {None, ours}:
+        dag_id, run_id = run  # type: ignore[misc]  # not None
+        if context["ti"].get_ti_count(dag_id, task_ids=["wait_for_lease"], run_ids=[run_id], states=["deferred"]):
+            raise AirflowSkipException(f"run {run_id} waits for the lease, and will find the same photos")
 
 
 def event_extra(publication: "Publication") -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _observe() -> Observation:
     try:
         settings = Settings.load()
     except FruitsError as error:
-        hours = DagSettings.of_alerts().alert_after_hours
+        hours = DagSettings.of_alerts().stale_hours
         errors["settings"] = str(error)
         return Observation(datetime.now(UTC), timedelta(hours=hours), None, schedule, errors)
     return observe(settings, schedule, errors)

@@ -75,7 +75,7 @@ def _row(publication: Publication) -> dict[str, Any]:
         "pca_id": publication.pca_id,
         "features": (publication.counts or {}).get("features", 0),
         "quarantined": (publication.counts or {}).get("quarantine", 0),
-        "remaining": (publication.counts or {}).get("remaining", 0),
+        "remaining": publication.remaining,
         "ignored": (publication.counts or {}).get("ignored", 0),
     }
 
@@ -156,7 +156,12 @@ def _publication_fields(current: Document) -> RenderableType:
                 f"{len(gates) - len(broken)} of {len(gates)} passed"
                 + (f"; not: {', '.join(broken)}" if broken else ""),
             ),
-            ("remaining", f"{current['remaining']:,} objects that its run left over"),
+            (
+                "remaining",
+                "unknown: its run looked up single keys"
+                if current["remaining"] is None
+                else f"{current['remaining']:,} objects that its run left over",
+            ),
             ("ignored", f"{current['ignored']:,} objects that are none of ours (FRUITS_IGNORE)"),
         ]
     )

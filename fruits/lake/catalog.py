@@ -2,6 +2,7 @@
 
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from pyiceberg.catalog import Catalog
     from pyiceberg.io import FileIO
+    from pyiceberg.manifest import DataFile as IcebergFile
+    from pyiceberg.schema import Schema
     from pyiceberg.table import DataScan, FileScanTask, Table
     from pyiceberg.table.snapshots import Snapshot
     from sqlalchemy.exc import SQLAlchemyError
@@ -330,9 +333,18 @@ class Lake:
         return self.scan(name, snapshot_id, columns, **equal).to_arrow()
 
     def batches(
-        self, name: TableName, snapshot_id: int | None, columns: Sequence[str] = ("*",), **equal: str
+        self,
+        name: TableName,
+        snapshot_id: int | None,
+        columns: Sequence[str] = ("*",),
+        *,
+        keys: Sequence[str] | None = None,
+        **equal: str,
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a ``scan``, in the order of the files; at most 8,192 in a batch.
+
+        With ``keys`` (sorted; ``columns`` have the key as well) only the rows of these keys. Files and row groups
+        whose bounds hold none of them are not read.
 
         Memory is bounded by a row group as it is stored, 8 MB (128 MB in files of older releases), and four files of up
         to 32 MB, which are read ahead; without vectors, by some megabytes. PyIceberg (0.12) gives batches of whole
@@ -346,21 +358,20 @@ class Lake:
         fields = scan.projection().fields
         names = [field.name for field in fields]
         small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
-        tasks = list(scan.plan_files())
+        tasks = _holding(list(scan.plan_files()), scan.projection(), keys)
         deletes = _read_all_delete_files(scan.io, tasks)
         for task, file in _opened(scan.io, tasks, small):
             deleted = deletes.get(task.file.file_path)
             left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
-            end = 0
-            # One by one, because groups that are asked for together are read together.
-            for group in range(file.num_row_groups):
-                for rows in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=[*{*names, *left}]):
-                    start, end = end, end + rows.num_rows
-                    live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows
-                    for column, value in left.items():
-                        live = live.filter(pc.equal(live[column], value))
-                    if live.num_rows:
-                        yield live.select(names)
+            for start, rows in _rows(file, [*{*names, *left}], keys):
+                end = start + rows.num_rows
+                live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows
+                for column, value in left.items():
+                    live = live.filter(pc.equal(live[column], value))
+                if keys is not None:
+                    live = live.filter(pc.is_in(live["key"], pa.array(keys, pa.string())))
+                if live.num_rows:
+                    yield live.select(names)
 
     def state(self, name: TableName) -> TableState:
         """A table's refs and snapshots."""
@@ -584,6 +595,53 @@ def _properties(definition: TableDefinition) -> dict[str, str]:
     """The properties of a new table; those of ``publications`` say the lake's format and the number of columns."""
     of_lake = {_FORMAT_PROPERTY: str(LAKE_FORMAT), _COLUMNS_PROPERTY: str(_number_of_columns())}
     return {**_TABLE_PROPERTIES, **(of_lake if definition.name == "publications" else {})}
+
+
+def _holding(tasks: "list[FileScanTask]", schema: "Schema", keys: Sequence[str] | None) -> "list[FileScanTask]":
+    """The files that may hold one of the sorted ``keys`` (None: all files), by the bounds that the catalog has.
+
+    Bounds of long keys may be cut off, the upper one to a larger text.
+    """
+    if keys is None:
+        return tasks
+    key = schema.find_field("key").field_id
+
+    def bounds(file: "IcebergFile") -> Iterator[str | None]:
+        for known in (file.lower_bounds, file.upper_bounds):
+            bound = (known or {}).get(key)
+            yield None if bound is None else bound.decode()
+
+    return [task for task in tasks if _any_within(keys, *bounds(task.file))]
+
+
+def _rows(
+    file: "pq.ParquetFile", columns: Sequence[str], keys: Sequence[str] | None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of a file with their place in it, without row groups that hold none of the sorted ``keys``."""
+    start = 0
+    # One by one, because groups that are asked for together are read together.
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        place = start
+        start += group.num_rows
+        if keys is not None and not _any_within(keys, *_group_bounds(group)):
+            continue
+        for rows in file.iter_batches(_BATCH_ROWS, row_groups=[number], columns=columns):
+            yield place, rows
+            place += rows.num_rows
+
+
+def _group_bounds(group: "pq.RowGroupMetaData") -> tuple[str | None, str | None]:
+    """The bounds of a row group's keys."""
+    columns = (group.column(place) for place in range(group.num_columns))
+    statistics = next(column.statistics for column in columns if column.path_in_schema == "key")
+    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else (None, None)
+
+
+def _any_within(keys: Sequence[str], lowest: str | None, highest: str | None) -> bool:
+    """Whether any of the sorted ``keys`` is between two bounds; a bound that is not known is None."""
+    at = 0 if lowest is None else bisect_left(keys, lowest)
+    return at < len(keys) and (highest is None or keys[at] <= highest)
 
 
 def _opened(

@@ -86,6 +86,11 @@ class Publication:
         return sum((self.counts or {}).get(name, 0) for name in ("features", "quarantine"))
 
     @property
+    def remaining(self) -> int | None:
+        """Objects that awaited work after the run; None when nobody knew, because the run did not list the bucket."""
+        return (self.counts or {}).get("remaining")
+
+    @property
     def made_by_run(self) -> bool:
         """Whether a run made the publication; a rollback or a compaction repeats the counts of an older one."""
         return not str(self.run_id).startswith(_REPEATING)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import ObjectStore
@@ -47,6 +48,9 @@ _LOOKS, _LOOK_SECONDS = 50, 0.1  # for the newest lease, while other runs acquir
 
 AirflowRun = tuple[str, str]
 """A run as Airflow knows it: id of the DAG, id of the run."""
+
+Kind = Literal["sweep", "events"]
+"""What a run that nobody asked for covers: the whole prefix, or the keys of the events that are kept."""
 
 IsActive = Callable[[AirflowRun], bool | None]
 """Whether a run is queued or running; False when it has ended, None when Airflow does not know it."""
@@ -159,22 +163,22 @@ def _release_quietly(settings: Settings, run: str) -> None:
         log.warning("run %s: its lease can't be released: %s", run, error)
 
 
-def waiting_run(settings: Settings) -> AirflowRun | None:
-    """The Airflow run that covers the whole prefix and began last to wait for the lease."""
+def waiting_run(settings: Settings, kind: Kind = "sweep") -> AirflowRun | None:
+    """The Airflow run of a kind that began last to wait for the lease."""
     try:
-        document = read_json(lake_store(settings), _waiting_path(settings))
+        document = read_json(lake_store(settings), _waiting_path(settings, kind))
     except FileNotFoundError:
         return None
     return document["dag_id"], document["run_id"]
 
 
-def note_waiting(settings: Settings, run: AirflowRun) -> None:
-    """Note that a run which covers the whole prefix begins to wait for the lease."""
-    write_json(lake_store(settings), _waiting_path(settings), {"dag_id": run[0], "run_id": run[1]})
+def note_waiting(settings: Settings, run: AirflowRun, kind: Kind = "sweep") -> None:
+    """Note that a run which covers the whole prefix, or the keys of all events, begins to wait for the lease."""
+    write_json(lake_store(settings), _waiting_path(settings, kind), {"dag_id": run[0], "run_id": run[1]})
 
 
-def _waiting_path(settings: Settings) -> str:
-    return f"waiting/{settings.namespace}.json"
+def _waiting_path(settings: Settings, kind: Kind) -> str:
+    return f"waiting/{settings.namespace}{'' if kind == 'sweep' else f'.{kind}'}.json"
 
 
 def current_lease(settings: Settings) -> Lease | None:

@@ -53,7 +53,7 @@ class Plan:
         joined: The database, with the entries of the run's scope.
         counts: Objects by action.
         remaining: Objects that will await work after the run: those that a limit left over, and others outside the
-            run's scope.
+            run's scope. None when that is unknown, because the bucket was not listed.
         pending: Photos that a limit left over.
         bound: The last photo within the limit, as it is sorted; None when no photo is left over.
         withheld: Labels whose deletions wait for a person's approval; None stands for all deletions.
@@ -64,7 +64,7 @@ class Plan:
 
     joined: Joined
     counts: Mapping[Action, int]
-    remaining: int = 0
+    remaining: int | None = 0
     pending: int = 0
     bound: tuple[Any, ...] | None = None
     withheld: frozenset[str] | None = frozenset()

@@ -80,13 +80,14 @@ class RunParams(Frozen):
 class RunRequest(Frozen):
     """The request of a run, resolved from params, events, interval and settings.
 
-    ``interval`` is half open, in UTC. ``limit`` bounds the photos to featurize; None means all. ``backbone`` and
+    With mode ``events`` the run covers the keys of the events that are kept when it is planned. ``interval`` is half
+    open, in UTC. ``limit`` bounds the photos to featurize; None means all. ``backbone`` and
     ``weights`` are None when the run requests none; the run then works under the effective backbone. ``allow_deletes``
     approves deletions beyond the bounds: those with this digest, or any deletions (True).
     """
 
     prefix: str
-    mode: Literal["reconcile", "interval", "rebuild"] = "reconcile"
+    mode: Literal["reconcile", "interval", "rebuild", "events"] = "reconcile"
     keys: tuple[str, ...] = ()
     interval: tuple[datetime, datetime] | None = None
     backbone: str | None = None
@@ -98,6 +99,15 @@ class RunRequest(Frozen):
     allow_deletes: bool | str = False
     dry_run: bool = False
 
+    @property
+    def lists(self) -> bool:
+        """Whether the run lists the bucket. Else it looks up single keys: those of events, or of the param ``keys``."""
+        return self.mode != "events" and not self.keys
+
+    def sweeps(self, prefix: str) -> bool:
+        """Whether the run covers all photos of the settings' ``prefix``."""
+        return self.lists and self.mode != "interval" and self.prefix == prefix
+
 
 def resolve_request(
     params: Mapping[str, Any],
@@ -105,18 +115,20 @@ def resolve_request(
     *,
     run_type: str = "manual",
     data_interval: tuple[datetime, datetime] | None = None,
+    keys_are_kept: bool = False,
 ) -> RunRequest:
     """Decide what a run covers: by its params first, then by its start, then by its data interval.
 
-    A run by hand, by the schedule or by an asset event reconciles the whole prefix, because an event only wakes the
-    DAG. A backfill covers its data interval. ``mode`` overrides both. ``data_interval`` is None for runs without an
-    interval.
+    A run by hand or by the schedule reconciles the whole prefix. So does a run that an asset event woke, unless the
+    keys that the event names are kept in the lake: then the run covers these keys. A backfill covers its data interval.
+    ``mode`` overrides all. ``data_interval`` is None for runs without an interval.
 
     Raises:
         FruitsError: naming the param, what was expected and what to do.
     """
     asked = _parsed(RunParams, params)
-    mode = _resolved(asked.mode, run_type)
+    by_events = keys_are_kept and run_type == "asset_triggered" and asked == RunParams()
+    mode = "events" if by_events else _resolved(asked.mode, run_type)
     if mode == "interval" and data_interval is None:
         raise FruitsError(
             "mode 'interval' needs a data interval; start the run as a backfill, or choose mode 'reconcile'"

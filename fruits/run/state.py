@@ -32,7 +32,8 @@ class PlannedRun(Frozen):
         backbone: The card of the run's backbone.
         counts: Objects by action, and those ``pending`` and ``ignored``.
         known_rows: Objects that the tables held under the backbone.
-        remaining: Objects that await work after this run.
+        remaining: Objects that await work after this run; None when that is unknown, because the run did not list the
+            bucket.
         building: Whether readers keep their backbone after this run, because objects remain under the new one.
         work: Whether there is anything to do.
         other_work: Why the run goes on although no photo changed; None when there is no such reason.
@@ -43,6 +44,7 @@ class PlannedRun(Frozen):
         pinned: Who pinned readers to a publication, when and why: the run has no work then. None without a pin.
         ignored: Objects that are none of ours, by the rule that ignores them.
         rules: Fingerprint of the rules for keys by which all rows are judged once the run is done; None when not all.
+        events: Files of kept events that the run deals with (``fruits.run.events``).
     """
 
     key: str
@@ -53,7 +55,7 @@ class PlannedRun(Frozen):
     backbone: Card
     counts: Mapping[str, int]
     known_rows: int
-    remaining: int
+    remaining: int | None
     building: bool
     work: bool
     other_work: str | None = None
@@ -64,6 +66,7 @@ class PlannedRun(Frozen):
     pinned: str | None = None
     ignored: Mapping[str, Names] = {}
     rules: str | None = None
+    events: tuple[str, ...] = ()
 
     @property
     def model_id(self) -> str:

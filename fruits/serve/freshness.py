@@ -24,7 +24,7 @@ def up_to_date_at(documents: RunDocuments, prefix: str) -> datetime | None:
     if planned is None or planned.remaining or planned.pinned or (featurized and featurized.due):
         return None
     request = planned.request
-    if request.dry_run or request.keys or request.mode == "interval" or request.prefix != prefix:
+    if request.dry_run or not request.sweeps(prefix):
         return None
     last = documents.publish if planned.work else documents.plan
     return last.finished_at if last and last.state == "succeeded" else None

@@ -180,7 +180,7 @@ def observe(settings: Settings, schedule: Schedule | None, errors: Mapping[str, 
 
     all_errors = dict(errors)
     freshness = None
-    now, alert_after = datetime.now(UTC), timedelta(hours=settings.alert_after_hours)
+    now, alert_after = datetime.now(UTC), timedelta(hours=settings.stale_hours)
     try:
         with denials_explained():
             freshness = observe_tables(settings)

@@ -95,8 +95,13 @@ class Job:
             ) from None
 
     @property
-    def remaining(self) -> int:
-        """Objects that await work after this run: those that the plan left over, and photos that are pending."""
+    def remaining(self) -> int | None:
+        """Objects that await work after this run: those that the plan left over, and photos that are pending.
+
+        None when that is unknown, because the run did not list the bucket.
+        """
+        if self.run.remaining is None:
+            return None
         document = self.documents.featurize
         return self.run.remaining + (document.done.due if document and document.done else 0)
 

@@ -69,15 +69,16 @@ class Refit:
 def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> Refit:
     """Decide whether the PCA is fitted again.
 
-    A run that leaves objects over, as each run of a backfill does, keeps the PCA that there is. The run that leaves
-    none over refits, if that is due. So a backfill refits once at most. A refit that a person approved is done.
+    A run that leaves objects over, as each run of a backfill does, keeps the PCA that there is; so does a run that does
+    not know, because it looked up single keys. The run that leaves none over refits, if that is due. So a backfill
+    refits once at most. A refit that a person approved is done.
     """
     drift, measured = measure_drift(job, current) if current else (None, 0)
     settings, request = job.settings, job.run.request
     asked = components_asked(request.n_components, settings.max_components)
     split_rules = KeyPattern.of(settings).split_rules
     approval = next((one for one in job.run.approvals if one.kind == "refit"), None)
-    if current is not None and request.refit == "auto" and job.remaining and approval is None:
+    if current is not None and request.refit == "auto" and job.remaining != 0 and approval is None:
         return Refit(None, drift)
     gain = None
     max_drift, min_drift_rows = settings.refit_drift, settings.refit_drift_rows
@@ -131,11 +132,11 @@ def decide_refit(job: Job, reason: str | None) -> Decisions:
 def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     """Share of variance that new photos leave unexplained beyond the expected share, and from how many rows.
 
-    After runs that left photos over, and with them the decision to refit, it is measured on all rows since the fit.
+    After runs that left the decision to refit to a later run, it is measured on all rows since the fit.
     """
     rows = job.new_features().where(f"split = '{FIT_SPLIT}'").select("vector")
     squares = map_batches(rows, squared_norms(current.pca), SQUARES_SCHEMA)
-    if (job.run.base.publication.counts or {}).get("remaining"):
+    if job.run.base.publication.remaining != 0:
         squares = squares.unionByName(_squares_since_fit(job, current))
     totals = squares.selectExpr(
         "count(*) AS n", "sum(explained) AS explained", "sum(unexplained) AS unexplained"

@@ -1,11 +1,11 @@
 """The task `plan`: reconcile bucket and tables, and write the run's manifest. Needs no JVM."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, takewhile
 
 import pyarrow as pa
 
@@ -30,6 +30,7 @@ from fruits.photos.fetch import readable_again
 from fruits.photos.ignore import meaning_of
 from fruits.photos.keys import FIT_SPLIT, KeyRules, nothing_to_fit, spelled
 from fruits.photos.listing import listed_batches
+from fruits.photos.lookup import looked_up_batches
 from fruits.photos.pages import MOST_RANGES, UnorderedError
 from fruits.photos.quarantine import ACCESS_REASONS, Rereading
 from fruits.run.decisions import (
@@ -47,6 +48,7 @@ from fruits.run.decisions import (
 )
 from fruits.run.deletions import DeletionBounds, Leaving, recent_deletions, withheld_deletions
 from fruits.run.documents import run_store, task_document
+from fruits.run.events import KeptEvents, forget, kept_events, kept_files
 from fruits.run.joining import Joined, joined, of_labels, starts_with
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.manifest import write_manifest
@@ -101,6 +103,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))
+        events = kept_events(settings) if request.mode == "events" else KeptEvents(files_before(settings, request))
+        request = or_sweep(request, events, base, backbone)
         stored = read_approvals(settings)
         reconciliation = reconcile(
             settings,
@@ -113,6 +117,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             run=key,
             published=published,
             approvals=stored,
+            event_keys=events.keys,
         )
         undecided = reconciliation.decisions.undecided
         if not request.dry_run:
@@ -136,17 +141,45 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             pinned=str(pin) if pin else None,
             other_work=reconciliation.other_work,
             manifest=manifest,
-            unknown_keys=reconciliation.plan.unknown_keys,
+            unknown_keys=reconciliation.plan.unknown_keys if request.keys else (),
             undecided=undecided,
             approvals=reconciliation.decisions.approvals,
             ignored=reconciliation.plan.ignored,
             rules=rules_of_rows(settings, reconciliation),
+            events=() if reconciliation.plan.pending else events.files,
         )
         document.record(planned)
         _log(reconciliation, request)
+    if not (planned.work or pin or request.dry_run):  # there is nothing to do for their keys
+        forget(settings, planned.events)
     if pin:
         log.warning("plan: %s. The run ends here, and publishes nothing; `fruits unpin` lets runs go on", pin)
     return planned
+
+
+def files_before(settings: Settings, request: RunRequest) -> tuple[str, ...]:
+    """The files of events that a sweep deals with: those that were there before it lists the bucket."""
+    return kept_files(settings) if request.sweeps(settings.prefix) and not request.dry_run else ()
+
+
+def or_sweep(request: RunRequest, events: KeptEvents, base: Base, card: Card) -> RunRequest:
+    """The request, but a sweep instead of a run by events that cannot look up each key.
+
+    That is: too many keys, a message in an unknown form, nothing published yet, or another backbone than the readers',
+    under which all photos are built.
+    """
+    if request.mode != "events" or (not events.sweep and can_look_up(base, card)):
+        return request
+    log.info("plan: the events ask for a sweep: the bucket is listed")
+    return request.model_copy(update={"mode": "reconcile"})
+
+
+def can_look_up(base: Base | None, card: Card | None) -> bool:
+    """Whether a run can do without a listing: readers have the run's backbone, and their publication counts its rows.
+
+    Under another backbone all photos are built. Releases before 0.2.0 counted no rows.
+    """
+    return bool(base and card and base.publication.model_id == card.model_id and base.publication.rows)
 
 
 def effective_backbone(settings: Settings, request: RunRequest, published: Sequence[Publication]) -> Card:
@@ -210,7 +243,7 @@ class Reconciliation:
     @property
     def building(self) -> bool:
         """Whether readers keep their backbone after this run: objects remain under the new one, or nobody approved."""
-        return self.switching and (self.plan.remaining > 0 or self.decisions.waits("backbone"))
+        return self.switching and (self.plan.remaining != 0 or self.decisions.waits("backbone"))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -237,8 +270,12 @@ def reconcile(
     run: str = "",
     published: Sequence[Publication] = (),
     approvals: Sequence[Approval] = (),
+    event_keys: Sequence[str] = (),
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing but ``pairs``, which has to be empty.
+
+    A run by ``event_keys``, or by the param ``keys``, looks up objects and rows of these keys. It lists nothing, and
+    so does not know what remains in the bucket.
 
     The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
     publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
@@ -250,40 +287,49 @@ def reconcile(
     """
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
+    covered = request_of_keys(request, event_keys)
+    keys = covered.keys if not request.lists and can_look_up(base, card) else None
     if lake and base and card:
         with phase("known"):
-            pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id))
+            pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id, keys))
     judged_by = base.publication.rules if base and not switching else None
     comparison = Comparison(
         settings,
-        request,
+        covered,
         pairs,
         KeyRules.of(settings),
         judged_by,
         listed_prefix(settings, request, new_backbone=switching),
         phase,
+        keys,
     )
     plan = comparison.plan()
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, pairs.rows["known"], readers, switching, None, request, Decisions())
-    other_work = work_without_photos(lake, base, card, request, settings, plan) if pairs.rows["known"] else None
+    rows = pairs.rows["known"] if keys is None else base.publication.rows
+    other_work = work_without_photos(lake, base, card, request, settings, plan, published) if rows else None
     plan, decisions = Review(
-        settings, request, lake, base, card, pairs, run, published, approvals, switching, other_work
+        settings, request, lake, base, card, pairs, run, published, approvals, switching, other_work, keys
     ).of(plan)
     if decisions.waits("backbone"):
         other_work = None
     elif decisions.waits("refit"):  # then nothing of the refit is done; which reads no table
         request = request.model_copy(update={"refit": "never"})
-        other_work = work_without_photos(lake, base, card, request, settings, plan)
+        other_work = work_without_photos(lake, base, card, request, settings, plan, published)
     elif other_work is None and decisions.uses("refit"):
         other_work = "the PCA is fitted again, as approved"
-    return Reconciliation(plan, pairs.rows["known"], readers, switching, other_work, request, decisions, judged_by)
+    return Reconciliation(plan, rows, readers, switching, other_work, request, decisions, judged_by)
+
+
+def request_of_keys(request: RunRequest, event_keys: Sequence[str]) -> RunRequest:
+    """The request of a run by events as one by the keys of these events; any other request as it is."""
+    return request.model_copy(update={"mode": "reconcile", "keys": event_keys}) if request.mode == "events" else request
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The listing compared with the rows of ``pairs``.
+    """The objects of the bucket compared with the rows of ``pairs``.
 
     Attributes:
         settings: The settings.
@@ -293,6 +339,7 @@ class Comparison:
         judged_by: Fingerprint of the rules by which all rows were judged; None when that is unknown.
         prefix: What of the bucket is listed.
         phase: Times a part of the work.
+        keys: The keys that are looked up; None where the bucket is listed.
     """
 
     settings: Settings
@@ -302,16 +349,19 @@ class Comparison:
     judged_by: str | None
     prefix: str
     phase: Callable[[str], AbstractContextManager[None]]
+    keys: Sequence[str] | None = None
 
     def plan(self) -> Plan:
-        """The plan, by a listing in ranges of keys where that shows the whole bucket.
+        """The plan: by single keys, or by a listing, in ranges of keys where that shows the whole bucket.
 
         Raises:
             FruitsError: when there never was a photo under the prefix.
         """
+        if self.keys is not None:
+            return replace(self._plan(looked_up_batches(self.settings, self.keys)), remaining=None)
         if bounds := self._bounds():
             try:
-                plan = self._plan(bounds)
+                plan = self._plan(listed_batches(self.settings, self.prefix, bounds))
             except UnorderedError as error:
                 log.info("plan: %s: %s; listed again in one pass", server_name(self.settings), error)
             else:
@@ -320,20 +370,21 @@ class Comparison:
                 if not gone or not can_read_any(photo_store(self.settings), gone):
                     return plan
                 log.warning("plan: %s left out objects; listed again in one pass", server_name(self.settings))
-        return self._plan(())
+        return self._plan(listed_batches(self.settings, self.prefix, ()))
 
     def _bounds(self) -> list[str]:
         """Keys that part the rows, and so most of the bucket, into ranges of the same size."""
         ranges = min(MOST_RANGES, self.pairs.rows["known"] // _FEWEST_OF_RANGE)
         return self.pairs.spread("known", self.prefix, ranges - 1) if ranges > 1 else []
 
-    def _plan(self, bounds: Sequence[str]) -> Plan:
+    def _plan(self, objects: Iterable[pa.RecordBatch]) -> Plan:
         for name in ("listed", "entries"):
             self.pairs.clear(name)
         ignored = Ignored.by(self.rules, self.request)
         with self.phase("list"):
-            self.pairs.add("listed", ignored.others(listed_batches(self.settings, self.prefix, bounds)))
-        check_photos_there(self.settings, self.request, self.pairs, ignored)
+            self.pairs.add("listed", ignored.others(objects))
+        if self.keys is None:
+            check_photos_there(self.settings, self.request, self.pairs, ignored)
         with self.phase("plan"):
             return make_plan(
                 self.pairs,
@@ -362,6 +413,7 @@ class Review:
         approvals: The approvals of the lake.
         switching: Whether readers use another backbone.
         other_work: Why the run has to go on even when no photo changed; None when it has not.
+        keys: The keys that were looked up; None when the bucket was listed.
     """
 
     settings: Settings
@@ -375,14 +427,15 @@ class Review:
     approvals: Sequence[Approval]
     switching: bool
     other_work: str | None
+    keys: Sequence[str] | None = None
 
     def of(self, plan: Plan) -> tuple[Plan, Decisions]:
         """The plan without the deletions that wait for an approval, and all decisions."""
         readers = self.base.publication.model_id
         recent = recent_deletions(self.published, datetime.now(UTC))
-        allowed = allowed_by(self.request, self.settings, nothing_listed=not self.pairs.rows["listed"])
+        allowed = allowed_by(self.request, self.settings, nothing_listed=self._nothing_listed)
         plan, decisions = self._deletions(plan, recent, allowed)
-        if readers is not None and self.switching and not plan.remaining:
+        if readers is not None and self.switching and plan.remaining == 0:
             decisions += decide(self._switch(readers, plan, recent), self.approvals, allowed)
         return plan, decisions + decide(self._large_work(plan), self.approvals)
 
@@ -390,13 +443,14 @@ class Review:
         """The plan without the deletions that wait for an approval, and what is decided about these."""
         if not plan.counts[Action.DELETE]:
             return plan, Decisions()
+        leaving = plan.deleted_by_label()
         withheld = withheld_deletions(
-            plan.deleted_by_label(),
-            self.pairs.by_label("known"),
+            leaving,
+            self.pairs.by_label("known") if self.keys is None else self._rows_by_label(leaving),
             recent,
             DeletionBounds.of(self.settings),
             arriving=plan.arriving(),
-            nothing_listed=not self.pairs.rows["listed"],
+            nothing_listed=self._nothing_listed,
             still_waiting=plan.deletes_any(named_by_questions(self.approvals)),
         )
         if not withheld:
@@ -425,7 +479,25 @@ class Review:
 
     @property
     def _rows(self) -> int:
-        return self.pairs.rows["known"]
+        return self.pairs.rows["known"] if self.keys is None else self.base.publication.rows
+
+    @property
+    def _nothing_listed(self) -> bool:
+        return self.keys is None and not self.pairs.rows["listed"]
+
+    def _rows_by_label(self, labels: Iterable[str | None]) -> dict[str | None, int]:
+        """Rows by label where only some keys were looked up: of ``labels`` at least those, others as if of none."""
+        looked_up = self.pairs.by_label("known")
+        found: dict[str | None, int] = {
+            label: looked_up.get(label, 0) + self._has_others(label) for label in labels if label is not None
+        }
+        return found | {None: self._rows - sum(found.values())}
+
+    def _has_others(self, label: str) -> bool:
+        """Whether a label has a row besides those that were looked up."""
+        snapshot, keys = self.base.publication.snapshots["features"], frozenset(self.keys or ())
+        rows = self.lake.batches("features", snapshot, ("key",), model_id=self.card.model_id, label=label)
+        return any(key not in keys for batch in rows for key in batch["key"].to_pylist())
 
     def _large_work(self, plan: Plan) -> list[Approval]:
         """The questions whether much is rebuilt or fitted again."""
@@ -437,7 +509,7 @@ class Review:
             questions.append(rebuild_question(request, model_id, plan, self.run))
         refit = refit_question(request, model_id, rows, self.settings, self.run)
         approved = any(one.decided and one.digest == refit.digest for one in self.approvals)
-        due = self.other_work is not None or (approved and request.refit == "auto" and not plan.remaining)
+        due = self.other_work is not None or (approved and request.refit == "auto" and plan.remaining == 0)
         if due and not self.switching:
             questions.append(refit)
         return questions
@@ -453,8 +525,7 @@ def ask_person(
     """
     decisions = reconciliation.decisions
     undecided = tuple(ask(settings, continued(question, stored)) for question in decisions.undecided)
-    whole = request.mode != "interval" and request.prefix == settings.prefix and not request.keys
-    if whole and not reconciliation.switching:
+    if request.sweeps(settings.prefix) and not reconciliation.switching:
         old = outdated(stored, (*undecided, *decisions.approvals), datetime.now(UTC))
         withdraw(settings, old)
         for one in old:
@@ -499,8 +570,7 @@ def rules_of_rows(settings: Settings, reconciliation: Reconciliation) -> str | N
     A run over a part, or one that leaves something over, leaves rows that earlier rules judged.
     """
     request, plan, rules = reconciliation.request, reconciliation.plan, KeyRules.of(settings).fingerprint
-    whole = request.prefix == settings.prefix and not request.keys and request.interval is None
-    done = whole and not plan.remaining and not reconciliation.decisions.waits("deletions")
+    done = request.sweeps(settings.prefix) and not plan.remaining and not reconciliation.decisions.waits("deletions")
     return rules if done or reconciliation.rules == rules else None
 
 
@@ -553,7 +623,7 @@ def check_keys(plan: Plan, request: RunRequest) -> None:
     Raises:
         FruitsError: when none does.
     """
-    unknown = plan.unknown_keys
+    unknown = plan.unknown_keys if request.keys else ()  # a photo of an event may have gone again
     if not unknown:
         return
     shown = f"{', '.join(map(repr, unknown[:_MOST_LISTED]))}{' ...' if len(unknown) > _MOST_LISTED else ''}"
@@ -565,7 +635,13 @@ def check_keys(plan: Plan, request: RunRequest) -> None:
 
 
 def work_without_photos(
-    lake: Lake, base: Base, card: Card, request: RunRequest, settings: Settings, plan: Plan
+    lake: Lake,
+    base: Base,
+    card: Card,
+    request: RunRequest,
+    settings: Settings,
+    plan: Plan,
+    publications: Sequence[Publication] = (),
 ) -> str | None:
     """Why a run has to go on even when no photo changed; None when it has not."""
     published = base.publication
@@ -573,22 +649,37 @@ def work_without_photos(
         return None if plan.remaining else f"readers use backbone {published.model_id}; publishing {card.model_id}"
     if request.refit == "always":
         return "the PCA is fitted again, as asked"
-    if request.refit == "auto" and not plan.remaining:
-        card_rows = lake.read(
-            "pca_models", published.snapshots["pca_models"], ("n_components",), pca_id=published.pca_id or ""
+    if request.refit == "auto" and plan.remaining == 0:
+        models = lake.read(
+            "pca_models", published.snapshots["pca_models"], ("n", "n_components"), pca_id=published.pca_id or ""
         )
         asked = components_asked(request.n_components, settings.max_components)
-        if card_rows["n_components"].to_pylist() != [asked]:
+        if models["n_components"].to_pylist() != [asked]:
             return f"the PCA is fitted again: components asked are now {asked}"
+        if published.remaining is None:
+            statistics = lake.read(
+                "pca_statistics", published.snapshots["pca_statistics"], ("n",), model_id=card.model_id
+            )
+            grown = sum(statistics["n"].to_pylist()) >= settings.refit_growth * sum(models["n"].to_pylist())
+            if grown or _drifted_since_a_sweep(publications):
+                return "runs that looked up single keys left open whether the PCA is fitted again"
     return None
 
 
-def known_rows(lake: Lake, snapshots: Snapshots, model_id: str) -> Iterator[pa.RecordBatch]:
-    """What the published tables hold under a backbone, with columns of ``KNOWN_SCHEMA``."""
+def _drifted_since_a_sweep(published: Sequence[Publication]) -> bool:
+    """Whether photos of the newest runs that could not decide about a refit have drifted, by their gates."""
+    undecided = takewhile(lambda publication: publication.remaining is None, reversed(published))
+    return any(gate.name == "drift" and not gate.passed for publication in undecided for gate in publication.gates)
+
+
+def known_rows(
+    lake: Lake, snapshots: Snapshots, model_id: str, keys: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """What the published tables hold under a backbone, of sorted ``keys`` only; with columns of ``KNOWN_SCHEMA``."""
     columns = ("key", "etag", "last_modified")
-    yield from lake.batches("features", snapshots["features"], (*columns, "label", "split"), model_id=model_id)
-    refused = (*columns, "reason", "limit", "decoder")
-    yield from lake.batches("quarantine", snapshots["quarantine"], refused, model_id=model_id)
+    of_photos, of_refused = (*columns, "label", "split"), (*columns, "reason", "limit", "decoder")
+    yield from lake.batches("features", snapshots["features"], of_photos, keys=keys, model_id=model_id)
+    yield from lake.batches("quarantine", snapshots["quarantine"], of_refused, keys=keys, model_id=model_id)
 
 
 def _log(reconciliation: Reconciliation, request: RunRequest) -> None:

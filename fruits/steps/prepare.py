@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+from collections.abc import Sequence
 
 from fruits.backbones.stage import staged_card
 from fruits.backbones.weights import check_place
@@ -13,6 +14,7 @@ from fruits.lake.rebuild import check_catalog_is_current
 from fruits.lake.source import bind_source, check_source
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.listing import first_photos
+from fruits.run.events import kept_events
 from fruits.run.manifest import spread
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
@@ -30,7 +32,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     Raises:
         FruitsError: says what is missing and what to do.
     """
-    first = [item.key for item in first_photos(settings, request.prefix) if item.size]
+    first = photos_to_ask(settings, request)
     try:
         check_photos(settings, spread(first, PHOTOS_ASKED))
     except DeniedError:
@@ -46,6 +48,13 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     bind_source(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
+
+
+def photos_to_ask(settings: Settings, request: RunRequest) -> Sequence[str]:
+    """Keys of photos of the run: of the first page of its listing, or those that it looks up without one."""
+    if request.lists:
+        return [item.key for item in first_photos(settings, request.prefix) if item.size]
+    return request.keys or kept_events(settings).keys
 
 
 def check_for_dry_run(settings: Settings, request: RunRequest) -> None:

@@ -27,6 +27,7 @@ from fruits.run.documents import (
     read_plan,
     task_document,
 )
+from fruits.run.events import forget
 from fruits.run.lease import hold_lease, release_lease
 from fruits.run.migration import migrate, with_every_table, with_snapshots
 from fruits.run.pin import check_unpinned
@@ -73,8 +74,20 @@ def publish_run(settings: Settings, run: str) -> Announcement:
         withdraw(settings, used_approvals(settings, publication))
         current = publications(lake)[-1]
     release_lease(settings, run)
+    forget(settings, settled_events(settings, planned))
     log.info("published %s: %s", publication.publication_id, dict(publication.counts or {}))
     return Announcement(publication, current, planned.base.publication.rows)
+
+
+def settled_events(settings: Settings, planned: PlannedRun) -> tuple[str, ...]:
+    """Files of events whose keys the publication has.
+
+    None of them when a photo that they may name could not be read. After a sweep all of them: the next sweep finds such
+    a photo.
+    """
+    featurized = read_documents(settings, planned.key).featurized if planned.events else None
+    pending = sum(featurized.pending.values()) if featurized else 0
+    return planned.events if planned.request.lists or not pending else ()
 
 
 def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:
@@ -162,10 +175,10 @@ def publication_of(planned: PlannedRun, documents: RunDocuments) -> Publication:
 def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Validated) -> dict[str, Any]:
     """Backbone, PCA version, probe and counts."""
     featurized = documents.featurize.done if documents.featurize else None
-    counts = {**planned.counts, "remaining": planned.remaining}
+    counts = {**planned.counts, **({} if planned.remaining is None else {"remaining": planned.remaining})}
     if featurized and featurized.carried_out is not None:
         counts |= featurized.carried_out
-        for name in ("pending", "remaining"):
+        for name in {"pending", "remaining"} & set(counts):
             counts[name] += featurized.due
     as_planned = featurized is None or featurized.carried_out is None
     base = planned.base.publication

@@ -109,7 +109,7 @@ def _maintain(faulty: Faulty, fault: Fault) -> None:
 
 
 def _overtake(faulty: Faulty, _: Fault) -> None:
-    if faulty.task != "maintain":
+    if faulty.task not in ("maintain", "notify"):
         with suppress(FruitsError):
             faulty.world.attempt(faulty.task, faulty.run_id)
 
@@ -149,7 +149,7 @@ def subject(kind: str, path: str) -> str:
     if kind == "commit":
         return f"commit to {path}"
     folder, _, name = path.rpartition("/")
-    for place in ("leases", "approvals", "pins"):
+    for place in ("leases", "approvals", "pins", "events"):
         if f"/{place}" in folder:
             return f"{kind} of {'the lease' if place == 'leases' else place}"
     return f"{kind} of {name.partition('_')[0] if name.endswith('.parquet') else name}"

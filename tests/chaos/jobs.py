@@ -231,7 +231,7 @@ def pca(job: Job, bucket: Bucket) -> None:
         raise FruitsError("PCA: no photo in the fit split")
     asked = components_asked(job.run.request.n_components, job.settings.max_components)
     reason = None
-    if not (current and job.run.request.refit == "auto" and job.run.remaining):
+    if not (current and job.run.request.refit == "auto" and job.run.remaining != 0):
         summary = FittedSummary(current.pca.n, current.n_components) if current else None
         known = {"asked": asked, "n_now": moments.n, "n_new": 0, "drift": None, "max_drift": 1.0, "min_drift_rows": 2}
         reason = refit_reason(job.run.request.refit, summary, **known, growth=job.settings.refit_growth)

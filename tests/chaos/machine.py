@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from fruits.run.events import kept_files
 from tests.chaos.faults import KINDS, SEEN_LATER, Fault
 from tests.chaos.jobs import BROKEN
 from tests.chaos.world import FIRST, STEPS, World, world
@@ -97,6 +98,13 @@ class Histories(RuleBasedStateMachine):
         self.world.check_after_a_sweep()
         self.published = True
 
+    @rule(keys=st.lists(st.sampled_from((*KEYS, *FIRST)), min_size=1, max_size=4, unique=True), faults=faults)
+    def notify(self, keys: list[str], faults: list[Fault]) -> None:
+        """Notifications name some keys: changed ones, or others, as late and doubled events do."""
+        self.world.notify(self.next_run("event"), keys, faults)
+        if not faults and self.world.pinned is None:
+            self.world.check_after_events(keys)
+
     @precondition(lambda self: self.world.waiting)
     @rule()
     def approve(self) -> None:
@@ -152,6 +160,7 @@ class Histories(RuleBasedStateMachine):
             self.world.unpin()
             self.world.sweep(self.next_run("last"), allow_deletes=True)
             self.world.check_equals_a_full_run()
+            assert not kept_files(self.world.settings), "events are kept after a sweep"
             Histories.survived.update(self.world.table)
         finally:
             Histories.met.update(self.world.table)

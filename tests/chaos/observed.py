@@ -168,6 +168,15 @@ class ObservedLake:
             self.check_readers()
             assert self.rows[1] == self.pinned, "readers left the publication that they are pinned to"
 
+    def check_after_events(self, keys: Sequence[str]) -> None:
+        """Readers find the photos that events named as they are in the bucket, unless a photo could not be read."""
+        if any(photo.silent for photo in self.bucket.values()):
+            return
+        self.check_readers()
+        full = self.of_a_full_run(key_rules(self.settings.ignore))
+        found = self.rows[1]
+        assert {key: found.get(key) for key in keys if key in full} == {key: full[key] for key in keys if key in full}
+
     def check_equals_a_full_run(self) -> None:
         """Readers find what one run over the bucket as it is makes, but for what is pending.
 

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
@@ -41,6 +42,7 @@ from fruits.photos.listing import ListedObject, batch_of
 from fruits.run import lease as leases
 from fruits.run import manifest as manifests
 from fruits.run.documents import read_plan
+from fruits.run.events import Burst, keep
 from fruits.run.lease import release_lease
 from fruits.run.request import MaintenanceRequest, RunRequest, resolve_request
 from fruits.run.state import run_key
@@ -126,7 +128,9 @@ class World(ObservedLake):
                     self.pinned = self.rows[1]
 
     def request(self, **params: Any) -> RunRequest:
-        """What a run is asked to do."""
+        """What a run is asked to do; one that events have ``woken`` has no params."""
+        if params.pop("woken", False):
+            return resolve_request({}, self.settings, run_type="asset_triggered", keys_are_kept=True)
         day = params.pop("day", None)
         interval = None if day is None else (DAY + timedelta(days=day), DAY + timedelta(days=day + 1))
         started = {"run_type": "manual" if day is None else "backfill", "data_interval": interval}
@@ -136,6 +140,22 @@ class World(ObservedLake):
         """A run until it has published or found nothing to do."""
         self.runs[run_id] = self.request(**params)
         self.run_on(run_id, "prepare", faults, to_the_end=True)
+
+    def notify(self, run_id: str, keys: Sequence[str], faults: Sequence[Fault] = ()) -> None:
+        """Notifications name keys; the trigger keeps these, again after an error, and a run looks them up.
+
+        The trigger deletes its messages when the keys are kept, so a fault before that lets them come again.
+        """
+        faulty = Faulty(self, run_id, faults)
+        faulty.task = "notify"
+        with met(faulty):
+            for _ in range(_MOST_ATTEMPTS):
+                faulty.dead = False
+                with suppress(*INJECTED, FruitsError):
+                    keep(self.settings, Burst(tuple(keys), datetime.now(UTC)))
+                    break
+        self.runs[run_id] = self.request(woken=True)
+        self.run_on(run_id, "prepare", faults)
 
     def run_on(
         self, run_id: str, first: str, faults: Sequence[Fault] = (), *, last: str = STEPS[-1], to_the_end: bool = False
@@ -250,7 +270,12 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         photos = [(key, photo) for key, photo in sorted(made.bucket.items()) if key.startswith(prefix)]
         yield batch_of([ListedObject(key, one.etag, one.size, one.last_modified) for key, one in photos])
 
+    def looked_up(_: Settings, keys: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        photos = [(key, made.bucket[key]) for key in keys if key in made.bucket]
+        yield batch_of([ListedObject(key, one.etag, one.size, one.last_modified) for key, one in photos])
+
     patch.setattr(planning, "listed_batches", listed)
+    patch.setattr(planning, "looked_up_batches", looked_up)
     patch.setattr(planning, "joined", joined_again)
     for module in (planning, preparing):
         patch.setattr(module, "staged_card", lambda _: CARD)
@@ -269,7 +294,7 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         patch.setattr(stores, "json", SimpleNamespace(loads=json.loads, dumps=lambda one, **_: json.dumps(one)))
         parquet = {"ParquetWriter": pq.ParquetWriter, "write_table": pq.write_table}
         patch.setattr(manifests, "pq", SimpleNamespace(ParquetFile=SmallParquetFile, **parquet))
-        patch.setattr(Lake, "batches", lambda lake, *scan, **equal: lake.read(*scan, **equal).to_batches())
+        patch.setattr(Lake, "batches", batches_of_rows)
         patch.setattr(catalogs, "open_catalog", lambda _: memory)
         patch.setattr(readers, "open_catalog", lambda _, **__: memory)
         patch.setattr(readers, "missing_parts", lambda _: [])
@@ -279,6 +304,15 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         opened = cache(lambda thread: open_catalog(made.settings))  # to open it takes longer than to use it
         patch.setattr(catalogs, "open_catalog", lambda _: opened(threading.get_ident()))
         patch.setattr(FromInputFile, "table_metadata", parsed_once(FromInputFile.table_metadata))
+
+
+def batches_of_rows(
+    lake: Lake, *scan: Any, keys: Sequence[str] | None = None, **equal: str
+) -> Sequence[pa.RecordBatch]:
+    """As `Lake.batches`, of a table in memory."""
+    rows = lake.read(*scan, **equal)
+    chosen = rows if keys is None else rows.filter(pc.is_in(rows["key"], pa.array(keys, pa.string())))
+    return chosen.to_batches()
 
 
 def parsed_once(parse: Callable[[InputFile], TableMetadata]) -> Callable[[InputFile], TableMetadata]:

@@ -197,6 +197,15 @@ def test_it_sweeps_every_hour_and_is_woken_by_events(chain: Any) -> None:
     assert following.logical_date - sweep.logical_date == timedelta(hours=1)
 
 
+@pytest.mark.parametrize(("hours", "of_a_day"), [(1, [*range(24)]), (6, [0, 6, 12, 18]), (24, [0])])
+def test_the_period_of_sweeps_is_a_setting(hours: int, of_a_day: list[int]) -> None:
+    from fruits.airflow.timetables import SweepTimetable
+
+    made_again = SweepTimetable.deserialize(SweepTimetable(hours).serialize())
+    assert made_again._expression == f"5 {','.join(map(str, of_a_day))} * * *"
+    assert SweepTimetable.deserialize({}).summary == "every hour, backfills daily", "of an earlier release"
+
+
 def test_a_backfill_has_one_run_for_each_day_and_no_sweep_in_its_place(chain: Any) -> None:
     days = runs_of(chain, catchup=True)
     assert [(day.data_interval.start.day, day.data_interval.start.hour) for day in days] == [

@@ -327,6 +327,13 @@ def test_places_of_weights_are_separated_by_commas():
     assert given.weights_from == ("/srv/weights", "s3://bucket/weights", "https://host/")
 
 
+def test_sweeps_divide_a_day_and_no_alert_comes_before_the_next_one_is_due():
+    lake = {"lake": "file:///lake", "catalog_uri": "sqlite:////lake/catalog.db"}
+    assert [Settings.load(**lake, sweep_hours=hours).stale_hours for hours in (1, 4, 12)] == [6, 6, 13]
+    with pytest.raises(FruitsError, match=r"FRUITS_SWEEP_HOURS is 5: expected hours that divide a day"):
+        Settings.load(**lake, sweep_hours=5)
+
+
 @pytest.mark.parametrize("name", ["max_quarantined_share", "min_probe_ratio"])
 def test_the_reference_says_what_a_small_sample_is(name):
     assert f"fewer than {_LARGE_SAMPLE:,}" in str(Settings.model_fields[name].description)

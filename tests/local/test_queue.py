@@ -12,6 +12,7 @@ from urllib.parse import unquote_plus
 import pytest
 
 from fruits.errors import FruitsError
+from fruits.run.events import objects_in
 from local import queue as module
 from local.queue import EventQueue, s3_notification, start_queue
 from local.stack import free_ports, make_bucket, start_s3, stop_process, stop_s3
@@ -190,12 +191,13 @@ def test_bad_input_is_refused_and_the_next_event_is_taken(post, sent, body):
 
 
 @pytest.mark.airflow
-def test_a_queue_that_nobody_empties_does_not_grow_for_ever(post, sent):
-    sent.waiting = 99
-    assert post(GOOD) == 204
-    sent.waiting = 100
-    assert post(GOOD) == 204
-    assert len(sent.bodies) == 1
+def test_a_queue_that_nobody_empties_does_not_grow_for_ever_and_asks_for_a_sweep(post, sent):
+    """What is dropped is found by the sweep, which begins after the upload."""
+    for sent.waiting in (99, 100, 109, 110, 500):
+        assert post(GOOD) == 204
+    keys = [objects_in(json.dumps(body)) for body in sent.bodies]
+    assert [bool(named) for named in keys] == [True, False, False]
+    assert keys[1:] == [None, None], "a sweep, to whoever reads the queue"
 
 
 @pytest.mark.airflow
@@ -265,7 +267,7 @@ def test_objects_put_and_deleted_over_s3_are_in_the_queue(tmp_path):
             assert again.poll() is None
             time.sleep(0.1)
         (woken,) = queue.client().receive_message(QueueUrl=queue.url)["Messages"]  # to look for what was missed
-        assert json.loads(woken["Body"]) == {"Event": "fruits:QueueStartedAgain"}
+        assert json.loads(woken["Body"]) == {"Event": "fruits:Sweep"}
         queue.client().delete_message(QueueUrl=queue.url, ReceiptHandle=woken["ReceiptHandle"])
         client.put_object(Bucket="fruits", Key="heard.jpg", Body=b"photo")
         assert "heard.jpg" in {key for _, key, _, _ in received(queue, 1)}

@@ -203,7 +203,7 @@ def _tables_of_run(lake: Lake, planned: PlannedRun, documents: RunDocuments) -> 
 
 
 def _building(planned: PlannedRun) -> Building | None:
-    return Building(str(planned.base.publication.model_id), planned.remaining) if planned.building else None
+    return Building(str(planned.base.publication.model_id), planned.remaining or 0) if planned.building else None
 
 
 def _history(lake: Lake, published: Sequence[Publication]) -> tuple[PastPublication, ...]:

@@ -19,6 +19,7 @@ from obstore.exceptions import GenericError
 from fruits.errors import TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import QUARANTINE
+from fruits.run.events import Burst, keep
 from fruits.run.lease import acquire_lease, current_lease, release_lease, waiting_run
 from fruits.run.state import run_key
 from fruits.settings import Settings
@@ -72,13 +73,13 @@ def shortest_pause(moments: list[float]) -> float:
 
 
 class TaskInstance:
-    """A task instance of a run whose `prepare` resolved a prefix."""
+    """A task instance of a run whose `prepare` resolved a request."""
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+    def __init__(self, **request: Any) -> None:
+        self.request = request
 
     def xcom_pull(self, task_ids: str) -> dict[str, Any]:
-        return {"prepare": {"request": {"prefix": self.prefix}}}[task_ids]
+        return {"prepare": {"request": self.request}}[task_ids]
 
 
 def dag_run(run_type: str = "manual", **conf: Any) -> Any:
@@ -89,7 +90,7 @@ def dag_run(run_type: str = "manual", **conf: Any) -> Any:
 def run_params(prefix: str = "", run_type: str = "manual", **params: Any) -> dict[str, Any]:
     """The context of a task."""
     params = {"settle_seconds": 60, "sensor_timeout": 3600, **params}
-    return {"params": params, "ti": TaskInstance(prefix), "dag_run": dag_run(run_type)}
+    return {"params": params, "ti": TaskInstance(prefix=prefix), "dag_run": dag_run(run_type)}
 
 
 def settled_sensor(sensors: Any, bucket: str, prefix: str = "") -> Any:
@@ -362,6 +363,48 @@ class TestUploadsSettled:
             return time.monotonic() - start
 
         assert asyncio.run(scenario()) >= 5, "two periods of three seconds, to the second"
+
+
+class TestRunsThatLookUpKeys:
+    """Such a run lists nothing, in no sensor: here there is no bucket, and any request would fail."""
+
+    @pytest.fixture
+    def context(self) -> dict[str, Any]:
+        return run_params(run_type="asset_triggered") | {"ti": TaskInstance(prefix="", mode="events")}
+
+    def test_an_event_is_proof_enough_of_a_photo(self, sensors: Any, context: dict[str, Any]) -> None:
+        present_sensor(sensors, "no-such-bucket").execute(context)
+
+    def test_the_newest_event_that_is_kept_is_waited_for(
+        self, sensors: Any, lake: Settings, context: dict[str, Any]
+    ) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        sensor, now = settled_sensor(sensors, "no-such-bucket"), datetime.now(UTC)
+        sensor.execute(context)
+        keep(lake, Burst(("old",), now - timedelta(seconds=61)))
+        sensor.execute(context)
+        keep(lake, Burst(("new",), now - timedelta(seconds=30)))
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor.execute(context)
+        moment = made_again(deferred.value.trigger).moment
+        assert abs(moment - now - timedelta(seconds=30)) < timedelta(seconds=5)
+        sensor.resume_execution(deferred.value.method_name, {"event": moment}, context)
+
+    def test_an_event_of_a_clock_that_is_ahead_is_waited_for_one_period(
+        self, sensors: Any, lake: Settings, context: dict[str, Any]
+    ) -> None:
+        from airflow.sdk.exceptions import TaskDeferred
+
+        keep(lake, Burst(("new",), datetime.now(UTC) + timedelta(days=1)))
+        with pytest.raises(TaskDeferred) as deferred:
+            settled_sensor(sensors, "no-such-bucket").execute(context)
+        assert deferred.value.trigger.moment < datetime.now(UTC) + timedelta(seconds=61)
+
+    def test_a_run_whose_params_name_the_photos_waits_for_no_others(self, sensors: Any) -> None:
+        context = run_params() | {"ti": TaskInstance(prefix="", keys=["Training/Kiwi/1.jpg"])}
+        present_sensor(sensors, "no-such-bucket").execute(context)
+        settled_sensor(sensors, "no-such-bucket").execute(context)
 
 
 class TestLease:

@@ -99,6 +99,42 @@ def settings(tmp_path: Path) -> Settings:
     return Settings.load(lake=f"file://{tmp_path / 'lake'}", catalog_uri=f"sqlite:///{tmp_path}/c.db")
 
 
+def woken_by(*payloads: dict[str, Any] | None) -> dict[str, Any]:
+    """What the context of a run that asset events woke has besides; an event that a person posted has no payload."""
+    extras = [{} if payload is None else {"from_trigger": True, "payload": payload} for payload in payloads]
+    return {"triggering_asset_events": {"photos": [SimpleNamespace(extra=extra) for extra in extras]}}
+
+
+KEPT = {"messages": 1, "keys": ["a"], "kept": "1.json"}
+OF_AN_EARLIER_RELEASE = {"messages": 1, "keys": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("payloads", "mode"),
+    [
+        ([KEPT], "events"),
+        ([KEPT, KEPT], "events"),
+        ([KEPT, None], "reconcile"),
+        ([None], "reconcile"),
+        ([OF_AN_EARLIER_RELEASE], "reconcile"),
+        ([], "reconcile"),
+    ],
+)
+def test_a_run_looks_up_keys_when_those_of_all_its_events_are_kept(
+    settings: Settings, payloads: list[dict[str, Any] | None], mode: str
+) -> None:
+    run = SimpleNamespace(run_type=DagRunType("asset_triggered"), data_interval_start=None, data_interval_end=None)
+    context: Any = {"dag_run": run, "params": {}, **woken_by(*payloads)}
+    assert tasks.requested(context, settings).mode == mode
+
+
+def test_what_woke_a_run_does_not_matter_to_a_sweep_and_to_a_run_by_hand(settings: Settings) -> None:
+    for run_type in ("manual", "scheduled"):
+        run = SimpleNamespace(run_type=DagRunType(run_type), data_interval_start=None, data_interval_end=None)
+        context: Any = {"dag_run": run, "params": {}, **woken_by(KEPT)}
+        assert tasks.requested(context, settings).mode == "reconcile"
+
+
 def sweep(run_id: str, *, deferred: int, run_type: str = "scheduled", **conf: Any) -> Any:
     """The context of a run while as many runs as that wait for the lease."""
     run = SimpleNamespace(dag_id="fruit_features", run_type=DagRunType(run_type), conf=conf)
@@ -119,6 +155,20 @@ class TestMergedSweeps:
         note_waiting(settings, ("fruit_features", "scheduled__first"))
         with pytest.raises(AirflowSkipException, match="run scheduled__first waits for the lease"):
             tasks.skip_when_another_waits(sweep("second", deferred=1, run_type=run_type), settings)
+
+    def test_an_event_is_skipped_while_another_one_waits_or_a_sweep_but_no_sweep_while_an_event_waits(
+        self, settings: Settings
+    ) -> None:
+        """A run by events finds the keys that are kept, and nothing else."""
+        event = sweep("second", deferred=1, run_type="asset_triggered") | woken_by(KEPT)
+        note_waiting(settings, ("fruit_features", "scheduled__first"), "events")
+        with pytest.raises(AirflowSkipException, match="run scheduled__first waits for the lease"):
+            tasks.skip_when_another_waits(event, settings)
+        tasks.skip_when_another_waits(sweep("second", deferred=1), settings)
+        note_waiting(settings, ("fruit_features", "scheduled__other"), "events")
+        note_waiting(settings, ("fruit_features", "scheduled__first"), "sweep")
+        with pytest.raises(AirflowSkipException, match="run scheduled__first waits for the lease"):
+            tasks.skip_when_another_waits(event, settings)
 
     @pytest.mark.parametrize(
         "context",
