@@ -31,6 +31,7 @@ from fruits.lake.reader import current_publication
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
+from fruits.run.joining import joined
 from fruits.run.request import resolve_request
 from fruits.settings import Settings
 from fruits.steps.plan import reconcile
@@ -177,23 +178,27 @@ def check_bucket(verified: Verified) -> Check:
     settings, lake, current = verified.settings, verified.lake, verified.publication
     request = resolve_request({"dry_run": True}, settings)
     base, card = readers_base(lake), read_card(settings, verified.model_id)
-    reconciliation = reconcile(
-        settings, request, lake, base, card, published=publications(lake), approvals=read_approvals(settings)
-    )
-    entries = reconciliation.plan.entries
     since = current.published_at
-    due: list[str] = []
-    late: list[str] = []
-    for entry in entries:
-        arrived = since is not None and entry.last_modified > since and entry.action != Action.DELETE
-        (late if arrived else due).append(entry.key)
+    due, late = 0, 0
+    examples: list[str] = []
+    with joined() as pairs:
+        reconciliation = reconcile(
+            settings, request, pairs, lake, base, card, published=publications(lake), approvals=read_approvals(settings)
+        )
+        for entry in reconciliation.plan.entries():
+            if since is not None and entry.last_modified > since and entry.action != Action.DELETE:
+                late += 1
+                continue
+            due += 1
+            if len(examples) < MOST_KEYS:
+                examples.append(entry.key)
     waiting = sum(question.number for question in reconciliation.decisions.undecided if question.kind == "deletions")
-    found = f"{reconciliation.known_rows:,} rows; {len(due) + waiting:,} objects differ from them"
+    found = f"{reconciliation.known_rows:,} rows; {due + waiting:,} objects differ from them"
     if late:
-        found += f"; {len(late):,} arrived since the publication"
+        found += f"; {late:,} arrived since the publication"
     if waiting:
         found += f"; {waiting:,} deletions wait for an approval"
-    return Check("bucket", found, len(due) + waiting, tuple(due[:MOST_KEYS]))
+    return Check("bucket", found, due + waiting, tuple(examples))
 
 
 def check_keys(verified: Verified) -> Check:
