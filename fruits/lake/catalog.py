@@ -434,12 +434,13 @@ class Lake:
         else:
             self._check_nothing_is_published()
             columns = 0  # maybe: an earlier release may have made some of the tables
+        lacks_columns = columns < _number_of_columns()
         for definition in TABLES:
             if definition.name not in existing:
                 self._create(definition)
-            elif columns < _number_of_columns():
+            elif lacks_columns:
                 self._add_missing_columns(definition)
-        if "publications" in existing and columns < _number_of_columns():
+        if "publications" in existing and lacks_columns:
             self.set_properties({_COLUMNS_PROPERTY: str(_number_of_columns())})
 
     def _add_missing_columns(self, definition: TableDefinition) -> None:

@@ -9,7 +9,6 @@ from fruits.photos.keys import FIT_SPLIT
 from fruits.spark.executors import MOMENTS_SCHEMA, partial_moments
 from fruits.spark.job import Job
 from fruits.spark.session import map_batches
-from fruits.spark.tables import key_filter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,9 +25,7 @@ def update_statistics(job: Job, replaced: "pa.Table") -> tuple[Moments, bool]:
     width, model_id = job.run.backbone.feature_width, job.run.model_id
     moments = load_statistics(job.lake, job.start["pca_statistics"], model_id, width)
     if replaced.num_rows and moments.n:
-        base = job.tables.read("features", job.run.base.snapshots["features"]).where(f"model_id = '{model_id}'")
-        pruned = base.where(key_filter(replaced["key"].to_pylist()))
-        gone = pruned.join(job.tables.spark.createDataFrame(replaced).hint("broadcast"), "key", "left_semi")
+        gone = job.tables.read_keys("features", job.run.base.snapshots["features"], replaced, model_id)
         moments = subtract(moments, moments_of_rows(gone, width))
     moments = merge(moments, moments_of_rows(job.new_features(), width))
     recomputed = should_recompute(moments)

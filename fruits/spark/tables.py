@@ -51,6 +51,12 @@ class Tables:
         """Rows of a table at a snapshot."""
         return self.spark.read.option("versionAsOf", snapshot_id).table(self.identifier(name))
 
+    def read_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str) -> "DataFrame":
+        """Rows of ``keys`` (one column, ``key``, at least a row) and a backbone, of a table at a snapshot."""
+        rows = self.read(name, snapshot_id).where(f"model_id = '{model_id}'")
+        pruned = rows.where(key_filter(keys["key"].to_pylist()))
+        return pruned.join(self.spark.createDataFrame(keys).hint("broadcast"), "key", "left_semi")
+
     def read_branch(self, name: TableName) -> "DataFrame":
         """Rows of a table on the writer's branch."""
         return self.spark.table(self.branch(name))
@@ -74,8 +80,7 @@ class Tables:
         from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
         if keys.num_rows:
-            wanted = self.spark.createDataFrame(keys).hint("broadcast")
-            rows = self.read(name, snapshot_id).where(f"model_id = '{model_id}'").join(wanted, "key", "left_semi")
+            rows = self.read_keys(name, snapshot_id, keys, model_id)
             others = {column: F.lit(value) for column, value in values.items()}
             self.append(name, rows.withColumns(others).sortWithinPartitions("key"))
 
