@@ -2,12 +2,13 @@
 
 Writes `features` by Spark as `featurize` does, in two layouts: row groups as they are, and of 128 MB as before. Vectors
 are a tenth as wide as those of 1,280 features, and so are row groups: as many rows share a row group, in a tenth of the
-bytes. Then looks up and deletes rows of scattered keys, and reads all vectors. Spark counts the bytes that its tasks
-read. Needs the jobs environment, 3 GB of disk and some minutes; `--rows 200000` takes one.
+bytes. Then looks up and deletes rows of scattered keys, and reads all vectors. The kernel counts the bytes that
+Spark reads. Needs the jobs environment, 3 GB of disk and some minutes; `--rows 200000` takes one.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +27,6 @@ from fruits.lake.schemas import FEATURES
 from fruits.settings import Settings
 from fruits.spark.featurizing import ROWS_PER_FILE
 from fruits.spark.session import map_batches, start_session
-from fruits.spark.statistics import statistics_of_rows
 from fruits.spark.tables import Tables
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ SCALE = REAL_WIDTH // WIDTH
 MODEL, LABELS = "backbone-0123456789ab", 50
 OLD_ROW_GROUP_BYTES = 128 * 2**20
 UPDATES, MOST_SLOWER = 100, 1.2
+
+ROOT = Path(__file__).resolve().parents[1]
 
 Row = dict[str, Any]
 
@@ -52,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def figures(rows: int = ROWS) -> list[Row]:
     """The figures of tables of so many rows: name, value, unit, goal and pass."""
     with tempfile.TemporaryDirectory(prefix="fruits-layout-") as folder:
+        # Spark's Python workers know neither this environment nor this folder.
+        os.environ.update(PYSPARK_PYTHON=sys.executable, PYTHONPATH=str(ROOT))
         small, large = (lake_in(Path(folder) / name) for name in ("small", "large"))
         spark = start_session("layout", spark_configuration(small.settings))
         try:
@@ -62,6 +67,8 @@ def figures(rows: int = ROWS) -> list[Row]:
 
 def measured(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
     """Write both tables, look up and delete, and read."""
+    for tables in (small, large):  # while Spark and its workers start
+        write(tables, ROWS_PER_FILE, OLD_ROW_GROUP_BYTES, rows)
     wrote = {
         "now": write(small, rows, ROW_GROUP_BYTES // SCALE),
         "before": write(large, rows, OLD_ROW_GROUP_BYTES // SCALE),
@@ -70,12 +77,12 @@ def measured(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
     group = size / groups
     yield figure(f"row groups of {rows:,} rows, each on average", round(SCALE * group / 2**20, 1), "MB", 16)
     keys = scattered(rows, UPDATES)
-    read = bytes_read(small, keys)
+    read = bytes_of_updates(small, keys)
     for what, count in read.items():
         name = f"{UPDATES} updates scattered over {rows:,} rows: {what}"
         yield figure(name, round(count / group, 1), "row groups", UPDATES)
         yield figure(f"{name}, at {REAL_WIDTH} features", round(SCALE * count / 2**20), "MB", None)
-    for what, count in bytes_read(large, keys).items():
+    for what, count in bytes_of_updates(large, keys).items():
         name = f"the same with row groups of {OLD_ROW_GROUP_BYTES // 2**20} MB: {what}"
         yield figure(name, round(SCALE * count / 2**20), "MB", None)
     yield figure(
@@ -112,13 +119,13 @@ def tables_of(spark: "SparkSession", lake: Lake) -> Tables:
     return tables
 
 
-def write(tables: Tables, rows: int, row_group_bytes: int) -> float:
-    """Append so many rows as `featurize` does, in chunks of as many files as cores write; returns the seconds."""
+def write(tables: Tables, rows: int, row_group_bytes: int, first: int = 0) -> float:
+    """Append rows of so many numbers from ``first`` on, in files as `featurize` writes them; returns the seconds."""
     with tables.lake.table("features").transaction() as change:
         change.set_properties({"write.parquet.row-group-size-bytes": str(row_group_bytes)})
     start = time.perf_counter()
     files = max(1, rows // ROWS_PER_FILE)
-    made = map_batches(tables.spark.range(0, rows, 1, files), features, FEATURES.schema)
+    made = map_batches(tables.spark.range(first, first + rows, 1, files), features, FEATURES.schema)
     tables.append("features", made.sortWithinPartitions("key"))
     return time.perf_counter() - start
 
@@ -160,26 +167,29 @@ def scattered(rows: int, count: int) -> pa.Table:
     return pa.table({"key": [key(int(number)) for number in numbers]})
 
 
-def bytes_read(tables: Tables, keys: pa.Table) -> dict[str, int]:
-    """Bytes of the files of `features` that subtracting and deleting the rows of some keys read."""
+def bytes_of_updates(tables: Tables, keys: pa.Table) -> dict[str, int]:
+    """Bytes that subtracting and deleting the rows of some keys read, metadata and all, once Spark has its classes.
+
+    The rows are read as `update_statistics` reads them; what it computes from them in Python is left out.
+    """
     head = tables.lake.state("features").refs[tables.writer.branch]
-    before = input_bytes(tables.spark)
-    gone = statistics_of_rows(tables.read_keys("features", head, keys, MODEL), WIDTH)
-    if gone.moments.n != keys.num_rows:
-        raise RuntimeError(f"{gone.moments.n} rows found of {keys.num_rows}")
-    between = input_bytes(tables.spark)
+    rows = tables.read_keys("features", head, keys, MODEL).select("key", "label", "split", "vector")
+    if (found := rows.count()) != keys.num_rows:
+        raise RuntimeError(f"{found} rows found of {keys.num_rows}")
+    rows.limit(1).write.format("noop").mode("overwrite").save()
+    tables.delete_keys("features", pa.table({"key": ["no such key"]}), MODEL)
+    before = bytes_read(tables.spark)
+    rows.write.format("noop").mode("overwrite").save()
+    between = bytes_read(tables.spark)
     tables.delete_keys("features", keys, MODEL)
-    after = input_bytes(tables.spark)
-    return {"subtracting": between - before, "deleting": after - between}
+    return {"subtracting": between - before, "deleting": bytes_read(tables.spark) - between}
 
 
-def input_bytes(spark: "SparkSession") -> int:
-    """Bytes that all tasks of a Spark have read so far."""
-    context = spark.sparkContext._jsc.sc()  # noqa: SLF001 -- no Python API
-    context.listenerBus().waitUntilEmpty()
-    tracker = context.statusStore()
-    stages = tracker.stageList(None)
-    return sum(stages.apply(at).inputBytes() for at in range(stages.size()))
+def bytes_read(spark: "SparkSession") -> int:
+    """Bytes that the JVM has read so far, by the kernel's count: Spark's own leaves out what Parquet reads ahead."""
+    pid = spark.sparkContext._gateway.jvm.ProcessHandle.current().pid()  # type: ignore[union-attr]  # noqa: SLF001
+    counts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(counts["rchar"])
 
 
 def row_groups(tables: Tables) -> tuple[int, int]:
@@ -188,7 +198,7 @@ def row_groups(tables: Tables) -> tuple[int, int]:
 
     lake = tables.lake
     paths = [
-        task.file.file_path.removeprefix("file://")
+        urlsplit(task.file.file_path).path
         for task in lake.table("features")
         .scan(snapshot_id=lake.state("features").refs[tables.writer.branch])
         .plan_files()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
+    "benchmarks",
     "dags",
     "fruits",
     "local",

@@ -57,6 +57,10 @@ class _PayingSensor(AwsBaseSensor[S3Hook]):
     def _hook_parameters(self) -> dict[str, Any]:
         return {**super()._hook_parameters, "requester_pays": Settings.load().requester_pays}
 
+    def _photos_in(self, bucket: str | None, prefix: str) -> Iterator[_Listed]:
+        """The photos under a prefix of the bucket, listed page by page as they are asked for."""
+        return _photos(self.hook.iter_file_metadata(prefix, bucket), IgnoreRules.of(Settings.load()))
+
 
 class PhotosPresentSensor(_PayingSensor, S3KeySensor):
     """Waits until there is a photo under the prefix, for as long as the run's param ``sensor_timeout`` allows.
@@ -91,8 +95,7 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
 
     def poke(self, context: Context) -> bool:
         """Whether there is a photo, or a row of an object that is gone: removing the last photo is work, too."""
-        objects = self.hook.iter_file_metadata(str(self.bucket_key), self.bucket_name)
-        if any(_photos(objects, IgnoreRules.of(Settings.load()))):
+        if any(self._photos_in(self.bucket_name, str(self.bucket_key))):
             return True
         with non_retryable():
             return Lake.open(Settings.load()).holds(_request(context).prefix)
@@ -191,9 +194,7 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 -- the provider's signature
         """Whether the newest object is old enough."""
-        objects = self.hook.iter_file_metadata(self.prefix, self.bucket_name)
-        photos = _photos(objects, IgnoreRules.of(Settings.load()))
-        return _seconds_since(_newest(photos)) >= self.inactivity_period
+        return _seconds_since(_newest(self._photos_in(self.bucket_name, self.prefix))) >= self.inactivity_period
 
 
 class UploadsSettledTrigger(S3KeysUnchangedTrigger):

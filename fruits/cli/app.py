@@ -52,8 +52,13 @@ def answered() -> Iterator[None]:
         raise FruitsError("no answer, so nothing was done; add --yes where no person can answer") from None
 
 
-def confirm(question: str) -> None:
-    """Ask a person on the terminal; end the command unless the answer is yes."""
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask a person on the terminal; end the command unless the answer is yes.
+
+    An empty question is not asked, and none is with ``yes``, the option.
+    """
+    if yes or not question:
+        return
     with answered():
         if not typer.confirm(question, err=True):
             raise typer.Exit(ExitCode.BAD_INPUT)
@@ -232,8 +237,7 @@ def rollback(
         lake = open_read_only(place.settings)
         base = readers_base(lake)
         question = command.preview(lake, base, publication)
-        if question and not yes:
-            confirm(question)
+        confirm(question, yes=yes)
         document = command.run(lake, base, publication, why if pin else None)
     answer(document, command.render, as_json=as_json)
 
@@ -291,8 +295,7 @@ def move_photos(
     with opened(data, "lake") as place:
         lake = open_read_only(place.settings)
         question = command.preview(lake)
-        if question and not yes:
-            confirm(question)
+        confirm(question, yes=yes)
         document = command.run(lake, why)
     answer(document, command.render, as_json=as_json)
 
@@ -326,7 +329,7 @@ def approve(
                 warn(line)
             with answered():
                 why = why or typer.prompt("Why", err=True)
-            confirm("Approve?")
+        confirm("Approve?", yes=yes)
         document = command.run(place.settings, question, by=by, why=why)
     answer(document, command.render, as_json=as_json)
 
@@ -406,8 +409,7 @@ def rebuild_catalog(
             document = command.to_document(plan_rebuild(place.settings), changed=False)
         else:
             question = command.preview(plan_rebuild(place.settings))
-            if question and not yes:
-                confirm(question)
+            confirm(question, yes=yes)
             with command.no_run_works(place.settings):
                 document = command.run(place.settings, plan_rebuild(place.settings))
     answer(document, command.render, as_json=as_json)
