@@ -2,6 +2,7 @@
 
 import re
 import time
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from pyiceberg.table.snapshots import Snapshot
     from sqlalchemy.exc import SQLAlchemyError
 
+# PyIceberg warns about what it leaves to Spark: deletions as delete files, and the size of row groups.
+for _message in ("Merge on read is not yet supported", "Parquet writer option"):
+    warnings.filterwarnings("ignore", message=_message)
+
 _BATCH_ROWS = 8_192
 _FILES_AHEAD = 4
 _SMALL_FILE_BYTES = 32 * 2**20
@@ -50,7 +55,6 @@ ROW_GROUP_BYTES = 8 * 2**20
 """About 1,600 vectors of 1,280 features. What reads some rows by their keys reads the row groups that they are in."""
 
 _TABLE_PROPERTIES = {
-    "format-version": "2",
     "write.delete.mode": "merge-on-read",  # a few rows leave at a time: rewriting their files would cost the table
     "write.update.mode": "merge-on-read",
     "write.merge.mode": "merge-on-read",
@@ -594,7 +598,8 @@ def _number_of_columns() -> int:
 def _properties(definition: TableDefinition) -> dict[str, str]:
     """The properties of a new table; those of ``publications`` say the lake's format and the number of columns."""
     of_lake = {_FORMAT_PROPERTY: str(LAKE_FORMAT), _COLUMNS_PROPERTY: str(_number_of_columns())}
-    return {**_TABLE_PROPERTIES, **(of_lake if definition.name == "publications" else {})}
+    of_publications = of_lake if definition.name == "publications" else {}
+    return {"format-version": "2", **_TABLE_PROPERTIES, **of_publications}  # the version is not kept as a property
 
 
 def _holding(tasks: "list[FileScanTask]", schema: "Schema", keys: Sequence[str] | None) -> "list[FileScanTask]":
