@@ -1,10 +1,9 @@
 """What a killed `featurize` costs: `kill -9` of the job's processes at nine tenths of the photos, then the retry.
 
 Uploads copies of drawn photos to an S3 server of its own, plans a run over all of them, and starts the job as Airflow
-does. The job's log says how many photos are done. Needs the jobs environment; 20,000 photos take some minutes.
+does. The job's log says how many photos are done. `make bench-growth ARGS=resume` prints the figures in some minutes.
 """
 
-import argparse
 import os
 import re
 import signal
@@ -12,11 +11,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from benchmarks.growth.figure import Figure, figure
 from fruits.backbones.stage import stage
 from fruits.lake.catalog import Lake
 from fruits.run.documents import Featurized, read_documents
@@ -28,27 +26,16 @@ from fruits.stores import photo_store, write_bytes
 from local.stack import environment_of, temporary_stack
 from sample_photos import LABELS, draw
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN = "resumed"
 KILL_AT = 0.9
 MOST_AGAIN = 0.15
+PHOTOS = 20_000
 DRAWN = 200
 
-Row = dict[str, Any]
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 when too many photos are featurized again."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=20_000, help="how many photos (default %(default)s)")
-    rows = resume_rows(parser.parse_args(argv).photos)
-    for row in rows:
-        print(f"  {row['name']:<72} {row['value']:>9} {row['unit']:<9} {row['goal'] or ''}")
-    return int(not all(row["pass"] for row in rows))
-
-
-def resume_rows(photos: int = 20_000) -> list[Row]:
-    """The figures of a run over so many photos that is killed at nine tenths: name, value, unit, goal and pass."""
+def figures(photos: int = PHOTOS) -> list[Figure]:
+    """The figures of a run over so many photos that is killed at nine tenths."""
     with (
         tempfile.TemporaryDirectory(prefix="fruits-resume-") as folder,
         temporary_stack(Path(folder)) as stack,
@@ -66,30 +53,19 @@ def resume_rows(photos: int = 20_000) -> list[Row]:
         document = read_documents(settings, run_key(RUN)).featurize
     if document is None or document.done is None:
         raise SystemExit(f"the retry failed: {document.error if document else 'no document'}")
-    return rows_of(document.done, seen, seconds)
+    return figures_of(document.done, seen, seconds)
 
 
-def rows_of(result: Featurized, seen: int, seconds: float) -> list[Row]:
+def figures_of(result: Featurized, seen: int, seconds: float) -> list[Figure]:
     """The figures: photos that were featurized by both attempts, and all that the retry featurized."""
     what = f"kill -9 at {seen:,} of {result.images:,} photos, then the retry"
     again = max(0, seen - result.resumed) / result.images
     return [
-        row(f"{what}: featurized again", round(again, 4), "of all", f"<= {MOST_AGAIN}", passed=again <= MOST_AGAIN),
-        row(f"{what}: featurized in all", round(1 - result.resumed / result.images, 4), "of all"),
-        row(f"{what}: wall", round(seconds, 1), "s"),
-        row(
-            f"{what}: photos of the run",
-            result.features,
-            "rows",
-            f"= {result.images}",
-            passed=result.features == result.images,
-        ),
+        figure(f"{what}: featurized again", again, "of all", most=MOST_AGAIN),
+        figure(f"{what}: featurized in all", 1 - result.resumed / result.images, "of all"),
+        figure(f"{what}: wall", seconds, "s"),
+        figure(f"{what}: photos of the run", result.features, "rows", least=result.images),
     ]
-
-
-def row(name: str, value: float, unit: str, goal: str | None = None, *, passed: bool = True) -> Row:
-    """One figure."""
-    return {"name": name, "value": value, "unit": unit, "goal": goal, "pass": passed}
 
 
 def upload(settings: Settings, photos: int) -> None:
@@ -132,7 +108,3 @@ def killed_at(photos: int) -> int:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return done
-
-
-if __name__ == "__main__":
-    sys.exit(main())
