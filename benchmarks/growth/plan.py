@@ -140,7 +140,7 @@ class slow_server:  # noqa: N801 -- a context manager
     """A server that lists so many synthetic keys, a page after 50 ms; its address."""
 
     def __init__(self, size: int) -> None:
-        self.command = [sys.executable, __file__, "serve", str(size), ""]
+        self.command = [sys.executable, "-m", "benchmarks.growth.plan", "serve", str(size), ""]
 
     def __enter__(self) -> str:
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)  # noqa: S603 -- our own
