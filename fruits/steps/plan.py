@@ -103,7 +103,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))
-        events = kept_events(settings) if request.mode == "events" else KeptEvents(files_before(settings, request))
+        by_events = request.mode == "events"
+        events = kept_events(settings) if by_events else KeptEvents(files_before(settings, request))
         request = or_sweep(request, events, base, backbone)
         stored = read_approvals(settings)
         reconciliation = reconcile(
@@ -118,6 +119,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             published=published,
             approvals=stored,
             event_keys=events.keys,
+            by_events=by_events,
         )
         undecided = reconciliation.decisions.undecided
         if not request.dry_run:
@@ -271,19 +273,20 @@ def reconcile(
     published: Sequence[Publication] = (),
     approvals: Sequence[Approval] = (),
     event_keys: Sequence[str] = (),
+    by_events: bool = False,
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing but ``pairs``, which has to be empty.
 
     A run by ``event_keys``, or by the param ``keys``, looks up objects and rows of these keys. It lists nothing, and
-    so does not know what remains in the bucket.
+    so does not know what remains in the bucket. A run ``by_events`` may also be a sweep, see ``or_sweep``.
 
     The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
     publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
     key, ``published`` and ``approvals`` are those of the lake.
 
     Raises:
-        FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
-            cannot be listed.
+        FruitsError: when there is no photo at all under the prefix (a run by events then has nothing to do), none of
+            the keys asked for exists, or the bucket cannot be listed.
     """
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
@@ -302,6 +305,7 @@ def reconcile(
         listed_prefix(settings, request, new_backbone=switching),
         phase,
         keys,
+        may_be_empty=by_events,
     )
     plan = comparison.plan()
     check_keys(plan, request)
@@ -340,6 +344,7 @@ class Comparison:
         prefix: What of the bucket is listed.
         phase: Times a part of the work.
         keys: The keys that are looked up; None where the bucket is listed.
+        may_be_empty: Whether a bucket without a photo is no error: an event may be about an object that is ignored or gone.
     """
 
     settings: Settings
@@ -350,6 +355,7 @@ class Comparison:
     prefix: str
     phase: Callable[[str], AbstractContextManager[None]]
     keys: Sequence[str] | None = None
+    may_be_empty: bool = False
 
     def plan(self) -> Plan:
         """The plan: by single keys, or by a listing, in ranges of keys where that shows the whole bucket.
@@ -383,7 +389,7 @@ class Comparison:
         ignored = Ignored.by(self.rules, self.request)
         with self.phase("list"):
             self.pairs.add("listed", ignored.others(objects))
-        if self.keys is None:
+        if self.keys is None and not self.may_be_empty:
             check_photos_there(self.settings, self.request, self.pairs, ignored)
         with self.phase("plan"):
             return make_plan(

@@ -11,6 +11,7 @@ import pytest
 
 from fruits.analysis.gates import Gate
 from fruits.analysis.pca import components_asked
+from fruits.errors import FruitsError
 from fruits.lake.approvals import read_approvals
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import Lake
@@ -219,6 +220,21 @@ class TestSweepsInstead:
         assert place.asked_for == [LIST]
         assert place.actions(planned) == {"train/Kiwi/a.jpg": Action.CREATE}
         assert (planned.request.mode, planned.remaining, planned.events) == ("reconcile", 0, (file,))
+
+    @pytest.mark.parametrize("key", ["labels.csv", "train/Kiwi/gone.jpg"])
+    def test_an_event_about_no_photo_is_forgotten_while_there_is_no_photo_at_all(
+        self, place: Place, tmp_path: Any, key: str
+    ) -> None:
+        new = {"lake": f"file://{tmp_path}/new", "catalog_uri": f"sqlite:///{tmp_path}/new.db"}
+        place.settings = Settings.load(s3_endpoint=place.settings.s3_endpoint, **new)
+        place.server.objects.clear()
+        place.server.objects["labels.csv"] = DATA
+        Lake.open(place.settings)
+        place.event(key)
+        assert not place.plan().work
+        assert kept_files(place.settings) == ()
+        with pytest.raises(FruitsError, match="no objects there but 1 that FRUITS_IGNORE leaves out"):
+            place.plan("manual")
 
     def test_a_new_backbone_is_built_by_sweeps(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
