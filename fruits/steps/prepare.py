@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fruits.backbones.stage import staged_card
 from fruits.backbones.weights import check_place
-from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
+from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.rebuild import check_catalog_is_current
@@ -35,7 +35,9 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     first = photos_to_ask(settings, request)
     try:
         check_photos(settings, spread(first, PHOTOS_ASKED))
-    except DeniedError:
+    except TransientError:
+        raise
+    except FruitsError:  # `featurize` then says of each photo why it is refused
         if not _published_photo_readable(settings):
             raise
     if request.dry_run:
@@ -78,7 +80,7 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
 
 
 def _published_photo_readable(settings: Settings) -> bool:
-    """Whether a photo of an earlier run can still be read: then the bucket denies some objects only."""
+    """Whether a photo of an earlier run can still be read: then the bucket refuses some objects only."""
     try:
         keys = open_read_only(settings).some_keys(None, PUBLISHED_ASKED)
     except FruitsError:
