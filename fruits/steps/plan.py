@@ -148,7 +148,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             approvals=reconciliation.decisions.approvals,
             ignored=reconciliation.plan.ignored,
             rules=rules_of_rows(settings, reconciliation),
-            events=() if reconciliation.plan.pending else events.files,
+            events=() if reconciliation.plan.pending or reconciliation.building else events.files,
         )
         document.record(planned)
         _log(reconciliation, request)

@@ -241,7 +241,26 @@ class TestSweepsInstead:
         place.event(KIWIS[0])
         planned = place.plan()
         assert LIST in place.asked_for
-        assert (planned.counts["create"], planned.building) == (104, False)
+        assert (planned.counts["create"], planned.building, len(planned.events)) == (104, False, 1)
+
+    @pytest.mark.parametrize("built", [False, True])
+    def test_events_stay_while_a_new_backbone_is_built_or_waits_for_an_approval(
+        self, place: Place, fake_run: Any, monkeypatch: pytest.MonkeyPatch, built: bool
+    ) -> None:
+        """Readers keep their backbone, under which no publication has the photos of the events."""
+        monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
+        place.settings = place.settings.model_copy(update={"approval_rows": 10})
+        if built:
+            run = fake_run(place.settings)
+            common = run._common
+            run._common = lambda key, model: {**common(key, model), "etag": ETAG}
+            generator = np.random.default_rng(8)
+            run.write({key: generator.random(4, dtype=np.float32) for key in KIWIS + FIGS}, "mobile-1")
+            run.publish(MODEL_ID, current_base(Lake.open(place.settings)).publication.pca_id)
+        place.event(KIWIS[0])
+        planned = place.plan("manual")
+        assert (planned.building, planned.work, planned.events) == (True, not built, ())
+        assert len(kept_files(place.settings)) == 1
 
     def test_a_sweep_forgets_the_events_that_were_there_before_it_listed(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
