@@ -77,8 +77,8 @@ def featurize(job: Job) -> None:
 def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, total: int) -> Done:
     """Featurize a chunk's photos once, count, then write; ``before`` of the run's ``total`` photos are done.
 
-    A photo that can't be read is quarantined or unread, and stops nothing. The rows of an unread photo stay. So new rows
-    come before old rows leave: a retry of a killed attempt may not be able to read a photo that the attempt has read.
+    A photo that can't be read is quarantined or unread, and stops nothing. The rows of an unread photo stay. So new
+    rows come before old rows leave: a retry may not be able to read a photo that a killed attempt has read.
     """
     photos = chunk.photos
     if not len(photos):

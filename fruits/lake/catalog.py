@@ -298,25 +298,18 @@ class Lake:
         name: TableName,
         snapshot_id: int | None,
         columns: Sequence[str] = ("*",),
-        *,
-        first_key: str | None = None,
-        last_key: str | None = None,
         **equal: str,
     ) -> "DataScan":
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
-
-        With ``first_key`` and ``last_key`` of the rows whose keys are in between, both included.
 
         A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
 
         Raises:
             FruitsError: when the snapshot has expired.
         """
-        from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
+        from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
         condition: Any = AlwaysTrue()
-        if first_key is not None and last_key is not None:
-            condition = And(GreaterThanOrEqual("key", first_key), LessThanOrEqual("key", last_key))
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
@@ -333,7 +326,7 @@ class Lake:
         columns: Sequence[str] = ("*",),
         **equal: str,
     ) -> pa.Table:
-        """The rows of a ``scan``, all of them in memory; ``equal`` may have the bounds of keys too."""
+        """The rows of a ``scan``, all of them in memory."""
         return self.scan(name, snapshot_id, columns, **equal).to_arrow()
 
     def batches(

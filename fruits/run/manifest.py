@@ -162,9 +162,9 @@ class StoredManifest:
         """The number of entries."""
         return int(self._file.metadata.num_rows)
 
-    def slices(self, columns: Sequence[str] | None = None) -> Iterator[Manifest]:
-        """All entries in order, some at a time; with ``columns`` only these columns of them."""
-        for batch in self._file.iter_batches(_SLICE_ROWS, columns=columns):
+    def slices(self, columns: Sequence[str] | None = None, *, most: int | None = None) -> Iterator[Manifest]:
+        """All entries in order, at most ``most`` (None: 65,536) at a time; with ``columns`` only these columns."""
+        for batch in self._file.iter_batches(most or _SLICE_ROWS, columns=columns):
             yield Manifest(pa.Table.from_batches([batch]))
 
     @property

@@ -344,7 +344,8 @@ class Comparison:
         prefix: What of the bucket is listed.
         phase: Times a part of the work.
         keys: The keys that are looked up; None where the bucket is listed.
-        may_be_empty: Whether a bucket without a photo is no error: an event may be about an object that is ignored or gone.
+        may_be_empty: Whether a bucket without a photo is no error. An event may be about an object that is ignored, or
+            gone.
     """
 
     settings: Settings
