@@ -153,7 +153,10 @@ class Manifest:
 
 
 class StoredManifest:
-    """The manifest of a run in its folder, read slice by slice: 1e7 entries take no more memory than 1e5."""
+    """The manifest of a run in its folder, read slice by slice: 1e7 entries take no more memory than 1e5.
+
+    ``columns`` and ``replaced_keys`` alone are of all entries, and hold the columns that are asked for and no others.
+    """
 
     def __init__(self, store: ObjectStore, name: str = DEFAULT_NAME) -> None:
         self._source = open_file(store, name)
@@ -167,10 +170,9 @@ class StoredManifest:
         for batch in self._file.iter_batches(most or _SLICE_ROWS, columns=columns):
             yield Manifest(pa.Table.from_batches([batch]))
 
-    @property
-    def table(self) -> pa.Table:
-        """All entries in memory."""
-        return self._file.read()
+    def columns(self, *names: str) -> pa.Table:
+        """Some columns of all entries, in memory."""
+        return self._file.read(names)
 
     @property
     def replaced_keys(self) -> pa.Table:
