@@ -372,8 +372,8 @@ class Comparison:
             except UnorderedError as error:
                 log.info("plan: %s: %s; listed again in one pass", server_name(self.settings), error)
             else:
-                gone = [entry.key for entry in plan.entries(Action.DELETE, _MOST_LOOKED_FOR)]
-                gone = [key for key in gone if self.rules.ignore.rule_of(key) is None]
+                some = plan.sample_of_deletions(_MOST_LOOKED_FOR)
+                gone = [key for key in some if self.rules.ignore.rule_of(key) is None]
                 if not gone or not can_read_any(photo_store(self.settings), gone):
                     return plan
                 log.warning("plan: %s left out objects; listed again in one pass", server_name(self.settings))

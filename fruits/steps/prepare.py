@@ -15,7 +15,7 @@ from fruits.lake.source import bind_source, check_source
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.listing import first_photos
 from fruits.run.events import kept_events
-from fruits.run.manifest import spread
+from fruits.run.manifest import evenly
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
 from fruits.settings import Settings, public_uri
@@ -34,7 +34,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     """
     first = photos_to_ask(settings, request)
     try:
-        check_photos(settings, spread(first, PHOTOS_ASKED))
+        check_photos(settings, evenly(first, PHOTOS_ASKED))
     except TransientError:
         raise
     except FruitsError:  # `featurize` then says of each photo why it is refused

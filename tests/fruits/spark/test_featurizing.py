@@ -12,7 +12,7 @@ from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
 from fruits.photos.entry import Action, Entry
 from fruits.run.documents import run_store
-from fruits.run.manifest import StoredManifest, batch_of, write_manifest
+from fruits.run.manifest import StoredManifest, entries_batch, write_manifest
 from fruits.settings import Settings
 from fruits.spark import featurizing
 from fruits.spark.featurizing import counts_there, pieces_to_do
@@ -39,7 +39,7 @@ def attempt(folder_lake: Settings, fake_run: Any) -> tuple[Any, StoredManifest, 
     entry = Entry("", "e", 1, START, Action.CREATE, "Kiwi", "train")
     entries = [replace(entry, key=str(key), last_modified=START + timedelta(at)) for at, key in enumerate(order)]
     store = run_store(folder_lake, "r")
-    write_manifest(store, [batch_of(entries)])
+    write_manifest(store, [entries_batch(entries)])
     return job, StoredManifest(store), heads
 
 

@@ -22,7 +22,7 @@ from fruits.run import events
 from fruits.run.documents import run_store
 from fruits.run.events import Burst, keep, kept_files
 from fruits.run.lease import release_lease
-from fruits.run.manifest import Manifest, entries_of
+from fruits.run.manifest import StoredManifest
 from fruits.run.pin import set_pin
 from fruits.run.request import RunRequest, resolve_request
 from fruits.run.state import PlannedRun
@@ -63,8 +63,8 @@ class Place:
 
     def actions(self, planned: PlannedRun) -> dict[str, Action]:
         """The manifest of a run: action by key."""
-        manifest = Manifest.read(run_store(self.settings, planned.key), planned.manifest)
-        return {entry.key: entry.action for batch in manifest.table.to_batches() for entry in entries_of(batch)}
+        manifest = StoredManifest(run_store(self.settings, planned.key), planned.manifest)
+        return {row["key"]: Action(row["action"]) for row in manifest.columns("key", "action").to_pylist()}
 
     def publish(self, **changed: Any) -> Publication:
         """A publication of the same rows."""
