@@ -30,7 +30,7 @@ from fruits.lake.publication import Base, Publication, current_base, publication
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TableDefinition
 from fruits.photos.entry import Action, Entry
 from fruits.run.documents import RunDocuments, run_store, task_document
-from fruits.run.manifest import write_manifest
+from fruits.run.manifest import batch_of, write_manifest
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
@@ -141,7 +141,7 @@ def run_of(settings: Settings, size: int, session: Any) -> Job:
         for name in DATA_TABLES:
             start_branch(lake, name, writer.branch, base.snapshots[name])
         write(lake, writer, pca_id, range(size, size + NEW), "r")
-        write_manifest(run_store(settings, "r"), [entry(number) for number in range(size, size + NEW)])
+        write_manifest(run_store(settings, "r"), [batch_of([entry(number) for number in range(size, size + NEW)])])
     snapshots = {name: head(lake, name, writer.branch) for name in DATA_TABLES}
     return Job(planned(base, size), Tables(session, lake, writer), snapshots, RunDocuments(), recorder)
 
