@@ -77,7 +77,7 @@ def layout(settings):
     layouts = {}
     for name in (table.name for table in TABLES):
         files = lake.files(name, lake.head(name))
-        deletes = lake.table(name).inspect.delete_files().num_rows
+        deletes = lake.table(name).inspect.delete_files().num_rows if files else 0  # PyIceberg fails on empty tables
         layouts[name] = (len(files), deletes, len(lake.table(name).snapshots()))
     return layouts
 
