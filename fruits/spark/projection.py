@@ -15,9 +15,11 @@ from fruits.analysis.pca import (
     components_asked,
     drifted,
     fit,
+    fit_problem,
     pca_identity,
     refit_gain,
     refit_reason,
+    resized,
     unexplained_share,
 )
 from fruits.lake.approvals import ask
@@ -107,12 +109,22 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
         and current.split_rules in (None, split_rules)
     )
     keep = current if reason and may_keep else None
-    if keep and (refused := refused_version(job, keep)) and moments.n < settings.refit_growth * refused.pca.n:
-        log.info("no refit, although %s: version %s failed its gates", reason, refused.pca_id)
+    if keep and (problem := no_refit(job, keep, moments)):
+        log.info("no refit, although %s: %s", reason, problem)
         reason, keep = None, None
     if reason is None and approval is not None:
         reason = f"approved by {approval.approved_by}: {approval.why}"
     return Refit(reason, drift, gain, keep)
+
+
+def no_refit(job: Job, current: PCAVersion, moments: Moments) -> str | None:
+    """Why a refit that is due is left out, so that the run keeps its PCA: it cannot be done, or failed its gates."""
+    if problem := fit_problem(moments, job.run.request.n_components):
+        return problem
+    refused = refused_version(job, current)
+    if refused and not resized(refused.pca.n, moments.n, job.settings.refit_growth):
+        return f"version {refused.pca_id} failed its gates"
+    return None
 
 
 def refused_version(job: Job, current: PCAVersion) -> PCAVersion | None:

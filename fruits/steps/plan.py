@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 
 import pyarrow as pa
 
-from fruits.analysis.pca import components_asked
+from fruits.analysis.pca import components_asked, resized
 from fruits.backbones.card import Card
 from fruits.backbones.stage import read_card, staged_card
 from fruits.errors import FruitsError
@@ -660,8 +660,8 @@ def work_without_photos(
             statistics = lake.read(
                 "pca_statistics", published.snapshots["pca_statistics"], ("n",), model_id=card.model_id
             )
-            grown = sum(statistics["n"].to_pylist()) >= settings.refit_growth * sum(models["n"].to_pylist())
-            if grown or _drifted_since_a_sweep(publications):
+            fitted, now = (sum(rows["n"].to_pylist()) for rows in (models, statistics))
+            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(publications):
                 return "runs that looked up single keys left open whether the PCA is fitted again"
     return None
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fruits.analysis.moments import moments_of
 from fruits.lake.approvals import approve, read_approvals
 from fruits.run.documents import Projected
 from fruits.run.request import RunRequest
@@ -149,3 +151,30 @@ def test_an_approved_refit_is_done_also_when_nothing_drifts_and_photos_are_pendi
     assert projection.reason_to_refit(quiet, current, moments) == projection.Refit(None, 0.0)
     approved = job_of(settings, run(request=quiet.run.request, approvals=(decision,)), remaining)
     assert projection.reason_to_refit(approved, current, moments).reason == "approved by ada: a new camera"
+
+
+@pytest.mark.parametrize(
+    ("fitted", "refused", "n_components", "due"),
+    [
+        (12, None, 2, True),
+        (12, None, 6, False),  # six photos allow five components
+        (12, 6, 2, False),  # a refit of six photos has failed its gates
+        (12, 24, 2, True),  # that was a refit of four times as many
+    ],
+)
+def test_a_fit_split_that_shrank_is_fitted_again_where_it_can_be(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    fitted: int,
+    refused: int | None,
+    n_components: int,
+    due: bool,
+) -> None:
+    current = version("pca-1")
+    current.pca.n, current.n_components = fitted, str(n_components)
+    failed = None if refused is None else SimpleNamespace(pca=SimpleNamespace(n=refused), pca_id="pca-2")
+    monkeypatch.setattr(projection, "measure_drift", lambda *_: (None, 0))
+    monkeypatch.setattr(projection, "refused_version", lambda *_: failed)
+    job = job_of(settings, run(request=RunRequest(prefix="", n_components=n_components)))
+    refit = projection.reason_to_refit(job, current, moments_of(np.eye(6)))
+    assert (refit.reason, refit.keep) == (("fit split shrank from 12 to 6", current) if due else (None, None))
