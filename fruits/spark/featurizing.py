@@ -133,8 +133,8 @@ def _rows_there(
     """
     if heads[table.name] == job.start[table.name]:
         return
-    known = {"model_id": job.run.model_id, "run_id": job.run.run_id}
-    for rows in job.lake.batches(table.name, heads[table.name], (*columns, "etag"), keys=keys, **known):
+    run, at, read = job.run, heads[table.name], (*columns, "etag")
+    for rows in job.lake.batches(table.name, at, read, keys=keys, model_id=run.model_id, run_id=run.run_id):
         yield rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
 
 

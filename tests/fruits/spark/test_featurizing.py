@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fruits.lake.branches import Snapshots
 from fruits.lake.catalog import Lake
 from fruits.photos.entry import Action, Entry
 from fruits.run.documents import run_store
@@ -23,7 +22,7 @@ KEYS = [f"train/Kiwi/{number:02}.jpg" for number in range(40)]
 
 
 @pytest.fixture
-def attempt(folder_lake: Settings, fake_run: Any) -> tuple[Any, StoredManifest, Snapshots]:
+def attempt(folder_lake: Settings, fake_run: Any) -> tuple[Any, StoredManifest, Any]:
     """A job whose attempt before has read ten photos and quarantined two; the uploads were not in the order of keys."""
     run = fake_run(folder_lake)
     start = run.base.publication.snapshots
