@@ -22,7 +22,7 @@ from fruits.analysis.pca import (
     resized,
     unexplained_share,
 )
-from fruits.lake.approvals import ask
+from fruits.lake.approvals import Approval, ask
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
 from fruits.lake.schemas import EMBEDDINGS
 from fruits.photos.keys import FIT_SPLIT, KeyPattern, KeyRules
@@ -102,8 +102,8 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
     settings, request = job.settings, job.run.request
     asked = components_asked(request.n_components, settings.max_components)
     split_rules = KeyPattern.of(settings).split_rules
-    approval = next((one for one in job.run.approvals if one.kind == "refit"), None)
-    if current is not None and request.refit == "auto" and job.remaining != 0 and approval is None:
+    approval = approved_refit(job)
+    if current is not None and request.refit == "auto" and not may_refit(job):
         return Refit(None, drift)
     rules_then = fitted_rules(job, current) if current else None
     gain = None
@@ -141,6 +141,16 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
     return Refit(reason, drift, gain, keep)
 
 
+def approved_refit(job: Job) -> Approval | None:
+    """The approval of a refit that the run uses; None without one."""
+    return next((one for one in job.run.approvals if one.kind == "refit"), None)
+
+
+def may_refit(job: Job) -> bool:
+    """Whether the run decides about a refit that is due: it leaves nothing over, or a person approved one."""
+    return job.remaining == 0 or approved_refit(job) is not None
+
+
 def no_refit(job: Job, current: PCAVersion, moments: Moments) -> str | None:
     """Why a refit that is due is left out, so that the run keeps its PCA: it cannot be done, or failed its gates."""
     if problem := fit_problem(moments, job.run.request.n_components):
@@ -168,11 +178,12 @@ def decide_refit(job: Job, reason: str | None) -> Decisions:
 def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     """Share of variance that new photos leave unexplained beyond the expected share, and from how many rows.
 
-    After runs that left the decision to refit to a later run, it is measured on all rows since the fit.
+    A run that decides about a refit, after runs that left the decision to a later run, measures all rows since the fit.
+    Other runs measure their own rows: they read no vectors of earlier runs.
     """
     rows = job.new_features().where(f"split = '{FIT_SPLIT}'").select("vector")
     squares = map_batches(rows, squared_norms(current.pca), SQUARES_SCHEMA)
-    if job.run.base.publication.remaining != 0:
+    if job.run.base.publication.remaining != 0 and may_refit(job):
         squares = squares.unionByName(_squares_since_fit(job, current))
     totals = squares.selectExpr(
         "count(*) AS n", "sum(explained) AS explained", "sum(unexplained) AS unexplained"

@@ -187,6 +187,61 @@ def test_a_fit_split_that_shrank_is_fitted_again_where_it_can_be(
     assert (refit.reason, refit.keep) == (("fit split shrank from 12 to 6", current) if due else (None, None))
 
 
+class NoRows:
+    """A DataFrame without rows, which notes the others that come to it."""
+
+    def __init__(self) -> None:
+        self.others: list[object] = []
+
+    def where(self, _: str) -> "NoRows":
+        return self
+
+    select = where
+
+    def selectExpr(self, *_: str) -> "NoRows":  # noqa: N802 -- as Spark has it
+        return self
+
+    def unionByName(self, other: object) -> "NoRows":  # noqa: N802
+        self.others.append(other)
+        return self
+
+    def first(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("before", "remaining", "approved", "since_fit"),
+    [
+        (None, None, False, False),  # a run by events after another
+        (None, 0, False, True),  # the sweep after them decides
+        (None, None, True, True),
+        (3, 2, False, False),  # of a backfill
+        (3, 0, False, True),
+        (0, 0, False, False),
+    ],
+)
+def test_only_a_run_that_decides_about_a_refit_reads_the_embeddings_of_the_runs_before(
+    settings: Settings,
+    update_pca: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    before: int | None,
+    remaining: int | None,
+    approved: bool,
+    since_fit: bool,
+) -> None:
+    (question,) = update_pca(job_of(settings, run()), version("pca-1")).undecided
+    decision = approve(settings, question, by="ada", why="a new camera", via="Airflow")
+    counts = {} if before is None else {"remaining": before}
+    readers = base(1, model_id=MODEL_ID, pca_id="pca-1", counts=counts)
+    job = job_of(settings, run(base=readers, approvals=(decision,) if approved else ()), 0)
+    job.remaining = remaining
+    own = NoRows()
+    job.new_features = lambda: own
+    monkeypatch.setattr(projection, "map_batches", lambda *_: own)
+    monkeypatch.setattr(projection, "_squares_since_fit", lambda *_: "embeddings of the runs before")
+    assert projection.measure_drift(job, version("pca-1")) == (None, 0)
+    assert own.others == ["embeddings of the runs before"] * since_fit
+
+
 @pytest.fixture
 def published(folder_lake: Settings, fake_run: Any) -> Any:
     """Publishes backbones with their PCA versions, and the rules for keys; gives a job of the next run."""
