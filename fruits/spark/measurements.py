@@ -1,6 +1,7 @@
 """What the gates are evaluated on: measured on exactly the snapshots that the run's tasks wrote."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
 from fruits.lake.counters import COUNTED, Counters
+from fruits.lake.hashes import MOST_HASHES, same_bytes
 from fruits.lake.pca_tables import PCAVersion, load_versions
 from fruits.lake.schemas import TableName
 from fruits.photos.entry import Action
@@ -149,12 +151,17 @@ def new_vectors(measured: Measured) -> dict[str, Any]:
 
 def duplicates_across_splits(measured: Measured) -> int:
     """New photos whose bytes stand in another split too."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    job = measured.job
-    new = measured.new_features.select("key", "sha256", F.col("split").alias("new_split"))
-    same_bytes = job.features().select("sha256", "split").join(new, "sha256").where("split != new_split")
-    return int(same_bytes.select("key").distinct().count())
+    job, new = measured.job, measured.new_features.select("key", "sha256", "split")
+    few = new.limit(MOST_HASHES + 1).toArrow() if measured.changes else None
+    others = same_bytes(job.lake, job.start, job.run.model_id, few["sha256"].to_pylist()) if few is not None else None
+    if few is None or others is None:
+        renamed = new.withColumnRenamed("split", "new_split")
+        pairs = job.features().select("sha256", "split").join(renamed, "sha256").where("split != new_split")
+        return int(pairs.select("key").distinct().count())
+    splits: defaultdict[str, set[str]] = defaultdict(set)
+    for row in others.to_pylist():
+        splits[row["sha256"]].add(row["split"])
+    return len({row["key"] for row in few.to_pylist() if splits[row["sha256"]] - {row["split"]}})
 
 
 def missing_embeddings(measured: Measured, features: int) -> int:
