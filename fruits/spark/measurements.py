@@ -199,10 +199,11 @@ def probe(measured: Measured, features: int, held_out: int) -> Probe:
     published, projected = measured.job.run.base.publication, measured.job.documents.projected
     pca_id = measured.version.pca_id if measured.version else None
     fitted = projected is not None and (projected.action, projected.pca_id) == ("fit", pca_id)
-    if pca_id == published.pca_id and not fitted and not probe_is_due(published.probe_rows, held_out):
+    sampled = sampled_share(measured.job.settings.probe_rows, features)
+    if pca_id == published.pca_id and not fitted and not probe_is_due(published.probe_rows, held_out, sampled):
         rows = published.probe_rows or 0
         return Probe(raw=published.probe_raw, embedded=published.probe_embedded, rows=rows)
-    rows = probe_sample(measured, features).toArrow()
+    rows = probe_sample(measured, sampled).toArrow()
     fit = rows.filter(rows["fit"])
     scored = rows.filter(~rows["fit"].to_numpy())
     if not scored.num_rows or len(fit["label"].unique()) < _FEWEST_LABELS:
@@ -219,13 +220,17 @@ def probe(measured: Measured, features: int, held_out: int) -> Probe:
     return Probe(raw=raw, embedded=embedded, rows=scored.num_rows)
 
 
-def probe_sample(measured: Measured, total: int) -> "DataFrame":
-    """Feature and embedding of about ``probe_rows`` of ``total`` photos, the same photos whatever their order."""
+def sampled_share(most: int, total: int) -> float:
+    """Share of ``total`` photos of which about ``most`` are a sample, 0 to 1."""
+    return min(1.0, most / max(total, 1))
+
+
+def probe_sample(measured: Measured, sampled: float) -> "DataFrame":
+    """Feature and embedding of about a share of the photos, the same photos whatever their order."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
     features = job.features().select("key", "label", (F.col("split") == FIT_SPLIT).alias("fit"), "vector")
-    most = job.settings.probe_rows
-    if total > most:
-        features = features.where(F.pmod(F.xxhash64("key"), F.lit(_BUCKETS)) < int(_BUCKETS * most / total))
+    if sampled < 1:
+        features = features.where(F.pmod(F.xxhash64("key"), F.lit(_BUCKETS)) < int(_BUCKETS * sampled))
     return features.join(measured.embeddings.select("key", "embedding"), "key").orderBy("key")
