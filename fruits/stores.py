@@ -184,6 +184,12 @@ def list_files(store: ObjectStore, prefix: str | None = None, offset: str | None
             yield from batch
 
 
+def list_folders(store: ObjectStore, folder: str) -> list[str]:
+    """The paths of the folders in a folder of a store."""
+    with errors_explained(store, "s3:ListBucket"):
+        return [str(path).rstrip("/") for path in obstore.list_with_delimiter(store, folder)["common_prefixes"]]
+
+
 def write_bytes(
     store: ObjectStore, path: str, data: bytes | IO[bytes], *, create: bool = False, one_part: bool = False
 ) -> None:

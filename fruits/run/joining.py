@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from fruits.errors import FruitsError
-from fruits.photos.pages import LISTED_SCHEMA
+from fruits.photos.pages import LISTED_SCHEMA, VERSIONS_SCHEMA
 from fruits.run.manifest import MANIFEST_SCHEMA
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ TABLES: Mapping[str, pa.Schema] = {
     "known": KNOWN_SCHEMA,
     "readers": KNOWN_SCHEMA,
     "entries": ENTRY_SCHEMA,
+    "differences": pa.schema(
+        [
+            *(LISTED_SCHEMA.field(name) for name in ("key", "etag", "last_modified")),
+            *(pa.field(name, pa.bool_()) for name in ("lacking", "newer")),
+        ]
+    ),
+    "versions": VERSIONS_SCHEMA,
     "lost": pa.schema([(name, pa.string()) for name in ("key", "etag", "label")]),
 }
 _TYPES = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN"}
@@ -104,6 +112,61 @@ class Joined:
         """Remove all rows of a table."""
         self.connection.execute(f"DELETE FROM {name}")
         self.rows[name] = 0
+
+    def replace(self, name: str, keys: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+        """Put rows in the place of those of ``keys``."""
+        self.connection.execute(f"DELETE FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", [list(keys)])
+        self.rows[name] = self.count(name)
+        self.add(name, batches)
+
+    def latest(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Of versions of objects the latest ones that are no delete markers, with ``LISTED_SCHEMA``."""
+        self.add("versions", batches)
+        columns = ", ".join(LISTED_SCHEMA.names)
+        for of_part in self._parts("versions"):
+            newest = "row_number() OVER (PARTITION BY key ORDER BY sequence DESC) = 1"
+            sql = f"SELECT {columns} FROM versions WHERE true{of_part} QUALIFY {newest} AND NOT gone"
+            for batch in self._batches(sql, ()):
+                yield batch.cast(LISTED_SCHEMA)
+        self.clear("versions")
+
+    def compare(self, prefix: str, date: datetime) -> None:
+        """Fill ``differences`` with the pairs of keys that start with ``prefix`` whose ETags differ.
+
+        ``lacking`` is a row without an object. ``newer`` is a row after ``date`` without an object, or with an older
+        one. S3 tells the time of an object to the second.
+        """
+        self.clear("differences")
+        older = "listed.last_modified // 1000000 < known.last_modified // 1000000"
+        for of_part in self._parts("listed", "known"):
+            self.connection.execute(
+                "INSERT INTO differences SELECT key, known.etag, known.last_modified, listed.key IS NULL, "
+                f"coalesce(known.last_modified > ? AND (listed.key IS NULL OR {older}), false) "
+                f"FROM (SELECT * FROM listed WHERE starts_with(key, ?){of_part}) AS listed "
+                f"FULL JOIN (SELECT * FROM known WHERE starts_with(key, ?){of_part}) AS known USING (key) "
+                "WHERE listed.etag IS DISTINCT FROM known.etag",
+                (_microseconds(date), prefix, prefix),
+            )
+        self.rows["differences"] = self.count("differences")
+
+    def keep_newer(self) -> None:
+        """Take for each difference that is ``newer`` the row's object in the place of the listed one."""
+        for of_part in self._parts("differences"):
+            newer = f"FROM differences WHERE newer{of_part}"
+            self.connection.execute(f"DELETE FROM listed WHERE key IN (SELECT key {newer} AND NOT lacking)")
+            self.connection.execute(f"INSERT INTO listed SELECT key, etag, 0, last_modified {newer}")
+        self.rows["listed"] = self.count("listed")
+
+    def lacking(self) -> Iterator[str]:
+        """The keys of the rows that lack an object and are not ``newer``."""
+        for batch in self._batches("SELECT key FROM differences WHERE lacking AND NOT newer", ()):
+            yield from batch["key"].to_pylist()
+
+    def differing(self, most: int) -> Iterator[str]:
+        """The keys of objects that differ from their row, or have none; at most so many."""
+        sql = f"SELECT key FROM differences WHERE NOT lacking AND NOT newer LIMIT {most}"
+        for batch in self._batches(sql, ()):
+            yield from batch["key"].to_pylist()
 
     def pairs(self, prefix: str, *, changed: bool) -> Iterator[pa.RecordBatch]:
         """The pairs of an object and the row of its key, of all keys that start with ``prefix``; either may be missing.
@@ -270,6 +333,10 @@ def connect(folder: str, database: str = "plan.db") -> "DuckDBPyConnection":
         columns = ", ".join(f'"{one.name}" {_TYPES.get(one.type, "BIGINT")}' for one in schema)
         connection.execute(f"CREATE TABLE {name} ({columns})")
     return connection
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
