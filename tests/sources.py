@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from fruits.lake.metadata import table_name
+from fruits.photos.pages import VERSIONS_SCHEMA
 from fruits.stores import write_bytes
 
 PARQUET_SCHEMA = (
@@ -115,6 +116,17 @@ def _csv(rows: list[Version], bucket: str, all_versions: bool) -> bytes:
         return ",".join(f'"{value}"' for value in values)
 
     return gzip.compress("\n".join(line(*one) for one in enumerate(rows)).encode())
+
+
+def versions_of(versions: Iterable[Version]) -> pa.RecordBatch:
+    """Versions as the live inventory table has them; a later one has a larger sequence number."""
+    rows = [
+        (one.key, one.etag, one.size, one.last_modified, one.gone, f"{number:016x}")
+        for number, one in enumerate(versions)
+    ]
+    columns = zip(*rows, strict=True) if rows else ([],) * len(VERSIONS_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, VERSIONS_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=VERSIONS_SCHEMA)
 
 
 def metadata_table(folder: Path, bucket: str) -> Any:
