@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.growth import events, plan
+from benchmarks.growth import events, inventory, plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {
     "plan": plan.figures,
     "events": events.figures,
+    "inventory": inventory.figures,
 }
 
 
