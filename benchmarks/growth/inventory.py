@@ -1,8 +1,8 @@
 """What a sweep costs that reads a report of S3 Inventory instead of a listing.
 
 Rows and report are synthetic, and the report's Parquet files are on this machine's disk: on AWS they come over the
-network, about 60 bytes a key. One key in a thousand has changed. To look such keys up takes one HEAD each, which is left
-out. `make bench-growth ARGS=inventory` prints the figures.
+network. One key in a thousand has changed. To look such keys up takes one HEAD each, which is left out. `make
+bench-growth ARGS=inventory` prints the figures.
 """
 
 import hashlib

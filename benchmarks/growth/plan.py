@@ -101,7 +101,7 @@ def plan(
     size: int,
     known: Iterable[pa.RecordBatch],
     listed: Iterable[pa.RecordBatch],
-    catch_up: Callable[[Any, Any], None] = lambda pairs, ignored: None,
+    catch_up: Callable[[Any, Any], None] | None = None,
 ) -> tuple[int, float]:
     """Plan as the task does, and write the manifest; how many entries, and megabytes of files.
 
@@ -125,7 +125,8 @@ def plan(
             pairs.add("known", known)
             ignored = Ignored.by(rules, request)
             pairs.add("listed", ignored.others(listed))
-            catch_up(pairs, ignored)
+            if catch_up:
+                catch_up(pairs, ignored)
             if pairs.rows["listed"] != size:
                 raise AssertionError(f"{pairs.rows['listed']:,} of {size:,} objects were listed")
             planned = make_plan(pairs, ignored, rules, request, same_rules=True)

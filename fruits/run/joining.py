@@ -55,6 +55,7 @@ TABLES: Mapping[str, pa.Schema] = {
             *(pa.field(name, pa.bool_()) for name in ("lacking", "newer")),
         ]
     ),
+    "corrected": pa.schema([*LISTED_SCHEMA, pa.field("gone", pa.bool_())]),
     "versions": VERSIONS_SCHEMA,
     "lost": pa.schema([(name, pa.string()) for name in ("key", "etag", "label")]),
 }
@@ -113,11 +114,19 @@ class Joined:
         self.connection.execute(f"DELETE FROM {name}")
         self.rows[name] = 0
 
-    def replace(self, name: str, keys: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
-        """Put rows in the place of those of ``keys``."""
-        self.connection.execute(f"DELETE FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", [list(keys)])
-        self.rows[name] = self.count(name)
-        self.add(name, batches)
+    def correct(self, keys: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+        """Take the objects of ``batches`` in the place of the listed objects of ``keys``; those of others are gone."""
+        found: set[str] = set()
+
+        def noted() -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                found.update(batch["key"].to_pylist())
+                yield batch
+
+        self.add("corrected", noted())
+        gone = [key for key in keys if key not in found]
+        self.add("corrected", [pa.record_batch({"key": pa.array(gone, pa.string()), "gone": [True] * len(gone)})])
+        self.rows["listed"] = self.count("listed")
 
     def latest(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Of versions of objects the latest ones that are no delete markers, with ``LISTED_SCHEMA``."""
@@ -149,12 +158,14 @@ class Joined:
             )
         self.rows["differences"] = self.count("differences")
 
-    def keep_newer(self) -> None:
-        """Take for each difference that is ``newer`` the row's object in the place of the listed one."""
-        for of_part in self._parts("differences"):
-            newer = f"FROM differences WHERE newer{of_part}"
-            self.connection.execute(f"DELETE FROM listed WHERE key IN (SELECT key {newer} AND NOT lacking)")
-            self.connection.execute(f"INSERT INTO listed SELECT key, etag, 0, last_modified {newer}")
+    def keep_newer(self, keys: Sequence[str]) -> None:
+        """Take for each difference that is ``newer``, but for ``keys``, the row's object in the place of the listed."""
+        self.connection.execute(
+            "INSERT INTO corrected SELECT key, etag, 0, last_modified, false FROM differences "
+            "WHERE newer AND key NOT IN (SELECT unnest(?::VARCHAR[]))",
+            [list(keys)],
+        )
+        self.rows["corrected"] = self.count("corrected")
         self.rows["listed"] = self.count("listed")
 
     def lacking(self) -> Iterator[str]:
@@ -178,8 +189,9 @@ class Joined:
         rows = ", ".join(f'known."{name}" AS known_{name}' for name in KNOWN_SCHEMA.names)
         unchanged = "listed.etag IS NOT DISTINCT FROM known.etag AND known.reason IS NULL"
         for of_part in self._parts("listed", "known"):
+            listed = self._table("listed", of_part)
             yield from self._batches(
-                f"SELECT {objects}, {rows} FROM (SELECT * FROM listed WHERE starts_with(key, ?){of_part}) AS listed "
+                f"SELECT {objects}, {rows} FROM (SELECT * FROM {listed} WHERE starts_with(key, ?){of_part}) AS listed "
                 f"FULL JOIN (SELECT * FROM known WHERE starts_with(key, ?){of_part}) AS known USING (key) "
                 + (f"WHERE NOT ({unchanged})" if changed else ""),
                 (prefix, prefix),
@@ -187,7 +199,7 @@ class Joined:
 
     def count(self, name: str, condition: Condition = Condition()) -> int:
         """How many rows of a table meet a condition."""
-        sql = f"SELECT count(*) FROM {name} WHERE {condition.text}"
+        sql = f"SELECT count(*) FROM {self._table(name)} WHERE {condition.text}"
         (number,) = self.connection.execute(sql, condition.values).fetchall()[0]
         return int(number)
 
@@ -205,7 +217,7 @@ class Joined:
         if not keys:
             return set()
         found = self.connection.execute(
-            f"SELECT key FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),)
+            f"SELECT key FROM {self._table(name)} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),)
         )
         return {key for (key,) in found.fetchall()}
 
@@ -244,10 +256,11 @@ class Joined:
     def find_lost(self, prefix: str) -> None:
         """Fill ``lost`` with the rows of ``readers`` that start with ``prefix`` and whose object is not listed."""
         for of_part in self._parts("listed", "readers"):
+            listed = self._table("listed", of_part)
             self.connection.execute(
                 "INSERT INTO lost SELECT key, etag, CASE WHEN reason IS NULL THEN label END FROM "
                 f"(SELECT * FROM readers WHERE starts_with(key, ?){of_part}) AS readers "
-                f"ANTI JOIN (SELECT key FROM listed WHERE true{of_part}) AS listed USING (key)",
+                f"ANTI JOIN (SELECT key FROM {listed} WHERE true{of_part}) AS listed USING (key)",
                 (prefix,),
             )
 
@@ -255,6 +268,15 @@ class Joined:
         """Key, ETag and label of the rows of ``entries`` or ``lost`` that meet a condition, in the order of keys."""
         for batch in self._sorted("key, etag, label", name, condition, "key"):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def _table(self, name: str, of_part: str = "") -> str:
+        """What to select from: a table, but those of ``corrected`` in the place of other objects of their keys."""
+        if name != "listed" or not self.rows["corrected"]:
+            return name
+        return (
+            f"(SELECT * FROM listed ANTI JOIN (SELECT key FROM corrected WHERE true{of_part}) AS corrected USING (key) "
+            f"UNION ALL SELECT {', '.join(LISTED_SCHEMA.names)} FROM corrected WHERE gone IS NOT TRUE{of_part})"
+        )
 
     def _parts(self, *names: str) -> Iterator[str]:
         """Conditions that each take a part of the keys, bounded whatever the rows of the tables ``names``."""
@@ -341,14 +363,11 @@ def _microseconds(moment: datetime) -> int:
 
 def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     """A batch with a schema's columns; moments as microseconds, because those of DuckDB have the zone of the host."""
-    columns = [
-        batch[one.name].cast(pa.int64())
-        if pa.types.is_timestamp(one.type)
-        else batch[one.name]
-        if one.name in batch.schema.names
-        else pa.nulls(batch.num_rows, one.type)
-        for one in schema
-    ]
+    columns = []
+    for one in schema:
+        kind = pa.int64() if pa.types.is_timestamp(one.type) else one.type
+        column = batch[one.name] if one.name in batch.schema.names else pa.nulls(batch.num_rows, kind)
+        columns.append(column.cast(kind) if kind != one.type else column)
     return pa.table(columns, names=schema.names)
 
 

@@ -97,17 +97,18 @@ def catch_up(
     if not pairs.rows["listed"] and not ignored.number:
         raise TooOldError(f"no object under {prefix!r}")
     pairs.compare(prefix, date)
-    pairs.keep_newer()
     most = max(MOST_LOOKED_UP, pairs.rows["known"] // _ROWS_PER_PAGE)
-    asked = {key for key in keys if key.startswith(prefix)}
+    # The row of a key that is ignored leaves, whatever the bucket has.
+    asked = {key for key in keys if key.startswith(prefix) and ignored.ignore.rule_of(key) is None}
     for key in pairs.lacking():
-        if ignored.ignore.rule_of(key) is None:  # else the row leaves, whatever the bucket has
+        if ignored.ignore.rule_of(key) is None:
             asked.add(key)
         if len(asked) > most:
             raise TooOldError(f"more than {most:,} rows have no object there")
     differing = list(pairs.differing(MOST_LOOKED_UP + 1))
     if len(differing) <= MOST_LOOKED_UP:
         asked.update(differing)
-    looked_up = sorted(key for key in asked if ignored.ignore.rule_of(key) is None)
+    looked_up = sorted(asked)
+    pairs.keep_newer(looked_up)
     if looked_up:
-        pairs.replace("listed", looked_up, look_up(looked_up))
+        pairs.correct(looked_up, look_up(looked_up))

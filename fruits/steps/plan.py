@@ -404,7 +404,7 @@ class Comparison:
 
     def _plan(self, objects: Iterable[pa.RecordBatch], date: datetime | None = None) -> Plan:
         """The plan by these objects, which are as of ``date``, or of now."""
-        for name in ("listed", "entries"):
+        for name in ("listed", "corrected", "entries"):
             self.pairs.clear(name)
         ignored = Ignored.by(self.rules, self.request)
         with self.phase("list"):
