@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ _BATCH_ROWS = 8_192
 _INSERTED_ROWS = 16_384  # by one statement
 _SAMPLED = 100  # keys for each that is to be chosen
 _PART_ROWS = 400_000  # of listing and tables together
+_FEW_PARTS = 8
 _SORTED_ROWS = 250_000  # at once
 
 KNOWN_SCHEMA = pa.schema(
@@ -132,9 +134,9 @@ class Joined:
         """Of versions of objects the latest ones that are no delete markers, with ``LISTED_SCHEMA``."""
         self.add("versions", batches)
         columns = ", ".join(LISTED_SCHEMA.names)
-        for of_part in self._parts("versions"):
+        for places, of_part in self._parts("versions"):
             newest = "row_number() OVER (PARTITION BY key ORDER BY sequence DESC) = 1"
-            sql = f"SELECT {columns} FROM versions WHERE true{of_part} QUALIFY {newest} AND NOT gone"
+            sql = f"SELECT {columns} FROM {places['versions']} WHERE true{of_part} QUALIFY {newest} AND NOT gone"
             for batch in self._batches(sql, ()):
                 yield batch.cast(LISTED_SCHEMA)
         self.clear("versions")
@@ -147,12 +149,12 @@ class Joined:
         """
         self.clear("differences")
         older = "listed.last_modified // 1000000 < known.last_modified // 1000000"
-        for of_part in self._parts("listed", "known"):
+        for places, of_part in self._parts("listed", "known"):
             self.connection.execute(
                 "INSERT INTO differences SELECT key, known.etag, known.last_modified, listed.key IS NULL, "
                 f"coalesce(known.last_modified > ? AND (listed.key IS NULL OR {older}), false) "
-                f"FROM (SELECT * FROM listed WHERE starts_with(key, ?){of_part}) AS listed "
-                f"FULL JOIN (SELECT * FROM known WHERE starts_with(key, ?){of_part}) AS known USING (key) "
+                f"FROM (SELECT * FROM {places['listed']} WHERE starts_with(key, ?){of_part}) AS listed "
+                f"FULL JOIN (SELECT * FROM {places['known']} WHERE starts_with(key, ?){of_part}) AS known USING (key) "
                 "WHERE listed.etag IS DISTINCT FROM known.etag",
                 (_microseconds(date), prefix, prefix),
             )
@@ -188,11 +190,11 @@ class Joined:
         objects = ", ".join(f"listed.{name} AS {name}" for name in LISTED_SCHEMA.names)
         rows = ", ".join(f'known."{name}" AS known_{name}' for name in KNOWN_SCHEMA.names)
         unchanged = "listed.etag IS NOT DISTINCT FROM known.etag AND known.reason IS NULL"
-        for of_part in self._parts("listed", "known"):
-            listed = self._table("listed", of_part)
+        for places, of_part in self._parts("listed", "known"):
+            listed = self._objects(places["listed"], of_part)
             yield from self._batches(
                 f"SELECT {objects}, {rows} FROM (SELECT * FROM {listed} WHERE starts_with(key, ?){of_part}) AS listed "
-                f"FULL JOIN (SELECT * FROM known WHERE starts_with(key, ?){of_part}) AS known USING (key) "
+                f"FULL JOIN (SELECT * FROM {places['known']} WHERE starts_with(key, ?){of_part}) AS known USING (key) "
                 + (f"WHERE NOT ({unchanged})" if changed else ""),
                 (prefix, prefix),
             )
@@ -255,11 +257,11 @@ class Joined:
 
     def find_lost(self, prefix: str) -> None:
         """Fill ``lost`` with the rows of ``readers`` that start with ``prefix`` and whose object is not listed."""
-        for of_part in self._parts("listed", "readers"):
-            listed = self._table("listed", of_part)
+        for places, of_part in self._parts("listed", "readers"):
+            listed = self._objects(places["listed"], of_part)
             self.connection.execute(
                 "INSERT INTO lost SELECT key, etag, CASE WHEN reason IS NULL THEN label END FROM "
-                f"(SELECT * FROM readers WHERE starts_with(key, ?){of_part}) AS readers "
+                f"(SELECT * FROM {places['readers']} WHERE starts_with(key, ?){of_part}) AS readers "
                 f"ANTI JOIN (SELECT key FROM {listed} WHERE true{of_part}) AS listed USING (key)",
                 (prefix,),
             )
@@ -269,19 +271,39 @@ class Joined:
         for batch in self._sorted("key, etag, label", name, condition, "key"):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
-    def _table(self, name: str, of_part: str = "") -> str:
-        """What to select from: a table, but those of ``corrected`` in the place of other objects of their keys."""
-        if name != "listed" or not self.rows["corrected"]:
-            return name
+    def _table(self, name: str) -> str:
+        """What to select from for the rows of a table."""
+        return self._objects(name) if name == "listed" else name
+
+    def _objects(self, listed: str, of_part: str = "") -> str:
+        """What to select from: the objects of ``listed``, or of ``corrected`` where that has their key."""
+        if not self.rows["corrected"]:
+            return listed
+        corrected = f"SELECT key FROM corrected WHERE true{of_part}"
         return (
-            f"(SELECT * FROM listed ANTI JOIN (SELECT key FROM corrected WHERE true{of_part}) AS corrected USING (key) "
+            f"(SELECT * FROM {listed} ANTI JOIN ({corrected}) AS corrected USING (key) "
             f"UNION ALL SELECT {', '.join(LISTED_SCHEMA.names)} FROM corrected WHERE gone IS NOT TRUE{of_part})"
         )
 
-    def _parts(self, *names: str) -> Iterator[str]:
-        """Conditions that each take a part of the keys, bounded whatever the rows of the tables ``names``."""
+    def _parts(self, *names: str) -> Iterator[tuple[Mapping[str, str], str]]:
+        """For each part of the keys, bounded whatever the rows of the tables ``names``: where to read, and a condition.
+
+        With many parts, groups of them are copied in turn: to read each part costs a pass over the rows of its place.
+        """
         parts = 1 + sum(self.rows[name] for name in names) // _PART_ROWS
-        yield from (f" AND hash(key) % {parts} = {part}" if parts > 1 else "" for part in range(parts))
+        groups = isqrt(parts) if parts > _FEW_PARTS else 1
+        places = {name: name if groups == 1 else f"{name}_of_group" for name in names}
+        for group in range(groups):
+            of_group = f" AND hash(key) % {groups} = {group}" if groups > 1 else ""
+            for name, place in places.items():
+                if place != name:
+                    self.connection.execute(f"CREATE OR REPLACE TABLE {place} AS FROM {name} WHERE true{of_group}")
+            in_group = -(-parts // groups)
+            for part in range(in_group):
+                yield places, of_group + (f" AND hash(key) // {groups} % {in_group} = {part}" if in_group > 1 else "")
+        for name, place in places.items():
+            if place != name:
+                self.connection.execute(f"DROP TABLE {place}")
 
     def _sorted(
         self, columns: str, name: str, condition: Condition, order: str, most: int | None = None

@@ -12,7 +12,7 @@ from fruits.photos.entry import Action
 from fruits.photos.inventory import newest_report, reported_batches
 from fruits.photos.keys import KeyRules
 from fruits.photos.listing import ListedObject, batch_of
-from fruits.run import sources
+from fruits.run import joining, sources
 from fruits.run.reconciliation import Ignored, KnownObject, make_plan
 from fruits.run.request import RunRequest
 from fruits.run.sources import Source, TooOldError, catch_up
@@ -129,7 +129,9 @@ def test_on_a_busy_bucket_no_source_deletes_what_is_there_or_goes_back(kind, bef
     }
 
 
-def test_a_sweep_asks_only_for_what_differs_and_for_the_keys_of_events():
+@pytest.mark.parametrize("rows_of_part", [joining._PART_ROWS, 1], ids=["one part", "groups of parts"])
+def test_a_sweep_asks_only_for_what_differs_and_for_the_keys_of_events(monkeypatch, rows_of_part):
+    monkeypatch.setattr(joining, "_PART_ROWS", rows_of_part)
     bucket = after({}, [(key, "one") for key in KEYS], NOON)
     rows = known(bucket, KEYS) | {"Test/Kiwi/0.jpg": KnownObject("one", NOON, "Kiwi", "test")}
     rows["Test/Kiwi/1.jpg"] = KnownObject("one", DATE + timedelta(hours=1), "Kiwi", "test")
