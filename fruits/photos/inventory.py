@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO, Any, cast
+from io import BufferedIOBase
+from typing import Any, cast
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
@@ -110,7 +111,7 @@ def reported_batches(store: ObjectStore, report: Report, prefix: str) -> Iterato
     """
     for key in report.files:
         try:
-            with open_file(store, key) as file:
+            with open_file(store, key, _BUFFER_BYTES) as file:
                 for batch in _csv_batches(file, report.columns) if report.csv else _parquet_batches(file):
                     if (objects := _current(batch, prefix, encoded=report.csv)).num_rows:
                         yield objects
@@ -130,7 +131,7 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _parquet_batches(file: IO[bytes]) -> Iterator[dict[str, pa.Array]]:
+def _parquet_batches(file: BufferedIOBase) -> Iterator[dict[str, pa.Array]]:
     import pyarrow.parquet as pq
 
     opened = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
@@ -139,7 +140,7 @@ def _parquet_batches(file: IO[bytes]) -> Iterator[dict[str, pa.Array]]:
         yield {_plain(name): batch[name] for name in columns}
 
 
-def _csv_batches(file: IO[bytes], names: tuple[str, ...]) -> Iterator[dict[str, pa.Array]]:
+def _csv_batches(file: BufferedIOBase, names: tuple[str, ...]) -> Iterator[dict[str, pa.Array]]:
     from pyarrow import csv
 
     columns = [name for name in names if _plain(name) in (*_NEEDED, *_VERSIONS)]

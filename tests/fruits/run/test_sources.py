@@ -135,7 +135,7 @@ def test_a_sweep_asks_only_for_what_differs_and_for_the_keys_of_events(monkeypat
     bucket = after({}, [(key, "one") for key in KEYS], NOON)
     rows = known(bucket, KEYS) | {"Test/Kiwi/0.jpg": KnownObject("one", NOON, "Kiwi", "test")}
     rows["Test/Kiwi/1.jpg"] = KnownObject("one", DATE + timedelta(hours=1), "Kiwi", "test")
-    asked = []
+    asked: list[str] = []
     actions, counts = planned(source_of("Parquet", bucket), bucket, rows, (KEYS[3], IGNORED), asked)
     assert actions == {"Test/Kiwi/0.jpg": (Action.DELETE, "one")}
     assert asked == ["Test/Kiwi/0.jpg", KEYS[3]]
@@ -145,7 +145,7 @@ def test_a_sweep_asks_only_for_what_differs_and_for_the_keys_of_events(monkeypat
 def test_many_new_objects_are_not_looked_up_one_by_one(monkeypatch):
     monkeypatch.setattr(sources, "MOST_LOOKED_UP", 2)
     bucket = after({}, [(key, "one") for key in KEYS], NOON)
-    asked = []
+    asked: list[str] = []
     actions, _ = planned(source_of("Parquet", bucket), {}, {}, (), asked)
     assert (set(actions), asked) == (set(KEYS), [])
 
@@ -155,7 +155,7 @@ def test_a_source_that_shows_almost_nothing_is_no_reason_to_delete(monkeypatch, 
     monkeypatch.setattr(sources, "MOST_LOOKED_UP", 2)
     bucket = after({}, [(key, "one") for key in KEYS], NOON)
     shown = dict(list(bucket.items())[:left])
-    asked = []
+    asked: list[str] = []
     actions, counts = planned(source_of("Parquet", shown), bucket, known(bucket, KEYS), (), asked)
     assert (actions, counts[Action.UNCHANGED], asked) == ({}, len(KEYS), [])
 
@@ -171,6 +171,6 @@ def test_an_old_source_is_warned_of_with_its_date():
 def test_a_photo_that_a_rule_ignores_now_leaves_whatever_the_bucket_has():
     bucket = after({}, [(IGNORED, "one"), (KEYS[0], "one")], NOON)
     rows = known(bucket, KEYS) | {IGNORED: KnownObject("one", NOON, "Kiwi", "train")}
-    asked = []
+    asked: list[str] = []
     actions, _ = planned(source_of("CSV", bucket), bucket, rows, (), asked)
     assert (actions, asked) == ({IGNORED: (Action.DELETE, "one")}, [])
