@@ -290,7 +290,7 @@ class Settings(DagSettings):
         description="A drift alone is a reason to refit only where a refit explains this much more of the variance.",
     )
     refit_growth: float = Field(
-        default=2.0, gt=1, description="Refit when the fit split has grown by this factor since the last fit."
+        default=2.0, gt=1, description="Refit when the fit split has grown or shrunk by this factor since the last fit."
     )
 
     min_explained_variance: float = Field(

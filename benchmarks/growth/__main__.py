@@ -9,15 +9,20 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.growth import events, inventory, plan
+from benchmarks.growth import events, gates, increment, inventory, layout, plan, refits, resume
+from benchmarks.growth.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS: Mapping[str, Callable[[], list[dict[str, Any]]]] = {
+PARTS: Mapping[str, Callable[[], list[Figure]]] = {
     "plan": plan.figures,
     "events": events.figures,
     "inventory": inventory.figures,
+    "gates": gates.figures,
+    "layout": layout.figures,
+    "refits": refits.figures,
+    "resume": resume.figures,
+    "increment": increment.figures,
 }
 
 

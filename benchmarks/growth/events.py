@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.growth.figure import Figure, figure
 from fruits.backbones.card import Card, Preprocessing
 from fruits.lake.branches import Writer, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
@@ -145,12 +146,12 @@ def card() -> Card:
     )
 
 
-def figures() -> list[dict[str, Any]]:
+def figures() -> list[Figure]:
     """The figures of runs that events woke."""
-    return [figure for rows in SIZES for figure in measured(rows, KEYS)]
+    return [one for rows in SIZES for one in measured(rows, KEYS)]
 
 
-def measured(rows: int, keys: int) -> list[dict[str, Any]]:
+def measured(rows: int, keys: int) -> list[Figure]:
     """The requests of `prepare` and `plan` for the bucket, and the seconds of `plan`."""
     known = [key_of(number) for number in range(rows)]
     named = [key_of(rows + number) for number in range(keys // 2)] + known[:: max(1, rows // (keys - keys // 2))]
@@ -180,7 +181,7 @@ def measured(rows: int, keys: int) -> list[dict[str, Any]]:
     total = sum(prepared.values()) + sum(bucket.requests.values())
     what = f"{keys} keys of events, {rows:,} rows"
     return [
-        {"name": f"{what}: requests", "value": total, "unit": "", "goal": keys + 1, "pass": total <= keys + 1},
-        {"name": f"{what}: listings", "value": listings, "unit": "", "goal": 0, "pass": listings == 0},
-        {"name": f"{what}: plan", "value": round(seconds, 2), "unit": "s", "goal": None, "pass": True},
+        figure(f"{what}: requests", total, most=keys + 1),
+        figure(f"{what}: listings", listings, most=0),
+        figure(f"{what}: plan", seconds, "s"),
     ]

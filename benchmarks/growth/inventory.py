@@ -20,7 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.growth.plan import MICROSECONDS, MOST_MEGABYTES, PAGE, etag_of, figure, peak_megabytes, plan, rows
+from benchmarks.growth.figure import Figure, figure
+from benchmarks.growth.plan import MICROSECONDS, MOST_MEGABYTES, PAGE, etag_of, peak_megabytes, plan, rows
 
 SIZES = (1_000_000, 4_000_000)
 LARGEST = 100_000_000
@@ -34,7 +35,7 @@ SCHEMA = (
 )
 
 
-def figures() -> list[dict[str, Any]]:
+def figures() -> list[Figure]:
     """The figures of sweeps by a report."""
     found, seconds_by_size = [], {}
     for size in SIZES:

@@ -20,6 +20,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 
+from benchmarks.growth.figure import Figure, figure
+
 SIZES = (100_000, 1_000_000, 10_000_000)
 MOST_MEGABYTES = 300.0
 MOST_SLOWER = 1.5
@@ -32,7 +34,7 @@ RANGES = 16
 MICROSECONDS = 1_795_735_862_000_000
 
 
-def figures() -> list[dict[str, Any]]:
+def figures() -> list[Figure]:
     """The figures of planning and listing."""
     found = []
     for size in SIZES:
@@ -54,17 +56,9 @@ def figures() -> list[dict[str, Any]]:
     return found
 
 
-def figure(
-    name: str, value: float, unit: str, *, most: float | None = None, least: float | None = None
-) -> dict[str, Any]:
-    """A figure, with the goal that it has."""
-    passed = (most is None or value <= most) and (least is None or value >= least)
-    return {"name": name, "value": round(value, 2), "unit": unit, "goal": most or least, "pass": passed}
-
-
 def measured(work: str, size: int, kind: str) -> tuple[float, float, float]:
     """Seconds, megabytes of memory and of files of some work, in a process of its own."""
-    command = [sys.executable, "-W", "ignore", __file__, work, str(size), kind]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.growth.plan", work, str(size), kind]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 -- our own
     seconds, megabytes, disk = json.loads(done.stdout.splitlines()[-1])
     return seconds, megabytes, disk
@@ -156,7 +150,7 @@ class slow_server:  # noqa: N801 -- a context manager
     """A server that lists so many synthetic keys, a page after 50 ms; its address."""
 
     def __init__(self, size: int) -> None:
-        self.command = [sys.executable, __file__, "serve", str(size), ""]
+        self.command = [sys.executable, "-m", "benchmarks.growth.plan", "serve", str(size), ""]
 
     def __enter__(self) -> str:
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)  # noqa: S603 -- our own

@@ -77,25 +77,10 @@ def fit(moments: Moments, n_components: float, max_components: int | None = None
     Raises:
         FruitsError: when there are fewer than 2 rows, the rows do not vary, or the count is larger than they allow.
     """
+    if problem := fit_problem(moments, n_components):
+        raise FruitsError(problem)
     n, d = moments.n, moments.d
-    if n < 2:  # noqa: PLR2004
-        raise FruitsError(
-            f"PCA: the fit split has {_photos(n)}, and at least 2 are needed. Add photos, or check that the "
-            "keys' split is read correctly (FRUITS_KEY_PATTERN, FRUITS_HOLDOUT_SHARE)."
-        )
-    total_variance = float(np.trace(moments.scatter)) / (n - 1)
-    if total_variance * (n - 1) <= moments.scatter_error:
-        raise FruitsError(
-            f"PCA: the {_photos(n)} of the fit split all have the same features, so there is no variance to explain. "
-            "Add photos that differ, or check the backbone's weights."
-        )
-    rank = min(n - 1, d)
-    if isinstance(n_components, int) and not 1 <= n_components <= rank:
-        raise FruitsError(
-            f"PCA: {n_components:,} components were requested, but the fit split has {_photos(n)} of {d:,} features, "
-            f"which allow 1 to {rank:,}. Add photos, or set FRUITS_N_COMPONENTS to at most {rank:,} or to a share of "
-            "variance such as 0.95."
-        )
+    total_variance, rank = float(np.trace(moments.scatter)) / (n - 1), min(n - 1, d)
     ascending, vectors = np.linalg.eigh(moments.scatter / (n - 1))
     variance = np.maximum(ascending[::-1], 0.0)  # only rounding makes an eigenvalue of a covariance negative
     ratio = variance / total_variance
@@ -112,6 +97,29 @@ def fit(moments: Moments, n_components: float, max_components: int | None = None
         explained_variance_ratio=ratio[:k],
         total_variance=total_variance,
     )
+
+
+def fit_problem(moments: Moments, n_components: float) -> str | None:
+    """Why ``fit`` refuses these moments; None when it does not."""
+    n, d = moments.n, moments.d
+    if n < 2:  # noqa: PLR2004
+        return (
+            f"PCA: the fit split has {_photos(n)}, and at least 2 are needed. Add photos, or check that the "
+            "keys' split is read correctly (FRUITS_KEY_PATTERN, FRUITS_HOLDOUT_SHARE)."
+        )
+    if float(np.trace(moments.scatter)) <= moments.scatter_error:
+        return (
+            f"PCA: the {_photos(n)} of the fit split all have the same features, so there is no variance to explain. "
+            "Add photos that differ, or check the backbone's weights."
+        )
+    rank = min(n - 1, d)
+    if isinstance(n_components, int) and not 1 <= n_components <= rank:
+        return (
+            f"PCA: {n_components:,} components were requested, but the fit split has {_photos(n)} of {d:,} features, "
+            f"which allow 1 to {rank:,}. Add photos, or set FRUITS_N_COMPONENTS to at most {rank:,} or to a share of "
+            "variance such as 0.95."
+        )
+    return None
 
 
 def transform(pca: PCA, rows: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -216,6 +224,11 @@ def drifted(drift: float | None, n_new: int, *, max_drift: float, min_drift_rows
     return drift is not None and n_new >= min_drift_rows and drift > max_drift
 
 
+def resized(n_fitted: int, n_now: int, growth: float) -> bool:
+    """Whether a fit split of ``n_fitted`` rows has grown or shrunk by the factor ``growth``, and can be fitted."""
+    return n_now > 1 and not n_fitted / growth < n_now < n_fitted * growth
+
+
 def refit_reason(
     policy: RefitPolicy,
     current: FittedSummary | None,
@@ -237,14 +250,14 @@ def refit_reason(
         policy: ``always`` refits, ``never`` keeps the current PCA, ``auto`` refits for the reasons below.
         current: The PCA in use for this backbone; None before the first fit.
         asked: ``components_asked`` of this run; a difference from the current PCA's is a reason.
-        n_now: Rows of the fit split now; ``growth`` times the current PCA's is a reason.
+        n_now: Rows of the fit split now; ``growth`` times as many or as few as the current PCA's are a reason.
         n_new: Rows created or updated since the fit, on which ``drift`` was measured.
         drift: ``unexplained_share`` of those rows, minus that of the held-out rows at the time of the fit; None when
             not measured. Held-out rows are the fair baseline: a fit explains its own rows better than any others, and
             with few photos the difference is larger than a drift.
         max_drift: A larger drift, over at least ``min_drift_rows`` rows, is a reason.
         min_drift_rows: Fewest rows that can show a drift.
-        growth: Growth of the fit split, as a factor, that is a reason.
+        growth: Growth or shrinkage of the fit split, as a factor, that is a reason.
         gain: ``refit_gain``; None when not measured. Photos of a rare kind always leave more unexplained than the rest,
             also after a refit, so drift alone would refit at every increment.
         min_gain: With a smaller gain a drift is no reason.
@@ -270,7 +283,9 @@ def refit_reason(
         f"components asked changed from {current.components_asked} to {asked}": asked != current.components_asked,
         f"the rules of the split changed from {current.split_rules} to {split_rules}": not unknown
         and split_rules != current.split_rules,
-        f"fit split grew from {current.n:,} to {n_now:,}": n_now >= growth * current.n,
+        f"fit split {'grew' if n_now > current.n else 'shrank'} from {current.n:,} to {n_now:,}": resized(
+            current.n, n_now, growth
+        ),
         f"{n_new:,} new photos leave {drift or 0:.1%} more variance unexplained than the fit{explained}": drift_pays
         and drifted(drift, n_new, max_drift=max_drift, min_drift_rows=min_drift_rows),
     }

@@ -110,7 +110,7 @@ def has_versions(table: "Table", bucket: str) -> bool:
     scan = table.scan(row_filter=NotNull("version_id"), selected_fields=("bucket", "version_id"))
     return any(
         pc.any(pc.and_(pc.equal(batch["bucket"], bucket), pc.is_valid(batch["version_id"]))).as_py()
-        for batch in scanned_batches(scan)
+        for batch in scanned_batches(scan, scan.plan_files())
     )
 
 
@@ -119,7 +119,8 @@ def version_batches(table: "Table", bucket: str, prefix: str) -> Iterator[pa.Rec
     from pyiceberg.expressions import StartsWith
 
     where = {"row_filter": StartsWith("key", prefix)} if prefix else {}
-    for batch in scanned_batches(table.scan(**where, selected_fields=("bucket", *_COLUMNS))):
+    scan = table.scan(**where, selected_fields=("bucket", *_COLUMNS))
+    for batch in scanned_batches(scan, scan.plan_files()):
         mine = batch.filter(pc.and_(pc.equal(batch["bucket"], bucket), pc.starts_with(batch["key"], prefix)))
         if mine.num_rows:
             columns = [mine[name] for name in _COLUMNS]

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.growth_layout import bytes_read
+from benchmarks.growth.layout import bytes_read
 from fruits.errors import FruitsError
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import ROW_GROUP_BYTES, Lake

@@ -270,7 +270,10 @@ QUIET = {"asked": "50", "n_now": 120, "n_new": 60, "drift": 0.01}
         ("auto", CURRENT, {"n_now": 199}, None),
         ("auto", CURRENT, {"n_now": 200}, "fit split grew from 100 to 200"),
         ("auto", CURRENT, {"n_now": 2100}, "fit split grew from 100 to 2,100"),
-        ("auto", CURRENT, {"n_now": 3, "n_new": 0, "drift": None}, None),
+        ("auto", CURRENT, {"n_now": 51, "n_new": 0, "drift": None}, None),
+        ("auto", CURRENT, {"n_now": 50, "n_new": 0, "drift": None}, "fit split shrank from 100 to 50"),
+        ("auto", CURRENT, {"n_now": 2, "n_new": 0, "drift": None}, "fit split shrank from 100 to 2"),
+        ("auto", CURRENT, {"n_now": 1, "n_new": 0, "drift": None}, None),
         ("auto", CURRENT, {"drift": 0.05}, None),
         ("auto", CURRENT, {"drift": 0.12}, "60 new photos leave 12.0% more variance unexplained than the fit"),
         (

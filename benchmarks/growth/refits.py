@@ -1,17 +1,15 @@
 """How often photos of a rare kind refit the PCA, and how much of the moments comes to the driver.
 
 Synthetic features on one core, a few seconds: 100 photos of a second kind in each of 40 increments, beside 20,000 of
-the first. `python benchmarks/growth_refits.py` prints the figures as JSON.
+the first. `make bench-growth ARGS=refits` prints the figures.
 """
 
-import json
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.growth.figure import Figure, figure
 from fruits.analysis.moments import Moments, merge, moments_of, to_bytes
 from fruits.analysis.pca import FittedSummary, fit, refit_gain, refit_reason, transform, unexplained_share
 from fruits.settings import Settings
@@ -26,22 +24,22 @@ RESULT_LIMIT_MB = 1_024  # spark.driver.maxResultSize
 Draw = Callable[[int], NDArray[np.float64]]
 
 
-def figures() -> list[dict[str, Any]]:
-    """Each figure with its goal, and whether it is met."""
+def figures() -> list[Figure]:
+    """The figures of refits."""
     refits = {n_components: count_refits(n_components) for n_components in (12, 0.9)}
     parts = [TASKS, *tree(TASKS)][-1]
     megabytes = parts * len(to_bytes(Moments.empty(FEATURES))) / 2**20
-    found = [
+    return [
         *(
-            (f"refits in {INCREMENTS} increments of a rare kind, {n_components:g} components", count, "", MOST_REFITS)
+            figure(
+                f"refits in {INCREMENTS} increments of a rare kind, {n_components:g} components",
+                count,
+                most=MOST_REFITS,
+            )
             for n_components, count in refits.items()
         ),
-        (f"moments that come to the driver from {TASKS:,} tasks", round(megabytes, 1), "MB", RESULT_LIMIT_MB / 10),
-        (f"partial results that come to the driver from {TASKS:,} tasks", parts, "", FAN_IN),
-    ]
-    return [
-        {"name": name, "value": value, "unit": unit, "goal": f"<= {goal:g}", "pass": value <= goal}
-        for name, value, unit, goal in found
+        figure(f"moments that come to the driver from {TASKS:,} tasks", megabytes, "MB", most=RESULT_LIMIT_MB / 10),
+        figure(f"partial results that come to the driver from {TASKS:,} tasks", parts, most=FAN_IN),
     ]
 
 
@@ -83,7 +81,3 @@ def camera(rng: np.random.Generator) -> Draw:
     axes = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0] * np.geomspace(1, 0.02, WIDTH)[:, np.newaxis]
     centre = 0.3 * rng.normal(size=WIDTH)
     return lambda n: centre + rng.normal(size=(n, WIDTH)) @ axes
-
-
-if __name__ == "__main__":
-    json.dump(figures(), sys.stdout, indent=1)

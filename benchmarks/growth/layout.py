@@ -3,16 +3,14 @@
 Writes `features` by Spark as `featurize` does, in two layouts: row groups as they are, and of 128 MB as before. Vectors
 are a tenth as wide as those of 1,280 features, and so are row groups: as many rows share a row group, in a tenth of the
 bytes. Then looks up and deletes rows of scattered keys, and reads all vectors. The kernel counts the bytes that
-Spark reads. Needs the jobs environment, 3 GB of disk and some minutes; `--rows 200000` takes one.
+Spark reads. `make bench-growth ARGS=layout` prints the figures in some minutes, with 3 GB of disk.
 """
 
-import argparse
-import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.growth.figure import Figure, figure
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import ROW_GROUP_BYTES, Lake, spark_configuration
 from fruits.lake.schemas import FEATURES
@@ -38,22 +37,11 @@ MODEL, LABELS = "backbone-0123456789ab", 50
 OLD_ROW_GROUP_BYTES = 128 * 2**20
 UPDATES, MOST_SLOWER = 100, 1.2
 
-ROOT = Path(__file__).resolve().parents[1]
-
-Row = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print the figures as JSON; 1 when one misses its goal."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=ROWS, help="rows of the table (default %(default)s)")
-    found = figures(parser.parse_args(argv).rows)
-    json.dump(found, sys.stdout, indent=1)
-    return int(not all(row["pass"] for row in found))
-
-
-def figures(rows: int = ROWS) -> list[Row]:
-    """The figures of tables of so many rows: name, value, unit, goal and pass."""
+def figures(rows: int = ROWS) -> list[Figure]:
+    """The figures of tables of so many rows."""
     with tempfile.TemporaryDirectory(prefix="fruits-layout-") as folder:
         # Spark's Python workers know neither this environment nor this folder.
         os.environ.update(PYSPARK_PYTHON=sys.executable, PYTHONPATH=str(ROOT))
@@ -65,7 +53,7 @@ def figures(rows: int = ROWS) -> list[Row]:
             spark.stop()
 
 
-def measured(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
+def measured(small: Tables, large: Tables, rows: int) -> Iterator[Figure]:
     """Write both tables, look up and delete, and read."""
     for tables in (small, large):  # while Spark and its workers start
         write(tables, ROWS_PER_FILE, OLD_ROW_GROUP_BYTES, rows)
@@ -75,29 +63,21 @@ def measured(small: Tables, large: Tables, rows: int) -> Iterator[Row]:
     }
     groups, size = row_groups(small)
     group = size / groups
-    yield figure(f"row groups of {rows:,} rows, each on average", round(SCALE * group / 2**20, 1), "MB", 16)
+    yield figure(f"row groups of {rows:,} rows, each on average", SCALE * group / 2**20, "MB", most=16)
     keys = scattered(rows, UPDATES)
     read = bytes_of_updates(small, keys)
     for what, count in read.items():
         name = f"{UPDATES} updates scattered over {rows:,} rows: {what}"
-        yield figure(name, round(count / group, 1), "row groups", UPDATES)
-        yield figure(f"{name}, at {REAL_WIDTH} features", round(SCALE * count / 2**20), "MB", None)
+        yield figure(name, count / group, "row groups", most=UPDATES)
+        yield figure(f"{name}, at {REAL_WIDTH} features", SCALE * count / 2**20, "MB")
     for what, count in bytes_of_updates(large, keys).items():
         name = f"the same with row groups of {OLD_ROW_GROUP_BYTES // 2**20} MB: {what}"
-        yield figure(name, round(SCALE * count / 2**20), "MB", None)
-    yield figure(
-        "bytes of the files, against row groups as before", round(size / row_groups(large)[1], 4), "times", 1.02
-    )
-    yield figure(
-        "writing, against row groups as before", round(wrote["now"] / wrote["before"], 2), "times", MOST_SLOWER
-    )
+        yield figure(name, SCALE * count / 2**20, "MB")
+    against = "against row groups as before"
+    yield figure(f"bytes of the files, {against}", size / row_groups(large)[1], "x", most=1.02)
+    yield figure(f"writing, {against}", wrote["now"] / wrote["before"], "x", most=MOST_SLOWER)
     took = [min(times) for times in zip(*((scan_seconds(small), scan_seconds(large)) for _ in range(3)), strict=True)]
-    yield figure("reading all vectors, against row groups as before", round(took[0] / took[1], 2), "times", MOST_SLOWER)
-
-
-def figure(name: str, value: float, unit: str, most: float | None) -> Row:
-    """A figure; one without a goal passes."""
-    return {"name": name, "value": value, "unit": unit, "goal": most, "pass": most is None or value <= most}
+    yield figure(f"reading all vectors, {against}", took[0] / took[1], "x", most=MOST_SLOWER)
 
 
 def lake_in(folder: Path) -> Lake:
@@ -213,7 +193,3 @@ def scan_seconds(tables: Tables) -> float:
     for _ in tables.lake.batches("features", head, ("key", "vector")):
         pass
     return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    sys.exit(main())
