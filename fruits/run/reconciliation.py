@@ -60,6 +60,7 @@ class Plan:
         unknown_keys: Requested keys that are neither in the bucket nor in the tables.
         ignored: Objects that are none of ours, by rule.
         twins: Groups of labels that are probably the same (``twin_labels``).
+        as_of: The date of the source that showed the objects; None when they were listed or looked up.
     """
 
     joined: Joined
@@ -71,6 +72,7 @@ class Plan:
     unknown_keys: tuple[str, ...] = ()
     ignored: Mapping[str, Names] = field(default_factory=dict)
     twins: tuple[tuple[str, ...], ...] = ()
+    as_of: datetime | None = None
 
     @property
     def work(self) -> int:

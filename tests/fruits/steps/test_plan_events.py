@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from typing import Any
 
 import numpy as np
 import pytest
+from obstore.store import MemoryStore
 
 from fruits.analysis.gates import Gate
 from fruits.analysis.pca import components_asked
@@ -18,7 +19,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
 from fruits.photos.entry import Action
 from fruits.photos.listing import listed_batches
-from fruits.run import events
+from fruits.run import events, sources
 from fruits.run.documents import run_store
 from fruits.run.events import Burst, keep, kept_files
 from fruits.run.lease import release_lease
@@ -32,12 +33,14 @@ from fruits.steps.plan import plan_run
 from fruits.steps.prepare import prepare
 from tests.misbehaving import StandIn, misbehaving_server
 from tests.runs import MODEL_ID, card
+from tests.sources import Version, write_report
 
 DATA = b"a photo"
 ETAG = md5(DATA, usedforsecurity=False).hexdigest()
 KIWIS = [f"train/Kiwi/{number:03}.jpg" for number in range(100)]
 FIGS = [f"test/Fig/{number}.jpg" for number in range(4)]
 LIST = ("GET", "")
+NOW = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)  # of the rows
 
 
 @dataclass
@@ -340,3 +343,69 @@ def test_prepare_asks_for_a_photo_of_the_keys_and_lists_nothing(place: Place, mo
     place.server.requests.clear()
     prepare(place.settings, RunRequest(prefix="", keys=(KIWIS[6],)))
     assert place.asked_for == [("GET", KIWIS[6])]
+
+
+class TestByAnInventory:
+    """A sweep by a report lists nothing, and the keys of events make up for what the report does not know."""
+
+    DATE = NOW + timedelta(hours=1)
+
+    @pytest.fixture
+    def reports(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> Any:
+        store = MemoryStore()
+        monkeypatch.setattr(sources, "open_store", lambda *_: store)
+        changed = {"listing": "inventory", "inventory": "s3://reports/fruits/daily"}
+        place.settings = place.settings.model_copy(update=changed)
+        objects = [Version(key, ETAG, NOW) for key in KIWIS + FIGS]
+
+        def report(*more: str, date: datetime = self.DATE) -> None:
+            write_report(store, "fruits/daily", [*objects, *(Version(key, ETAG, NOW) for key in more)], date)
+
+        report()
+        return report
+
+    def test_nothing_is_asked_for_when_nothing_changed(self, place: Place, reports: Any) -> None:
+        planned = place.plan("scheduled")
+        assert (place.asked_for, planned.work, planned.as_of) == ([], False, self.DATE)
+        assert planned.counts["unchanged"] == 104
+
+    def test_the_keys_of_events_are_looked_up_and_no_others(self, place: Place, reports: Any) -> None:
+        late, gone = "train/Kiwi/late.jpg", "train/Kiwi/gone.jpg"
+        place.server.objects[late] = DATA
+        reports(gone, date=self.DATE + timedelta(days=1))
+        file = place.event(late)
+        planned = place.plan("scheduled")
+        assert place.actions(planned) == {late: Action.CREATE}
+        assert place.asked_for == [("HEAD", ""), ("HEAD", gone), ("HEAD", late)]
+        assert planned.events == (file,)
+
+    def test_too_many_events_have_the_bucket_listed(
+        self, place: Place, reports: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(events, "MOST_KEYS", 1)
+        place.server.objects["train/Kiwi/late.jpg"] = DATA
+        place.event("train/Kiwi/late.jpg", KIWIS[0])
+        planned = place.plan("scheduled")
+        assert (place.asked_for, planned.as_of) == ([LIST], None)
+        assert place.actions(planned) == {"train/Kiwi/late.jpg": Action.CREATE}
+
+    def test_a_new_backbone_has_the_bucket_listed(
+        self, place: Place, reports: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
+        planned = place.plan("scheduled")
+        assert LIST in place.asked_for
+        assert (planned.counts["create"], planned.as_of) == (104, None)
+
+    def test_a_report_without_photos_has_the_bucket_listed(self, place: Place, reports: Any) -> None:
+        place.settings = place.settings.model_copy(update={"prefix": "train/Plum/"})
+        with pytest.raises(FruitsError, match="no objects there"):
+            place.plan("scheduled")
+        assert place.asked_for == [LIST]
+
+    def test_an_old_report_is_warned_of(self, place: Place, reports: Any, caplog: pytest.LogCaptureFixture) -> None:
+        place.plan("scheduled")
+        assert "S3 Inventory as of 2026-11-22 10:30 UTC" in caplog.text
+        assert ("days ago: what changed since is found by events only" in caplog.text) == (
+            datetime.now(UTC) - self.DATE > timedelta(days=2)
+        )
