@@ -575,14 +575,15 @@ def scanned_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of files of a scan whose column ``by`` is among sorted ``keys``, and of values ``equal`` only.
 
-    ``Lake.batches`` says how much memory that takes.
+    Columns that came after a file are null. ``Lake.batches`` says how much memory that takes.
     """
     import pyarrow.compute as pc
     from pyiceberg.expressions import AlwaysTrue
-    from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files
+    from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files, schema_to_pyarrow
 
     fields = scan.projection().fields
     names = [field.name for field in fields]
+    types = {field.name: field.type for field in schema_to_pyarrow(scan.projection())}
     small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
     holding = _holding(list(tasks), scan.projection(), keys, by)
     deletes = _read_all_delete_files(scan.io, holding)
@@ -596,6 +597,8 @@ def scanned_batches(
                 live = live.filter(pc.equal(live[column], value))
             if keys is not None:
                 live = live.filter(pc.is_in(live[by], pa.array(keys, pa.string())))
+            for column in types.keys() - {*live.schema.names}:
+                live = live.append_column(column, pa.nulls(live.num_rows, types[column]))
             if live.num_rows:
                 yield live.select(names)
 
