@@ -20,6 +20,7 @@ from fruits.lake.publication import (
     Base,
     Publication,
     current_base,
+    in_full,
     publications,
     readers_base,
 )
@@ -661,15 +662,16 @@ def work_without_photos(
                 "pca_statistics", published.snapshots["pca_statistics"], ("n",), model_id=card.model_id
             )
             fitted, now = (sum(rows["n"].to_pylist()) for rows in (models, statistics))
-            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(publications):
+            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(lake, publications):
                 return "runs that looked up single keys left open whether the PCA is fitted again"
     return None
 
 
-def _drifted_since_a_sweep(published: Sequence[Publication]) -> bool:
+def _drifted_since_a_sweep(lake: Lake, published: Sequence[Publication]) -> bool:
     """Whether photos of the newest runs that could not decide about a refit have drifted, by their gates."""
-    undecided = takewhile(lambda publication: publication.remaining is None, reversed(published))
-    return any(gate.name == "drift" and not gate.passed for publication in undecided for gate in publication.gates)
+    undecided = list(takewhile(lambda publication: publication.remaining is None, reversed(published)))[::-1]
+    gates = (gate for publication in in_full(lake.table("publications"), undecided) for gate in publication.gates)
+    return any(gate.name == "drift" and not gate.passed for gate in gates)
 
 
 def known_rows(

@@ -15,6 +15,7 @@ from fruits.errors import ConflictError, FruitsError
 from fruits.lake import publication as module
 from fruits.lake.branches import advance_main, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
+from fruits.lake.counters import RowCount
 from fruits.lake.pca_tables import save_label_sums
 from fruits.lake.publication import (
     Base,
@@ -22,6 +23,7 @@ from fruits.lake.publication import (
     _to_rows,
     check_current,
     current_base,
+    in_full,
     publication_id,
     publications,
     publications_of,
@@ -150,12 +152,21 @@ class TestPublish:
         expected = []
         for number in range(8):
             base = current_base(lake)
-            expected.append(publish(lake, base, writer(str(number)), publication_of(lake, str(number), base)))
+            row = replace(
+                publication_of(lake, str(number), base), counters=(RowCount("m", "Fig", "train", None, number),)
+            )
+            expected.append(publish(lake, base, writer(str(number)), row))
         found = publications(lake)
         assert [(one.sequence, one.run_id, one.snapshots) for one in found] == [
             (one.sequence, one.run_id, one.snapshots) for one in expected
         ]
         assert len(lake.files("publications", lake.head("publications"))) <= 3
+        full = in_full(lake.table("publications"), found)
+        assert [one.gates for one in full] == [one.gates for one in expected]
+        assert [one.counted is not None for one in full] == [False] * 3 + [True] * 5, "those of old rows are dropped"
+        assert full[3:] == expected[3:]
+        assert [one.gates for one in found] == [()] * 7 + [full[-1].gates], "only the newest row's are read"
+        assert found[-1] == expected[-1]
 
     def test_publishing_a_run_twice_is_publishing_it_once(self, lake):
         base = current_base(lake)
@@ -486,7 +497,7 @@ class TestRollBack:
 
     def test_it_is_a_row_on_top_that_says_what_the_older_one_said(self, lake, two):
         done = roll_back(lake, "1")
-        assert publications(lake) == [*two, done]
+        assert in_full(lake.table("publications"), publications(lake)) == [*two, done]
         assert done.sequence == 3
         assert done.publication_id not in {one.publication_id for one in two}
         assert str(done.run_id).startswith("rollback__")
