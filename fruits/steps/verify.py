@@ -31,8 +31,10 @@ from fruits.lake.reader import current_publication
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
+from fruits.run.documents import read_document
 from fruits.run.joining import joined
 from fruits.run.request import resolve_request
+from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.steps.plan import reconcile
 
@@ -44,6 +46,7 @@ TOLERANCE = 1e-9
 MOST_KEYS = 1_000
 """Most keys that a check names, and that a run of single keys repairs."""
 
+_CLOCKS_DIFFER = timedelta(minutes=1)
 _MOST_HASHES = 8_000_000  # of one table in memory at once: 64 MB. More rows take more passes
 
 Hashes = NDArray[np.int64]
@@ -175,15 +178,16 @@ def check_publications(verified: Verified) -> Check:
 
 def check_bucket(verified: Verified) -> Check:
     """Whether the tables have each object of the bucket under its ETag, and no others."""
-    settings, lake, current = verified.settings, verified.lake, verified.publication
+    settings, lake = verified.settings, verified.lake
     request = resolve_request({"dry_run": True}, settings)
     base, card = readers_base(lake), read_card(settings, verified.model_id)
-    since = current.published_at
+    published = publications(lake)
+    since = _planned_at(settings, published)
     due, late = 0, 0
     examples: list[str] = []
     with joined() as pairs:
         reconciliation = reconcile(
-            settings, request, pairs, lake, base, card, published=publications(lake), approvals=read_approvals(settings)
+            settings, request, pairs, lake, base, card, published=published, approvals=read_approvals(settings)
         )
         for entry in reconciliation.plan.entries():
             if since is not None and entry.last_modified > since and entry.action != Action.DELETE:
@@ -195,10 +199,24 @@ def check_bucket(verified: Verified) -> Check:
     waiting = sum(question.number for question in reconciliation.decisions.undecided if question.kind == "deletions")
     found = f"{reconciliation.known_rows:,} rows; {due + waiting:,} objects differ from them"
     if late:
-        found += f"; {late:,} arrived since the publication"
+        found += f"; {late:,} arrived since the newest run was planned"
     if waiting:
         found += f"; {waiting:,} deletions wait for an approval"
     return Check("bucket", found, due + waiting, tuple(examples))
+
+
+def _planned_at(settings: Settings, published: Sequence[Publication]) -> datetime | None:
+    """When the newest run that published was planned: that run has not seen what arrived later.
+
+    The moment of its publication, where its documents are gone. A minute earlier, because clocks differ.
+    """
+    newest = next((publication for publication in reversed(published) if publication.made_by_run), None)
+    if newest is None or newest.published_at is None:
+        return None
+    document = read_document(settings, run_key(str(newest.run_id).partition("#")[0]), "plan")
+    planned = document.done if document else None
+    moment = planned.planned_at if planned and planned.run_id == newest.run_id else newest.published_at
+    return moment - _CLOCKS_DIFFER
 
 
 def check_keys(verified: Verified) -> Check:
