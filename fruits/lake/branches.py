@@ -186,8 +186,9 @@ def drop_run_branches(lake: Lake, run: str) -> None:
     """Remove the branches of all attempts of a run from all tables; their snapshots stay until they expire."""
     from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
-    for definition in TABLES:
-        table = lake.table(definition.name)
+    there = lake.names()
+    for name in (definition.name for definition in TABLES if definition.name in there):
+        table = lake.table(name)
         branches = [ref for ref in table.metadata.refs if run_of_branch(ref) == run]
         if branches:
             _commit(lake, table, (), tuple(RemoveSnapshotRefUpdate(ref_name=branch) for branch in branches))

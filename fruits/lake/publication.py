@@ -213,7 +213,7 @@ def current_base(lake: Lake) -> Base:
     """
     for _ in range(_SETTLE_TRIES):
         # Read before the publications: see _settle.
-        mains = {name: _main_of(lake.table(name), name) for name in DATA_TABLES}
+        mains = {name: _main_of(lake.table(name), name) for name in _there(lake, DATA_TABLES)}
         head = _put_back_publications(lake)
         published = publications(lake, head)
         base = Base(published[-1] if published else _before_all(lake), head)
@@ -352,8 +352,8 @@ def roll_back(lake: Lake, wanted: str, *, base: Base | None = None, now: datetim
         published_at=moment,
         approvals=(),
     )
-    for name in DATA_TABLES:  # else maintenance might expire the snapshots before the row is committed
-        change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
+    for name, at in row.snapshots.items():  # else maintenance might expire the snapshots before the row is committed
+        change_refs(lake, name, {publication_tag(sequence): at}, {})
     if not readable(lake, [chosen]):  # maintenance expired them first
         raise FruitsError(f"publication {chosen.publication_id}: its snapshots have just expired; choose another")
     writer = Writer(f"rollback_{moment:%Y%m%dt%H%M%S%f}", "rollback")

@@ -30,6 +30,7 @@ from fruits.lake.publication import (
     publish,
     readable,
     readers_base,
+    refuse_runs_under_way,
     roll_back,
 )
 from fruits.lake.reader import open_read_only
@@ -39,6 +40,7 @@ from fruits.run.documents import RunDocuments
 from fruits.run.migration import with_every_table, with_snapshots
 from fruits.run.request import MaintenanceRequest
 from fruits.run.upkeep import survey
+from fruits.steps.verify import Verified, check_publications
 from tests.runs import document, planned, projected, validated, writer
 from tests.runs import heads as written
 
@@ -112,7 +114,7 @@ def keys(lake, name, snapshot):
 
 def mains_follow(lake, published):
     """Whether ``main`` of every table is where a publication has it."""
-    return all(lake.head(name) == published.snapshots[name] for name in DATA_TABLES)
+    return all(lake.head(name) == at for name, at in published.snapshots.items())
 
 
 class TestPublish:
@@ -485,8 +487,8 @@ class TestRollBack:
 
     @pytest.fixture
     def two(self, lake):
-        """The two publications."""
-        return publications(lake)
+        """The two publications, in full."""
+        return in_full(lake.table("publications"), publications(lake))
 
     @pytest.mark.parametrize("by", ["publication_id", "sequence"])
     def test_readers_see_the_older_rows_in_every_table(self, lake, two, by):
@@ -634,6 +636,16 @@ class TestALakeThatLacksATable:
         assert "label_statistics" not in reading.names()
         survey(reading, MaintenanceRequest(retention_days=30, retention_publications=2, dry_run=True), NOW)
         check_catalog_is_current(reading)
+
+    def test_it_is_verified_rolled_back_and_kept_from_runs_before_a_run_of_this_release(self, old):
+        reading = open_read_only(old.settings)
+        current = publications(reading)[-1]
+        assert check_publications(Verified(reading.settings, reading, current)).state == "ok"
+        done = roll_back(reading, "1")
+        refuse_runs_under_way(reading, current_base(reading))
+        assert publications(reading)[-1] == done
+        assert mains_follow(reading, done)
+        assert "label_statistics" not in reading.names()
 
     def test_the_next_run_finds_the_table_empty_and_publishes_it(self, old):
         lake = Lake.open(old.settings)

@@ -231,6 +231,14 @@ def test_a_publication_of_an_earlier_release_has_no_counters_to_compare(spoil: S
     assert (checks["counters"].state, different(checks)) == ("unknown", {})
 
 
+def test_a_wrong_count_of_icebergs_own_is_left_to_a_person(place: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "live_rows", lambda *_: 11)
+    checks = checks_of(place)
+    assert different(checks) == {"counters": 2}
+    assert checks["counters"].examples[0] == "Iceberg counts 11 rows of features, there are 13"
+    assert repair_of(checks.values()) is None
+
+
 def test_a_main_that_another_program_moved_and_snapshots_that_are_gone(place: Settings) -> None:
     lake = Lake(place)
     first = lake.table("embeddings").snapshots()[0].snapshot_id
