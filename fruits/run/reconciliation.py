@@ -60,6 +60,7 @@ class Plan:
         unknown_keys: Requested keys that are neither in the bucket nor in the tables.
         ignored: Objects that are none of ours, by rule.
         twins: Groups of labels that are probably the same (``twin_labels``).
+        repeated: Rows beyond the first of each key that has an entry.
     """
 
     joined: Joined
@@ -71,6 +72,7 @@ class Plan:
     unknown_keys: tuple[str, ...] = ()
     ignored: Mapping[str, Names] = field(default_factory=dict)
     twins: tuple[tuple[str, ...], ...] = ()
+    repeated: int = 0
 
     @property
     def work(self) -> int:
@@ -220,10 +222,13 @@ def make_plan(
     decided = same_rules and request.mode == "reconcile"
     sorter = _Sorter(rules, request, rereading)
     joined.add("entries", sorter.entries(joined.pairs(prefix, changed=decided)))
+    repeated = joined.drop_repeated()
     counts, labels = sorter.counts, set(sorter.labels)
+    for action, number in repeated.items():
+        counts[Action(action)] -= number
     if decided:
         in_scope = _covered(request)
-        counts[Action.UNCHANGED] += joined.count("listed", in_scope) - sorter.objects
+        counts[Action.UNCHANGED] += joined.count("listed", in_scope) - sorter.objects + repeated[Action.UPDATE]
         before = joined.by_label("known", in_scope)
         labels |= {label for label, number in before.items() if number > sorter.rows_by_label[label]}
     bound = _last_within(joined, request.limit)
@@ -240,6 +245,7 @@ def make_plan(
         unknown_keys=_unknown(joined, request.keys, rules.ignore),
         ignored=dict(sorted(ignored.by_rule.items())),
         twins=twin_labels(label for label in labels if label),
+        repeated=repeated.total(),
     )
 
 

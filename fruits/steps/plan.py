@@ -308,7 +308,7 @@ def reconcile(
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, pairs.rows["known"], readers, switching, None, request, Decisions())
-    rows = pairs.rows["known"] if keys is None else base.publication.rows
+    rows = (pairs.rows["known"] if keys is None else base.publication.rows) - plan.repeated
     other_work = work_without_photos(lake, base, card, request, settings, plan, published) if rows else None
     plan, decisions = Review(
         settings, request, lake, base, card, pairs, run, published, approvals, switching, other_work, keys
