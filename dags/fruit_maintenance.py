@@ -8,7 +8,7 @@ drops data that no reader needs any more.
 | `prepare` | `fruits/run/request.py` | checks the params, before the run waits |
 | `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no run of `fruit_features` is between its plan and its publication |
 | `plan` | `fruits/steps/plan_maintenance.py` | looks at the lake and logs what there is to do |
-| `maintain` | `spark_jobs/maintain.py` | compacts on branches, checks that the rows are the same, publishes; then expires and removes |
+| `maintain` | `spark_jobs/maintain.py` | compacts on branches, checks that the rows are the same, writes `photo_hashes` of a large lake, publishes; then expires and removes |
 | `verify` | `fruits/steps/verify.py` | with FRUITS_VERIFY_WEEKLY: compares all that is published with the bucket and with itself; else skipped |
 
 **What it keeps.** A publication is retained while it is younger than FRUITS_RETENTION_DAYS or among the newest

@@ -14,6 +14,7 @@ from typing import Any
 
 from fruits.errors import ConflictError, TransientError
 from fruits.lake.branches import Snapshots, drop_run_branches
+from fruits.lake.hashes import hashes_are_due
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
 from fruits.lake.schemas import DATA_TABLES, TABLES, TableDefinition, TableName
 from fruits.run.documents import Maintained
@@ -27,6 +28,7 @@ from fruits.spark.compaction import (
     remove_run_folders,
     rewrite,
 )
+from fruits.spark.hashes import write_hashes
 from fruits.spark.job import MaintenanceJob, run_maintenance_job
 
 log = logging.getLogger("fruits")
@@ -51,7 +53,7 @@ def compact_and_publish(job: MaintenanceJob) -> dict[str, Any]:
     base = current_base(job.lake)
     upkeep = survey(job.lake, job.planned.request, datetime.now(UTC))
     unneeded = upkeep.expired_versions or upkeep.retired_backbones
-    if not base.publication.sequence or not (upkeep.to_compact or unneeded):
+    if not base.publication.sequence or not (upkeep.to_compact or unneeded or upkeep.hashes_due):
         log.info("compaction: every table is in good shape")
         return {}
     after = compact(job, base, upkeep)
@@ -62,6 +64,8 @@ def compact_and_publish(job: MaintenanceJob) -> dict[str, Any]:
         return {}
     with job.phase("check"):
         for name in changed:
+            if name == "photo_hashes":  # other rows than before, of features that are checked
+                continue
             check_rows(job.tables, name, base.snapshots[name], after[name], upkeep)
     with job.phase("publish"):
         published = publish_compacted(job, base, after, upkeep)
@@ -84,6 +88,16 @@ def compact(job: MaintenanceJob, base: Base, upkeep: Upkeep) -> Snapshots:
         for name, snapshot in base.snapshots.items():
             if job.lake.head(name, job.tables.writer.branch) != snapshot:  # dropped files leave their deletes behind
                 drop_dangling_deletes(job.tables, name)
+    compacted = heads(job, base)
+    if not hashes_are_due(job.lake, compacted):
+        return compacted
+    with job.phase("hashes"):
+        write_hashes(job.tables, compacted["features"])
+    return heads(job, base)
+
+
+def heads(job: MaintenanceJob, base: Base) -> Snapshots:
+    """The snapshots at the ends of the attempt's branches."""
     return {name: job.lake.state(name).refs[job.tables.writer.branch] for name in base.snapshots}
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.growth import events, gates, layout, plan, refits, resume
+from benchmarks.growth import events, gates, increment, layout, plan, refits, resume
 from benchmarks.growth.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +21,7 @@ PARTS: Mapping[str, Callable[[], list[Figure]]] = {
     "layout": layout.figures,
     "refits": refits.figures,
     "resume": resume.figures,
+    "increment": increment.figures,
 }
 
 

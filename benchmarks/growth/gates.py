@@ -1,8 +1,8 @@
 """What the gates of a run of 100 new photos cost, beside 2,000 to 2,000,000 rows.
 
-Synthetic rows with short vectors, written by PyIceberg in files of 25,000 rows; then what `validate` measures, in a
-warm Spark session, on the run's changes and, to compare, on all rows. `make bench-growth ARGS=gates` prints the figures
-in a minute or two.
+Synthetic rows with short vectors, written by PyIceberg in files of 25,000 rows and row groups of 1,600, as those of
+1,280 features have; `photo_hashes` as maintenance writes it; then what `validate` measures, in a warm Spark session, on
+the run's changes and, to compare, on all rows. `make bench-growth ARGS=gates` prints the figures in some minutes.
 """
 
 import tempfile
@@ -23,16 +23,18 @@ from fruits.backbones.card import Card, Preprocessing
 from fruits.lake.branches import Writer, commit_rows, start_branch
 from fruits.lake.catalog import Lake, spark_configuration
 from fruits.lake.counters import Counters, Kind
+from fruits.lake.hashes import hashes_are_due
 from fruits.lake.pca_tables import PCAVersion, save_version
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TableDefinition
 from fruits.photos.entry import Action, Entry
 from fruits.run.documents import RunDocuments, run_store, task_document
-from fruits.run.manifest import write_manifest
+from fruits.run.manifest import batch_of, write_manifest
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 from fruits.spark.featurizing import ROWS_PER_FILE
+from fruits.spark.hashes import write_hashes
 from fruits.spark.job import Job
 from fruits.spark.measurements import Measured, duplicates_across_splits, measure
 from fruits.spark.session import start_session
@@ -63,6 +65,7 @@ def figures(sizes: Sequence[int] = SIZES) -> list[Figure]:
         what = f"gates of {NEW} new photos beside {size:,} rows"
         found.append(figure(f"{what}, on the changes", changes, "s"))
         found.append(figure(f"{what}, on the changes without duplicates", changes - hashes, "s"))
+        found.append(figure(f"{what}, duplicates looked up by hash", hashes, "s"))
         found.append(figure(f"{what}, on all rows", all_rows, "s"))
     first, last = (seconds[size] for size in (sizes[0], sizes[-1]))
     growth = f"the largest over the smallest, {sizes[-1]:,} rows over {sizes[0]:,}"
@@ -98,6 +101,7 @@ def timed(work: Any) -> float:
 def run_of(settings: Settings, size: int, session: Any) -> Job:
     """A job of a run that has written its photos beside ``size`` published ones."""
     lake = Lake.open(settings)
+    lake.table("features").transaction().set_properties({"write.parquet.row-group-limit": "1600"}).commit_transaction()
     first = Writer("first", "featurize_1_a")
     base = current_base(lake)
     for name in DATA_TABLES:
@@ -129,9 +133,12 @@ def run_of(settings: Settings, size: int, session: Any) -> Job:
         for name in DATA_TABLES:
             start_branch(lake, name, writer.branch, base.snapshots[name])
         write(lake, writer, pca_id, range(size, size + NEW), "r")
-        write_manifest(run_store(settings, "r"), [entry(number) for number in range(size, size + NEW)])
+        write_manifest(run_store(settings, "r"), [batch_of([entry(number) for number in range(size, size + NEW)])])
+    tables = Tables(session, lake, writer)
+    if hashes_are_due(lake, base.snapshots):
+        write_hashes(tables, base.snapshots["features"])
     snapshots = {name: head(lake, name, writer.branch) for name in DATA_TABLES}
-    return Job(planned(base, size), Tables(session, lake, writer), snapshots, RunDocuments(), recorder)
+    return Job(planned(base, size), tables, snapshots, RunDocuments(), recorder)
 
 
 def write(lake: Lake, writer: Writer, pca_id: str, numbers: range, run_id: str) -> None:

@@ -8,13 +8,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.growth.figure import Figure, figure
+from benchmarks.growth.jobs import start_job, upload
 from fruits.backbones.stage import stage
 from fruits.lake.catalog import Lake
 from fruits.run.documents import Featurized, read_documents
@@ -22,16 +21,12 @@ from fruits.run.request import resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.steps.plan import plan_run
-from fruits.stores import photo_store, write_bytes
 from local.stack import environment_of, temporary_stack
-from sample_photos import LABELS, draw
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = "resumed"
 KILL_AT = 0.9
 MOST_AGAIN = 0.15
 PHOTOS = 20_000
-DRAWN = 200
 
 
 def figures(photos: int = PHOTOS) -> list[Figure]:
@@ -42,13 +37,13 @@ def figures(photos: int = PHOTOS) -> list[Figure]:
         environment_of(stack),
     ):
         settings = Settings.load()
-        upload(settings, photos)
+        upload(settings, range(photos))
         stage(settings)
         Lake.open(settings)
         plan_run(settings, resolve_request({}, settings), RUN)
         seen = killed_at(round(photos * KILL_AT))
         retried = time.perf_counter()
-        job(stdout=subprocess.DEVNULL).wait()
+        start_job("featurize", RUN).wait()
         seconds = time.perf_counter() - retried
         document = read_documents(settings, run_key(RUN)).featurize
     if document is None or document.done is None:
@@ -68,38 +63,9 @@ def figures_of(result: Featurized, seen: int, seconds: float) -> list[Figure]:
     ]
 
 
-def upload(settings: Settings, photos: int) -> None:
-    """So many photos of 100 px, of which a few hundred are different."""
-    drawn = [draw(LABELS[number % len(LABELS)], "Training", number, size=(100, 100)) for number in range(DRAWN)]
-    store = photo_store(settings)
-
-    def put(number: int) -> None:
-        key = f"Training/{LABELS[number % len(LABELS)]}/{number:08d}.jpg"
-        write_bytes(store, key, drawn[number % DRAWN])
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(put, range(photos)))
-
-
-def job(stdout: int) -> "subprocess.Popen[str]":
-    """The job as a process, as Airflow starts it."""
-    submit = Path(sys.prefix) / "bin" / "spark-submit"
-    options = ["--master", "local[2]", "--driver-memory", "1g", "--conf", "spark.ui.enabled=false"]
-    command = [str(submit), *options, str(ROOT / "spark_jobs" / "featurize.py"), "--run", run_key(RUN)]
-    variables = {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(  # noqa: S603 -- our own job
-        command,
-        env={**os.environ, **variables},
-        stdout=stdout,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def killed_at(photos: int) -> int:
     """Start the job and kill all its processes when its log counts so many photos; returns what the log counted."""
-    process, done = job(subprocess.PIPE), 0
+    process, done = start_job("featurize", RUN, stdout=subprocess.PIPE), 0
     for line in process.stdout or ():
         if counted := re.search(r"progress featurize (\d+)/", line):
             done = int(counted[1])

@@ -116,18 +116,23 @@ def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
     )  # fmt: skip
 
 
-def probe_is_due(scored: int | None, held_out: int) -> bool:
+def probe_is_due(scored: int | None, held_out: int, sampled: float = 1.0) -> bool:
     """Whether the probe of a PCA version is measured again, because it was scored on too few photos to tell.
 
-    So a probe on few photos, which only warns, becomes no required failure without a new measurement.
+    So a probe on few photos, which only warns, becomes no required failure without a new measurement. It is due when
+    a measurement would score twice as many photos: of a sample so many come by chance, less three standard deviations
+    of the binomial distribution.
 
     Args:
         scored: Held-out photos that the probe was scored on; None when that is not known.
         held_out: Held-out photos now.
+        sampled: Share of all photos that a measurement reads, 0 to 1.
     """
     if scored is None:
         return held_out > 0
-    return scored < _LARGE_SAMPLE and held_out >= 2 * max(scored, 1)
+    expected = held_out * sampled
+    fewest = expected - 3 * math.sqrt(expected * (1 - sampled))
+    return scored < _LARGE_SAMPLE and fewest >= 2 * max(scored, 1)
 
 
 def only_of_version(broken: Sequence[Gate]) -> bool:

@@ -1,8 +1,9 @@
-"""Exact sums of feature vectors by label, which merge and subtract without the rows.
+"""Sums of feature vectors by label to 106 bits, which merge and subtract without the rows.
 
-A sum is two float64 vectors: ``total``, and ``rest``, the digits that rounding took from ``total``. Features are
-float32, so 106 bits hold the sum of any number of them without loss, and a label that lost all its rows but a few has
-the sum of just these rows. So no bound on errors is needed, unlike for ``Moments``.
+A sum is two float64 vectors: ``total``, and ``rest``, the digits that rounding took from ``total``, together 106 bits.
+Features are float32 with 24 bits. So the sum of a few thousand features whose sizes lie within 2^70 of each other is
+exact, and a label that lost all its rows but a few has the sum of just these rows. Where sizes differ more, the digits
+beyond 106 bits are rounded. So no bound on errors is needed, unlike for ``Moments``.
 
 With the moments of the same rows they are all that a linear discriminant needs: the scatter within the labels is
 ``scatter - sum of n (label's mean - mean)(label's mean - mean)^T``.
@@ -20,7 +21,7 @@ from fruits.analysis.moments import Vector
 
 @dataclass(frozen=True, eq=False)
 class LabelSum:
-    """Count and exact sum of the rows of one label.
+    """Count and sum of the rows of one label.
 
     Attributes:
         n: Number of rows, at least 1.

@@ -54,12 +54,13 @@ _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "Operation
 ROW_GROUP_BYTES = 8 * 2**20
 """About 1,600 vectors of 1,280 features. What reads some rows by their keys reads the row groups that they are in."""
 
+_ROW_GROUP_PROPERTY = "write.parquet.row-group-size-bytes"
 _TABLE_PROPERTIES = {
     "write.delete.mode": "merge-on-read",  # a few rows leave at a time: rewriting their files would cost the table
     "write.update.mode": "merge-on-read",
     "write.merge.mode": "merge-on-read",
     "write.parquet.compression-codec": "zstd",
-    "write.parquet.row-group-size-bytes": str(ROW_GROUP_BYTES),
+    _ROW_GROUP_PROPERTY: str(ROW_GROUP_BYTES),
     "write.distribution-mode": "none",  # the jobs bring rows in the order they are to be written
     "write.spark.fanout.enabled": "true",
     # Bounds of whole keys and run ids: their first 16 characters, which are kept otherwise, are the same in all files.
@@ -343,12 +344,15 @@ class Lake:
         columns: Sequence[str] = ("*",),
         *,
         keys: Sequence[str] | None = None,
+        by: str = "key",
+        since: int | None = None,
         **equal: str,
     ) -> Iterator[pa.RecordBatch]:
         """The rows of a ``scan``, in the order of the files; at most 8,192 in a batch.
 
-        With ``keys`` (sorted; ``columns`` have the key as well) only the rows of these keys. Files and row groups
-        whose bounds hold none of them are not read.
+        With ``keys`` (sorted) only the rows of these keys, or of these values of another column ``by``; ``columns``
+        have it as well. Files and row groups whose bounds hold none of them are not read. With ``since`` only the rows
+        of files that this snapshot has not.
 
         Memory is bounded by a row group as it is stored, 8 MB (128 MB in files of older releases), and four files of up
         to 32 MB, which are read ahead; without vectors, by some megabytes. PyIceberg (0.12) gives batches of whole
@@ -362,18 +366,18 @@ class Lake:
         fields = scan.projection().fields
         names = [field.name for field in fields]
         small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
-        tasks = _holding(list(scan.plan_files()), scan.projection(), keys)
+        tasks = _holding(list(self._tasks(name, scan, since)), scan.projection(), keys, by)
         deletes = _read_all_delete_files(scan.io, tasks)
         for task, file in _opened(scan.io, tasks, small):
             deleted = deletes.get(task.file.file_path)
             left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
-            for start, rows in _rows(file, [*{*names, *left}], keys):
+            for start, rows in _rows(file, [*{*names, *left}], keys, by):
                 end = start + rows.num_rows
                 live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows
                 for column, value in left.items():
                     live = live.filter(pc.equal(live[column], value))
                 if keys is not None:
-                    live = live.filter(pc.is_in(live["key"], pa.array(keys, pa.string())))
+                    live = live.filter(pc.is_in(live[by], pa.array(keys, pa.string())))
                 if live.num_rows:
                     yield live.select(names)
 
@@ -384,8 +388,14 @@ class Lake:
         parents = {snapshot.snapshot_id: snapshot.parent_snapshot_id for snapshot in table.snapshots()}
         return TableState(refs.pop("main"), frozenset(parents), refs, parents)
 
-    def files(self, name: TableName, snapshot_id: int) -> list[DataFile]:
-        """The data files of a table at a snapshot."""
+    def _tasks(self, name: TableName, scan: "DataScan", since: int | None) -> "Iterator[FileScanTask]":
+        """The files of a scan, without those of a snapshot ``since``."""
+        before = self.table(name).scan(snapshot_id=since).plan_files() if since is not None else ()
+        known = {task.file.file_path for task in before}
+        return (task for task in scan.plan_files() if task.file.file_path not in known)
+
+    def files(self, name: TableName, snapshot_id: int, *, since: int | None = None) -> list[DataFile]:
+        """The data files of a table at a snapshot; with ``since``, without those of that snapshot."""
         return [
             DataFile(
                 partition=str(task.file.partition),
@@ -394,7 +404,7 @@ class Lake:
                 delete_files=len(task.delete_files),
                 deleted_rows=sum(deletes.record_count for deletes in task.delete_files),
             )
-            for task in self.table(name).scan(snapshot_id=snapshot_id).plan_files()
+            for task in self._tasks(name, self.table(name).scan(snapshot_id=snapshot_id), since)
         ]
 
     def format(self) -> int:
@@ -599,17 +609,21 @@ def _properties(definition: TableDefinition) -> dict[str, str]:
     """The properties of a new table; those of ``publications`` say the lake's format and the number of columns."""
     of_lake = {_FORMAT_PROPERTY: str(LAKE_FORMAT), _COLUMNS_PROPERTY: str(_number_of_columns())}
     of_publications = of_lake if definition.name == "publications" else {}
-    return {"format-version": "2", **_TABLE_PROPERTIES, **of_publications}  # the version is not kept as a property
+    row_groups = {_ROW_GROUP_PROPERTY: str(definition.row_group_bytes or ROW_GROUP_BYTES)}
+    # The version is not kept as a property.
+    return {"format-version": "2", **_TABLE_PROPERTIES, **row_groups, **of_publications}
 
 
-def _holding(tasks: "list[FileScanTask]", schema: "Schema", keys: Sequence[str] | None) -> "list[FileScanTask]":
-    """The files that may hold one of the sorted ``keys`` (None: all files), by the bounds that the catalog has.
+def _holding(
+    tasks: "list[FileScanTask]", schema: "Schema", keys: Sequence[str] | None, by: str
+) -> "list[FileScanTask]":
+    """The files that may hold one of the sorted ``keys`` (None: all files) of a column, by the bounds in the catalog.
 
     Bounds of long keys may be cut off, the upper one to a larger text.
     """
     if keys is None:
         return tasks
-    key = schema.find_field("key").field_id
+    key = schema.find_field(by).field_id
 
     def bounds(file: "IcebergFile") -> Iterator[str | None]:
         for known in (file.lower_bounds, file.upper_bounds):
@@ -620,7 +634,7 @@ def _holding(tasks: "list[FileScanTask]", schema: "Schema", keys: Sequence[str] 
 
 
 def _rows(
-    file: "pq.ParquetFile", columns: Sequence[str], keys: Sequence[str] | None
+    file: "pq.ParquetFile", columns: Sequence[str], keys: Sequence[str] | None, by: str
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows of a file with their place in it, without row groups that hold none of the sorted ``keys``."""
     start = 0
@@ -629,17 +643,17 @@ def _rows(
         group = file.metadata.row_group(number)
         place = start
         start += group.num_rows
-        if keys is not None and not _any_within(keys, *_group_bounds(group)):
+        if keys is not None and not _any_within(keys, *_group_bounds(group, by)):
             continue
         for rows in file.iter_batches(_BATCH_ROWS, row_groups=[number], columns=columns):
             yield place, rows
             place += rows.num_rows
 
 
-def _group_bounds(group: "pq.RowGroupMetaData") -> tuple[str | None, str | None]:
-    """The bounds of a row group's keys."""
+def _group_bounds(group: "pq.RowGroupMetaData", by: str) -> tuple[str | None, str | None]:
+    """The bounds of a column of text in a row group."""
     columns = (group.column(place) for place in range(group.num_columns))
-    statistics = next(column.statistics for column in columns if column.path_in_schema == "key")
+    statistics = next(column.statistics for column in columns if column.path_in_schema == by)
     return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else (None, None)
 
 

@@ -104,7 +104,7 @@ def save_statistics(lake: Lake, writer: Writer, model_id: str, moments: Moments,
     _replace(lake, writer, PCA_STATISTICS, row, "model_id")
 
 
-def count_by_label(lake: Lake, snapshot_id: int, model_id: str) -> dict[str, int]:
+def count_by_label(lake: Lake, snapshot_id: int | None, model_id: str) -> dict[str, int]:
     """Photos of each label in a backbone's fit split, as `label_statistics` has them; reads no vector."""
     rows = lake.read("label_statistics", snapshot_id, ("label", "n"), model_id=model_id)
     return dict(zip(rows["label"].to_pylist(), rows["n"].to_pylist(), strict=True))

@@ -8,7 +8,14 @@ import pyarrow as pa
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 TableName = Literal[
-    "features", "quarantine", "pca_models", "pca_statistics", "label_statistics", "embeddings", "publications"
+    "features",
+    "quarantine",
+    "pca_models",
+    "pca_statistics",
+    "label_statistics",
+    "photo_hashes",
+    "embeddings",
+    "publications",
 ]
 
 
@@ -17,7 +24,8 @@ class TableDefinition:
     """A table: its name, what a row is, its columns, the column that it is partitioned by (None: not partitioned).
 
     ``sort_by`` is the column by which rows are sorted within a file. ``since`` is the lake's format that the table came
-    with: a lake of an older format, which only readers have opened, lacks the table.
+    with: a lake of an older format, which only readers have opened, lacks the table. ``row_group_bytes`` is the size of
+    row groups, where that is not the lake's.
     """
 
     name: TableName
@@ -26,6 +34,7 @@ class TableDefinition:
     sort_by: str
     partition_by: str | None = None
     since: int = 1
+    row_group_bytes: int | None = None
 
 
 def _column(name: str, kind: pa.DataType, doc: str, *, nullable: bool = False) -> pa.Field:
@@ -50,6 +59,7 @@ _LABEL = _column("label", pa.string(), "Kind of fruit, from the object key.")
 _SPLIT = _column("split", pa.string(), "`train` (the fit split), `test` or `validation` (held out).")
 _MODEL_ID = _column("model_id", pa.string(), "Identity of the backbone: name and hash of network and preprocessing.")
 _PCA_ID = _column("pca_id", pa.string(), "Identity of the PCA version.")
+_SHA256 = _column("sha256", pa.string(), "SHA-256 of the object's bytes, hexadecimal.")
 _RUN_ID = _column("run_id", pa.string(), "Run that wrote the row.")
 
 GATE = pa.struct(
@@ -94,8 +104,7 @@ FEATURES = TableDefinition(
     "a live object under a backbone",
     pa.schema(
         [
-            _KEY, _ETAG, _SIZE, _LAST_MODIFIED, _LABEL, _SPLIT,
-            _column("sha256", pa.string(), "SHA-256 of the object's bytes, hexadecimal."),
+            _KEY, _ETAG, _SIZE, _LAST_MODIFIED, _LABEL, _SPLIT, _SHA256,
             _column("phash", pa.int64(), "Perceptual hash: near duplicates differ in few bits."),
             _column("width", pa.int32(), "Width of the upright photo, in pixels."),
             _column("height", pa.int32(), "Height of the upright photo, in pixels."),
@@ -190,6 +199,16 @@ LABEL_STATISTICS = TableDefinition(
     since=4,
 )  # fmt: skip
 
+PHOTO_HASHES = TableDefinition(
+    "photo_hashes",
+    "a feature as maintenance found it last, by the hash of its photo; lakes of 200,000 photos or more have rows",
+    pa.schema([_SHA256, _KEY, _MODEL_ID]),
+    sort_by="sha256",
+    partition_by="model_id",
+    since=4,
+    row_group_bytes=512 * 2**10,  # a lookup reads a row group for each hash
+)
+
 EMBEDDINGS = TableDefinition(
     "embeddings",
     "an object under a PCA version",
@@ -232,7 +251,7 @@ PUBLICATIONS = TableDefinition(
 )  # fmt: skip
 
 TABLES: tuple[TableDefinition, ...] = (
-    FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, LABEL_STATISTICS, EMBEDDINGS, PUBLICATIONS,
+    FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, LABEL_STATISTICS, PHOTO_HASHES, EMBEDDINGS, PUBLICATIONS,
 )  # fmt: skip
 
 DATA_TABLES: tuple[TableName, ...] = tuple(table.name for table in TABLES if table is not PUBLICATIONS)

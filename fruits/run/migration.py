@@ -4,8 +4,8 @@ Format 2 has typed run documents that record snapshots, a branch for each attemp
 format 1 had ``turns/``. A run of format 1 that is under way continues: ``upgraded`` brings its documents into today's
 form, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and pins by namespace,
 and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder. Format
-4 has the table ``label_statistics``, and more columns in ``pca_models`` and ``publications``, one of which is
-``rules``. A run under way of an earlier release publishes that table as it was before the run.
+4 has the tables ``label_statistics`` and ``photo_hashes``, and more columns in ``pca_models`` and ``publications``, one
+of which is ``rules``. A run under way of an earlier release publishes these tables as they were before the run.
 """
 
 from collections.abc import Mapping

@@ -15,6 +15,7 @@ from typing import Any
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.branches import publication_tag, run_of_branch
 from fruits.lake.catalog import DataFile, Lake, TableState
+from fruits.lake.hashes import hashes_are_due
 from fruits.lake.publication import Publication, current_base, publications, readers_base
 from fruits.lake.schemas import PUBLICATIONS, TABLES, TableName
 from fruits.run.documents import ListedRun, find_plan, listed_runs
@@ -77,11 +78,12 @@ class Upkeep:
     expired_versions: tuple[str, ...]
     retired_backbones: tuple[str, ...]
     old_folders: tuple[str, ...]
+    hashes_due: bool = False
 
     @property
     def to_compact(self) -> tuple[TableName, ...]:
-        """Tables with files to rewrite."""
-        return tuple(name for name, layout in self.layouts.items() if layout.to_rewrite)
+        """Tables with files to rewrite; not ``photo_hashes``, which is written anew as a whole."""
+        return tuple(name for name, layout in self.layouts.items() if layout.to_rewrite and name != "photo_hashes")
 
     def to_document(self) -> dict[str, Any]:
         """Counts and names, as JSON types."""
@@ -97,6 +99,7 @@ class Upkeep:
             "tags_to_set": sorted({name for upkeep in upkeeps for name in upkeep.tags}),
             "tags_to_drop": sorted({name for upkeep in upkeeps for name in upkeep.dropped_tags}),
             "run_folders_to_remove": list(self.old_folders),
+            "hashes_due": self.hashes_due,
         }
 
 
@@ -272,6 +275,7 @@ def survey(lake: Lake, request: MaintenanceRequest, now: datetime) -> Upkeep:
         expired_versions=expired_versions(versions, retained, flying),
         retired_backbones=retired_backbones(backbones, published, retained, flying),
         old_folders=old_folders(folders, retained, flying, request, now),
+        hashes_due=hashes_are_due(lake, snapshots),
     )
 
 
@@ -322,6 +326,8 @@ def log_upkeep(upkeep: Upkeep, verb: str) -> None:
     ):
         if names:
             log.info("%s %s: %s", verb, what, _listed(names))
+    if upkeep.hashes_due:
+        log.info("%s write photo_hashes of all features", verb)
 
 
 def _listed(names: Sequence[object]) -> str:

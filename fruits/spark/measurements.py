@@ -1,6 +1,7 @@
 """What the gates are evaluated on: measured on exactly the snapshots that the run's tasks wrote."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
 from fruits.lake.counters import COUNTED, Counters
+from fruits.lake.hashes import MOST_HASHES, same_bytes
 from fruits.lake.pca_tables import PCAVersion, load_versions
 from fruits.lake.schemas import TableName
 from fruits.photos.entry import Action
@@ -149,12 +151,17 @@ def new_vectors(measured: Measured) -> dict[str, Any]:
 
 def duplicates_across_splits(measured: Measured) -> int:
     """New photos whose bytes stand in another split too."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    job = measured.job
-    new = measured.new_features.select("key", "sha256", F.col("split").alias("new_split"))
-    same_bytes = job.features().select("sha256", "split").join(new, "sha256").where("split != new_split")
-    return int(same_bytes.select("key").distinct().count())
+    job, new = measured.job, measured.new_features.select("key", "sha256", "split")
+    few = new.limit(MOST_HASHES + 1).toArrow() if measured.changes else None
+    others = same_bytes(job.lake, job.start, job.run.model_id, few["sha256"].to_pylist()) if few is not None else None
+    if few is None or others is None:
+        renamed = new.withColumnRenamed("split", "new_split")
+        pairs = job.features().select("sha256", "split").join(renamed, "sha256").where("split != new_split")
+        return int(pairs.select("key").distinct().count())
+    splits: defaultdict[str, set[str]] = defaultdict(set)
+    for row in others.to_pylist():
+        splits[row["sha256"]].add(row["split"])
+    return len({row["key"] for row in few.to_pylist() if splits[row["sha256"]] - {row["split"]}})
 
 
 def missing_embeddings(measured: Measured, features: int) -> int:
@@ -192,10 +199,11 @@ def probe(measured: Measured, features: int, held_out: int) -> Probe:
     published, projected = measured.job.run.base.publication, measured.job.documents.projected
     pca_id = measured.version.pca_id if measured.version else None
     fitted = projected is not None and (projected.action, projected.pca_id) == ("fit", pca_id)
-    if pca_id == published.pca_id and not fitted and not probe_is_due(published.probe_rows, held_out):
+    sampled = sampled_share(measured.job.settings.probe_rows, features)
+    if pca_id == published.pca_id and not fitted and not probe_is_due(published.probe_rows, held_out, sampled):
         rows = published.probe_rows or 0
         return Probe(raw=published.probe_raw, embedded=published.probe_embedded, rows=rows)
-    rows = probe_sample(measured, features).toArrow()
+    rows = probe_sample(measured, sampled).toArrow()
     fit = rows.filter(rows["fit"])
     scored = rows.filter(~rows["fit"].to_numpy())
     if not scored.num_rows or len(fit["label"].unique()) < _FEWEST_LABELS:
@@ -212,13 +220,17 @@ def probe(measured: Measured, features: int, held_out: int) -> Probe:
     return Probe(raw=raw, embedded=embedded, rows=scored.num_rows)
 
 
-def probe_sample(measured: Measured, total: int) -> "DataFrame":
-    """Feature and embedding of about ``probe_rows`` of ``total`` photos, the same photos whatever their order."""
+def sampled_share(most: int, total: int) -> float:
+    """Share of ``total`` photos of which about ``most`` are a sample, 0 to 1."""
+    return min(1.0, most / max(total, 1))
+
+
+def probe_sample(measured: Measured, sampled: float) -> "DataFrame":
+    """Feature and embedding of about a share of the photos, the same photos whatever their order."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
     features = job.features().select("key", "label", (F.col("split") == FIT_SPLIT).alias("fit"), "vector")
-    most = job.settings.probe_rows
-    if total > most:
-        features = features.where(F.pmod(F.xxhash64("key"), F.lit(_BUCKETS)) < int(_BUCKETS * most / total))
+    if sampled < 1:
+        features = features.where(F.pmod(F.xxhash64("key"), F.lit(_BUCKETS)) < int(_BUCKETS * sampled))
     return features.join(measured.embeddings.select("key", "embedding"), "key").orderBy("key")

@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from fruits.analysis.pca import (
     resized,
     unexplained_share,
 )
-from fruits.lake.approvals import ask
+from fruits.lake.approvals import Approval, ask
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
 from fruits.lake.schemas import EMBEDDINGS
-from fruits.photos.keys import FIT_SPLIT, KeyPattern
+from fruits.photos.keys import FIT_SPLIT, KeyPattern, KeyRules
 from fruits.run.decisions import Decisions, decide, due_refit_question
 from fruits.spark.executors import SQUARES_SCHEMA, squared_norms
 from fruits.spark.executors import project as project_batches
@@ -44,10 +44,33 @@ _SQUARE = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
 
 
 def current_version(job: Job) -> PCAVersion | None:
-    """The PCA in use for the run's backbone: the published version, else its newest."""
+    """The PCA in use for the run's backbone: the version that readers had last, else its newest.
+
+    A newer version than the readers' may be one that failed its gates.
+    """
     versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
-    published = [version for version in versions if version.pca_id == job.run.base.publication.pca_id]
+    by_id = {version.pca_id: version for version in versions}
+    published = [by_id[row["pca_id"]] for row in published_under_backbone(job) if row["pca_id"] in by_id]
     return next(reversed(published or versions), None)
+
+
+def published_under_backbone(job: Job) -> list[dict[str, Any]]:
+    """PCA version and rules for keys of each publication with the run's backbone, the oldest first."""
+    columns, snapshot_id = ("sequence", "pca_id", "rules"), job.run.base.publications_snapshot
+    rows = job.lake.read("publications", snapshot_id, columns, model_id=job.run.model_id).to_pylist()
+    return sorted(rows, key=lambda row: int(row["sequence"]))
+
+
+def fitted_rules(job: Job, current: PCAVersion) -> str | None:
+    """The rules of the split that a version was fitted under; None where no others than today's are known.
+
+    A version of an earlier release does not say them. Publications with it tell the rules that all rows followed then.
+    """
+    if current.split_rules is not None:
+        return current.split_rules
+    rules = {row.get("rules") for row in published_under_backbone(job) if row["pca_id"] == current.pca_id}
+    others = sorted(one for one in rules - {KeyRules.of(job.settings).fingerprint} if one)
+    return f"earlier rules ({', '.join(others)})" if others else None
 
 
 @dataclass(frozen=True)
@@ -79,9 +102,10 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
     settings, request = job.settings, job.run.request
     asked = components_asked(request.n_components, settings.max_components)
     split_rules = KeyPattern.of(settings).split_rules
-    approval = next((one for one in job.run.approvals if one.kind == "refit"), None)
-    if current is not None and request.refit == "auto" and job.remaining != 0 and approval is None:
+    approval = approved_refit(job)
+    if current is not None and request.refit == "auto" and not may_refit(job):
         return Refit(None, drift)
+    rules_then = fitted_rules(job, current) if current else None
     gain = None
     max_drift, min_drift_rows = settings.refit_drift, settings.refit_drift_rows
     due = request.refit == "auto" and drifted(drift, measured, max_drift=max_drift, min_drift_rows=min_drift_rows)
@@ -90,7 +114,7 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
         log.info("drift of %.1f %%: a refit would explain %.1f %% more of the variance", 100 * (drift or 0), 100 * gain)
     reason = refit_reason(
         request.refit,
-        FittedSummary(current.pca.n, current.n_components, current.split_rules) if current else None,
+        FittedSummary(current.pca.n, current.n_components, rules_then) if current else None,
         asked=asked,
         n_now=moments.n,
         n_new=measured,
@@ -106,7 +130,7 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
         current is not None
         and current.pca_id == job.run.base.publication.pca_id
         and (request.refit, current.n_components) == ("auto", asked)
-        and current.split_rules in (None, split_rules)
+        and rules_then in (None, split_rules)
     )
     keep = current if reason and may_keep else None
     if keep and (problem := no_refit(job, keep, moments)):
@@ -115,6 +139,16 @@ def reason_to_refit(job: Job, current: PCAVersion | None, moments: Moments) -> R
     if reason is None and approval is not None:
         reason = f"approved by {approval.approved_by}: {approval.why}"
     return Refit(reason, drift, gain, keep)
+
+
+def approved_refit(job: Job) -> Approval | None:
+    """The approval of a refit that the run uses; None without one."""
+    return next((one for one in job.run.approvals if one.kind == "refit"), None)
+
+
+def may_refit(job: Job) -> bool:
+    """Whether the run decides about a refit that is due: it leaves nothing over, or a person approved one."""
+    return job.remaining == 0 or approved_refit(job) is not None
 
 
 def no_refit(job: Job, current: PCAVersion, moments: Moments) -> str | None:
@@ -144,11 +178,12 @@ def decide_refit(job: Job, reason: str | None) -> Decisions:
 def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     """Share of variance that new photos leave unexplained beyond the expected share, and from how many rows.
 
-    After runs that left the decision to refit to a later run, it is measured on all rows since the fit.
+    A run that decides about a refit, after runs that left the decision to a later run, measures all rows since the fit.
+    Other runs measure their own rows: they read no vectors of earlier runs.
     """
     rows = job.new_features().where(f"split = '{FIT_SPLIT}'").select("vector")
     squares = map_batches(rows, squared_norms(current.pca), SQUARES_SCHEMA)
-    if job.run.base.publication.remaining != 0:
+    if job.run.base.publication.remaining != 0 and may_refit(job):
         squares = squares.unionByName(_squares_since_fit(job, current))
     totals = squares.selectExpr(
         "count(*) AS n", "sum(explained) AS explained", "sum(unexplained) AS unexplained"

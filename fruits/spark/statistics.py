@@ -77,11 +77,12 @@ def update_labels(job: Job, gone: LabelSums, new: LabelSums) -> None:
 
 
 def recompute(job: Job) -> Moments:
-    """Take all statistics from the rows again, and save them."""
+    """Take all statistics from the rows again, and save them in place of all that the attempt's branches have."""
     model_id, writer, run_id = job.run.model_id, job.tables.writer, job.run.run_id
     found = statistics_of_rows(job.features(), job.run.backbone.feature_width)
     save_statistics(job.lake, writer, model_id, found.moments, run_id)
-    known = count_by_label(job.lake, job.start["label_statistics"], model_id)
+    there = job.lake.head("label_statistics", writer.branch)  # this run may have added labels already
+    known = count_by_label(job.lake, there, model_id)
     save_label_sums(job.lake, writer, model_id, found.labels, run_id, replaced=known.keys())
     return found.moments
 

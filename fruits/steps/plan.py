@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 
 import pyarrow as pa
 
-from fruits.analysis.pca import components_asked, resized
+from fruits.analysis.pca import components_asked, drifted, resized
 from fruits.backbones.card import Card
 from fruits.backbones.stage import read_card, staged_card
 from fruits.errors import FruitsError
@@ -662,16 +662,32 @@ def work_without_photos(
                 "pca_statistics", published.snapshots["pca_statistics"], ("n",), model_id=card.model_id
             )
             fitted, now = (sum(rows["n"].to_pylist()) for rows in (models, statistics))
-            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(lake, publications):
+            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(lake, publications, settings):
                 return "runs that looked up single keys left open whether the PCA is fitted again"
     return None
 
 
-def _drifted_since_a_sweep(lake: Lake, published: Sequence[Publication]) -> bool:
-    """Whether photos of the newest runs that could not decide about a refit have drifted, by their gates."""
+def _drifted_since_a_sweep(lake: Lake, published: Sequence[Publication], settings: Settings) -> bool:
+    """Whether the photos of the newest runs that could not decide about a refit have drifted, taken together.
+
+    Each run measured its own photos, and these are often too few to show a drift: the mean over all photos counts.
+    """
     undecided = list(takewhile(lambda publication: publication.remaining is None, reversed(published)))[::-1]
-    gates = (gate for publication in in_full(lake.table("publications"), undecided) for gate in publication.gates)
-    return any(gate.name == "drift" and not gate.passed for gate in gates)
+    found = [
+        (_featurized(publication), gate.value)
+        for publication in in_full(lake.table("publications"), undecided)
+        if publication.made_by_run
+        for gate in publication.gates
+        if gate.name == "drift" and gate.value is not None
+    ]
+    photos = sum(number for number, _ in found)
+    mean = sum(number * drift for number, drift in found) / photos if photos else None
+    return drifted(mean, photos, max_drift=settings.refit_drift, min_drift_rows=settings.refit_drift_rows)
+
+
+def _featurized(publication: Publication) -> int:
+    """Photos that the publication's run created or updated."""
+    return sum((publication.counts or {}).get(action, 0) for action in (Action.CREATE, Action.UPDATE))
 
 
 def known_rows(

@@ -97,7 +97,8 @@ class Verified:
 
     def batches(self, name: TableName, *columns: str, **equal: str) -> Iterator[pa.RecordBatch]:
         """Columns of a table's rows, those where other columns have these values."""
-        return self.lake.batches(name, self.publication.snapshots[name], columns, **equal)
+        snapshot = self.publication.snapshots[name]
+        return self.lake.batches(name, snapshot, columns, **equal)  # type: ignore[arg-type]  # of columns
 
     def rows(self, name: TableName) -> int:
         """How many rows a table has, of all backbones; about so many while files have deleted rows."""

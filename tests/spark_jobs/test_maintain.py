@@ -15,8 +15,9 @@ from fruits.errors import ConflictError, ExitCode
 from fruits.lake.branches import Writer, run_of_branch, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.counters import COUNTED, agree
+from fruits.lake.hashes import hashed_snapshot
 from fruits.lake.publication import current_base, publication_id, publications, publish, readable, roll_back
-from fruits.lake.schemas import DATA_TABLES, TABLES
+from fruits.lake.schemas import DATA_TABLES, PHOTO_HASHES, TABLES
 from fruits.run.lease import current_lease
 from fruits.run.request import resolve_maintenance
 from fruits.run.state import run_key
@@ -76,7 +77,7 @@ def layout(settings):
     layouts = {}
     for name in (table.name for table in TABLES):
         files = lake.files(name, lake.head(name))
-        deletes = lake.table(name).inspect.delete_files().num_rows
+        deletes = lake.table(name).inspect.delete_files().num_rows if files else 0  # PyIceberg fails on empty tables
         layouts[name] = (len(files), deletes, len(lake.table(name).snapshots()))
     return layouts
 
@@ -110,7 +111,14 @@ DEAD = Writer(run_key("dead"), "featurize_1_abcdef")
 
 
 @pytest.fixture(scope="module")
-def seen(chain, new_settings):
+def monkeypatch_module():
+    """Changes that hold for all tests of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def seen(chain, new_settings, monkeypatch_module):
     """A history, a dead run, a live one, and litter; then what each kind of maintenance run left: a dry one, one that
     crashed, one that worked, a second one, and one that lost a row, and one beside which the live run published.
 
@@ -118,6 +126,7 @@ def seen(chain, new_settings):
     (apache/iceberg 10720), so both orders are tried.
     """
     settings = new_settings(min_probe_ratio=0, retention_publications=1)
+    monkeypatch_module.setattr("fruits.lake.hashes.FEWEST_ROWS", 1)
     make_history(chain, settings)
     chain.put(settings, {ADDED: chain.photo(90), OVERWRITTEN: chain.photo(91)})
     chain.delete(settings, DELETED)
@@ -288,9 +297,22 @@ def test_current_rows_are_the_same_but_for_expired_pca_versions(seen):
     (expired,) = seen.maintained[1].result.dropped_versions
     for name in DATA_TABLES:
         kept = Counter({row: count for row, count in expected[name].items() if f"'pca_id': '{expired}'" not in row})
-        assert current[name] == kept, name
+        if name != "photo_hashes":
+            assert current[name] == kept, name
     assert len(current["embeddings"]) < len(expected["embeddings"])
     assert expired == seen.publications[0].pca_id
+
+
+def test_hashes_are_those_of_the_features_that_are_published_with_them(seen):
+    lake, current = Lake.open(seen.settings), seen.publications_after[-1]
+    assert [one.snapshots["photo_hashes"] for one in seen.publications] == [seen.heads["photo_hashes"]] * 6
+    assert seen.dry[1].result.found["hashes_due"]
+    hashes, features = (
+        lake.read(name, current.snapshots[name]).select(PHOTO_HASHES.schema.names).to_pylist()
+        for name in ("photo_hashes", "features")
+    )
+    assert sorted(map(repr, hashes)) == sorted(map(repr, features))
+    assert hashed_snapshot(lake, current.snapshots) == current.snapshots["features"]
 
 
 def test_publications_past_retention_are_gone(seen):

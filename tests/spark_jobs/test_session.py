@@ -63,10 +63,10 @@ def test_each_snapshot_names_the_run_and_the_attempt_of_its_session(both):
 
 
 def test_a_view_of_a_session_is_unknown_to_another(both):
-    keys = both.rows.select(["key"]).slice(0, 1)
-    both.one.delete_keys("features", keys, "no such backbone")
-    assert both.one.spark.catalog.tableExists("removed")
-    assert not both.two.spark.catalog.tableExists("removed")
+    keys = {both.one: "a.jpg", both.two: "b.jpg"}
+    for tables, key in keys.items():
+        tables.delete_keys("features", pa.table({"key": [key]}), "no such backbone")
+    assert [tables.spark.table("removed").first().key for tables in keys] == list(keys.values())
 
 
 def test_settings_of_a_session_are_its_own(both, spark):

@@ -9,13 +9,16 @@ import pytest
 from fruits.analysis.gates import evaluate, failed
 from fruits.analysis.probe import probe_accuracy
 from fruits.errors import ExitCode, FruitsError
+from fruits.lake import hashes
 from fruits.lake.approvals import approve, read_approvals, withdraw
 from fruits.lake.branches import commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.run.state import run_key
 from fruits.spark.changes import count_all
-from fruits.spark.measurements import Measured, measure
+from fruits.spark.hashes import write_hashes
+from fruits.spark.job import Job
+from fruits.spark.measurements import Measured, duplicates_across_splits, measure
 from fruits.steps.publish import publication_of
 from sample_photos import BROKEN
 from tests.spark_jobs.conftest import SCHEMAS, replace_rows
@@ -209,9 +212,11 @@ def increment(chain, new_settings):
         "Training/Kiwi/mended.img": chain.photo(71),
     }
     chain.put(settings, new | overwritten | {"Test/Only held out/twin.img": twin, "Training/Kiwi/ill.img": b""})
-    chain.delete(settings, "Test/Apple Red/3.img", "Training/Kiwi/broken.img")
+    moved = "Test/Apple Red/3.img"
+    chain.put(settings, {"Training/Apple Red/moved.img": photos[moved]})
+    chain.delete(settings, moved, "Training/Kiwi/broken.img")
     assert chain.plan(settings, RUN, n_components=3, refit="never").counts == {
-        "create": 6, "update": 3, "delete": 2, "unchanged": 9, "quarantined": 0, "pending": 0, "ignored": 0,
+        "create": 7, "update": 3, "delete": 2, "unchanged": 9, "quarantined": 0, "pending": 0, "ignored": 0,
     }  # fmt: skip
     for job in ("featurize", "pca"):
         assert chain.submit(job, settings, RUN) == ExitCode.OK
@@ -255,6 +260,19 @@ CHANGED_OTHERWISE: dict[str, Any] = {
 """By name: the table that is changed after `pca`, how, and the required gates that fail."""
 
 
+def duplicates_by(job, pca_id):
+    """The duplicates among the changes: of all features, and looked up in `photo_hashes` of the run's base alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashes, "FEWEST_ROWS", 0)
+        scanned = duplicates_across_splits(Measured.of(job, pca_id))
+        patch.setattr(hashes, "FEWEST_ROWS", 9)  # one more than the run wrote
+        job.tables.start_branch("photo_hashes", job.start["photo_hashes"])
+        write_hashes(job.tables, job.run.base.snapshots["features"])
+        start = {**job.start, **job.wrote("photo_hashes")}
+        patch.setattr(Job, "features", None)
+        return scanned, duplicates_across_splits(Measured.of(replace(job, start=start), pca_id))
+
+
 @pytest.fixture(scope="module")
 def measured(chain, increment):
     """Of an increment: the findings of its changes, those of all rows, and the gates that fail when rows differ."""
@@ -266,6 +284,7 @@ def measured(chain, increment):
         found["changes"] = measure(Measured.of(job, pca_id))
         found["all rows"] = measure(replace(Measured.of(job, pca_id), changes=None))
         found["reads"] = (Measured.of(job, pca_id).changes is None, found["all rows"][1] == count_all(job))
+        found["duplicates"] = duplicates_by(job, pca_id)
         for case, (name, change, how, _) in CHANGED_OTHERWISE.items():
             writer = chain.writer(increment, RUN, name)
             sound = lake.head(name, writer.branch)
@@ -290,9 +309,13 @@ def test_the_changes_of_a_run_tell_the_gates_what_all_rows_would(measured):
     assert measured["reads"] == (False, True)
     assert measured["changes"] == measured["all rows"]
     findings, counters = measured["changes"]
-    assert (findings.rows, findings.quarantined, findings.new_rows, findings.duplicates_across_splits) == (18, 2, 7, 1)
+    assert (findings.rows, findings.quarantined, findings.new_rows, findings.duplicates_across_splits) == (19, 2, 8, 1)
     assert (findings.unaccounted, findings.missing_embeddings, findings.uncounted) == ([], 0, 0)
     assert counters.unfitted_labels == ["Only held out"]
+
+
+def test_duplicates_looked_up_by_hash_are_those_among_all_rows(measured):
+    assert measured["duplicates"] == (1, 1)
 
 
 @pytest.mark.parametrize("case", CHANGED_OTHERWISE)

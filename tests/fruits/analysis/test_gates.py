@@ -240,6 +240,22 @@ def test_a_probe_is_measured_again_while_it_was_scored_on_few_photos(scored, hel
     assert probe_is_due(scored, held_out) is due
 
 
+@pytest.mark.parametrize(
+    ("scored", "held_out", "due"),
+    [
+        (800, 4_000, False),  # 20,000 photos of 100,000: the sample has as many as before
+        (800, 9_000, True),
+        (0, 5, False),  # one in the sample, maybe
+        (0, 10, False),
+        (1, 20, False),  # four in the sample, by chance only one
+        (5, 100, False),
+        (5, 150, True),
+    ],
+)
+def test_a_probe_on_a_sample_is_measured_again_when_the_sample_has_more_held_out_photos(scored, held_out, due):
+    assert probe_is_due(scored, held_out, sampled=0.2) is due
+
+
 def test_a_probe_that_was_scored_on_few_photos_stays_a_warning_however_many_there_are_by_now():
     """The gate knows the photos that the accuracy was measured on, and not those of today."""
     (gate,) = [

@@ -698,6 +698,6 @@ class TestALakeThatLacksATable:
             validate=document("validate", 2, validated(snapshots=snapshots)),
         )
         filled = with_snapshots(lake, run, documents)
-        newer = {"label_statistics": lake.head("label_statistics")}
+        newer = {name: lake.head(name) for name in ("label_statistics", "photo_hashes")}
         assert filled.pca.result.wrote == {**wrote, **newer}
         assert filled.validate.result.snapshots == {**snapshots, **newer}

@@ -150,7 +150,7 @@ class TestSnapshots:
     def test_they_are_where_the_branch_is(self, lake):
         filled = with_snapshots(lake, planned(), self.documents())
         heads = {name: lake.head(name, f"run_{KEY}") for name in OLD_TABLES}
-        newer = {"label_statistics": planned().base.snapshots["label_statistics"]}
+        newer = {name: planned().base.snapshots[name] for name in ("label_statistics", "photo_hashes")}
         assert dict(filled.validated.snapshots) == {**heads, **newer}
         assert {**filled.featurized.wrote, **filled.projected.wrote} == {**heads, **newer}
         assert filled.projected.read == filled.featurized.wrote

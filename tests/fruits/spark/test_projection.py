@@ -1,15 +1,21 @@
 """When the PCA is fitted again, and when a person is asked first: the decisions of the `pca` job, without Spark."""
 
 from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fruits.analysis.moments import moments_of
 from fruits.lake.approvals import approve, read_approvals
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication, current_base
+from fruits.photos.keys import KeyPattern, KeyRules
 from fruits.run.documents import Projected
 from fruits.run.request import RunRequest
 from fruits.run.state import WRITTEN, PlannedRun
@@ -41,6 +47,7 @@ def job_of(settings: Settings, planned: PlannedRun, remaining: int = 0) -> Any:
     recorded: list[Projected] = []
     return SimpleNamespace(
         settings=settings,
+        lake=SimpleNamespace(read=lambda *_, **__: pa.table({})),  # nothing is known of publications
         run=planned,
         start=SNAPSHOTS,
         remaining=remaining,
@@ -178,3 +185,115 @@ def test_a_fit_split_that_shrank_is_fitted_again_where_it_can_be(
     job = job_of(settings, run(request=RunRequest(prefix="", n_components=n_components)))
     refit = projection.reason_to_refit(job, current, moments_of(np.eye(6)))
     assert (refit.reason, refit.keep) == (("fit split shrank from 12 to 6", current) if due else (None, None))
+
+
+class NoRows:
+    """A DataFrame without rows, which notes the others that come to it."""
+
+    def __init__(self) -> None:
+        self.others: list[object] = []
+
+    def where(self, _: str) -> "NoRows":
+        return self
+
+    select = where
+
+    def selectExpr(self, *_: str) -> "NoRows":  # noqa: N802 -- as Spark has it
+        return self
+
+    def unionByName(self, other: object) -> "NoRows":  # noqa: N802
+        self.others.append(other)
+        return self
+
+    def first(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("before", "remaining", "approved", "since_fit"),
+    [
+        (None, None, False, False),  # a run by events after another
+        (None, 0, False, True),  # the sweep after them decides
+        (None, None, True, True),
+        (3, 2, False, False),  # of a backfill
+        (3, 0, False, True),
+        (0, 0, False, False),
+    ],
+)
+def test_only_a_run_that_decides_about_a_refit_reads_the_embeddings_of_the_runs_before(
+    settings: Settings,
+    update_pca: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    before: int | None,
+    remaining: int | None,
+    approved: bool,
+    since_fit: bool,
+) -> None:
+    (question,) = update_pca(job_of(settings, run()), version("pca-1")).undecided
+    decision = approve(settings, question, by="ada", why="a new camera", via="Airflow")
+    counts = {} if before is None else {"remaining": before}
+    readers = base(1, model_id=MODEL_ID, pca_id="pca-1", counts=counts)
+    job = job_of(settings, run(base=readers, approvals=(decision,) if approved else ()), 0)
+    job.remaining = remaining
+    own = NoRows()
+    job.new_features = lambda: own
+    monkeypatch.setattr(projection, "map_batches", lambda *_: own)
+    monkeypatch.setattr(projection, "_squares_since_fit", lambda *_: "embeddings of the runs before")
+    assert projection.measure_drift(job, version("pca-1")) == (None, 0)
+    assert own.others == ["embeddings of the runs before"] * since_fit
+
+
+@pytest.fixture
+def published(folder_lake: Settings, fake_run: Any) -> Any:
+    """Publishes backbones with their PCA versions, and the rules for keys; gives a job of the next run."""
+
+    def publish(*rows: tuple[str, str, str | None]) -> Any:
+        for model_id, pca_id, rules in rows:
+            run_before = fake_run(folder_lake)
+            base = run_before.base.publication
+            sequence = base.sequence + 1
+            row = Publication(sequence, base.snapshots, f"pub-{sequence}", run_before.key, None, model_id, pca_id)
+            run_before.publish_row(replace(row, published_at=datetime.now(UTC), counts={}, rules=rules))
+        job = job_of(folder_lake, planned(base=current_base(Lake.open(folder_lake)), known_rows=6))
+        job.lake = Lake.open(folder_lake)
+        return job
+
+    return publish
+
+
+def test_a_backbone_that_readers_come_back_to_has_the_pca_that_they_had_and_not_a_newer_one_that_was_refused(
+    published: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "load_versions", lambda *_: [version("pca-1"), version("refused")])
+    for before, expected in (
+        ((), "refused"),
+        (((MODEL_ID, "pca-1", None),), "pca-1"),
+        ((("mobile-1", "pca-9", None),), "pca-1"),
+        (((MODEL_ID, "gone", None),), "pca-1"),
+    ):
+        current = projection.current_version(published(*before))
+        assert current
+        assert current.pca_id == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "due"),
+    [
+        ((None,), False),  # of an earlier release alone
+        (("today's",), False),
+        (("others",), True),
+        (("others", None), True),  # a run by events came before the sweep
+        (("others", "today's"), True),  # the refit waited for an approval
+    ],
+)
+def test_a_version_of_an_earlier_release_is_fitted_again_when_the_rules_of_keys_changed_since(
+    published: Any, monkeypatch: pytest.MonkeyPatch, folder_lake: Settings, rules: tuple[str | None, ...], due: bool
+) -> None:
+    """Such a version does not say its rules, and may be fitted on photos that are held out now."""
+    monkeypatch.setattr(projection, "measure_drift", lambda *_: (None, 0))
+    today = KeyRules.of(folder_lake).fingerprint
+    job = published(*((MODEL_ID, "pca-1", today if one == "today's" else one) for one in rules))
+    job.run = job.run.model_copy(update={"request": RunRequest(prefix="", n_components=2)})
+    refit = projection.reason_to_refit(job, version("pca-1"), moments_of(np.eye(6)))
+    pattern = KeyPattern.of(folder_lake).split_rules
+    changed = f"the rules of the split changed from earlier rules (others) to {pattern}"
+    assert (refit.reason, refit.keep) == (changed if due else None, None)

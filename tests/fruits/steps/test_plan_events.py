@@ -258,14 +258,26 @@ class TestRefits:
         assert not place.plan().work
         assert "components asked" in str(place.plan("scheduled").other_work)
 
-    @pytest.mark.parametrize("drifted", [True, False])
-    def test_a_sweep_makes_up_for_a_refit_that_drift_calls_for(self, place: Place, drifted: bool) -> None:
-        gate = Gate("drift", "warn", not drifted, 0.2, 0.05, "")
+    @pytest.mark.parametrize(
+        ("runs", "due"),
+        [
+            (((60, 0.2),), True),
+            (((60, 0.04),), False),
+            (((49, 0.2),), False),  # too few
+            (((1, 0.9),), False),  # an odd photo
+            (((1, 0.9), (60, 0.01)), False),
+            (((30, 0.2), (0, None), (30, 0.06)), True),
+        ],
+    )
+    def test_a_sweep_makes_up_for_a_refit_that_drift_of_enough_photos_calls_for(
+        self, place: Place, runs: tuple[tuple[int, float | None], ...], due: bool
+    ) -> None:
         counts = {"features": 104, "quarantine": 0}
-        place.publish(counts=counts, gates=(gate,))
-        place.publish(counts=counts, gates=())
+        for photos, drift in runs:
+            gate = Gate("drift", "warn", drift is None or drift <= 0.05, drift, 0.05, "")
+            place.publish(counts={**counts, "create": photos}, gates=(gate,))
         assert not place.plan().work
-        assert bool(place.plan("scheduled").other_work) == drifted
+        assert bool(place.plan("scheduled").other_work) == due
         place.publish(counts={**counts, "remaining": 0})
         assert not place.plan("scheduled").work
 

@@ -1,0 +1,45 @@
+"""Photos in a bucket, and Spark jobs as processes, for benchmarks of whole runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fruits.run.state import run_key
+from fruits.settings import Settings
+from fruits.stores import photo_store, write_bytes
+from sample_photos import LABELS, draw
+
+ROOT = Path(__file__).resolve().parents[2]
+DRAWN = 200
+
+
+def upload(settings: Settings, numbers: Iterable[int]) -> None:
+    """Photos of 100 px of these numbers, of which a few hundred are different."""
+    drawn = [draw(LABELS[number % len(LABELS)], "Training", number, size=(100, 100)) for number in range(DRAWN)]
+    store = photo_store(settings)
+
+    def put(number: int) -> None:
+        key = f"Training/{LABELS[number % len(LABELS)]}/{number:08d}.jpg"
+        write_bytes(store, key, drawn[number % DRAWN])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(put, numbers))
+
+
+def start_job(name: str, run_id: str, *, stdout: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
+    """A Spark job of a planned run, started as Airflow starts it, in a group of processes of its own."""
+    submit = Path(sys.prefix) / "bin" / "spark-submit"
+    options = ["--master", "local[2]", "--driver-memory", "1g", "--conf", "spark.ui.enabled=false"]
+    command = [str(submit), *options, str(ROOT / "spark_jobs" / f"{name}.py"), "--run", run_key(run_id)]
+    variables = {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(  # noqa: S603 -- our own job
+        command,
+        env={**os.environ, **variables},
+        stdout=stdout,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
