@@ -6,12 +6,16 @@ number of keys and their length.
 """
 # ruff: noqa: S608 -- the names of tables and columns are ours; values are parameters
 
+import fcntl
+import os
+import shutil
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
 _MEMORY = "32MB"  # of DuckDB's buffers; its other memory and the batches in flight are about 60 MB more
 IN_MEMORY = ":memory:"
+_FOLDER = "fruits-plan-"
 _BATCH_ROWS = 8_192
 _INSERTED_BYTES = 2_000_000  # by one statement
 _SAMPLED = 100  # keys for each that is to be chosen
@@ -252,16 +257,53 @@ def joined() -> Iterator[Joined]:
     """A new database in a temporary folder, which goes when the block ends.
 
     Raises:
-        FruitsError: when the folder of temporary files is full, or the database needs more memory than it may have.
+        FruitsError: when there is no folder for temporary files, it is full, or the database needs more memory than it may have.
     """
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="fruits-plan-") as folder:
+    with _folder() as folder:
         try:
             with connect(folder) as connection:
                 yield Joined(connection)
         except duckdb.OperationalError as error:
             raise _explained(error) from error
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder, locked until the block ends, when it goes. Those that killed processes left go first."""
+    try:
+        root = Path(tempfile.gettempdir())
+        for left in root.glob(f"{_FOLDER}*"):
+            with suppress(OSError), _locked(left):
+                shutil.rmtree(left)
+        new = Path(tempfile.mkdtemp(prefix="fruits-new-"))
+    except OSError as error:
+        raise FruitsError(
+            f"plan: {error}; the plan needs a folder for temporary files. Set TMPDIR to one that can be written to"
+        ) from error
+    folder = new.with_name(new.name.replace("fruits-new-", _FOLDER))
+    try:
+        with _locked(new):  # before it has the name that others look for
+            new.rename(folder)
+            yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system frees when the process ends.
+
+    Raises:
+        OSError: when another process holds it, or the folder is not ours.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
 
 
 def _explained(error: Exception) -> FruitsError:

@@ -1,3 +1,4 @@
+import tempfile
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -72,3 +73,22 @@ def test_an_error_of_the_database_that_comes_through_arrow_is_explained_as_well(
     full = "SELECT CASE WHEN i = 9000 THEN error('no room below memory_limit') END AS key FROM range(10000) t(i)"
     with joined() as pairs, pytest.raises(FruitsError, match="no room below memory_limit; .*param `prefix`"):
         list(pairs._batches(full, ()))
+
+
+def test_a_plan_removes_what_a_killed_plan_left_but_nothing_of_a_running_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "fruits-plan-killed"
+    left.mkdir()
+    (left / "plan.db").write_bytes(b"rows")
+    with joined():
+        (running,) = tmp_path.iterdir()
+        assert running != left
+        with joined():
+            assert (running / "plan.db").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_without_a_folder_for_temporary_files_names_tmpdir(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FruitsError, match="Set TMPDIR"), joined():
+        pass
