@@ -257,7 +257,7 @@ def joined() -> Iterator[Joined]:
     """A new database in a temporary folder, which goes when the block ends.
 
     Raises:
-        FruitsError: when there is no folder for temporary files, it is full, or the database needs more memory than it may have.
+        FruitsError: when the folder of temporary files is missing or full, or the database needs too much memory.
     """
     import duckdb
 
