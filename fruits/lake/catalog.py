@@ -379,7 +379,7 @@ class Lake:
                 if keys is not None:
                     live = live.filter(pc.is_in(live[by], pa.array(keys, pa.string())))
                 if live.num_rows:
-                    yield live.select(names)
+                    yield _with_columns(live, name, names)
 
     def state(self, name: TableName) -> TableState:
         """A table's refs and snapshots."""
@@ -648,6 +648,15 @@ def _rows(
         for rows in file.iter_batches(_BATCH_ROWS, row_groups=[number], columns=columns):
             yield place, rows
             place += rows.num_rows
+
+
+def _with_columns(rows: pa.RecordBatch, name: TableName, columns: Sequence[str]) -> pa.RecordBatch:
+    """Columns of a file's rows; those that the table got after the file was written are null."""
+    types = next(definition.schema for definition in TABLES if definition.name == name)
+    for column in columns:
+        if column not in rows.schema.names:
+            rows = rows.append_column(column, pa.nulls(rows.num_rows, types.field(column).type))
+    return rows.select(columns)
 
 
 def _group_bounds(group: "pq.RowGroupMetaData", by: str) -> tuple[str | None, str | None]:
