@@ -129,7 +129,7 @@ class DagSettings(BaseSettings):
             raise ValueError("expected hours that divide a day")
         return hours
 
-    @field_validator("emr_code", "emr_logs")
+    @field_validator("emr_code", "emr_logs", "inventory", check_fields=False)
     @classmethod
     def _is_a_prefix_in_s3(cls, uri: str | None) -> str | None:
         if uri is not None and not re.match("s3://[^/]", uri):
@@ -196,6 +196,22 @@ class Settings(DagSettings):
         description="Whether we pay for requests to the bucket of photos, as a requester-pays bucket asks.",
     )
 
+    listing: Literal["list", "inventory", "metadata"] = Field(
+        default="list",
+        description="What tells a sweep which objects the bucket holds: `list` lists the bucket, `inventory` reads the "
+        "newest report of S3 Inventory, `metadata` the live inventory table of S3 Metadata.",
+    )
+    inventory: str | None = Field(
+        default=None,
+        description="Folder of the reports: `s3://bucket/prefix/<bucket of photos>/<id of the inventory>`.",
+    )
+    metadata_table: str | None = Field(
+        default=None,
+        pattern=r"^arn:aws[a-zA-Z0-9-]*:s3tables:[a-z0-9-]+:\d{12}:bucket/[a-z0-9_-]{3,63}$",
+        description="ARN of the table bucket with the bucket's live inventory table: "
+        "`arn:aws:s3tables:us-east-1:123456789012:bucket/aws-s3`.",
+    )
+
     lake: str = Field(
         description="Where tables, backbones, manifests and run documents live: `file:///folder` or `s3://bucket/prefix`."
     )
@@ -239,16 +255,20 @@ class Settings(DagSettings):
     gets_in_flight: int = Field(default=16, ge=1, le=256, description="Concurrent GETs of each Spark core.")
     photos_per_task: int = Field(default=2_000, ge=1, description="Most photos that one Spark task featurizes.")
     bytes_per_task: int = Field(
-        default=2_000_000_000, ge=1, description="Most bytes of photos that one Spark task featurizes, on average."
+        default=2_000_000_000,
+        ge=1_000_000,
+        description="Most bytes of photos that one Spark task featurizes, on average; at least 1,000,000.",
     )
     chunk_photos: int = Field(
         default=20_000,
-        ge=1,
-        description="Most photos of a chunk, for each Spark core. `featurize` commits its rows chunk by chunk; a retry "
-        "goes on after the last chunk.",
+        ge=100,
+        description="Most photos of a chunk, for each Spark core; at least 100. `featurize` commits its rows chunk by "
+        "chunk; a retry goes on after the last chunk.",
     )
     chunk_bytes: int = Field(
-        default=20_000_000_000, ge=1, description="Most bytes of photos of a chunk, for each Spark core."
+        default=20_000_000_000,
+        ge=1_000_000,
+        description="Most bytes of photos of a chunk, for each Spark core; at least 1,000,000.",
     )
     executor_seconds: int = Field(
         default=300, ge=1, description="How long a job waits for a cluster to give it an executor, in seconds."
@@ -425,6 +445,23 @@ class Settings(DagSettings):
             raise ValueError(
                 f"FRUITS_PREFIX: the photos, {photos}, are inside the lake {self.lake}, where maintenance removes "
                 "files; set FRUITS_LAKE to another bucket, or to a folder beside the photos"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _listing_has_its_source(self) -> Self:
+        needed = {"inventory": self.inventory, "metadata": self.metadata_table}
+        variable = {"inventory": "FRUITS_INVENTORY", "metadata": "FRUITS_METADATA_TABLE"}
+        if self.listing != "list" and needed[self.listing] is None:
+            raise ValueError(
+                f"{variable[self.listing]} is not set, and FRUITS_LISTING={self.listing} needs it; see "
+                "docs/operations.md"
+            )
+        photos, reports = f"s3://{self.bucket}/{self.prefix}", f"{self.inventory}/"
+        if self.inventory and reports.startswith(photos):
+            raise ValueError(
+                f"FRUITS_INVENTORY: {self.inventory} is among the photos, {photos}, so a run would take reports for "
+                "photos; have S3 write the reports to another bucket"
             )
         return self
 

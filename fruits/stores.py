@@ -124,13 +124,13 @@ def read_json(store: ObjectStore, path: str) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(read_bytes(store, path)))
 
 
-def open_file(store: ObjectStore, path: str) -> io.BufferedIOBase:
-    """The object at ``path`` as a file to read from: a small one in memory, a larger one by ranges.
+def open_file(store: ObjectStore, path: str, in_memory: int = _SMALL_OBJECT_BYTES) -> io.BufferedIOBase:
+    """The object at ``path`` as a file to read from: one of at most so many bytes in memory, a larger one by ranges.
 
     Raises ``FileNotFoundError`` when there is none.
     """
     size = head(store, path)["size"]
-    if size <= _SMALL_OBJECT_BYTES:
+    if size <= in_memory:
         return io.BytesIO(read_bytes(store, path))
     return io.BufferedReader(_Ranges(store, path, size), _RANGE_BYTES)
 
@@ -182,6 +182,12 @@ def list_files(store: ObjectStore, prefix: str | None = None, offset: str | None
     with errors_explained(store, "s3:ListBucket"):
         for batch in obstore.list(store, prefix, offset=offset):
             yield from batch
+
+
+def list_folders(store: ObjectStore, folder: str) -> list[str]:
+    """The paths of the folders in a folder of a store."""
+    with errors_explained(store, "s3:ListBucket"):
+        return [str(path).rstrip("/") for path in obstore.list_with_delimiter(store, folder)["common_prefixes"]]
 
 
 def write_bytes(

@@ -158,7 +158,16 @@ def rendered(stack: str, resource: str) -> dict[str, Any]:
     from moto.cloudformation.parsing import clean_json
 
     deployed = cloudformation_backends["123456789012"][REGION].get_stack(stack)
-    return dict(clean_json(deployed.template_dict["Resources"][resource]["Properties"], deployed.resource_map))
+    return dict(_valued(clean_json(deployed.template_dict["Resources"][resource]["Properties"], deployed.resource_map)))
+
+
+def _valued(properties: Any) -> Any:
+    """Properties without the members of lists that have no value; moto leaves a None there."""
+    if isinstance(properties, dict):
+        return {name: _valued(value) for name, value in properties.items()}
+    if isinstance(properties, list):
+        return [_valued(value) for value in properties if value is not None]
+    return properties
 
 
 @contextmanager

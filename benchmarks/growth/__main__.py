@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.growth import events, gates, increment, layout, plan, refits, resume
+from benchmarks.growth import events, gates, increment, inventory, layout, plan, refits, resume
 from benchmarks.growth.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS: Mapping[str, Callable[[], list[Figure]]] = {
     "plan": plan.figures,
     "events": events.figures,
+    "inventory": inventory.figures,
     "gates": gates.figures,
     "layout": layout.figures,
     "refits": refits.figures,

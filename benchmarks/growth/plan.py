@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -91,8 +91,16 @@ def rows(size: int, *, changed: bool = False) -> Iterator[pa.RecordBatch]:
         )
 
 
-def plan(size: int, known: Iterable[pa.RecordBatch], listed: Iterable[pa.RecordBatch]) -> tuple[int, float]:
-    """Plan as the task does, and write the manifest; how many entries, and megabytes of files."""
+def plan(
+    size: int,
+    known: Iterable[pa.RecordBatch],
+    listed: Iterable[pa.RecordBatch],
+    catch_up: Callable[[Any, Any], None] | None = None,
+) -> tuple[int, float]:
+    """Plan as the task does, and write the manifest; how many entries, and megabytes of files.
+
+    ``catch_up`` corrects the objects of a source that is older than the rows.
+    """
     import pyiceberg.catalog.sql  # noqa: F401 -- the task has it in memory as well
 
     from fruits.photos.keys import KeyRules
@@ -111,6 +119,8 @@ def plan(size: int, known: Iterable[pa.RecordBatch], listed: Iterable[pa.RecordB
             pairs.add("known", known)
             ignored = Ignored.by(rules, request)
             pairs.add("listed", ignored.others(listed))
+            if catch_up:
+                catch_up(pairs, ignored)
             if pairs.rows["listed"] != size:
                 raise AssertionError(f"{pairs.rows['listed']:,} of {size:,} objects were listed")
             planned = make_plan(pairs, ignored, rules, request, same_rules=True)

@@ -70,7 +70,7 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
     next event or sweep looks again. Such a run is skipped. A run by hand waits an hour without the param. It does not
     wait at all for a prefix that its params name, because such a prefix is more likely mistyped. ``bucket_key`` is the
     prefix, taken literally. A poke stops at the first photo, so a large prefix costs one page of the listing, unless
-    many ignored objects come first.
+    many ignored objects come first. A sweep by S3 Inventory or S3 Metadata lists nothing while the tables have a row.
 
     A run that looks up single keys goes on at once: its plan sees which of them are there.
     """
@@ -95,8 +95,11 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
 
     def poke(self, context: Context) -> bool:
         """Whether there is a photo, or a row of an object that is gone: removing the last photo is work, too."""
-        if any(self._photos_in(self.bucket_name, str(self.bucket_key))):
+        if Settings.load().listing != "list" and self._holds_a_row(context):
             return True
+        return any(self._photos_in(self.bucket_name, str(self.bucket_key))) or self._holds_a_row(context)
+
+    def _holds_a_row(self, context: Context) -> bool:
         with non_retryable():
             return Lake.open(Settings.load()).holds(_request(context).prefix)
 
@@ -157,8 +160,9 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
     overwritten photo counts as an upload. (The provider's sensor counts keys and always waits a whole period.) When
     photos never stop coming, the sensor goes on after ten periods, so that the first photos do not wait for ever.
 
-    A run by events lists nothing, and compares the time of the newest event that is kept; photos that come later have
-    events of their own. A run whose param ``keys`` names the photos waits for no others.
+    A sweep by S3 Inventory or S3 Metadata does not wait: its objects are as of an earlier date. A run by events lists
+    nothing, and compares the time of the newest event that is kept; photos that come later have events of their own. A
+    run whose param ``keys`` names the photos waits for no others.
     """
 
     def execute(self, context: Context) -> None:
@@ -169,7 +173,7 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
             if request.mode == "events":
                 self._wait_for_events()
             return
-        if not self.poke(context):
+        if Settings.load().listing == "list" and not self.poke(context):
             self.defer(
                 trigger=UploadsSettledTrigger(
                     bucket_name=self.bucket_name,

@@ -18,11 +18,12 @@ from fruits.photos.entry import Action, Entry
 from fruits.photos.ignore import Names, meaning_of
 from fruits.photos.keys import spelled
 from fruits.run.decisions import described
+from fruits.run.events import KeptEvents
 from fruits.run.joining import joined
 from fruits.run.reconciliation import Plan
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.steps.plan import Reconciliation, effective_backbone, reconcile
+from fruits.steps.plan import Reconciliation, effective_backbone, events_before, reconcile
 from fruits.steps.prepare import with_backbone
 
 _ORDER = (Action.CREATE, Action.UPDATE, Action.DELETE)
@@ -39,7 +40,19 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
     card = _card(settings, request, published) if lake else None
     approvals = read_approvals(settings) if lake else ()
     with joined() as pairs:
-        reconciliation = reconcile(settings, request, pairs, lake, base, card, published=published, approvals=approvals)
+        events = events_before(settings, request) if lake else KeptEvents()
+        reconciliation = reconcile(
+            settings,
+            request,
+            pairs,
+            lake,
+            base,
+            card,
+            published=published,
+            approvals=approvals,
+            event_keys=events.keys,
+            by_listing=events.sweep,
+        )
         return _document(settings, request, reconciliation, lake, base, card, keys)
 
 
@@ -57,6 +70,7 @@ def _document(
         "lake": settings.lake,
         "bucket": settings.bucket,
         "request": request.model_dump(mode="json"),
+        "as_of": plan.as_of.isoformat() if plan.as_of else None,
         "published": base.publication.publication_id if base else None,
         "pin": describe(settings) if lake else None,
         "backbone": with_backbone(settings, request).backbone,
@@ -110,6 +124,7 @@ def render(plan: Document) -> Iterable[RenderableType]:
     yield fields(
         [
             ("bucket", f"s3://{plan['bucket']}/{plan['request']['prefix']}"),
+            ("objects as of", plan["as_of"]),
             ("lake", plan["lake"]),
             ("published", plan["published"] or "nothing yet"),
             ("backbone", model),

@@ -4,7 +4,7 @@ import re
 import time
 import warnings
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -299,25 +299,18 @@ class Lake:
         name: TableName,
         snapshot_id: int | None,
         columns: Sequence[str] = ("*",),
-        *,
-        first_key: str | None = None,
-        last_key: str | None = None,
         **equal: str,
     ) -> "DataScan":
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
-
-        With ``first_key`` and ``last_key`` of the rows whose keys are in between, both included.
 
         A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
 
         Raises:
             FruitsError: when the snapshot has expired.
         """
-        from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
+        from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
         condition: Any = AlwaysTrue()
-        if first_key is not None and last_key is not None:
-            condition = And(GreaterThanOrEqual("key", first_key), LessThanOrEqual("key", last_key))
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
@@ -334,7 +327,7 @@ class Lake:
         columns: Sequence[str] = ("*",),
         **equal: str,
     ) -> pa.Table:
-        """The rows of a ``scan``, all of them in memory; ``equal`` may have the bounds of keys too."""
+        """The rows of a ``scan``, all of them in memory."""
         return self.scan(name, snapshot_id, columns, **equal).to_arrow()
 
     def batches(
@@ -358,28 +351,10 @@ class Lake:
         to 32 MB, which are read ahead; without vectors, by some megabytes. PyIceberg (0.12) gives batches of whole
         files in memory, decoded, several at once.
         """
-        import pyarrow.compute as pc
-        from pyiceberg.expressions import AlwaysTrue
-        from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files
-
         scan = self.scan(name, snapshot_id, columns, **equal)
-        fields = scan.projection().fields
-        names = [field.name for field in fields]
-        small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
-        tasks = _holding(list(self._tasks(name, scan, since)), scan.projection(), keys, by)
-        deletes = _read_all_delete_files(scan.io, tasks)
-        for task, file in _opened(scan.io, tasks, small):
-            deleted = deletes.get(task.file.file_path)
-            left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
-            for start, rows in _rows(file, [*{*names, *left}], keys, by):
-                end = start + rows.num_rows
-                live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows
-                for column, value in left.items():
-                    live = live.filter(pc.equal(live[column], value))
-                if keys is not None:
-                    live = live.filter(pc.is_in(live[by], pa.array(keys, pa.string())))
-                if live.num_rows:
-                    yield _with_columns(live, name, names)
+        names = [field.name for field in scan.projection().fields]
+        for rows in scanned_batches(scan, self._tasks(name, scan, since), keys=keys, by=by, **equal):
+            yield _with_columns(rows, name, names)
 
     def state(self, name: TableName) -> TableState:
         """A table's refs and snapshots."""
@@ -590,6 +565,42 @@ def check_snapshot(table: "Table", snapshot_id: int) -> "Snapshot":
             "needs them from `wait_for_lease`, or choose a newer publication (`fruits status --publications`)"
         )
     return snapshot
+
+
+def scanned_batches(
+    scan: "DataScan",
+    tasks: "Iterable[FileScanTask]",
+    *,
+    keys: Sequence[str] | None = None,
+    by: str = "key",
+    **equal: str,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of files of a scan whose column ``by`` is among sorted ``keys``, and of values ``equal`` only.
+
+    Rows of a file that is older than a column lack the column.
+    ``Lake.batches`` says how much memory that takes.
+    """
+    import pyarrow.compute as pc
+    from pyiceberg.expressions import AlwaysTrue
+    from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files
+
+    fields = scan.projection().fields
+    names = [field.name for field in fields]
+    small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
+    holding = _holding(list(tasks), scan.projection(), keys, by)
+    deletes = _read_all_delete_files(scan.io, holding)
+    for task, file in _opened(scan.io, holding, small):
+        deleted = deletes.get(task.file.file_path)
+        left = {} if task.residual == AlwaysTrue() else equal  # what the file's partition leaves to be compared
+        for start, rows in _rows(file, [*{*names, *left}], keys, by):
+            end = start + rows.num_rows
+            live = rows.take(_combine_positional_deletes(deleted, start, end)) if deleted else rows
+            for column, value in left.items():
+                live = live.filter(pc.equal(live[column], value))
+            if keys is not None:
+                live = live.filter(pc.is_in(live[by], pa.array(keys, pa.string())))
+            if live.num_rows:
+                yield live.select([column for column in names if column in live.schema.names])
 
 
 def _is_older(properties: Mapping[str, str]) -> bool:

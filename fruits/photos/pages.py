@@ -41,6 +41,9 @@ LISTED_SCHEMA = pa.schema(
 )
 """The objects of a listing in a batch. ``etag`` is without quotes, ``size`` in bytes."""
 
+VERSIONS_SCHEMA = pa.schema([*LISTED_SCHEMA, pa.field("gone", pa.bool_()), pa.field("sequence", pa.string())])
+"""Versions of objects in a batch. ``gone`` is a delete marker's; of a key, the largest ``sequence`` counts."""
+
 
 class UnorderedError(Exception):
     """Ranges of keys can't be listed apart: the server keeps another order, or the bucket changed where they meet."""

@@ -9,13 +9,15 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from fruits.errors import FruitsError
-from fruits.photos.pages import LISTED_SCHEMA
+from fruits.photos.pages import LISTED_SCHEMA, VERSIONS_SCHEMA
 from fruits.run.manifest import MANIFEST_SCHEMA
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ _BATCH_ROWS = 8_192
 _INSERTED_ROWS = 16_384  # by one statement
 _SAMPLED = 100  # keys for each that is to be chosen
 _PART_ROWS = 400_000  # of listing and tables together
+_FEW_PARTS = 8
 _SORTED_ROWS = 250_000  # at once
 
 KNOWN_SCHEMA = pa.schema(
@@ -48,6 +51,14 @@ TABLES: Mapping[str, pa.Schema] = {
     "known": KNOWN_SCHEMA,
     "readers": KNOWN_SCHEMA,
     "entries": ENTRY_SCHEMA,
+    "differences": pa.schema(
+        [
+            *(LISTED_SCHEMA.field(name) for name in ("key", "etag", "last_modified")),
+            *(pa.field(name, pa.bool_()) for name in ("lacking", "newer")),
+        ]
+    ),
+    "corrected": pa.schema([*LISTED_SCHEMA, pa.field("gone", pa.bool_())]),
+    "versions": VERSIONS_SCHEMA,
     "lost": pa.schema([(name, pa.string()) for name in ("key", "etag", "label")]),
 }
 _TYPES = {pa.string(): "VARCHAR", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN"}
@@ -105,6 +116,71 @@ class Joined:
         self.connection.execute(f"DELETE FROM {name}")
         self.rows[name] = 0
 
+    def correct(self, keys: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+        """Take the objects of ``batches`` in the place of the listed objects of ``keys``; those of others are gone."""
+        found: set[str] = set()
+
+        def noted() -> Iterator[pa.RecordBatch]:
+            for batch in batches:
+                found.update(batch["key"].to_pylist())
+                yield batch
+
+        self.add("corrected", noted())
+        gone = [key for key in keys if key not in found]
+        self.add("corrected", [pa.record_batch({"key": pa.array(gone, pa.string()), "gone": [True] * len(gone)})])
+        self.rows["listed"] = self.count("listed")
+
+    def latest(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Of versions of objects the latest ones that are no delete markers, with ``LISTED_SCHEMA``."""
+        self.add("versions", batches)
+        columns = ", ".join(LISTED_SCHEMA.names)
+        for places, of_part in self._parts("versions"):
+            newest = "row_number() OVER (PARTITION BY key ORDER BY sequence DESC) = 1"
+            sql = f"SELECT {columns} FROM {places['versions']} WHERE true{of_part} QUALIFY {newest} AND NOT gone"
+            for batch in self._batches(sql, ()):
+                yield batch.cast(LISTED_SCHEMA)
+        self.clear("versions")
+
+    def compare(self, prefix: str, date: datetime) -> None:
+        """Fill ``differences`` with the pairs of keys that start with ``prefix`` whose ETags differ.
+
+        ``lacking`` is a row without an object. ``newer`` is a row after ``date`` without an object, or with an older
+        one. S3 tells the time of an object to the second.
+        """
+        self.clear("differences")
+        older = "listed.last_modified // 1000000 < known.last_modified // 1000000"
+        for places, of_part in self._parts("listed", "known"):
+            self.connection.execute(
+                "INSERT INTO differences SELECT key, known.etag, known.last_modified, listed.key IS NULL, "
+                f"coalesce(known.last_modified > ? AND (listed.key IS NULL OR {older}), false) "
+                f"FROM (SELECT * FROM {places['listed']} WHERE starts_with(key, ?){of_part}) AS listed "
+                f"FULL JOIN (SELECT * FROM {places['known']} WHERE starts_with(key, ?){of_part}) AS known USING (key) "
+                "WHERE listed.etag IS DISTINCT FROM known.etag",
+                (_microseconds(date), prefix, prefix),
+            )
+        self.rows["differences"] = self.count("differences")
+
+    def keep_newer(self, keys: Sequence[str]) -> None:
+        """Take for each difference that is ``newer``, but for ``keys``, the row's object in the place of the listed."""
+        self.connection.execute(
+            "INSERT INTO corrected SELECT key, etag, 0, last_modified, false FROM differences "
+            "WHERE newer AND key NOT IN (SELECT unnest(?::VARCHAR[]))",
+            [list(keys)],
+        )
+        self.rows["corrected"] = self.count("corrected")
+        self.rows["listed"] = self.count("listed")
+
+    def lacking(self) -> Iterator[str]:
+        """The keys of the rows that lack an object and are not ``newer``."""
+        for batch in self._batches("SELECT key FROM differences WHERE lacking AND NOT newer", ()):
+            yield from batch["key"].to_pylist()
+
+    def differing(self, most: int) -> Iterator[str]:
+        """The keys of objects that differ from their row, or have none; at most so many."""
+        sql = f"SELECT key FROM differences WHERE NOT lacking AND NOT newer LIMIT {most}"
+        for batch in self._batches(sql, ()):
+            yield from batch["key"].to_pylist()
+
     def pairs(self, prefix: str, *, changed: bool) -> Iterator[pa.RecordBatch]:
         """The pairs of an object and the row of its key, of all keys that start with ``prefix``; either may be missing.
 
@@ -114,17 +190,18 @@ class Joined:
         objects = ", ".join(f"listed.{name} AS {name}" for name in LISTED_SCHEMA.names)
         rows = ", ".join(f'known."{name}" AS known_{name}' for name in KNOWN_SCHEMA.names)
         unchanged = "listed.etag IS NOT DISTINCT FROM known.etag AND known.reason IS NULL"
-        for of_part in self._parts("listed", "known"):
+        for places, of_part in self._parts("listed", "known"):
+            listed = self._objects(places["listed"], of_part)
             yield from self._batches(
-                f"SELECT {objects}, {rows} FROM (SELECT * FROM listed WHERE starts_with(key, ?){of_part}) AS listed "
-                f"FULL JOIN (SELECT * FROM known WHERE starts_with(key, ?){of_part}) AS known USING (key) "
+                f"SELECT {objects}, {rows} FROM (SELECT * FROM {listed} WHERE starts_with(key, ?){of_part}) AS listed "
+                f"FULL JOIN (SELECT * FROM {places['known']} WHERE starts_with(key, ?){of_part}) AS known USING (key) "
                 + (f"WHERE NOT ({unchanged})" if changed else ""),
                 (prefix, prefix),
             )
 
     def count(self, name: str, condition: Condition = Condition()) -> int:
         """How many rows of a table meet a condition."""
-        sql = f"SELECT count(*) FROM {name} WHERE {condition.text}"
+        sql = f"SELECT count(*) FROM {self._table(name)} WHERE {condition.text}"
         (number,) = self.connection.execute(sql, condition.values).fetchall()[0]
         return int(number)
 
@@ -142,7 +219,7 @@ class Joined:
         if not keys:
             return set()
         found = self.connection.execute(
-            f"SELECT key FROM {name} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),)
+            f"SELECT key FROM {self._table(name)} WHERE key IN (SELECT unnest(?::VARCHAR[]))", (list(keys),)
         )
         return {key for (key,) in found.fetchall()}
 
@@ -180,11 +257,12 @@ class Joined:
 
     def find_lost(self, prefix: str) -> None:
         """Fill ``lost`` with the rows of ``readers`` that start with ``prefix`` and whose object is not listed."""
-        for of_part in self._parts("listed", "readers"):
+        for places, of_part in self._parts("listed", "readers"):
+            listed = self._objects(places["listed"], of_part)
             self.connection.execute(
                 "INSERT INTO lost SELECT key, etag, CASE WHEN reason IS NULL THEN label END FROM "
-                f"(SELECT * FROM readers WHERE starts_with(key, ?){of_part}) AS readers "
-                f"ANTI JOIN (SELECT key FROM listed WHERE true{of_part}) AS listed USING (key)",
+                f"(SELECT * FROM {places['readers']} WHERE starts_with(key, ?){of_part}) AS readers "
+                f"ANTI JOIN (SELECT key FROM {listed} WHERE true{of_part}) AS listed USING (key)",
                 (prefix,),
             )
 
@@ -193,10 +271,39 @@ class Joined:
         for batch in self._sorted("key, etag, label", name, condition, "key"):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
-    def _parts(self, *names: str) -> Iterator[str]:
-        """Conditions that each take a part of the keys, bounded whatever the rows of the tables ``names``."""
+    def _table(self, name: str) -> str:
+        """What to select from for the rows of a table."""
+        return self._objects(name) if name == "listed" else name
+
+    def _objects(self, listed: str, of_part: str = "") -> str:
+        """What to select from: the objects of ``listed``, or of ``corrected`` where that has their key."""
+        if not self.rows["corrected"]:
+            return listed
+        corrected = f"SELECT key FROM corrected WHERE true{of_part}"
+        return (
+            f"(SELECT * FROM {listed} ANTI JOIN ({corrected}) AS corrected USING (key) "
+            f"UNION ALL SELECT {', '.join(LISTED_SCHEMA.names)} FROM corrected WHERE gone IS NOT TRUE{of_part})"
+        )
+
+    def _parts(self, *names: str) -> Iterator[tuple[Mapping[str, str], str]]:
+        """For each part of the keys, bounded whatever the rows of the tables ``names``: where to read, and a condition.
+
+        With many parts, groups of them are copied in turn: to read each part costs a pass over the rows of its place.
+        """
         parts = 1 + sum(self.rows[name] for name in names) // _PART_ROWS
-        yield from (f" AND hash(key) % {parts} = {part}" if parts > 1 else "" for part in range(parts))
+        groups = isqrt(parts) if parts > _FEW_PARTS else 1
+        places = {name: name if groups == 1 else f"{name}_of_group" for name in names}
+        for group in range(groups):
+            of_group = f" AND hash(key) % {groups} = {group}" if groups > 1 else ""
+            for name, place in places.items():
+                if place != name:
+                    self.connection.execute(f"CREATE OR REPLACE TABLE {place} AS FROM {name} WHERE true{of_group}")
+            in_group = -(-parts // groups)
+            for part in range(in_group):
+                yield places, of_group + (f" AND hash(key) // {groups} % {in_group} = {part}" if in_group > 1 else "")
+        for name, place in places.items():
+            if place != name:
+                self.connection.execute(f"DROP TABLE {place}")
 
     def _sorted(
         self, columns: str, name: str, condition: Condition, order: str, most: int | None = None
@@ -272,16 +379,17 @@ def connect(folder: str, database: str = "plan.db") -> "DuckDBPyConnection":
     return connection
 
 
+def _microseconds(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
 def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     """A batch with a schema's columns; moments as microseconds, because those of DuckDB have the zone of the host."""
-    columns = [
-        batch[one.name].cast(pa.int64())
-        if pa.types.is_timestamp(one.type)
-        else batch[one.name]
-        if one.name in batch.schema.names
-        else pa.nulls(batch.num_rows, one.type)
-        for one in schema
-    ]
+    columns = []
+    for one in schema:
+        kind = pa.int64() if pa.types.is_timestamp(one.type) else one.type
+        column = batch[one.name] if one.name in batch.schema.names else pa.nulls(batch.num_rows, kind)
+        columns.append(column.cast(kind) if kind != one.type else column)
     return pa.table(columns, names=schema.names)
 
 

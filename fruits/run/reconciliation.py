@@ -20,7 +20,7 @@ from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import SETTINGS_REASONS, Reason, Rereading
 from fruits.run.deletions import Leaving
 from fruits.run.joining import ENTRY_SCHEMA, Condition, Joined, of_labels, starts_with
-from fruits.run.manifest import batch_of, entries_of
+from fruits.run.manifest import entries_batch, entries_of
 from fruits.run.request import RunRequest
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,6 +60,7 @@ class Plan:
         unknown_keys: Requested keys that are neither in the bucket nor in the tables.
         ignored: Objects that are none of ours, by rule.
         twins: Groups of labels that are probably the same (``twin_labels``).
+        as_of: The date of the source that showed the objects; None when they were listed or looked up.
     """
 
     joined: Joined
@@ -71,6 +72,7 @@ class Plan:
     unknown_keys: tuple[str, ...] = ()
     ignored: Mapping[str, Names] = field(default_factory=dict)
     twins: tuple[tuple[str, ...], ...] = ()
+    as_of: datetime | None = None
 
     @property
     def work(self) -> int:
@@ -107,6 +109,10 @@ class Plan:
     def deletes_any(self, keys: Sequence[str]) -> bool:
         """Whether one of ``keys`` is deleted."""
         return bool(keys) and self.joined.count("entries", _DELETED & _among(keys)) > 0
+
+    def sample_of_deletions(self, most: int) -> list[str]:
+        """Keys of at most so many objects whose rows leave, chosen at random."""
+        return self.joined.sample("entries", most, self._deletions())
 
     def has_split(self, split: str) -> bool:
         """Whether a photo to featurize is of a split."""
@@ -332,7 +338,7 @@ def _moment(microseconds: int) -> datetime:
 def _to_batch(decided: Sequence[tuple[Entry, bool]]) -> pa.RecordBatch:
     """Entries, and whether each is a retry."""
     entries, retries = zip(*decided, strict=True)
-    return batch_of(entries).append_column(ENTRY_SCHEMA.field("retry"), pa.array(retries))
+    return entries_batch(entries).append_column(ENTRY_SCHEMA.field("retry"), pa.array(retries))
 
 
 def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime], bool]:

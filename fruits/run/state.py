@@ -45,6 +45,7 @@ class PlannedRun(Frozen):
         ignored: Objects that are none of ours, by the rule that ignores them.
         rules: Fingerprint of the rules for keys by which all rows are judged once the run is done; None when not all.
         events: Files of kept events that the run deals with (``fruits.run.events``).
+        as_of: The date of the source of the sweep (``fruits.run.sources``); None when the bucket was asked.
     """
 
     key: str
@@ -67,6 +68,7 @@ class PlannedRun(Frozen):
     ignored: Mapping[str, Names] = {}
     rules: str | None = None
     events: tuple[str, ...] = ()
+    as_of: datetime | None = None
 
     @property
     def model_id(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice, takewhile
 
 import pyarrow as pa
@@ -55,6 +56,7 @@ from fruits.run.manifest import write_manifest
 from fruits.run.pin import current_pin
 from fruits.run.reconciliation import Ignored, Plan, make_plan
 from fruits.run.request import RunRequest
+from fruits.run.sources import Source, TooOldError, catch_up, source_of
 from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings, public_uri
 from fruits.steps.prepare import with_backbone
@@ -103,7 +105,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))
-        events = kept_events(settings) if request.mode == "events" else KeptEvents(files_before(settings, request))
+        by_events, events = request.mode == "events", events_before(settings, request)
         request = or_sweep(request, events, base, backbone)
         stored = read_approvals(settings)
         reconciliation = reconcile(
@@ -118,6 +120,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             published=published,
             approvals=stored,
             event_keys=events.keys,
+            by_events=by_events,
+            by_listing=events.sweep,
         )
         undecided = reconciliation.decisions.undecided
         if not request.dry_run:
@@ -146,7 +150,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             approvals=reconciliation.decisions.approvals,
             ignored=reconciliation.plan.ignored,
             rules=rules_of_rows(settings, reconciliation),
-            events=() if reconciliation.plan.pending else events.files,
+            events=() if reconciliation.plan.pending or reconciliation.building or request.dry_run else events.files,
+            as_of=reconciliation.plan.as_of,
         )
         document.record(planned)
         _log(reconciliation, request)
@@ -157,9 +162,15 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     return planned
 
 
-def files_before(settings: Settings, request: RunRequest) -> tuple[str, ...]:
-    """The files of events that a sweep deals with: those that were there before it lists the bucket."""
-    return kept_files(settings) if request.sweeps(settings.prefix) and not request.dry_run else ()
+def events_before(settings: Settings, request: RunRequest) -> KeptEvents:
+    """The events that a run deals with: those that were there before it looks at the bucket.
+
+    A sweep that lists the bucket needs no keys. One by another source looks the keys up: the source may be older.
+    """
+    sweeps = request.sweeps(settings.prefix)
+    if request.mode == "events" or (sweeps and settings.listing != "list"):
+        return kept_events(settings)
+    return KeptEvents(kept_files(settings) if sweeps and not request.dry_run else ())
 
 
 def or_sweep(request: RunRequest, events: KeptEvents, base: Base, card: Card) -> RunRequest:
@@ -271,19 +282,23 @@ def reconcile(
     published: Sequence[Publication] = (),
     approvals: Sequence[Approval] = (),
     event_keys: Sequence[str] = (),
+    by_events: bool = False,
+    by_listing: bool = False,
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing but ``pairs``, which has to be empty.
 
     A run by ``event_keys``, or by the param ``keys``, looks up objects and rows of these keys. It lists nothing, and
-    so does not know what remains in the bucket.
+    so does not know what remains in the bucket. A run ``by_events`` may also be a sweep, see ``or_sweep``. A sweep
+    takes the objects from the source that the settings name, and looks ``event_keys`` up. It lists the bucket when
+    ``by_listing``, and under another backbone than the readers': these would lose what the source does not know yet.
 
     The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
     publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
     key, ``published`` and ``approvals`` are those of the lake.
 
     Raises:
-        FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
-            cannot be listed.
+        FruitsError: when there is no photo at all under the prefix (a run by events then has nothing to do), none of
+            the keys asked for exists, or the bucket cannot be listed.
     """
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
@@ -293,15 +308,20 @@ def reconcile(
         with phase("known"):
             pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id, keys))
     judged_by = base.publication.rules if base and not switching else None
+    prefix = listed_prefix(settings, request, new_backbone=switching)
+    source = source_of(settings, prefix) if keys is None and not switching and not by_listing else None
     comparison = Comparison(
         settings,
         covered,
         pairs,
         KeyRules.of(settings),
         judged_by,
-        listed_prefix(settings, request, new_backbone=switching),
+        prefix,
         phase,
         keys,
+        source,
+        event_keys,
+        may_be_empty=by_events,
     )
     plan = comparison.plan()
     check_keys(plan, request)
@@ -340,6 +360,10 @@ class Comparison:
         prefix: What of the bucket is listed.
         phase: Times a part of the work.
         keys: The keys that are looked up; None where the bucket is listed.
+        source: Where the objects come from when the bucket is not listed.
+        event_keys: Keys that are looked up beside a source.
+        may_be_empty: Whether a bucket without a photo is no error. An event may be about an object that is ignored, or
+            gone.
     """
 
     settings: Settings
@@ -350,40 +374,61 @@ class Comparison:
     prefix: str
     phase: Callable[[str], AbstractContextManager[None]]
     keys: Sequence[str] | None = None
+    source: Source | None = None
+    event_keys: Sequence[str] = ()
+    may_be_empty: bool = False
 
     def plan(self) -> Plan:
-        """The plan: by single keys, or by a listing, in ranges of keys where that shows the whole bucket.
+        """The plan: by single keys, by a source, or by a listing, in ranges of keys where that shows the whole bucket.
 
         Raises:
             FruitsError: when there never was a photo under the prefix.
         """
         if self.keys is not None:
             return replace(self._plan(looked_up_batches(self.settings, self.keys)), remaining=None)
+        if self.source and (plan := self._by_source(self.source)):
+            return plan
         if bounds := self._bounds():
             try:
                 plan = self._plan(listed_batches(self.settings, self.prefix, bounds))
             except UnorderedError as error:
                 log.info("plan: %s: %s; listed again in one pass", server_name(self.settings), error)
             else:
-                gone = [entry.key for entry in plan.entries(Action.DELETE, _MOST_LOOKED_FOR)]
-                gone = [key for key in gone if self.rules.ignore.rule_of(key) is None]
+                some = plan.sample_of_deletions(_MOST_LOOKED_FOR)
+                gone = [key for key in some if self.rules.ignore.rule_of(key) is None]
                 if not gone or not can_read_any(photo_store(self.settings), gone):
                     return plan
                 log.warning("plan: %s left out objects; listed again in one pass", server_name(self.settings))
         return self._plan(listed_batches(self.settings, self.prefix, ()))
+
+    def _by_source(self, source: Source) -> Plan | None:
+        """The plan by a source; None when listing the bucket is the quicker way to the truth."""
+        log.info("plan: the objects are those of %s", source)
+        if warning := source.warning(datetime.now(UTC)):
+            log.warning("plan: %s", warning)
+        try:
+            return replace(self._plan(source.objects(self.pairs), source.date), as_of=source.date)
+        except TooOldError as error:
+            log.warning("plan: %s: %s; the bucket is listed", source, error)
+            return None
 
     def _bounds(self) -> list[str]:
         """Keys that part the rows, and so most of the bucket, into ranges of the same size."""
         ranges = min(MOST_RANGES, self.pairs.rows["known"] // _FEWEST_OF_RANGE)
         return self.pairs.spread("known", self.prefix, ranges - 1) if ranges > 1 else []
 
-    def _plan(self, objects: Iterable[pa.RecordBatch]) -> Plan:
-        for name in ("listed", "entries"):
+    def _plan(self, objects: Iterable[pa.RecordBatch], date: datetime | None = None) -> Plan:
+        """The plan by these objects, which are as of ``date``, or of now."""
+        for name in ("listed", "corrected", "entries"):
             self.pairs.clear(name)
         ignored = Ignored.by(self.rules, self.request)
         with self.phase("list"):
             self.pairs.add("listed", ignored.others(objects))
-        if self.keys is None:
+            if date is not None:
+                catch_up(
+                    self.pairs, ignored, partial(looked_up_batches, self.settings), self.prefix, date, self.event_keys
+                )
+        if self.keys is None and not self.may_be_empty:
             check_photos_there(self.settings, self.request, self.pairs, ignored)
         with self.phase("plan"):
             return make_plan(

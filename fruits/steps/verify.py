@@ -184,7 +184,15 @@ def check_bucket(verified: Verified) -> Check:
     examples: list[str] = []
     with joined() as pairs:
         reconciliation = reconcile(
-            settings, request, pairs, lake, base, card, published=publications(lake), approvals=read_approvals(settings)
+            settings,
+            request,
+            pairs,
+            lake,
+            base,
+            card,
+            published=publications(lake),
+            approvals=read_approvals(settings),
+            by_listing=True,
         )
         for entry in reconciliation.plan.entries():
             if since is not None and entry.last_modified > since and entry.action != Action.DELETE:

@@ -87,6 +87,9 @@ def refusal_without(name: str) -> str:
         ("gets_in_flight", "0", "greater than or equal to 1"),
         ("gets_in_flight", "1000", "less than or equal to 256"),
         ("photos_per_task", "0", "greater than or equal to 1"),
+        ("bytes_per_task", "1", "greater than or equal to 1000000"),
+        ("chunk_photos", "1", "greater than or equal to 100"),
+        ("chunk_bytes", "1", "greater than or equal to 1000000"),
         ("max_components", "0", "greater than or equal to 1"),
         ("refit_drift", "0", "greater than 0"),
         ("refit_drift_rows", "1", "greater than or equal to 2"),
@@ -337,3 +340,26 @@ def test_sweeps_divide_a_day_and_no_alert_comes_before_the_next_one_is_due():
 @pytest.mark.parametrize("name", ["max_quarantined_share", "min_probe_ratio"])
 def test_the_reference_says_what_a_small_sample_is(name):
     assert f"fewer than {_LARGE_SAMPLE:,}" in str(Settings.model_fields[name].description)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"listing": "s3"}, r"FRUITS_LISTING is 's3': .*'list', 'inventory' or 'metadata'"),
+        ({"listing": "inventory"}, "FRUITS_INVENTORY is not set, and FRUITS_LISTING=inventory needs it"),
+        ({"listing": "metadata"}, "FRUITS_METADATA_TABLE is not set, and FRUITS_LISTING=metadata needs it"),
+        ({"inventory": "reports/daily"}, "FRUITS_INVENTORY is 'reports/daily': expected s3://bucket/prefix"),
+        ({"inventory": "s3://fruits/reports/daily"}, "FRUITS_INVENTORY: s3://fruits/reports/daily is among the photos"),
+        ({"metadata_table": "b_fruits.inventory"}, "FRUITS_METADATA_TABLE is 'b_fruits.inventory': "),
+    ],
+)
+def test_a_source_of_sweeps_has_to_be_complete(given, message):
+    with pytest.raises(FruitsError, match=message):
+        Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db", **given)
+
+
+def test_reports_may_lie_beside_the_photos_of_a_prefix():
+    settings = Settings.load(
+        lake="file:///lake", catalog_uri="sqlite:////c.db", prefix="photos/", inventory="s3://fruits/reports/daily/"
+    )
+    assert settings.inventory == "s3://fruits/reports/daily"

@@ -12,6 +12,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,6 +95,19 @@ def rds_account(proof: ModuleType, account: Any) -> Iterator[Any]:
     return other
 
 
+@pytest.fixture(scope="module")
+def by_source(proof: ModuleType, account: Any) -> Callable[[str], Any]:
+    """The same account with a further stack, whose parameter `Listing` has this value."""
+
+    @cache
+    def deployed(listing: str) -> Any:
+        other = proof.Account(account.endpoint)
+        other.deploy(proof.TEMPLATE.read_text(), f"by-{listing}", Name=f"by-{listing}", Listing=listing)
+        return other
+
+    return deployed
+
+
 def only(found: list[Any]) -> Any:
     assert len(found) == 1, found
     return found[0]
@@ -166,6 +181,68 @@ class TestBuckets:
         protected = json.loads((ROOT / "infra" / "stack-policy.json").read_text())["Statement"][1]
         assert protected["Effect"] == "Deny"
         assert f"LogicalResourceId/{bucket}" in protected["Resource"]
+
+
+class TestListing:
+    """What the parameter `Listing` adds."""
+
+    def test_a_listing_needs_nothing(self, rendered):
+        properties = rendered("PhotosBucket")
+        assert not {"InventoryConfigurations", "MetadataConfiguration"} & properties.keys()
+
+    def test_the_inventory_has_what_a_sweep_reads_and_may_write_its_reports(self, by_source, proof):
+        from fruits.photos import inventory
+
+        by_inventory = by_source("inventory")
+        photos, lake = by_inventory.outputs["PhotosBucket"], by_inventory.outputs["Lake"].split("/")[2]
+        report = only(proof.rendered("by-inventory", "PhotosBucket")["InventoryConfigurations"])
+        assert set(report["OptionalFields"]) == set(inventory._NEEDED.values()) - {"Key"}
+        assert (report["IncludedObjectVersions"], report["Destination"]["Format"]) == ("Current", "Parquet")
+        folder = f"s3://{lake}/{report['Destination']['Prefix']}/{photos}/{report['Id']}"
+        assert by_inventory.outputs["InventoryReports"] == folder
+        assert not folder.startswith(by_inventory.outputs["Lake"])
+        _, writes = proof.rendered("by-inventory", "LakeBucketPolicy")["PolicyDocument"]["Statement"]
+        assert (writes["Principal"], writes["Action"]) == ({"Service": "s3.amazonaws.com"}, "s3:PutObject")
+        assert writes["Resource"] == f"arn:aws:s3:::{lake}/inventory/*"
+        assert writes["Condition"]["ArnLike"] == {"aws:SourceArn": f"arn:aws:s3:::{photos}"}
+        expired = proof.rendered("by-inventory", "LakeBucket")["LifecycleConfiguration"]["Rules"][1]
+        assert (expired["Prefix"], expired["ExpirationInDays"]) == ("inventory/", 30)
+
+    def test_the_host_may_read_the_reports_and_without_the_statement_is_told_so(self, by_source, proof, tmp_path):
+        from fruits.errors import DeniedError
+        from fruits.run.sources import source_of
+        from fruits.settings import Settings
+        from fruits.stores import open_store
+        from tests.sources import Version, write_report
+
+        by_inventory = by_source("inventory")
+        folder, photos = by_inventory.outputs["InventoryReports"], by_inventory.outputs["PhotosBucket"]
+        objects = [Version("Training/Kiwi/1.jpg", "one", datetime(2026, 11, 1, tzinfo=UTC))]
+        sources = {"listing": "inventory", "inventory": folder}
+
+        with proof.as_host(by_inventory, tmp_path):
+            with proof.unjudged():
+                store = open_store(Settings.load(), "/".join(folder.split("/")[:3]))
+                path = "/".join(folder.split("/")[3:])
+                write_report(store, path, objects, datetime(2026, 11, 2, tzinfo=UTC), bucket=photos)
+            source = source_of(Settings.load(**sources), "")
+            assert sum(batch.num_rows for batch in source.batches) == 1
+            statement = only(by_inventory.statements("inventory"))
+            by_inventory.set_statements([{**statement, "Resource": "arn:aws:s3:::elsewhere/*"}], "inventory")
+            with pytest.raises(DeniedError, match="s3:GetObject on arn:aws:s3:::.*/inventory/"):
+                source_of(Settings.load(**sources), "")
+
+    def test_the_live_inventory_table_is_kept_and_the_host_may_read_it(self, by_source, proof):
+        by_metadata = by_source("metadata")
+        table = proof.rendered("by-metadata", "PhotosBucket")["MetadataConfiguration"]
+        assert table["InventoryTableConfiguration"] == {"ConfigurationState": "ENABLED"}
+        assert table["JournalTableConfiguration"]["RecordExpiration"] == {"Expiration": "ENABLED", "Days": 7}
+        arn = "arn:aws:s3tables:us-east-1:123456789012:bucket/aws-s3"
+        assert by_metadata.outputs["MetadataTable"] == arn
+        find, read = by_metadata.statements("metadata")
+        assert (find["Action"], find["Resource"]) == ("s3tables:GetTableBucket", arn)
+        assert read["Action"] == ["s3tables:GetTable", "s3tables:GetTableData", "s3tables:GetTableMetadataLocation"]
+        assert read["Resource"] == f"{arn}/table/*"
 
 
 class TestEvents:

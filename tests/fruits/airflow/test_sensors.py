@@ -143,6 +143,29 @@ def deferral(sensor: Any, **params: Any) -> Any:
     return raised.value
 
 
+def append_a_row(lake: Settings) -> None:
+    """Put a row of a refused photo into the tables."""
+    row = {
+        "key": "Training/Apple/1.jpg", "etag": "e", "size": 1, "last_modified": datetime.now(UTC),
+        "model_id": "m", "reason": "empty", "detail": "0 bytes", "run_id": "r",
+    }  # fmt: skip
+    Lake.open(lake).table("quarantine").append(pa.Table.from_pylist([row], schema=QUARANTINE.schema))
+
+
+def test_a_sweep_by_an_inventory_lists_nothing(
+    sensors: Any, put: Callable[..., None], bucket: str, lake: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from botocore.client import BaseClient
+
+    put("Training/Apple/1.jpg")
+    append_a_row(lake)
+    monkeypatch.setenv("FRUITS_LISTING", "inventory")
+    monkeypatch.setenv("FRUITS_INVENTORY", "s3://reports/fruits/daily")
+    monkeypatch.setattr(BaseClient, "_make_api_call", lambda self, name, _: pytest.fail(f"the sensor asked: {name}"))
+    present_sensor(sensors, bucket).execute(run_params())
+    settled_sensor(sensors, bucket).execute(run_params())
+
+
 class TestPhotosPresent:
     def test_goes_on_when_there_is_a_photo(self, sensors: Any, bucket: str, put: Callable[..., None]) -> None:
         put("Training/Apple/1.jpg")
@@ -212,12 +235,7 @@ class TestPhotosPresent:
 
     def test_goes_on_when_the_last_photo_was_removed(self, sensors: Any, bucket: str, lake: Settings) -> None:
         """Its row is still there, and removing it is work."""
-        row = {
-            "key": "Training/Apple/1.jpg", "etag": "e", "size": 1, "last_modified": datetime.now(UTC),
-            "model_id": "m", "reason": "empty", "detail": "0 bytes", "run_id": "r",
-        }  # fmt: skip
-        rows = pa.Table.from_pylist([row], schema=QUARANTINE.schema)
-        Lake.open(lake).table("quarantine").append(rows)
+        append_a_row(lake)
         present_sensor(sensors, bucket, "Training/").execute(run_params(prefix="Training/"))
         deferral(present_sensor(sensors, bucket, "Test/"))
 

@@ -2,26 +2,28 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from typing import Any
 
 import numpy as np
 import pytest
+from obstore.store import MemoryStore
 
 from fruits.analysis.gates import Gate
 from fruits.analysis.pca import components_asked
+from fruits.errors import FruitsError
 from fruits.lake.approvals import read_approvals
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import Publication, current_base, publish
 from fruits.photos.entry import Action
 from fruits.photos.listing import listed_batches
-from fruits.run import events
+from fruits.run import events, sources
 from fruits.run.documents import run_store
 from fruits.run.events import Burst, keep, kept_files
 from fruits.run.lease import release_lease
-from fruits.run.manifest import Manifest, entries_of
+from fruits.run.manifest import StoredManifest
 from fruits.run.pin import set_pin
 from fruits.run.request import RunRequest, resolve_request
 from fruits.run.state import PlannedRun
@@ -31,12 +33,14 @@ from fruits.steps.plan import plan_run
 from fruits.steps.prepare import prepare
 from tests.misbehaving import StandIn, misbehaving_server
 from tests.runs import MODEL_ID, card
+from tests.sources import Version, write_report
 
 DATA = b"a photo"
 ETAG = md5(DATA, usedforsecurity=False).hexdigest()
 KIWIS = [f"train/Kiwi/{number:03}.jpg" for number in range(100)]
 FIGS = [f"test/Fig/{number}.jpg" for number in range(4)]
 LIST = ("GET", "")
+NOW = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)  # of the rows
 
 
 @dataclass
@@ -62,8 +66,8 @@ class Place:
 
     def actions(self, planned: PlannedRun) -> dict[str, Action]:
         """The manifest of a run: action by key."""
-        manifest = Manifest.read(run_store(self.settings, planned.key), planned.manifest)
-        return {entry.key: entry.action for batch in manifest.table.to_batches() for entry in entries_of(batch)}
+        manifest = StoredManifest(run_store(self.settings, planned.key), planned.manifest)
+        return {row["key"]: Action(row["action"]) for row in manifest.columns("key", "action").to_pylist()}
 
     def publish(self, **changed: Any) -> Publication:
         """A publication of the same rows."""
@@ -220,12 +224,46 @@ class TestSweepsInstead:
         assert place.actions(planned) == {"train/Kiwi/a.jpg": Action.CREATE}
         assert (planned.request.mode, planned.remaining, planned.events) == ("reconcile", 0, (file,))
 
+    @pytest.mark.parametrize("key", ["labels.csv", "train/Kiwi/gone.jpg"])
+    def test_an_event_about_no_photo_is_forgotten_while_there_is_no_photo_at_all(
+        self, place: Place, tmp_path: Any, key: str
+    ) -> None:
+        new = {"lake": f"file://{tmp_path}/new", "catalog_uri": f"sqlite:///{tmp_path}/new.db"}
+        place.settings = Settings.load(s3_endpoint=place.settings.s3_endpoint, **new)
+        place.server.objects.clear()
+        place.server.objects["labels.csv"] = DATA
+        Lake.open(place.settings)
+        place.event(key)
+        assert not place.plan().work
+        assert kept_files(place.settings) == ()
+        with pytest.raises(FruitsError, match="no objects there but 1 that FRUITS_IGNORE leaves out"):
+            place.plan("manual")
+
     def test_a_new_backbone_is_built_by_sweeps(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
         place.event(KIWIS[0])
         planned = place.plan()
         assert LIST in place.asked_for
-        assert (planned.counts["create"], planned.building) == (104, False)
+        assert (planned.counts["create"], planned.building, len(planned.events)) == (104, False, 1)
+
+    @pytest.mark.parametrize("built", [False, True])
+    def test_events_stay_while_a_new_backbone_is_built_or_waits_for_an_approval(
+        self, place: Place, fake_run: Any, monkeypatch: pytest.MonkeyPatch, built: bool
+    ) -> None:
+        """Readers keep their backbone, under which no publication has the photos of the events."""
+        monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
+        place.settings = place.settings.model_copy(update={"approval_rows": 10})
+        if built:
+            run = fake_run(place.settings)
+            common = run._common
+            run._common = lambda key, model: {**common(key, model), "etag": ETAG}
+            generator = np.random.default_rng(8)
+            run.write({key: generator.random(4, dtype=np.float32) for key in KIWIS + FIGS}, "mobile-1")
+            run.publish(MODEL_ID, current_base(Lake.open(place.settings)).publication.pca_id)
+        place.event(KIWIS[0])
+        planned = place.plan("manual")
+        assert (planned.building, planned.work, planned.events) == (True, not built, ())
+        assert len(kept_files(place.settings)) == 1
 
     def test_a_sweep_forgets_the_events_that_were_there_before_it_listed(
         self, place: Place, monkeypatch: pytest.MonkeyPatch
@@ -305,3 +343,69 @@ def test_prepare_asks_for_a_photo_of_the_keys_and_lists_nothing(place: Place, mo
     place.server.requests.clear()
     prepare(place.settings, RunRequest(prefix="", keys=(KIWIS[6],)))
     assert place.asked_for == [("GET", KIWIS[6])]
+
+
+class TestByAnInventory:
+    """A sweep by a report lists nothing, and the keys of events make up for what the report does not know."""
+
+    DATE = NOW + timedelta(hours=1)
+
+    @pytest.fixture
+    def reports(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> Any:
+        store = MemoryStore()
+        monkeypatch.setattr(sources, "open_store", lambda *_: store)
+        changed = {"listing": "inventory", "inventory": "s3://reports/fruits/daily"}
+        place.settings = place.settings.model_copy(update=changed)
+        objects = [Version(key, ETAG, NOW) for key in KIWIS + FIGS]
+
+        def report(*more: str, date: datetime = self.DATE) -> None:
+            write_report(store, "fruits/daily", [*objects, *(Version(key, ETAG, NOW) for key in more)], date)
+
+        report()
+        return report
+
+    def test_nothing_is_asked_for_when_nothing_changed(self, place: Place, reports: Any) -> None:
+        planned = place.plan("scheduled")
+        assert (place.asked_for, planned.work, planned.as_of) == ([], False, self.DATE)
+        assert planned.counts["unchanged"] == 104
+
+    def test_the_keys_of_events_are_looked_up_and_no_others(self, place: Place, reports: Any) -> None:
+        late, gone = "train/Kiwi/late.jpg", "train/Kiwi/gone.jpg"
+        place.server.objects[late] = DATA
+        reports(gone, date=self.DATE + timedelta(days=1))
+        file = place.event(late)
+        planned = place.plan("scheduled")
+        assert place.actions(planned) == {late: Action.CREATE}
+        assert place.asked_for == [("HEAD", ""), ("HEAD", gone), ("HEAD", late)]
+        assert planned.events == (file,)
+
+    def test_too_many_events_have_the_bucket_listed(
+        self, place: Place, reports: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(events, "MOST_KEYS", 1)
+        place.server.objects["train/Kiwi/late.jpg"] = DATA
+        place.event("train/Kiwi/late.jpg", KIWIS[0])
+        planned = place.plan("scheduled")
+        assert (place.asked_for, planned.as_of) == ([LIST], None)
+        assert place.actions(planned) == {"train/Kiwi/late.jpg": Action.CREATE}
+
+    def test_a_new_backbone_has_the_bucket_listed(
+        self, place: Place, reports: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
+        planned = place.plan("scheduled")
+        assert LIST in place.asked_for
+        assert (planned.counts["create"], planned.as_of) == (104, None)
+
+    def test_a_report_without_photos_has_the_bucket_listed(self, place: Place, reports: Any) -> None:
+        place.settings = place.settings.model_copy(update={"prefix": "train/Plum/"})
+        with pytest.raises(FruitsError, match="no objects there"):
+            place.plan("scheduled")
+        assert place.asked_for == [LIST]
+
+    def test_an_old_report_is_warned_of(self, place: Place, reports: Any, caplog: pytest.LogCaptureFixture) -> None:
+        place.plan("scheduled")
+        assert "S3 Inventory as of 2026-11-22 10:30 UTC" in caplog.text
+        assert ("days ago: what changed since is found by events only" in caplog.text) == (
+            datetime.now(UTC) - self.DATE > timedelta(days=2)
+        )
