@@ -352,9 +352,7 @@ class Lake:
         files in memory, decoded, several at once.
         """
         scan = self.scan(name, snapshot_id, columns, **equal)
-        names = [field.name for field in scan.projection().fields]
-        for rows in scanned_batches(scan, self._tasks(name, scan, since), keys=keys, by=by, **equal):
-            yield _with_columns(rows, name, names)
+        yield from scanned_batches(scan, self._tasks(name, scan, since), keys=keys, by=by, **equal)
 
     def state(self, name: TableName) -> TableState:
         """A table's refs and snapshots."""
@@ -577,15 +575,15 @@ def scanned_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of files of a scan whose column ``by`` is among sorted ``keys``, and of values ``equal`` only.
 
-    Rows of a file that is older than a column lack the column.
-    ``Lake.batches`` says how much memory that takes.
+    Columns that came after a file are null. ``Lake.batches`` says how much memory that takes.
     """
     import pyarrow.compute as pc
     from pyiceberg.expressions import AlwaysTrue
-    from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files
+    from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files, schema_to_pyarrow
 
     fields = scan.projection().fields
     names = [field.name for field in fields]
+    types = {field.name: field.type for field in schema_to_pyarrow(scan.projection())}
     small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
     holding = _holding(list(tasks), scan.projection(), keys, by)
     deletes = _read_all_delete_files(scan.io, holding)
@@ -599,8 +597,10 @@ def scanned_batches(
                 live = live.filter(pc.equal(live[column], value))
             if keys is not None:
                 live = live.filter(pc.is_in(live[by], pa.array(keys, pa.string())))
+            for column in types.keys() - {*live.schema.names}:
+                live = live.append_column(column, pa.nulls(live.num_rows, types[column]))
             if live.num_rows:
-                yield live.select([column for column in names if column in live.schema.names])
+                yield live.select(names)
 
 
 def _is_older(properties: Mapping[str, str]) -> bool:
@@ -659,15 +659,6 @@ def _rows(
         for rows in file.iter_batches(_BATCH_ROWS, row_groups=[number], columns=columns):
             yield place, rows
             place += rows.num_rows
-
-
-def _with_columns(rows: pa.RecordBatch, name: TableName, columns: Sequence[str]) -> pa.RecordBatch:
-    """Columns of a file's rows; those that the table got after the file was written are null."""
-    types = next(definition.schema for definition in TABLES if definition.name == name)
-    for column in columns:
-        if column not in rows.schema.names:
-            rows = rows.append_column(column, pa.nulls(rows.num_rows, types.field(column).type))
-    return rows.select(columns)
 
 
 def _group_bounds(group: "pq.RowGroupMetaData", by: str) -> tuple[str | None, str | None]:

@@ -61,6 +61,7 @@ class Plan:
         ignored: Objects that are none of ours, by rule.
         twins: Groups of labels that are probably the same (``twin_labels``).
         as_of: The date of the source that showed the objects; None when they were listed or looked up.
+        repeated: Rows beyond the first of each key that has an entry.
     """
 
     joined: Joined
@@ -73,6 +74,7 @@ class Plan:
     ignored: Mapping[str, Names] = field(default_factory=dict)
     twins: tuple[tuple[str, ...], ...] = ()
     as_of: datetime | None = None
+    repeated: int = 0
 
     @property
     def work(self) -> int:
@@ -226,10 +228,13 @@ def make_plan(
     decided = same_rules and request.mode == "reconcile"
     sorter = _Sorter(rules, request, rereading)
     joined.add("entries", sorter.entries(joined.pairs(prefix, changed=decided)))
+    repeated = joined.drop_repeated()
     counts, labels = sorter.counts, set(sorter.labels)
+    for action, number in repeated.items():
+        counts[Action(action)] -= number
     if decided:
         in_scope = _covered(request)
-        counts[Action.UNCHANGED] += joined.count("listed", in_scope) - sorter.objects
+        counts[Action.UNCHANGED] += joined.count("listed", in_scope) - sorter.objects + repeated[Action.UPDATE]
         before = joined.by_label("known", in_scope)
         labels |= {label for label, number in before.items() if number > sorter.rows_by_label[label]}
     bound = _last_within(joined, request.limit)
@@ -246,6 +251,7 @@ def make_plan(
         unknown_keys=_unknown(joined, request.keys, rules.ignore),
         ignored=dict(sorted(ignored.by_rule.items())),
         twins=twin_labels(label for label in labels if label),
+        repeated=repeated.total(),
     )
 
 

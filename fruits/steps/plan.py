@@ -21,6 +21,7 @@ from fruits.lake.publication import (
     Base,
     Publication,
     current_base,
+    in_full,
     publications,
     readers_base,
 )
@@ -327,7 +328,7 @@ def reconcile(
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, pairs.rows["known"], readers, switching, None, request, Decisions())
-    rows = pairs.rows["known"] if keys is None else base.publication.rows
+    rows = (pairs.rows["known"] if keys is None else base.publication.rows) - plan.repeated
     other_work = work_without_photos(lake, base, card, request, settings, plan, published) if rows else None
     plan, decisions = Review(
         settings, request, lake, base, card, pairs, run, published, approvals, switching, other_work, keys
@@ -706,20 +707,20 @@ def work_without_photos(
                 "pca_statistics", published.snapshots["pca_statistics"], ("n",), model_id=card.model_id
             )
             fitted, now = (sum(rows["n"].to_pylist()) for rows in (models, statistics))
-            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(publications, settings):
+            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(lake, publications, settings):
                 return "runs that looked up single keys left open whether the PCA is fitted again"
     return None
 
 
-def _drifted_since_a_sweep(published: Sequence[Publication], settings: Settings) -> bool:
+def _drifted_since_a_sweep(lake: Lake, published: Sequence[Publication], settings: Settings) -> bool:
     """Whether the photos of the newest runs that could not decide about a refit have drifted, taken together.
 
     Each run measured its own photos, and these are often too few to show a drift: the mean over all photos counts.
     """
-    undecided = takewhile(lambda publication: publication.remaining is None, reversed(published))
+    undecided = list(takewhile(lambda publication: publication.remaining is None, reversed(published)))[::-1]
     found = [
         (_featurized(publication), gate.value)
-        for publication in undecided
+        for publication in in_full(lake.table("publications"), undecided)
         if publication.made_by_run
         for gate in publication.gates
         if gate.name == "drift" and gate.value is not None
