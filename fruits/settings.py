@@ -255,16 +255,20 @@ class Settings(DagSettings):
     gets_in_flight: int = Field(default=16, ge=1, le=256, description="Concurrent GETs of each Spark core.")
     photos_per_task: int = Field(default=2_000, ge=1, description="Most photos that one Spark task featurizes.")
     bytes_per_task: int = Field(
-        default=2_000_000_000, ge=1, description="Most bytes of photos that one Spark task featurizes, on average."
+        default=2_000_000_000,
+        ge=1_000_000,
+        description="Most bytes of photos that one Spark task featurizes, on average; at least 1,000,000.",
     )
     chunk_photos: int = Field(
         default=20_000,
-        ge=1,
-        description="Most photos of a chunk, for each Spark core. `featurize` commits its rows chunk by chunk; a retry "
-        "goes on after the last chunk.",
+        ge=100,
+        description="Most photos of a chunk, for each Spark core; at least 100. `featurize` commits its rows chunk by "
+        "chunk; a retry goes on after the last chunk.",
     )
     chunk_bytes: int = Field(
-        default=20_000_000_000, ge=1, description="Most bytes of photos of a chunk, for each Spark core."
+        default=20_000_000_000,
+        ge=1_000_000,
+        description="Most bytes of photos of a chunk, for each Spark core; at least 1,000,000.",
     )
     executor_seconds: int = Field(
         default=300, ge=1, description="How long a job waits for a cluster to give it an executor, in seconds."

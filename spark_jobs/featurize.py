@@ -77,7 +77,8 @@ def featurize(job: Job) -> None:
 def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, total: int) -> Done:
     """Featurize a chunk's photos once, count, then write; ``before`` of the run's ``total`` photos are done.
 
-    A photo that can't be read is quarantined or unread, and stops nothing. The rows of an unread photo stay.
+    A photo that can't be read is quarantined or unread, and stops nothing. The rows of an unread photo stay. So new
+    rows come before old rows leave: a retry may not be able to read a photo that a killed attempt has read.
     """
     photos = chunk.photos
     if not len(photos):
@@ -90,9 +91,10 @@ def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, 
             counts = count_outcomes(outcomes)
         unread, example = unread_of(job, outcomes, counts, witnesses)
         entries = less_unread(job, chunk.entries, unread)
-        remove_replaced(job, entries)
         with job.phase("write"):
             write_outcomes(job, outcomes, counts)
+        remove_replaced(job, entries)
+        with job.phase("write"):
             keep_unread(job, entries)
     finally:
         outcomes.unpersist()

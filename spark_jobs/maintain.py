@@ -85,7 +85,9 @@ def compact(job: MaintenanceJob, base: Base, upkeep: Upkeep) -> Snapshots:
         drop_unneeded(job.tables, upkeep)
         for name in upkeep.to_compact:
             rewrite(job.tables, DEFINITIONS[name], rewrite_all=job.planned.request.rewrite_all)
-            drop_dangling_deletes(job.tables, name)
+        for name, snapshot in base.snapshots.items():
+            if job.lake.head(name, job.tables.writer.branch) != snapshot:  # dropped files leave their deletes behind
+                drop_dangling_deletes(job.tables, name)
     compacted = heads(job, base)
     if not hashes_are_due(job.lake, compacted):
         return compacted

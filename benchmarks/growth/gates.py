@@ -29,7 +29,7 @@ from fruits.lake.publication import Base, Publication, current_base, publication
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, TableDefinition
 from fruits.photos.entry import Action, Entry
 from fruits.run.documents import RunDocuments, run_store, task_document
-from fruits.run.manifest import batch_of, write_manifest
+from fruits.run.manifest import entries_batch, write_manifest
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
@@ -133,7 +133,7 @@ def run_of(settings: Settings, size: int, session: Any) -> Job:
         for name in DATA_TABLES:
             start_branch(lake, name, writer.branch, base.snapshots[name])
         write(lake, writer, pca_id, range(size, size + NEW), "r")
-        write_manifest(run_store(settings, "r"), [batch_of([entry(number) for number in range(size, size + NEW)])])
+        write_manifest(run_store(settings, "r"), [entries_batch([entry(number) for number in range(size, size + NEW)])])
     tables = Tables(session, lake, writer)
     if hashes_are_due(lake, base.snapshots):
         write_hashes(tables, base.snapshots["features"])

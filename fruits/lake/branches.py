@@ -145,7 +145,10 @@ def check_lineage(lake: Lake, name: TableName, head: int, base: int, writer: Wri
 
 
 def is_append(table: "Table", base: int, head: int) -> bool:
-    """Whether all snapshots after ``base`` up to ``head`` only appended rows, or deleted single rows of other files."""
+    """Whether all snapshots after ``base`` up to ``head`` only appended rows, or deleted single rows.
+
+    The deleted rows may be among the appended ones where several attempts wrote: see ``attempts_since``.
+    """
     snapshot_id: int | None = head
     while snapshot_id != base:
         snapshot = table.snapshot_by_id(snapshot_id) if snapshot_id is not None else None
@@ -157,6 +160,17 @@ def is_append(table: "Table", base: int, head: int) -> bool:
             return False
         snapshot_id = snapshot.parent_snapshot_id
     return True
+
+
+def attempts_since(table: "Table", base: int, head: int) -> set[str | None]:
+    """The attempts that wrote the snapshots after ``base`` up to ``head``; None for a snapshot that names none."""
+    attempts: set[str | None] = set()
+    snapshot = table.snapshot_by_id(head)
+    while snapshot is not None and snapshot.snapshot_id != base:
+        attempts.add(snapshot.summary[ATTEMPT_PROPERTY] if snapshot.summary else None)
+        parent = snapshot.parent_snapshot_id
+        snapshot = table.snapshot_by_id(parent) if parent is not None else None
+    return attempts
 
 
 def advance_main(lake: Lake, name: TableName, *, expected: int, target: int) -> None:
@@ -172,8 +186,9 @@ def drop_run_branches(lake: Lake, run: str) -> None:
     """Remove the branches of all attempts of a run from all tables; their snapshots stay until they expire."""
     from pyiceberg.table.update import RemoveSnapshotRefUpdate
 
-    for definition in TABLES:
-        table = lake.table(definition.name)
+    there = lake.names()
+    for name in (definition.name for definition in TABLES if definition.name in there):
+        table = lake.table(name)
         branches = [ref for ref in table.metadata.refs if run_of_branch(ref) == run]
         if branches:
             _commit(lake, table, (), tuple(RemoveSnapshotRefUpdate(ref_name=branch) for branch in branches))

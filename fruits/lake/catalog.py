@@ -299,25 +299,18 @@ class Lake:
         name: TableName,
         snapshot_id: int | None,
         columns: Sequence[str] = ("*",),
-        *,
-        first_key: str | None = None,
-        last_key: str | None = None,
         **equal: str,
     ) -> "DataScan":
         """A scan of a table at a snapshot (None: now), of the rows where each column in ``equal`` has that value.
-
-        With ``first_key`` and ``last_key`` of the rows whose keys are in between, both included.
 
         A snapshot of an earlier release lacks columns that were added since; the scan leaves those out.
 
         Raises:
             FruitsError: when the snapshot has expired.
         """
-        from pyiceberg.expressions import AlwaysTrue, And, EqualTo, GreaterThanOrEqual, LessThanOrEqual
+        from pyiceberg.expressions import AlwaysTrue, And, EqualTo
 
         condition: Any = AlwaysTrue()
-        if first_key is not None and last_key is not None:
-            condition = And(GreaterThanOrEqual("key", first_key), LessThanOrEqual("key", last_key))
         for column, value in equal.items():
             condition = And(condition, EqualTo(column, value))
         table = self.table(name)
@@ -334,7 +327,7 @@ class Lake:
         columns: Sequence[str] = ("*",),
         **equal: str,
     ) -> pa.Table:
-        """The rows of a ``scan``, all of them in memory; ``equal`` may have the bounds of keys too."""
+        """The rows of a ``scan``, all of them in memory."""
         return self.scan(name, snapshot_id, columns, **equal).to_arrow()
 
     def batches(
@@ -582,14 +575,15 @@ def scanned_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of files of a scan whose column ``by`` is among sorted ``keys``, and of values ``equal`` only.
 
-    ``Lake.batches`` says how much memory that takes.
+    Columns that came after a file are null. ``Lake.batches`` says how much memory that takes.
     """
     import pyarrow.compute as pc
     from pyiceberg.expressions import AlwaysTrue
-    from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files
+    from pyiceberg.io.pyarrow import _combine_positional_deletes, _read_all_delete_files, schema_to_pyarrow
 
     fields = scan.projection().fields
     names = [field.name for field in fields]
+    types = {field.name: field.type for field in schema_to_pyarrow(scan.projection())}
     small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
     holding = _holding(list(tasks), scan.projection(), keys, by)
     deletes = _read_all_delete_files(scan.io, holding)
@@ -603,6 +597,8 @@ def scanned_batches(
                 live = live.filter(pc.equal(live[column], value))
             if keys is not None:
                 live = live.filter(pc.is_in(live[by], pa.array(keys, pa.string())))
+            for column in types.keys() - {*live.schema.names}:
+                live = live.append_column(column, pa.nulls(live.num_rows, types[column]))
             if live.num_rows:
                 yield live.select(names)
 

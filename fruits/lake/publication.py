@@ -30,7 +30,7 @@ from fruits.lake.branches import (
     start_branch,
     verified_head,
 )
-from fruits.lake.catalog import RUN_PROPERTY, Lake
+from fruits.lake.catalog import RUN_PROPERTY, Lake, check_snapshot
 from fruits.lake.counters import Counters, RowCount
 from fruits.lake.schemas import DATA_TABLES, PUBLICATIONS, TableName
 
@@ -47,6 +47,7 @@ _REWRITE = "replace"  # Iceberg's word for a snapshot with the rows of the one b
 _REPEATING = ("rollback__", "maintenance__")  # starts of run ids
 _SETTLE_TRIES = 10
 _MOST_FILES = 50  # of `publications`: a reader opens every file
+_FINDINGS = ("gates", "counters")  # The columns that grow with the gates and the labels: thousands of values in a row.
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Publication:
 
     ``rules`` is the fingerprint of the rules for keys by which all rows under ``model_id`` were judged; None when that
     is not known.
-    ``counters`` counts the rows of all backbones; None when an earlier release published, or there are no rows.
+    ``counters`` counts the rows of all backbones; None when an earlier release published, there are no rows, or the
+    row is so old that its counters were dropped.
     """
 
     sequence: int
@@ -110,9 +112,8 @@ class Base:
 
 
 def publications(lake: Lake, snapshot_id: int | None = None) -> list[Publication]:
-    """All publications at a snapshot (None: now), the oldest first; rows of another program are left out."""
-    at = own_head(lake.table("publications")) if snapshot_id is None else snapshot_id
-    return with_newer_tables(lake, _in_order(lake.read("publications", at)))
+    """All publications at a snapshot (None: now), as ``publications_of`` reads them."""
+    return with_newer_tables(lake, publications_of(lake.table("publications"), snapshot_id))
 
 
 def with_newer_tables(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
@@ -129,9 +130,44 @@ def _there(lake: Lake, names: Sequence[TableName]) -> list[TableName]:
     return [name for name in names if name in there]
 
 
-def publications_of(table: "Table") -> list[Publication]:
-    """All publications in ``table``, which need not be in a catalog; the oldest first."""
-    return _in_order(table.scan(snapshot_id=own_head(table)).to_arrow())
+def publications_of(table: "Table", snapshot_id: int | None = None) -> list[Publication]:
+    """All publications in ``table``, which need not be in a catalog; the oldest first.
+
+    Rows of another program are left out. The newest publication alone has its gates and counters: there may be one a
+    minute. ``in_full`` reads those of others.
+    """
+    at = own_head(table) if snapshot_id is None else snapshot_id
+    rows = _read(table, at, without=_FINDINGS).to_pylist()
+    published = sorted(map(_from_row, rows), key=lambda publication: publication.sequence)
+    return [*published[:-1], *in_full(table, published[-1:], at)]
+
+
+def in_full(table: "Table", published: Sequence[Publication], snapshot_id: int | None = None) -> list[Publication]:
+    """Some publications with their gates and counters; they follow one another in ``table``, the oldest first."""
+    if not published:
+        return []
+    at = own_head(table) if snapshot_id is None else snapshot_id
+    rows = _read(table, at, first=published[0].sequence, last=published[-1].sequence).to_pylist()
+    found = {row["sequence"]: _from_row(row) for row in rows}
+    findings = [found[publication.sequence] for publication in published]
+    return [
+        replace(publication, gates=full.gates, counters=full.counters)
+        for publication, full in zip(published, findings, strict=True)
+    ]
+
+
+def _read(
+    table: "Table", at: int, *, without: Sequence[str] = (), first: int | None = None, last: int | None = None
+) -> pa.Table:
+    """Rows of ``publications`` at a snapshot without some columns: those from a first sequence to a last one."""
+    from pyiceberg.expressions import AlwaysTrue, And, GreaterThanOrEqual, LessThanOrEqual
+
+    snapshot = check_snapshot(table, at)
+    schema = table.schema() if snapshot.schema_id is None else table.schemas()[snapshot.schema_id]
+    columns = tuple(field.name for field in schema.fields if field.name not in without)
+    from_first = AlwaysTrue() if first is None else GreaterThanOrEqual("sequence", first)
+    to_last = AlwaysTrue() if last is None else LessThanOrEqual("sequence", last)
+    return table.scan(And(from_first, to_last), columns, snapshot_id=at).to_arrow()
 
 
 def own_head(table: "Table") -> int:
@@ -165,10 +201,6 @@ def _is_rewrite(snapshot: "Snapshot") -> bool:
     return snapshot.summary is not None and getattr(snapshot.summary["operation"], "value", None) == _REWRITE
 
 
-def _in_order(rows: pa.Table) -> list[Publication]:
-    return sorted((_from_row(row) for row in rows.to_pylist()), key=lambda publication: publication.sequence)
-
-
 def current_base(lake: Lake) -> Base:
     """The current publication; completes a publication that was interrupted after its commit.
 
@@ -181,7 +213,7 @@ def current_base(lake: Lake) -> Base:
     """
     for _ in range(_SETTLE_TRIES):
         # Read before the publications: see _settle.
-        mains = {name: _main_of(lake.table(name), name) for name in DATA_TABLES}
+        mains = {name: _main_of(lake.table(name), name) for name in _there(lake, DATA_TABLES)}
         head = _put_back_publications(lake)
         published = publications(lake, head)
         base = Base(published[-1] if published else _before_all(lake), head)
@@ -257,16 +289,29 @@ def _conflict(run_id: str | None, cause: str = "another run published") -> Confl
 
 
 def _add_row(lake: Lake, writer: Writer, start: int, publication: Publication) -> None:
-    """Append the row. At ``_MOST_FILES`` files, rewrite all rows into one file, because readers open every file."""
+    """Append the row. At ``_MOST_FILES`` files, rewrite all rows into one file, because readers open every file.
+
+    Then as many of the newest rows keep their counters. A run after a rollback to an older one counts all rows anew.
+    """
     rows = _with_known_columns(lake, _to_rows(publication))
-    snapshot = lake.table("publications").snapshot_by_id(start)
+    table = lake.table("publications")
+    snapshot = table.snapshot_by_id(start)
     files = int((snapshot.summary or {})["total-data-files"]) if snapshot else 0
     if files < _MOST_FILES:
         commit_rows(lake, "publications", lambda change: change.append(rows, **writer.commit), branch=writer.branch)
         return
-    earlier = pa.Table.from_pylist(lake.read("publications", start).to_pylist(), schema=rows.schema)
-    together = pa.concat_tables([earlier, rows])
+    recent = publication.sequence - _MOST_FILES
+    old, new = _read(table, start, without=("counters",), last=recent - 1), _read(table, start, first=recent)
+    together = pa.concat_tables([_as(old, rows.schema), _as(new, rows.schema), rows])
     commit_rows(lake, "publications", lambda change: change.overwrite(together, **writer.commit), branch=writer.branch)
+
+
+def _as(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Rows with the columns and types of a schema; columns that the rows lack are null."""
+    for field in schema:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return rows.select(schema.names).cast(schema)
 
 
 def readable(lake: Lake, published: Sequence[Publication]) -> list[Publication]:
@@ -298,16 +343,17 @@ def roll_back(lake: Lake, wanted: str, *, base: Base | None = None, now: datetim
         return base.publication
     moment = now or datetime.now(UTC)
     sequence = base.publication.sequence + 1
+    (full,) = in_full(lake.table("publications"), [chosen])
     row = replace(
-        chosen,
+        full,
         sequence=sequence,
         publication_id=publication_id(sequence, chosen.snapshots),
         run_id=f"rollback__{moment.isoformat()}",
         published_at=moment,
         approvals=(),
     )
-    for name in DATA_TABLES:  # else maintenance might expire the snapshots before the row is committed
-        change_refs(lake, name, {publication_tag(sequence): row.snapshots[name]}, {})
+    for name, at in row.snapshots.items():  # else maintenance might expire the snapshots before the row is committed
+        change_refs(lake, name, {publication_tag(sequence): at}, {})
     if not readable(lake, [chosen]):  # maintenance expired them first
         raise FruitsError(f"publication {chosen.publication_id}: its snapshots have just expired; choose another")
     writer = Writer(f"rollback_{moment:%Y%m%dt%H%M%S%f}", "rollback")
@@ -372,7 +418,8 @@ def choose(lake: Lake, published: Sequence[Publication], wanted: str) -> Publica
 def published_from(lake: Lake, base: Base, run_id: str) -> Publication | None:
     """The publication that a run made from ``base``, if any; a run that was planned again has another base."""
     later = (row for row in publications(lake) if row.sequence > base.publication.sequence)
-    return next((row for row in later if row.run_id == run_id), None)
+    found = [row for row in later if row.run_id == run_id][:1]
+    return next(iter(in_full(lake.table("publications"), found)), None)
 
 
 def publication_id(sequence: int, snapshots: Snapshots) -> str:
@@ -469,7 +516,7 @@ def _from_row(row: Mapping[str, Any]) -> Publication:
     values = {
         "snapshots": dict(row["snapshots"]),
         "counts": dict(row["counts"]),
-        "gates": tuple(Gate(**gate) for gate in row["gates"]),
+        "gates": tuple(Gate(**gate) for gate in row.get("gates") or ()),
         "approvals": tuple(_approval_from_row(approval) for approval in row.get("approvals") or ()),
         # PyIceberg (0.12) writes null lists as empty ones.
         "counters": tuple(RowCount(**count) for count in row.get("counters") or ()) or None,

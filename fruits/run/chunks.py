@@ -96,7 +96,7 @@ def in_chunks(pieces: Iterable[Piece], limits: Limits) -> Iterator[Piece]:
     for piece in pieces:
         rest = piece
         while len(rest.entries):
-            totals = used + rest.costs().cumsum(axis=0)
+            totals = used + rest.slice(0, limits.entries).costs().cumsum(axis=0)
             fits = int((totals <= most).all(axis=1).sum())
             if fits == 0 and waiting:
                 yield _joined(waiting)

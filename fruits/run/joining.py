@@ -6,6 +6,7 @@ holds the keys of some hashes, so that its memory is bounded whatever the number
 # ruff: noqa: S608 -- the names of tables and columns are ours; values are parameters
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -198,6 +199,28 @@ class Joined:
                 + (f"WHERE NOT ({unchanged})" if changed else ""),
                 (prefix, prefix),
             )
+
+    def drop_repeated(self) -> Counter[str]:
+        """Leave one entry of each key; returns how many others there were, by action.
+
+        A key has several entries where the tables have several rows of the key, which no run of ours leaves there.
+        """
+        dropped: Counter[str] = Counter()
+        for of_part in self._parts("entries"):
+            changed = f"FROM entries WHERE action <> 'create'{of_part}"  # a created object has no row
+            found = self.connection.execute(f"SELECT key {changed} GROUP BY key HAVING count(*) > 1").fetchall()
+            if found:
+                keys = [[key for (key,) in found]]
+                others = (
+                    f"FROM entries WHERE key IN (SELECT unnest(?::VARCHAR[])) AND rowid NOT IN "
+                    f"(SELECT min(rowid) {changed} GROUP BY key)"
+                )
+                dropped.update(
+                    dict(self.connection.execute(f"SELECT action, count(*) {others} GROUP BY action", keys).fetchall())
+                )
+                self.connection.execute(f"DELETE {others}", keys)
+        self.rows["entries"] -= dropped.total()
+        return dropped
 
     def count(self, name: str, condition: Condition = Condition()) -> int:
         """How many rows of a table meet a condition."""

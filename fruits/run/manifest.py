@@ -1,6 +1,5 @@
 """The manifest: which objects a run works on and what it does with each, as one Parquet file in the lake."""
 
-import io
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from obstore.store import ObjectStore
 from fruits.lake.schemas import TIMESTAMP
 from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.quarantine import Reason
-from fruits.stores import open_file, read_bytes, write_bytes
+from fruits.stores import open_file, write_bytes
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -75,7 +74,7 @@ def write_slices(store: ObjectStore, slices: Iterable["Manifest"], name: str) ->
     return total_counts(counts)
 
 
-def batch_of(entries: Sequence[Entry]) -> pa.RecordBatch:
+def entries_batch(entries: Sequence[Entry]) -> pa.RecordBatch:
     """Entries as rows of a manifest."""
     columns = [pa.array([getattr(entry, one.name) for entry in entries], one.type) for one in MANIFEST_SCHEMA]
     return pa.RecordBatch.from_arrays(columns, schema=MANIFEST_SCHEMA)
@@ -87,19 +86,9 @@ class Manifest:
 
     table: pa.Table
 
-    @classmethod
-    def read(cls, store: ObjectStore, name: str = DEFAULT_NAME) -> "Manifest":
-        """The manifest of this name in a run's folder."""
-        return cls(pq.ParquetFile(io.BytesIO(read_bytes(store, name))).read())
-
     def __len__(self) -> int:
         """The number of entries."""
         return int(self.table.num_rows)
-
-    @property
-    def photos(self) -> "Manifest":
-        """The entries of objects to featurize: created and updated ones."""
-        return Manifest(self.table.filter(pc.not_equal(self.table["action"], Action.DELETE.value)))
 
     @property
     def readable_keys(self) -> list[str]:
@@ -139,10 +128,6 @@ class Manifest:
         due = pa.array([DUE_ETAG] * kept.num_rows, pa.string())
         return Manifest(pa.concat_tables([done, kept.set_column(place, kept.schema.field("etag"), due)]))
 
-    def write(self, store: ObjectStore, name: str) -> None:
-        """Write the manifest to a run's folder."""
-        write_manifest(store, self.table.to_batches(), name)
-
     def counts(self) -> dict[Action, int]:
         """The number of entries of each action of a manifest."""
         return {action: self.count(action) for action in sorted(WORK)}
@@ -153,7 +138,10 @@ class Manifest:
 
 
 class StoredManifest:
-    """The manifest of a run in its folder, read slice by slice: 1e7 entries take no more memory than 1e5."""
+    """The manifest of a run in its folder, read slice by slice: 1e7 entries take no more memory than 1e5.
+
+    ``columns`` and ``replaced_keys`` alone are of all entries, and hold the columns that are asked for and no others.
+    """
 
     def __init__(self, store: ObjectStore, name: str = DEFAULT_NAME) -> None:
         self._source = open_file(store, name)
@@ -162,15 +150,14 @@ class StoredManifest:
         """The number of entries."""
         return int(self._file.metadata.num_rows)
 
-    def slices(self, columns: Sequence[str] | None = None) -> Iterator[Manifest]:
-        """All entries in order, some at a time; with ``columns`` only these columns of them."""
-        for batch in self._file.iter_batches(_SLICE_ROWS, columns=columns):
+    def slices(self, columns: Sequence[str] | None = None, *, most: int | None = None) -> Iterator[Manifest]:
+        """All entries in order, at most ``most`` (None: 65,536) at a time; with ``columns`` only these columns."""
+        for batch in self._file.iter_batches(most or _SLICE_ROWS, columns=columns):
             yield Manifest(pa.Table.from_batches([batch]))
 
-    @property
-    def table(self) -> pa.Table:
-        """All entries in memory."""
-        return self._file.read()
+    def columns(self, *names: str) -> pa.Table:
+        """Some columns of all entries, in memory."""
+        return self._file.read(names)
 
     @property
     def replaced_keys(self) -> pa.Table:
@@ -216,7 +203,7 @@ def _concatenated(tables: Iterable[pa.Table], columns: Sequence[str]) -> pa.Tabl
     return pa.concat_tables([empty, *tables])
 
 
-def spread(items: Sequence[str], most: int) -> list[str]:
+def evenly(items: Sequence[str], most: int) -> list[str]:
     """At most ``most`` of ``items``, at even distances."""
     step = max(1, -(-len(items) // most))
     return list(items[::step])

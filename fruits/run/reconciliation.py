@@ -20,7 +20,7 @@ from fruits.photos.listing import ListedObject
 from fruits.photos.quarantine import SETTINGS_REASONS, Reason, Rereading
 from fruits.run.deletions import Leaving
 from fruits.run.joining import ENTRY_SCHEMA, Condition, Joined, of_labels, starts_with
-from fruits.run.manifest import batch_of, entries_of
+from fruits.run.manifest import entries_batch, entries_of
 from fruits.run.request import RunRequest
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,6 +61,7 @@ class Plan:
         ignored: Objects that are none of ours, by rule.
         twins: Groups of labels that are probably the same (``twin_labels``).
         as_of: The date of the source that showed the objects; None when they were listed or looked up.
+        repeated: Rows beyond the first of each key that has an entry.
     """
 
     joined: Joined
@@ -73,6 +74,7 @@ class Plan:
     ignored: Mapping[str, Names] = field(default_factory=dict)
     twins: tuple[tuple[str, ...], ...] = ()
     as_of: datetime | None = None
+    repeated: int = 0
 
     @property
     def work(self) -> int:
@@ -109,6 +111,10 @@ class Plan:
     def deletes_any(self, keys: Sequence[str]) -> bool:
         """Whether one of ``keys`` is deleted."""
         return bool(keys) and self.joined.count("entries", _DELETED & _among(keys)) > 0
+
+    def sample_of_deletions(self, most: int) -> list[str]:
+        """Keys of at most so many objects whose rows leave, chosen at random."""
+        return self.joined.sample("entries", most, self._deletions())
 
     def has_split(self, split: str) -> bool:
         """Whether a photo to featurize is of a split."""
@@ -222,10 +228,13 @@ def make_plan(
     decided = same_rules and request.mode == "reconcile"
     sorter = _Sorter(rules, request, rereading)
     joined.add("entries", sorter.entries(joined.pairs(prefix, changed=decided)))
+    repeated = joined.drop_repeated()
     counts, labels = sorter.counts, set(sorter.labels)
+    for action, number in repeated.items():
+        counts[Action(action)] -= number
     if decided:
         in_scope = _covered(request)
-        counts[Action.UNCHANGED] += joined.count("listed", in_scope) - sorter.objects
+        counts[Action.UNCHANGED] += joined.count("listed", in_scope) - sorter.objects + repeated[Action.UPDATE]
         before = joined.by_label("known", in_scope)
         labels |= {label for label, number in before.items() if number > sorter.rows_by_label[label]}
     bound = _last_within(joined, request.limit)
@@ -242,6 +251,7 @@ def make_plan(
         unknown_keys=_unknown(joined, request.keys, rules.ignore),
         ignored=dict(sorted(ignored.by_rule.items())),
         twins=twin_labels(label for label in labels if label),
+        repeated=repeated.total(),
     )
 
 
@@ -334,7 +344,7 @@ def _moment(microseconds: int) -> datetime:
 def _to_batch(decided: Sequence[tuple[Entry, bool]]) -> pa.RecordBatch:
     """Entries, and whether each is a retry."""
     entries, retries = zip(*decided, strict=True)
-    return batch_of(entries).append_column(ENTRY_SCHEMA.field("retry"), pa.array(retries))
+    return entries_batch(entries).append_column(ENTRY_SCHEMA.field("retry"), pa.array(retries))
 
 
 def _scope(request: RunRequest, pattern: KeyPattern) -> Callable[[str, datetime], bool]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fruits.analysis.gates import failed
-from fruits.lake.branches import is_append
+from fruits.lake.branches import attempts_since, is_append
 from fruits.lake.counters import COUNTED, Counters, Kind, agree, live_rows
 from fruits.lake.schemas import TableName
 from fruits.spark.job import Job
@@ -42,7 +42,10 @@ def reason_to_read_all(job: Job, pca_id: str | None, tables: "Mapping[TableName,
     base, projected = job.run.base, job.documents.projected
     counters = base.publication.counted
     counted = counters is not None and agree(counters, tables, base.snapshots)
-    rewritten = not all(is_append(tables[name], base.snapshots[name], job.start[name]) for name in CHANGED)
+    written = [(tables[name], base.snapshots[name], job.start[name]) for name in CHANGED]
+    rewritten = not all(is_append(*snapshots) for snapshots in written)
+    # Such a rebuild deletes rows that the attempts before appended: those of photos that they could not read.
+    resumed = job.run.request.mode == "rebuild" and any(len(attempts_since(*snapshots)) > 1 for snapshots in written)
     reasons = {
         "the publication before has no counters that Iceberg's own agree with": not counted,
         "a person approved the publication before, although required gates failed": failed(base.publication.gates),
@@ -50,6 +53,7 @@ def reason_to_read_all(job: Job, pca_id: str | None, tables: "Mapping[TableName,
         "all rows are projected": projected and projected.action == "fit",
         "readers get another PCA version": pca_id != base.publication.pca_id and not job.run.building,
         "the run rewrote files": rewritten,
+        "a rebuild went on after another attempt of it": resumed,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 

@@ -30,6 +30,10 @@ log = logging.getLogger("fruits")
 
 _MOST_NAMED = 20
 
+_ASKED_AT_ONCE = 262_144
+"""Entries of a manifest that a retry looks for among the run's rows at once. Each time it reads the keys of all these
+rows, because the manifest is in the order of the uploads, and the rows are in the order of keys."""
+
 ROWS_PER_FILE = 25_000
 """About 128 MB of vectors."""
 
@@ -96,14 +100,15 @@ class Done:
 
 def counts_there(job: Job, heads: Snapshots) -> OutcomeCounts:
     """The photos that earlier attempts have carried out, by the rows at ``heads``."""
-    features = _rows_there(job, heads, FEATURES, ("size",))
-    refused = _rows_there(job, heads, QUARANTINE, ("size", "reason"))
-    return OutcomeCounts(
-        images=features.num_rows + refused.num_rows,
-        features=features.num_rows,
-        quarantine=dict(Counter(refused["reason"].to_pylist())),
-        bytes=sum(pc.sum(rows["size"]).as_py() or 0 for rows in (features, refused)),
-    )
+    features, size = 0, 0
+    quarantine: Counter[str] = Counter()
+    for rows in _rows_there(job, heads, FEATURES, ("size",)):
+        features += rows.num_rows
+        size += pc.sum(rows["size"]).as_py() or 0
+    for rows in _rows_there(job, heads, QUARANTINE, ("size", "reason")):
+        quarantine.update(rows["reason"].to_pylist())
+        size += pc.sum(rows["size"]).as_py() or 0
+    return OutcomeCounts(features + quarantine.total(), features, dict(quarantine), bytes=size)
 
 
 def pieces_to_do(job: Job, manifest: StoredManifest, heads: Snapshots) -> Iterator[Piece]:
@@ -111,25 +116,26 @@ def pieces_to_do(job: Job, manifest: StoredManifest, heads: Snapshots) -> Iterat
 
     The key and the run of a row count, and not its ETag: an object may have changed after the plan.
     """
-    for entries in manifest.slices():
-        bounds = pc.min_max(entries.table["key"]).as_py()
-        keys = {"first_key": bounds["min"], "last_key": bounds["max"]}
-        there = [_rows_there(job, heads, table, ("key",), **keys)["key"] for table in (FEATURES, QUARANTINE)]
-        yield piece_to_do(entries, pa.chunked_array([chunk for some in there for chunk in some.chunks], pa.string()))
+    for entries in manifest.slices(most=_ASKED_AT_ONCE):
+        keys = sorted(entries.table["key"].to_pylist())
+        there = [
+            rows["key"] for table in (FEATURES, QUARANTINE) for rows in _rows_there(job, heads, table, ("key",), keys)
+        ]
+        yield piece_to_do(entries, pa.chunked_array(there, pa.string()))
 
 
-def _rows_there(job: Job, heads: Snapshots, table: TableDefinition, columns: Sequence[str], **keys: str) -> pa.Table:
-    """Columns of the run's own rows at ``heads``; none where the attempt starts from the plan's base.
+def _rows_there(
+    job: Job, heads: Snapshots, table: TableDefinition, columns: Sequence[str], keys: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Columns of the run's own rows at ``heads``, of sorted ``keys`` (None: all); none at the plan's base.
 
     Rows that an attempt kept because it could not read their photos are not among them: this attempt tries again.
     """
-    schema = pa.schema([table.schema.field(column) for column in columns])
     if heads[table.name] == job.start[table.name]:
-        return schema.empty_table()
-    known = {"model_id": job.run.model_id, "run_id": job.run.run_id}
-    rows = job.lake.read(table.name, heads[table.name], (*columns, "etag"), **keys, **known)
-    read = rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
-    return read.select(columns).cast(schema)
+        return
+    run, at, read = job.run, heads[table.name], (*columns, "etag")
+    for rows in job.lake.batches(table.name, at, read, keys=keys, model_id=run.model_id, run_id=run.run_id):
+        yield rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
 
 
 def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> "DataFrame":

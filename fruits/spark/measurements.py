@@ -110,7 +110,7 @@ def misplaced(measured: Measured, manifest: StoredManifest) -> list[str]:
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
-    planned = job.tables.spark.createDataFrame(manifest.table.select(["key", "action"]))
+    planned = job.tables.spark.createDataFrame(manifest.columns("key", "action"))
     placed = (
         measured.placed()
         .join(planned, "key")

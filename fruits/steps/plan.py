@@ -21,6 +21,7 @@ from fruits.lake.publication import (
     Base,
     Publication,
     current_base,
+    in_full,
     publications,
     readers_base,
 )
@@ -105,7 +106,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
         published = publications(lake, base.publications_snapshot)
         backbone = effective_backbone(settings, request, published)
         document.run_id(_unpublished_run_id(run_id, published))
-        events = events_before(settings, request)
+        by_events, events = request.mode == "events", events_before(settings, request)
         request = or_sweep(request, events, base, backbone)
         stored = read_approvals(settings)
         reconciliation = reconcile(
@@ -120,6 +121,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             published=published,
             approvals=stored,
             event_keys=events.keys,
+            by_events=by_events,
             by_listing=events.sweep,
         )
         undecided = reconciliation.decisions.undecided
@@ -149,7 +151,7 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             approvals=reconciliation.decisions.approvals,
             ignored=reconciliation.plan.ignored,
             rules=rules_of_rows(settings, reconciliation),
-            events=() if reconciliation.plan.pending or request.dry_run else events.files,
+            events=() if reconciliation.plan.pending or reconciliation.building or request.dry_run else events.files,
             as_of=reconciliation.plan.as_of,
         )
         document.record(planned)
@@ -281,22 +283,23 @@ def reconcile(
     published: Sequence[Publication] = (),
     approvals: Sequence[Approval] = (),
     event_keys: Sequence[str] = (),
+    by_events: bool = False,
     by_listing: bool = False,
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing but ``pairs``, which has to be empty.
 
     A run by ``event_keys``, or by the param ``keys``, looks up objects and rows of these keys. It lists nothing, and
-    so does not know what remains in the bucket. A sweep takes the objects from the source that the settings name, and
-    looks ``event_keys`` up. It lists the bucket when ``by_listing``, and under another backbone than the readers':
-    these would lose what the source does not know yet.
+    so does not know what remains in the bucket. A run ``by_events`` may also be a sweep, see ``or_sweep``. A sweep
+    takes the objects from the source that the settings name, and looks ``event_keys`` up. It lists the bucket when
+    ``by_listing``, and under another backbone than the readers': these would lose what the source does not know yet.
 
     The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
     publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
     key, ``published`` and ``approvals`` are those of the lake.
 
     Raises:
-        FruitsError: when there is no photo at all under the prefix, none of the keys asked for exists, or the bucket
-            cannot be listed.
+        FruitsError: when there is no photo at all under the prefix (a run by events then has nothing to do), none of
+            the keys asked for exists, or the bucket cannot be listed.
     """
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
@@ -309,13 +312,23 @@ def reconcile(
     prefix = listed_prefix(settings, request, new_backbone=switching)
     source = source_of(settings, prefix) if keys is None and not switching and not by_listing else None
     comparison = Comparison(
-        settings, covered, pairs, KeyRules.of(settings), judged_by, prefix, phase, keys, source, event_keys
+        settings,
+        covered,
+        pairs,
+        KeyRules.of(settings),
+        judged_by,
+        prefix,
+        phase,
+        keys,
+        source,
+        event_keys,
+        may_be_empty=by_events,
     )
     plan = comparison.plan()
     check_keys(plan, request)
     if not (lake and base and card):
         return Reconciliation(plan, pairs.rows["known"], readers, switching, None, request, Decisions())
-    rows = pairs.rows["known"] if keys is None else base.publication.rows
+    rows = (pairs.rows["known"] if keys is None else base.publication.rows) - plan.repeated
     other_work = work_without_photos(lake, base, card, request, settings, plan, published) if rows else None
     plan, decisions = Review(
         settings, request, lake, base, card, pairs, run, published, approvals, switching, other_work, keys
@@ -350,6 +363,8 @@ class Comparison:
         keys: The keys that are looked up; None where the bucket is listed.
         source: Where the objects come from when the bucket is not listed.
         event_keys: Keys that are looked up beside a source.
+        may_be_empty: Whether a bucket without a photo is no error. An event may be about an object that is ignored, or
+            gone.
     """
 
     settings: Settings
@@ -362,6 +377,7 @@ class Comparison:
     keys: Sequence[str] | None = None
     source: Source | None = None
     event_keys: Sequence[str] = ()
+    may_be_empty: bool = False
 
     def plan(self) -> Plan:
         """The plan: by single keys, by a source, or by a listing, in ranges of keys where that shows the whole bucket.
@@ -379,8 +395,8 @@ class Comparison:
             except UnorderedError as error:
                 log.info("plan: %s: %s; listed again in one pass", server_name(self.settings), error)
             else:
-                gone = [entry.key for entry in plan.entries(Action.DELETE, _MOST_LOOKED_FOR)]
-                gone = [key for key in gone if self.rules.ignore.rule_of(key) is None]
+                some = plan.sample_of_deletions(_MOST_LOOKED_FOR)
+                gone = [key for key in some if self.rules.ignore.rule_of(key) is None]
                 if not gone or not can_read_any(photo_store(self.settings), gone):
                     return plan
                 log.warning("plan: %s left out objects; listed again in one pass", server_name(self.settings))
@@ -413,7 +429,7 @@ class Comparison:
                 catch_up(
                     self.pairs, ignored, partial(looked_up_batches, self.settings), self.prefix, date, self.event_keys
                 )
-        if self.keys is None:
+        if self.keys is None and not self.may_be_empty:
             check_photos_there(self.settings, self.request, self.pairs, ignored)
         with self.phase("plan"):
             return make_plan(
@@ -691,20 +707,20 @@ def work_without_photos(
                 "pca_statistics", published.snapshots["pca_statistics"], ("n",), model_id=card.model_id
             )
             fitted, now = (sum(rows["n"].to_pylist()) for rows in (models, statistics))
-            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(publications, settings):
+            if resized(fitted, now, settings.refit_growth) or _drifted_since_a_sweep(lake, publications, settings):
                 return "runs that looked up single keys left open whether the PCA is fitted again"
     return None
 
 
-def _drifted_since_a_sweep(published: Sequence[Publication], settings: Settings) -> bool:
+def _drifted_since_a_sweep(lake: Lake, published: Sequence[Publication], settings: Settings) -> bool:
     """Whether the photos of the newest runs that could not decide about a refit have drifted, taken together.
 
     Each run measured its own photos, and these are often too few to show a drift: the mean over all photos counts.
     """
-    undecided = takewhile(lambda publication: publication.remaining is None, reversed(published))
+    undecided = list(takewhile(lambda publication: publication.remaining is None, reversed(published)))[::-1]
     found = [
         (_featurized(publication), gate.value)
-        for publication in undecided
+        for publication in in_full(lake.table("publications"), undecided)
         if publication.made_by_run
         for gate in publication.gates
         if gate.name == "drift" and gate.value is not None

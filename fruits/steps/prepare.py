@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fruits.backbones.stage import staged_card
 from fruits.backbones.weights import check_place
-from fruits.errors import DeniedError, ExitCode, FruitsError, TransientError
+from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.rebuild import check_catalog_is_current
@@ -15,7 +15,7 @@ from fruits.lake.source import bind_source, check_source
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.listing import first_photos
 from fruits.run.events import kept_events
-from fruits.run.manifest import spread
+from fruits.run.manifest import evenly
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
 from fruits.settings import Settings, public_uri
@@ -34,8 +34,10 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     """
     first = photos_to_ask(settings, request)
     try:
-        check_photos(settings, spread(first, PHOTOS_ASKED))
-    except DeniedError:
+        check_photos(settings, evenly(first, PHOTOS_ASKED))
+    except TransientError:
+        raise
+    except FruitsError:  # `featurize` then says of each photo why it is refused
         if not _published_photo_readable(settings):
             raise
     if request.dry_run:
@@ -78,7 +80,7 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
 
 
 def _published_photo_readable(settings: Settings) -> bool:
-    """Whether a photo of an earlier run can still be read: then the bucket denies some objects only."""
+    """Whether a photo of an earlier run can still be read: then the bucket refuses some objects only."""
     try:
         keys = open_read_only(settings).some_keys(None, PUBLISHED_ASKED)
     except FruitsError:

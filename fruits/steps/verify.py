@@ -28,11 +28,13 @@ from fruits.lake.counters import COUNTED, Counters, Kind, live_rows
 from fruits.lake.pca_tables import load_label_sums, load_statistics
 from fruits.lake.publication import Publication, publications, readable, readers_base
 from fruits.lake.reader import current_publication
-from fruits.lake.schemas import DATA_TABLES, TableName
+from fruits.lake.schemas import TableName
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
+from fruits.run.documents import read_document
 from fruits.run.joining import joined
 from fruits.run.request import resolve_request
+from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.steps.plan import reconcile
 
@@ -44,6 +46,7 @@ TOLERANCE = 1e-9
 MOST_KEYS = 1_000
 """Most keys that a check names, and that a run of single keys repairs."""
 
+_CLOCKS_DIFFER = timedelta(minutes=1)
 _MOST_HASHES = 8_000_000  # of one table in memory at once: 64 MB. More rows take more passes
 
 Hashes = NDArray[np.int64]
@@ -163,7 +166,7 @@ def check_publications(verified: Verified) -> Check:
     young = [one for one in publications(lake) if one.published_at and one.published_at > oldest]
     there = {one.sequence for one in readable(lake, young)}
     gone = [str(one.publication_id) for one in young if one.sequence not in there]
-    moved = [name for name in DATA_TABLES if lake.head(name) != current.snapshots[name]]
+    moved = [name for name, at in current.snapshots.items() if lake.head(name) != at]
     if not gone and not moved:
         return Check("publications", f"the snapshots of {len(young):,} publications exist")
     found = f"{len(gone):,} of {len(young):,} publications lack a snapshot"
@@ -176,10 +179,11 @@ def check_publications(verified: Verified) -> Check:
 
 def check_bucket(verified: Verified) -> Check:
     """Whether the tables have each object of the bucket under its ETag, and no others."""
-    settings, lake, current = verified.settings, verified.lake, verified.publication
+    settings, lake = verified.settings, verified.lake
     request = resolve_request({"dry_run": True}, settings)
     base, card = readers_base(lake), read_card(settings, verified.model_id)
-    since = current.published_at
+    published = publications(lake)
+    since = _planned_at(settings, published)
     due, late = 0, 0
     examples: list[str] = []
     with joined() as pairs:
@@ -190,7 +194,7 @@ def check_bucket(verified: Verified) -> Check:
             lake,
             base,
             card,
-            published=publications(lake),
+            published=published,
             approvals=read_approvals(settings),
             by_listing=True,
         )
@@ -204,10 +208,24 @@ def check_bucket(verified: Verified) -> Check:
     waiting = sum(question.number for question in reconciliation.decisions.undecided if question.kind == "deletions")
     found = f"{reconciliation.known_rows:,} rows; {due + waiting:,} objects differ from them"
     if late:
-        found += f"; {late:,} arrived since the publication"
+        found += f"; {late:,} arrived since the newest run was planned"
     if waiting:
         found += f"; {waiting:,} deletions wait for an approval"
     return Check("bucket", found, due + waiting, tuple(examples))
+
+
+def _planned_at(settings: Settings, published: Sequence[Publication]) -> datetime | None:
+    """When the newest run that published was planned: that run has not seen what arrived later.
+
+    The moment of its publication, where its documents are gone. A minute earlier, because clocks differ.
+    """
+    newest = next((publication for publication in reversed(published) if publication.made_by_run), None)
+    if newest is None or newest.published_at is None:
+        return None
+    document = read_document(settings, run_key(str(newest.run_id).partition("#")[0]), "plan")
+    planned = document.done if document else None
+    moment = planned.planned_at if planned and planned.run_id == newest.run_id else newest.published_at
+    return moment - _CLOCKS_DIFFER
 
 
 def check_keys(verified: Verified) -> Check:
@@ -282,20 +300,24 @@ def check_counters(verified: Verified) -> Check:
         for batch in verified.batches(name, *columns):  # type: ignore[arg-type]
             counts.update(Kind(**dict(zip(columns, row, strict=True))) for row in _rows(batch.select(columns)))
     there, carried = Counters(counts), verified.publication.counted
-    wrong = [
+    wrong: list[str] = []
+    of_iceberg = [
         f"Iceberg counts {verified.rows(name):,} rows of {name}, there are {there.total(name):,}"
         for name in COUNTED
         if verified.rows(name) != there.total(name)
     ]
     if carried is None:
-        return Check("counters", "; ".join(wrong) or "the publication carries none", len(wrong) or None, tuple(wrong))
+        found = "; ".join(of_iceberg) or "the publication carries none"
+        return Check("counters", found, len(of_iceberg) or None, tuple(of_iceberg), "person")
     for kind in sorted({*there.rows, *carried.rows}, key=str):
         named, counted = carried.rows.get(kind, 0), there.rows.get(kind, 0)
         if named != counted:
             what = f"quarantined as {kind.reason}" if kind.reason else f"of label {kind.label!r}, split {kind.split}"
             wrong.append(f"{counted:,} rows {what} under {kind.model_id}, the counters have {named:,}")
+    means: Means = "refit" if wrong else "person"  # no run changes what Iceberg counts of the files that there are
+    wrong = [*of_iceberg, *wrong]
     found = f"{sum(counts.values()):,} rows of {len(counts):,} kinds; {len(wrong):,} counters differ"
-    return Check("counters", found, len(wrong), tuple(wrong[:MOST_KEYS]), "refit")
+    return Check("counters", found, len(wrong), tuple(wrong[:MOST_KEYS]), means)
 
 
 def _compare_moments(known: Moments, rows: Moments) -> Check:

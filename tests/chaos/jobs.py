@@ -321,7 +321,7 @@ def validate(job: Job, bucket: Bucket) -> None:
         for table in (features, quarantine)
         for key, run in zip(table["key"].to_pylist(), table["run_id"].to_pylist(), strict=True)
     )
-    actions = dict(zip(*(manifest.table[name].to_pylist() for name in ("key", "action")), strict=True))
+    actions = dict(zip(*(column.to_pylist() for column in manifest.columns("key", "action").columns), strict=True))
     misplaced = [
         key
         for key, action in actions.items()

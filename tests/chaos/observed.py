@@ -229,8 +229,9 @@ class ObservedLake:
 @cache
 def chaos_settings() -> Settings:
     """Settings under which few deletions are many, and two photos a chunk."""
-    bounds = {"max_deleted_share": 0.3, "few_deletions": 2, "chunk_photos": 2}
-    return Settings.load(lake="file:///nowhere", catalog_uri="sqlite:////nowhere", max_quarantined_share=1, **bounds)
+    bounds = {"max_deleted_share": 0.3, "few_deletions": 2, "max_quarantined_share": 1}
+    settings = Settings.load(lake="file:///nowhere", catalog_uri="sqlite:////nowhere", **bounds)
+    return settings.model_copy(update={"chunk_photos": 2})  # fewer than people may set
 
 
 @cache

@@ -29,9 +29,9 @@ from fruits.serve.state import runs
 from fruits.spark import job as jobs
 from fruits.steps.prepare import prepare
 from fruits.stores import effects_watched, list_files, remove_files, write_bytes
-from tests.chaos.faults import Fault
+from tests.chaos.faults import Fault, Faulty, KilledError
 from tests.chaos.jobs import BROKEN, vector_of
-from tests.chaos.world import FIRST, world
+from tests.chaos.world import FIRST, met, world
 
 ROW = {"key": "a", "etag": "e", "size": 1, "last_modified": 0, "model_id": "m", "reason": "gone", "detail": "-"}
 ROWS = pa.Table.from_pylist([{**ROW, "run_id": "r"}], schema=QUARANTINE.schema)
@@ -165,6 +165,33 @@ def test_a_featurize_that_is_killed_at_any_moment_goes_on_and_ends_as_if_nothing
             break
     assert number > 20
     assert resumed == {0, 2, 3, 4, 5}
+
+
+def test_photos_that_a_retry_cannot_read_any_more_keep_a_row_wherever_featurize_was_killed(memory):
+    """The attempt before may have read them, and written a part of what the chunk was to write."""
+    memory.sweep("first")
+    for number in range(1, 60):
+        run = f"run {number}"
+        for key in FIRST:
+            memory.put(key, f"{key} {number}".encode())
+        memory.put("Training/Kiwi/3.jpg", f"{number}".encode())
+        memory.runs[run] = memory.request()
+        memory.run_on(run, "prepare", last="plan")
+        faulty = Faulty(memory, run, [Fault(number, "after", "killed")])
+        with met(faulty), suppress(KilledError):
+            memory.attempt("featurize", run)
+        for choice in range(2):
+            memory.silence(choice)
+        memory.run_on(run, "featurize")
+        memory.check_readers()
+        assert memory.last[-1].run_id == run
+        assert memory.rows[1].keys() == memory.bucket.keys()
+        memory.answer()
+        memory.sweep(f"after {run}")
+        memory.check_after_a_sweep()
+        if not faulty.dead:  # the task has fewer effects
+            break
+    assert number > 10
 
 
 class TestARebuildThatCannotReadAPhoto:

@@ -254,9 +254,9 @@ class SmallParquetFile(pq.ParquetFile):
     def __init__(self, source: Any) -> None:
         super().__init__(source, pre_buffer=False)
 
-    def read(self) -> Any:
-        """All rows."""
-        return super().read(use_threads=False)
+    def read(self, columns: Sequence[str] | None = None) -> Any:
+        """All rows, of some columns."""
+        return super().read(columns, use_threads=False)
 
     def iter_batches(self, *args: Any, **named: Any) -> Any:
         """All rows, some at a time."""

@@ -1,7 +1,7 @@
 """A task that dies as by `kill -9` at one of its effects: ``killed.py NUMBER before|after|written SCRIPT ARGUMENTS``.
 
 SCRIPT is a job of spark_jobs, or `publish`. Its process kills itself at the NUMBER-th effect, before the effect or
-after it; or when `featurize` has written the NUMBER-th chunk.
+after it; or when `featurize` has written the NUMBER-th chunk. A chunk has two photos.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
+from fruits.run import chunks
 from fruits.settings import Settings
 from fruits.steps.publish import publish_run
 from fruits.stores import effects_watched
@@ -24,6 +25,7 @@ def main(number: str, moment: str, script: str, *arguments: str) -> int:
         if now == moment and next(calls) == int(number):
             os.kill(os.getpid(), signal.SIGKILL)
 
+    chunks._MOST_PHOTOS = 2
     with effects_watched(die):
         if script == "publish":
             publish_run(Settings.load(), arguments[-1])

@@ -17,6 +17,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.schemas import FEATURES, QUARANTINE, TableName
 from fruits.photos.decode import Limits, decode, needed_side, perceptual_hash, preprocess
 from fruits.photos.featurize import STAGES
+from fruits.run import chunks
 from fruits.run.state import run_key
 from fruits.spark import executors
 from fruits.stores import lake_store, photo_store
@@ -118,8 +119,7 @@ def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_m
 ):
     """It dies in the third of four chunks. The retry has other tasks, batches and chunks, and gives the same bits."""
     total = len(first.photos)
-    limits = {"chunk_photos": math.ceil(total / 8), "photos_per_task": 5, "gets_in_flight": 2}
-    settings = new_settings(bucket=first.settings.bucket, **limits)
+    settings = new_settings(bucket=first.settings.bucket, photos_per_task=5, gets_in_flight=2)
     job, before = chain.jobs["featurize"], chain.heads(settings)
     chain.plan(settings, "again")
     written: list[int] = []
@@ -133,6 +133,7 @@ def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_m
     write = job.write_outcomes
     with monkeypatch.context() as patch:
         patch.setattr(job, "write_outcomes", die_in_the_third)
+        patch.setattr(chunks, "_MOST_PHOTOS", math.ceil(total / 4))
         assert chain.submit("featurize", settings, "again") == ExitCode.UNEXPECTED
     document = chain.documents(settings, "again").featurize
     assert (document.state, document.retryable, document.attempt) == ("failed", True, 1)

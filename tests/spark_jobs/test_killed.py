@@ -61,7 +61,7 @@ def die(chain, settings, spark_submit, task: str, number: int, moment: str) -> N
     ("task", "number", "moment", "resumed"),
     [
         ("featurize", 4, "after", 0),  # its branches are there, and no row
-        ("featurize", 1, "written", 2),  # the rows of a chunk of three are written
+        ("featurize", 1, "written", 2),  # the rows of the first of three chunks are written
         ("featurize", 2, "written", 4),
         ("featurize", 3, "written", 5),  # all rows are written, and the document does not say so
         ("pca", 6, "after", 0),  # statistics without embeddings
@@ -71,7 +71,7 @@ def die(chain, settings, spark_submit, task: str, number: int, moment: str) -> N
 def test_a_retry_after_kill_9_makes_the_tables_of_an_unfaulted_run(
     chain, new_settings, unfaulted, spark_submit, task, number, moment, resumed
 ):
-    settings = new_settings(chunk_photos=1)  # for each of two cores, so the second run has three chunks
+    settings = new_settings()
     chain.put(settings, chain.photos(12))
     chain.run(settings, "first")
     change(chain, settings)

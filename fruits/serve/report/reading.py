@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from fruits.errors import FruitsError
 from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
-from fruits.lake.publication import Publication, publications
+from fruits.lake.publication import Publication, in_full, publications
 from fruits.lake.reader import explain_lake_errors, open_read_only
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.documents import RunDocuments, listed_runs, read_documents
@@ -212,7 +212,7 @@ def _history(lake: Lake, published: Sequence[Publication]) -> tuple[PastPublicat
         return ()
     versions = fitted_versions(lake, published[-1].snapshots["pca_models"])
     explained = {version.pca_id: version.explained_variance for version in versions}
-    newest = published[-MOST_PUBLICATIONS:]
+    newest = in_full(lake.table("publications"), published[-MOST_PUBLICATIONS:])
     return tuple(PastPublication(publication, explained.get(str(publication.pca_id))) for publication in newest)
 
 

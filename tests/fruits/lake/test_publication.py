@@ -15,6 +15,7 @@ from fruits.errors import ConflictError, FruitsError
 from fruits.lake import publication as module
 from fruits.lake.branches import advance_main, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
+from fruits.lake.counters import RowCount
 from fruits.lake.pca_tables import save_label_sums
 from fruits.lake.publication import (
     Base,
@@ -22,12 +23,14 @@ from fruits.lake.publication import (
     _to_rows,
     check_current,
     current_base,
+    in_full,
     publication_id,
     publications,
     publications_of,
     publish,
     readable,
     readers_base,
+    refuse_runs_under_way,
     roll_back,
 )
 from fruits.lake.reader import open_read_only
@@ -37,6 +40,7 @@ from fruits.run.documents import RunDocuments
 from fruits.run.migration import with_every_table, with_snapshots
 from fruits.run.request import MaintenanceRequest
 from fruits.run.upkeep import survey
+from fruits.steps.verify import Verified, check_publications
 from tests.runs import document, planned, projected, validated, writer
 from tests.runs import heads as written
 
@@ -110,7 +114,7 @@ def keys(lake, name, snapshot):
 
 def mains_follow(lake, published):
     """Whether ``main`` of every table is where a publication has it."""
-    return all(lake.head(name) == published.snapshots[name] for name in DATA_TABLES)
+    return all(lake.head(name) == at for name, at in published.snapshots.items())
 
 
 class TestPublish:
@@ -150,12 +154,21 @@ class TestPublish:
         expected = []
         for number in range(8):
             base = current_base(lake)
-            expected.append(publish(lake, base, writer(str(number)), publication_of(lake, str(number), base)))
+            row = replace(
+                publication_of(lake, str(number), base), counters=(RowCount("m", "Fig", "train", None, number),)
+            )
+            expected.append(publish(lake, base, writer(str(number)), row))
         found = publications(lake)
         assert [(one.sequence, one.run_id, one.snapshots) for one in found] == [
             (one.sequence, one.run_id, one.snapshots) for one in expected
         ]
         assert len(lake.files("publications", lake.head("publications"))) <= 3
+        full = in_full(lake.table("publications"), found)
+        assert [one.gates for one in full] == [one.gates for one in expected]
+        assert [one.counted is not None for one in full] == [False] * 3 + [True] * 5, "those of old rows are dropped"
+        assert full[3:] == expected[3:]
+        assert [one.gates for one in found] == [()] * 7 + [full[-1].gates], "only the newest row's are read"
+        assert found[-1] == expected[-1]
 
     def test_publishing_a_run_twice_is_publishing_it_once(self, lake):
         base = current_base(lake)
@@ -474,8 +487,8 @@ class TestRollBack:
 
     @pytest.fixture
     def two(self, lake):
-        """The two publications."""
-        return publications(lake)
+        """The two publications, in full."""
+        return in_full(lake.table("publications"), publications(lake))
 
     @pytest.mark.parametrize("by", ["publication_id", "sequence"])
     def test_readers_see_the_older_rows_in_every_table(self, lake, two, by):
@@ -486,7 +499,7 @@ class TestRollBack:
 
     def test_it_is_a_row_on_top_that_says_what_the_older_one_said(self, lake, two):
         done = roll_back(lake, "1")
-        assert publications(lake) == [*two, done]
+        assert in_full(lake.table("publications"), publications(lake)) == [*two, done]
         assert done.sequence == 3
         assert done.publication_id not in {one.publication_id for one in two}
         assert str(done.run_id).startswith("rollback__")
@@ -623,6 +636,16 @@ class TestALakeThatLacksATable:
         assert "label_statistics" not in reading.names()
         survey(reading, MaintenanceRequest(retention_days=30, retention_publications=2, dry_run=True), NOW)
         check_catalog_is_current(reading)
+
+    def test_it_is_verified_rolled_back_and_kept_from_runs_before_a_run_of_this_release(self, old):
+        reading = open_read_only(old.settings)
+        current = publications(reading)[-1]
+        assert check_publications(Verified(reading.settings, reading, current)).state == "ok"
+        done = roll_back(reading, "1")
+        refuse_runs_under_way(reading, current_base(reading))
+        assert publications(reading)[-1] == done
+        assert mains_follow(reading, done)
+        assert "label_statistics" not in reading.names()
 
     def test_the_next_run_finds_the_table_empty_and_publishes_it(self, old):
         lake = Lake.open(old.settings)

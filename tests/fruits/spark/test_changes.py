@@ -10,13 +10,17 @@ import pytest
 from fruits.analysis.gates import Gate
 from fruits.analysis.moments import moments_of
 from fruits.analysis.pca import fit
+from fruits.lake.branches import Writer, commit_rows, start_branch
 from fruits.lake.counters import Counters, Kind
 from fruits.lake.publication import current_base
+from fruits.lake.schemas import FEATURES
+from fruits.run.request import RunRequest
 from fruits.settings import Settings
 from fruits.spark.changes import CHANGED, Changes, changes_of
 
 MODEL = "a"
 FITTED = Counters({Kind(MODEL, "Fig", "train"): 2})
+REBUILD = RunRequest(prefix="", mode="rebuild")
 APPROVED = Gate("drift", "required", passed=False, value=1.0, threshold=0.0, detail="-")
 
 
@@ -34,7 +38,8 @@ def job(folder_lake: Settings, fake_run: Any) -> Any:
     published = replace(base.publication, counters=FITTED.counts)
     return SimpleNamespace(
         lake=run.lake,
-        run=SimpleNamespace(base=replace(base, publication=published), building=False, model_id=MODEL),
+        writer=run.writer,
+        run=SimpleNamespace(base=replace(base, publication=published), building=False, model_id=MODEL, request=REBUILD),
         start={name: run.lake.head(name, run.branch) for name in CHANGED},
         documents=SimpleNamespace(projected=SimpleNamespace(action="project", recomputed=False)),
     )
@@ -42,6 +47,15 @@ def job(folder_lake: Settings, fake_run: Any) -> Any:
 
 def with_publication(job: Any, **changed: Any) -> None:
     job.run.base = replace(job.run.base, publication=replace(job.run.base.publication, **changed))
+
+
+def go_on(job: Any) -> None:
+    """A second attempt of `featurize` goes on from the first one's branches, and writes."""
+    second = Writer(job.writer.run, "featurize_2_cd", (job.writer.attempt,))
+    start_branch(job.lake, "features", second.branch, job.start["features"])
+    rows = FEATURES.schema.empty_table()
+    commit_rows(job.lake, "features", lambda change: change.append(rows, **second.commit), branch=second.branch)
+    job.start["features"] = job.lake.head("features", second.branch)
 
 
 def test_rows_that_the_runs_own_do_not_explain_are_counted(job: Any) -> None:
@@ -60,6 +74,7 @@ READS_ALL: dict[str, Any] = {
     "another PCA version": lambda job: with_publication(job, pca_id="pca-9"),
     "a fit": lambda job: setattr(job.documents.projected, "action", "fit"),
     "statistics from all rows": lambda job: setattr(job.documents.projected, "recomputed", True),
+    "a rebuild that went on": go_on,
     "rewritten files": lambda job: job.start.update(features=job.lake.table("features").snapshots()[0].snapshot_id),
 }
 
@@ -73,3 +88,9 @@ def test_where_changes_do_not_tell_all_the_gates_read_all_rows(
     with caplog.at_level("INFO", "fruits"):
         assert changes_of(job, pca_id) is None
     assert "all rows are read: " in caplog.text
+
+
+def test_the_changes_of_an_increment_that_went_on_tell_all(job: Any) -> None:
+    job.run.request = RunRequest(prefix="")
+    go_on(job)
+    assert isinstance(changes_of(job, job.run.base.publication.pca_id), Changes)

@@ -1,5 +1,7 @@
 """What maintenance drops from the tables, without Spark."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ from fruits.lake.schemas import DATA_TABLES, TABLES, TableDefinition
 from fruits.run.upkeep import Upkeep
 from fruits.spark.compaction import drop_unneeded
 from fruits.spark.tables import Tables
+from spark_jobs import maintain
 
 pytestmark = pytest.mark.jobs
 
@@ -64,3 +67,20 @@ def test_a_version_leaves_the_tables_of_versions_alone(tables: Tables) -> None:
     assert left(tables, "pca_id") == {name: {"p0", "p2"} for name in ("pca_models", "embeddings")}
     others = {"features", "quarantine", "pca_statistics", "label_statistics", "photo_hashes"}
     assert {name for name, models in left(tables, "model_id").items() if len(models) == 3} == others
+
+
+@pytest.mark.parametrize(
+    ("unneeded", "changed"),
+    [({"expired_versions": ("p0",)}, {"embeddings", "pca_models"}), ({"retired_backbones": ("m0",)}, set(DATA_TABLES))],
+)
+def test_each_table_that_lost_files_loses_the_deletes_of_these_files_too(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch, unneeded: dict[str, Any], changed: set[str]
+) -> None:
+    cleaned: set[str] = set()
+    monkeypatch.setattr(maintain, "drop_dangling_deletes", lambda _, name: cleaned.add(name))
+    planned = SimpleNamespace(request=SimpleNamespace(rewrite_all=False))
+    job: Any = SimpleNamespace(tables=tables, lake=tables.lake, planned=planned, phase=lambda _: nullcontext())
+    base: Any = SimpleNamespace(snapshots={table.name: tables.lake.head(table.name) for table in TABLES})
+    upkeep: Any = SimpleNamespace(**{"expired_versions": (), "retired_backbones": (), "to_compact": (), **unneeded})
+    maintain.compact(job, base, upkeep)
+    assert cleaned == changed

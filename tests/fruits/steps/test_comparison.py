@@ -37,7 +37,7 @@ def compared(monkeypatch):
 
         monkeypatch.setattr(planning, "listed_batches", listed)
         monkeypatch.setattr(planning, "_FEWEST_OF_RANGE", 2)
-        monkeypatch.setattr(planning, "can_read_any", lambda store, keys: there)
+        monkeypatch.setattr(planning, "can_read_any", lambda _, keys: there(keys) if callable(there) else there)
         monkeypatch.setattr(planning, "photo_store", lambda settings: None)
         with joined_again() as pairs:
             pairs.add("known", [rows_of({key: KnownObject("one", START, "Kiwi", "train") for key in KEYS})])
@@ -62,6 +62,15 @@ def test_ranges_out_of_order_are_listed_again_in_one_pass(compared):
 def test_nothing_is_deleted_that_ranges_left_out_and_that_is_there(compared):
     unchanged, deleted, asked = compared(KEYS[:5])
     assert (unchanged, deleted, [bool(bounds) for bounds in asked]) == (8, 0, [True, False])
+
+
+def test_objects_all_over_the_bucket_are_looked_for(compared, monkeypatch):
+    """Many that are gone indeed come before those that the server left out."""
+    asked = set()
+    monkeypatch.setattr(planning, "_MOST_LOOKED_FOR", 2)
+    for _ in range(20):
+        compared(KEYS[:2], there=lambda keys: bool(asked.update(keys)))
+    assert asked > {*KEYS[2:4]}
 
 
 def test_what_is_gone_is_planned_to_leave(compared):

@@ -19,7 +19,7 @@ from fruits.photos.entry import Action
 from fruits.run.decisions import due_refit_question, refit_question
 from fruits.run.documents import RunDocuments, read_documents, run_store
 from fruits.run.lease import current_lease, release_lease
-from fruits.run.manifest import Manifest, entries_of
+from fruits.run.manifest import StoredManifest
 from fruits.run.request import resolve_request
 from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings
@@ -59,8 +59,8 @@ class Place:
 
     def actions(self, planned: PlannedRun) -> dict[str, Action]:
         """The manifest of a run: action by key."""
-        manifest = Manifest.read(run_store(self.settings, planned.key), planned.manifest)
-        return {entry.key: entry.action for batch in manifest.table.to_batches() for entry in entries_of(batch)}
+        manifest = StoredManifest(run_store(self.settings, planned.key), planned.manifest)
+        return {row["key"]: Action(row["action"]) for row in manifest.columns("key", "action").to_pylist()}
 
     def approve(self) -> Approval:
         """A person approves the only question."""

@@ -23,7 +23,7 @@ from fruits.run import events, sources
 from fruits.run.documents import run_store
 from fruits.run.events import Burst, keep, kept_files
 from fruits.run.lease import release_lease
-from fruits.run.manifest import Manifest, entries_of
+from fruits.run.manifest import StoredManifest
 from fruits.run.pin import set_pin
 from fruits.run.request import RunRequest, resolve_request
 from fruits.run.state import PlannedRun
@@ -66,8 +66,8 @@ class Place:
 
     def actions(self, planned: PlannedRun) -> dict[str, Action]:
         """The manifest of a run: action by key."""
-        manifest = Manifest.read(run_store(self.settings, planned.key), planned.manifest)
-        return {entry.key: entry.action for batch in manifest.table.to_batches() for entry in entries_of(batch)}
+        manifest = StoredManifest(run_store(self.settings, planned.key), planned.manifest)
+        return {row["key"]: Action(row["action"]) for row in manifest.columns("key", "action").to_pylist()}
 
     def publish(self, **changed: Any) -> Publication:
         """A publication of the same rows."""
@@ -224,12 +224,46 @@ class TestSweepsInstead:
         assert place.actions(planned) == {"train/Kiwi/a.jpg": Action.CREATE}
         assert (planned.request.mode, planned.remaining, planned.events) == ("reconcile", 0, (file,))
 
+    @pytest.mark.parametrize("key", ["labels.csv", "train/Kiwi/gone.jpg"])
+    def test_an_event_about_no_photo_is_forgotten_while_there_is_no_photo_at_all(
+        self, place: Place, tmp_path: Any, key: str
+    ) -> None:
+        new = {"lake": f"file://{tmp_path}/new", "catalog_uri": f"sqlite:///{tmp_path}/new.db"}
+        place.settings = Settings.load(s3_endpoint=place.settings.s3_endpoint, **new)
+        place.server.objects.clear()
+        place.server.objects["labels.csv"] = DATA
+        Lake.open(place.settings)
+        place.event(key)
+        assert not place.plan().work
+        assert kept_files(place.settings) == ()
+        with pytest.raises(FruitsError, match="no objects there but 1 that FRUITS_IGNORE leaves out"):
+            place.plan("manual")
+
     def test_a_new_backbone_is_built_by_sweeps(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
         place.event(KIWIS[0])
         planned = place.plan()
         assert LIST in place.asked_for
-        assert (planned.counts["create"], planned.building) == (104, False)
+        assert (planned.counts["create"], planned.building, len(planned.events)) == (104, False, 1)
+
+    @pytest.mark.parametrize("built", [False, True])
+    def test_events_stay_while_a_new_backbone_is_built_or_waits_for_an_approval(
+        self, place: Place, fake_run: Any, monkeypatch: pytest.MonkeyPatch, built: bool
+    ) -> None:
+        """Readers keep their backbone, under which no publication has the photos of the events."""
+        monkeypatch.setattr(plan_step, "staged_card", lambda _: card("mobile-1"))
+        place.settings = place.settings.model_copy(update={"approval_rows": 10})
+        if built:
+            run = fake_run(place.settings)
+            common = run._common
+            run._common = lambda key, model: {**common(key, model), "etag": ETAG}
+            generator = np.random.default_rng(8)
+            run.write({key: generator.random(4, dtype=np.float32) for key in KIWIS + FIGS}, "mobile-1")
+            run.publish(MODEL_ID, current_base(Lake.open(place.settings)).publication.pca_id)
+        place.event(KIWIS[0])
+        planned = place.plan("manual")
+        assert (planned.building, planned.work, planned.events) == (True, not built, ())
+        assert len(kept_files(place.settings)) == 1
 
     def test_a_sweep_forgets_the_events_that_were_there_before_it_listed(
         self, place: Place, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from fruits.errors import DeniedError, FruitsError, TransientError
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import open_read_only
 from fruits.lake.schemas import FEATURES
+from fruits.run.events import Burst, keep
 from fruits.run.request import RunRequest
 from fruits.steps.prepare import prepare
 from tests import misbehaving
@@ -52,15 +53,25 @@ def test_a_bucket_that_denies_every_photo_is_an_error_before_anything_is_made(se
         open_read_only(settings)
 
 
-def test_a_denied_page_of_photos_stops_nothing_while_a_photo_of_the_tables_can_be_read(server, settings):
-    server.faults |= {key: always(refuse("AccessDenied", 403, "Access Denied")) for key in KEYS}
+SSE_C = "The object was stored using a form of Server Side Encryption"
+
+
+@pytest.mark.parametrize(
+    "answer", [("AccessDenied", 403, "Access Denied"), ("InvalidRequest", 400, SSE_C), ("KMS.DisabledException", 400)]
+)
+@pytest.mark.parametrize("scope", [{"prefix": "Kiwi/"}, {"prefix": "", "mode": "events"}])
+def test_photos_that_are_all_refused_stop_nothing_while_a_photo_of_the_tables_can_be_read(
+    server, settings, answer, scope
+):
+    keep(settings, Burst(tuple(KEYS[:2])))
+    server.faults |= {key: always(refuse(*answer)) for key in KEYS}
     server.objects["Fig/old.jpg"] = b"photo"
     server.faults["Fig/old.jpg"] = lambda _: None
     values = {"key": "Fig/old.jpg", "vector": [1.0], "size": 5, "phash": 0, "width": 9, "height": 9, "last_modified": 0}
     row = {**dict.fromkeys(FEATURES.schema.names, ""), **values}
     Lake.open(settings).table("features").append(pa.Table.from_pylist([row], schema=FEATURES.schema))
     with pytest.raises(FruitsError, match=NEXT_MISSING):
-        prepare(settings, RunRequest(prefix="Kiwi/"))
+        prepare(settings, RunRequest(**scope))
 
 
 def test_a_server_that_does_not_answer_may_do_so_later(server, settings):

@@ -27,7 +27,7 @@ from fruits.settings import Settings
 from fruits.steps import verify as module
 from fruits.steps.verify import Check, repair_of, verify, verify_or_fail
 from fruits.stores import photo_store, remove_files, write_bytes
-from tests.runs import MODEL_ID, card
+from tests.runs import MODEL_ID, RUN_ID, card, document, planned, write_documents
 
 WIDTH = 4
 DATA = b"a photo"
@@ -150,13 +150,32 @@ def test_objects_that_are_gone_differ_and_those_that_came_later_await_the_next_r
     checks = checks_of(place)
     assert different(checks) == {"bucket": 1}
     assert checks["bucket"].examples == (KEYS[2],)
-    assert "1 arrived since the publication" in checks["bucket"].found
+    assert "1 arrived since the newest run was planned" in checks["bucket"].found
     assert repair_of(checks.values()) == {}
 
     checks = spoil(published_at=datetime.now(UTC) + timedelta(hours=1))
     assert different(checks) == {"bucket": 2}
     with pytest.raises(GateError, match=r"bucket: 14 rows; 2 objects differ .* `fruits verify --repair`"):
         verify_or_fail(place, open_read_only(place))
+
+
+def test_objects_that_arrived_while_the_newest_run_or_maintenance_was_at_work_await_the_next_run(
+    place: Settings, spoil: Spoil
+) -> None:
+    write_bytes(photo_store(place), "train/Kiwi/late.jpg", DATA)
+    later = datetime.now(UTC) + timedelta(hours=2)
+
+    def of(run_id: str) -> Callable[[Any], None]:
+        return lambda run: setattr(run, "key", run_id)
+
+    checks = spoil(of("maintenance__2026"), published_at=later)
+    assert (different(checks), "1 arrived" in checks["bucket"].found) == ({}, True)
+    assert different(spoil(of(RUN_ID), published_at=later)) == {"bucket": 1}
+    plan = planned(planned_at=datetime.now(UTC) - timedelta(hours=1))
+    write_documents(place, document("plan", result=plan))
+    assert different(checks_of(place)) == {}
+    write_documents(place, document("plan", result=plan.model_copy(update={"run_id": f"{RUN_ID}#2"})))
+    assert different(checks_of(place)) == {"bucket": 1}, "the plan of a publication to come"
 
 
 OF_KEY = {"mode": "rebuild", "keys": [KEYS[0]]}
@@ -210,6 +229,14 @@ def test_each_difference_is_found_by_its_check_and_names_the_run_that_mends_it(c
 def test_a_publication_of_an_earlier_release_has_no_counters_to_compare(spoil: Spoil) -> None:
     checks = spoil(counters=None)
     assert (checks["counters"].state, different(checks)) == ("unknown", {})
+
+
+def test_a_wrong_count_of_icebergs_own_is_left_to_a_person(place: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "live_rows", lambda *_: 11)
+    checks = checks_of(place)
+    assert different(checks) == {"counters": 2}
+    assert checks["counters"].examples[0] == "Iceberg counts 11 rows of features, there are 13"
+    assert repair_of(checks.values()) is None
 
 
 def test_a_main_that_another_program_moved_and_snapshots_that_are_gone(place: Settings) -> None:
