@@ -28,7 +28,7 @@ _FOLDER = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}-\d{2}Z")
 _COLUMN_OF_PARQUET = re.compile(r"(?:required|optional)\s+\w+\s+(\w+)")
 _NEEDED = {"key": "Key", "etag": "ETag", "size": "Size", "lastmodifieddate": "LastModifiedDate"}
 _VERSIONS = ("islatest", "isdeletemarker")
-_BATCH_ROWS = 8_192
+_BATCH_ROWS = 4_096
 _BUFFER_BYTES = 2**20
 
 
