@@ -82,8 +82,8 @@ def publish_run(settings: Settings, run: str) -> Announcement:
 def settled_events(settings: Settings, planned: PlannedRun) -> tuple[str, ...]:
     """Files of events whose keys the publication has.
 
-    None of them when a photo that they may name could not be read. After a sweep that listed the bucket all of them: the
-    next sweep finds such a photo.
+    None of them when a photo that they may name could not be read. After a sweep that listed the bucket all of them:
+    the next sweep finds such a photo.
     """
     featurized = read_documents(settings, planned.key).featurized if planned.events else None
     pending = sum(featurized.pending.values()) if featurized else 0
