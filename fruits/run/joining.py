@@ -1,18 +1,24 @@
 """Objects of the bucket and rows of the tables, joined by key in a database of their own: memory does not grow.
 
 DuckDB keeps listing, rows and entries in a temporary file, whatever their order. The join goes part by part. A part
-holds the keys of some hashes, so that its memory is bounded whatever the number of keys.
+holds the keys of some hashes, and a sort takes one range of rows after the other: so memory is bounded, whatever the
+number of keys and their length.
 """
 # ruff: noqa: S608 -- the names of tables and columns are ours; values are parameters
 
+import fcntl
+import os
+import shutil
 import tempfile
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import isqrt
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -26,12 +32,15 @@ if TYPE_CHECKING:
 
 _MEMORY = "32MB"  # of DuckDB's buffers; its other memory and the batches in flight are about 60 MB more
 IN_MEMORY = ":memory:"
+_FOLDER = "fruits-plan-"
 _BATCH_ROWS = 8_192
-_INSERTED_ROWS = 16_384  # by one statement
+_INSERTED_BYTES = 2_000_000  # by one statement
 _SAMPLED = 100  # keys for each that is to be chosen
-_PART_ROWS = 400_000  # of listing and tables together
 _FEW_PARTS = 8
-_SORTED_ROWS = 250_000  # at once
+_MOST_SAMPLED = 20_000  # of up to 1,024 bytes each
+# DuckDB's sorts and joins fail within its memory when their rows take more than about twice these bytes.
+_PART_BYTES = 20_000_000  # of listing and tables together
+_SORTED_BYTES = 12_000_000  # at once
 
 KNOWN_SCHEMA = pa.schema(
     [
@@ -191,7 +200,7 @@ class Joined:
         objects = ", ".join(f"listed.{name} AS {name}" for name in LISTED_SCHEMA.names)
         rows = ", ".join(f'known."{name}" AS known_{name}' for name in KNOWN_SCHEMA.names)
         unchanged = "listed.etag IS NOT DISTINCT FROM known.etag AND known.reason IS NULL"
-        for places, of_part in self._parts("listed", "known"):
+        for places, of_part in self._parts(prefix, "listed", "known"):
             listed = self._objects(places["listed"], of_part)
             yield from self._batches(
                 f"SELECT {objects}, {rows} FROM (SELECT * FROM {listed} WHERE starts_with(key, ?){of_part}) AS listed "
@@ -206,8 +215,10 @@ class Joined:
         A key has several entries where the tables have several rows of the key, which no run of ours leaves there.
         """
         dropped: Counter[str] = Counter()
-        for of_part in self._parts("entries"):
-            changed = f"FROM entries WHERE action <> 'create'{of_part}"  # a created object has no row
+        of_rows = Condition("action <> 'create'")  # a created object has no row
+        parts = 1 + self._bytes("entries", of_rows) // _PART_BYTES
+        for part in range(parts):
+            changed = f"FROM entries WHERE {of_rows.text} AND hash(key) % {parts} = {part}"
             found = self.connection.execute(f"SELECT key {changed} GROUP BY key HAVING count(*) > 1").fetchall()
             if found:
                 keys = [[key for (key,) in found]]
@@ -280,7 +291,7 @@ class Joined:
 
     def find_lost(self, prefix: str) -> None:
         """Fill ``lost`` with the rows of ``readers`` that start with ``prefix`` and whose object is not listed."""
-        for places, of_part in self._parts("listed", "readers"):
+        for places, of_part in self._parts(prefix, "listed", "readers"):
             listed = self._objects(places["listed"], of_part)
             self.connection.execute(
                 "INSERT INTO lost SELECT key, etag, CASE WHEN reason IS NULL THEN label END FROM "
@@ -308,12 +319,12 @@ class Joined:
             f"UNION ALL SELECT {', '.join(LISTED_SCHEMA.names)} FROM corrected WHERE gone IS NOT TRUE{of_part})"
         )
 
-    def _parts(self, *names: str) -> Iterator[tuple[Mapping[str, str], str]]:
-        """For each part of the keys, bounded whatever the rows of the tables ``names``: where to read, and a condition.
+    def _parts(self, prefix: str, *names: str) -> Iterator[tuple[Mapping[str, str], str]]:
+        """For each part of the keys that start with ``prefix``, bounded in bytes: where to read, and a condition.
 
         With many parts, groups of them are copied in turn: to read each part costs a pass over the rows of its place.
         """
-        parts = 1 + sum(self.rows[name] for name in names) // _PART_ROWS
+        parts = 1 + sum(self._bytes(name, starts_with(prefix)) for name in names) // _PART_BYTES
         groups = isqrt(parts) if parts > _FEW_PARTS else 1
         places = {name: name if groups == 1 else f"{name}_of_group" for name in names}
         for group in range(groups):
@@ -327,6 +338,12 @@ class Joined:
         for name, place in places.items():
             if place != name:
                 self.connection.execute(f"DROP TABLE {place}")
+
+    def _bytes(self, name: str, condition: Condition) -> int:
+        """About how many bytes the rows of a table take that meet a condition."""
+        sql = f"SELECT coalesce(sum({_width(name)}), 0) FROM {name} WHERE {condition.text}"
+        (number,) = self.connection.execute(sql, condition.values).fetchall()[0]
+        return int(number)
 
     def _sorted(
         self, columns: str, name: str, condition: Condition, order: str, most: int | None = None
@@ -344,15 +361,16 @@ class Joined:
 
     def _ranges(self, name: str, condition: Condition, order: str) -> Iterator[Condition]:
         """The condition for one range of ``order`` after the other: a sort takes memory for the rows that it sorts."""
-        parts = 1 + self.count(name, condition) // _SORTED_ROWS
+        parts = 1 + self._bytes(name, condition) // _SORTED_BYTES
         if parts == 1:
             yield condition
             return
         marks = f"({', '.join('?' * len(order.split(',')))})"
-        rows = f"SELECT {order} FROM {name} WHERE {condition.text}"
-        chosen = f"SELECT {order} FROM ({rows}) USING SAMPLE reservoir({_SAMPLED * parts} ROWS)"
+        rows = f"SELECT {order}, {_width(name)} FROM {name} WHERE {condition.text}"
+        chosen = f"SELECT * FROM ({rows}) USING SAMPLE reservoir({min(_SAMPLED * parts, _MOST_SAMPLED)} ROWS)"
         sample = sorted(self.connection.execute(chosen, condition.values).fetchall())
-        bounds = [sample[place * len(sample) // parts] for place in range(1, parts)]
+        until = list(accumulate(width for *_, width in sample))
+        bounds = [sample[bisect_left(until, place * until[-1] // parts)][:-1] for place in range(1, parts)]
         for after, last in pairwise([None, *bounds, None]):
             within = condition if after is None else condition.and_(f"({order}) > {marks}", *after)
             yield within if last is None else within.and_(f"({order}) <= {marks}", *last)
@@ -360,7 +378,10 @@ class Joined:
     def _batches(self, sql: str, values: Sequence[Any]) -> Iterator[pa.RecordBatch]:
         """The rows of a query. A cursor of its own lets others be asked meanwhile."""
         with self.connection.cursor() as cursor:
-            yield from cursor.sql(sql, params=list(values)).to_arrow_reader(_BATCH_ROWS)
+            try:
+                yield from cursor.sql(sql, params=list(values)).to_arrow_reader(_BATCH_ROWS)
+            except OSError as error:  # Arrow's, for any error of the database
+                raise _explained(error) from error
 
 
 @contextmanager
@@ -368,19 +389,67 @@ def joined() -> Iterator[Joined]:
     """A new database in a temporary folder, which goes when the block ends.
 
     Raises:
-        FruitsError: when the folder of temporary files is full, or not to be written to.
+        FruitsError: when the folder of temporary files is missing or full, or the database needs too much memory.
     """
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix="fruits-plan-") as folder:
+    with _folder() as folder:
         try:
             with connect(folder) as connection:
                 yield Joined(connection)
-        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            raise FruitsError(
-                f"plan: {str(error).splitlines()[0]}; the plan of a large bucket keeps about 300 bytes a photo in "
-                f"temporary files. Make room in {tempfile.gettempdir()}, or set TMPDIR to a larger disk"
-            ) from error
+        except duckdb.OperationalError as error:
+            raise _explained(error) from error
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A temporary folder, locked until the block ends, when it goes. Those that killed processes left go first."""
+    try:
+        root = Path(tempfile.gettempdir())
+        for left in root.glob(f"{_FOLDER}*"):
+            with suppress(OSError), _locked(left):
+                shutil.rmtree(left)
+        new = Path(tempfile.mkdtemp(prefix="fruits-new-"))
+    except OSError as error:
+        raise FruitsError(
+            f"plan: {error}; the plan needs a folder for temporary files. Set TMPDIR to one that can be written to"
+        ) from error
+    folder = new.with_name(new.name.replace("fruits-new-", _FOLDER))
+    try:
+        with _locked(new):  # before it has the name that others look for
+            new.rename(folder)
+            yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system frees when the process ends.
+
+    Raises:
+        OSError: when another process holds it, or the folder is not ours.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _explained(error: Exception) -> FruitsError:
+    """An error of the database, and what to do."""
+    what = str(error).splitlines()[0]
+    if "memory_limit" in str(error):
+        return FruitsError(
+            f"plan: {what}; the join of listing and tables was to fit into {_MEMORY}, so this is a defect of Fruits. "
+            "Until it is mended, plan a part of the bucket at a time by the run's param `prefix`"
+        )
+    return FruitsError(
+        f"plan: {what}; the plan of a large bucket keeps about 300 bytes a photo in temporary files. Make room in "
+        f"{tempfile.gettempdir()}, or set TMPDIR to a larger disk"
+    )
 
 
 def connect(folder: str, database: str = "plan.db") -> "DuckDBPyConnection":
@@ -406,6 +475,12 @@ def _microseconds(moment: datetime) -> int:
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
+def _width(name: str) -> str:
+    """About how many bytes a row of a table takes, in SQL."""
+    texts = (one.name for one in TABLES[name] if pa.types.is_string(one.type))
+    return " + ".join([str(8 * len(TABLES[name])), *(f'coalesce(strlen("{text}"), 0)' for text in texts)])
+
+
 def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
     """A batch with a schema's columns; moments as microseconds, because those of DuckDB have the zone of the host."""
     columns = []
@@ -417,14 +492,14 @@ def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
 
 
 def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The rows in tables of some ten thousand: each insert costs the same."""
+    """The rows in tables of some megabytes: each insert costs the same."""
     waiting: list[pa.Table] = []
-    rows = 0
+    size = 0
     for table in tables:
         waiting.append(table)
-        rows += table.num_rows
-        if rows >= _INSERTED_ROWS:
+        size += table.nbytes
+        if size >= _INSERTED_BYTES:
             yield pa.concat_tables(waiting)
-            waiting, rows = [], 0
-    if rows:
+            waiting, size = [], 0
+    if waiting:
         yield pa.concat_tables(waiting)

@@ -98,7 +98,7 @@ def plan_run(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun
 
 def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
     key = run_key(run_id)
-    with joined() as pairs, task_document(settings, "plan", key, run_id) as document:
+    with task_document(settings, "plan", key, run_id) as document, joined() as pairs:
         lake = open_read_only(settings) if request.dry_run else Lake.open(settings)
         check_source(lake)
         pin = current_pin(settings)

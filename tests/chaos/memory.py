@@ -247,8 +247,9 @@ class Scan:
 
     def plan_files(self) -> list[Any]:
         """The files: small ones, one for each append since the rows were last rewritten."""
-        file = SimpleNamespace(partition="", file_size_in_bytes=1, record_count=1)
-        return [SimpleNamespace(file=file, delete_files=()) for _ in range(self.snapshot.files)]
+        one = {"partition": "", "file_size_in_bytes": 1, "record_count": 1}
+        files = (SimpleNamespace(file_path=f"{number}.parquet", **one) for number in range(self.snapshot.files))
+        return [SimpleNamespace(file=file, delete_files=()) for file in files]
 
 
 class Transaction:

@@ -299,6 +299,20 @@ class TestReading:
             assert found.num_rows == 80 - 4 - 20
             assert 0 < min(map(len, batches)) <= max(map(len, batches)) <= 4
 
+    def test_columns_that_a_table_got_later_are_null_in_the_rows_of_older_files(self, lake):
+        rows = numbered(QUARANTINE, ["old"], "m")
+        lake.catalog.drop_table((lake.settings.namespace, "quarantine"))
+        older = lake.catalog.create_table(
+            (lake.settings.namespace, "quarantine"), rows.drop(["limit", "decoder"]).schema
+        )
+        older.append(rows.drop(["limit", "decoder"]))
+        lake._add_missing_columns(QUARANTINE)
+        lake.table("quarantine").append(numbered(QUARANTINE, ["new"], "m"))
+        found = [
+            row for batch in lake.batches("quarantine", None, ("key", "limit", "decoder")) for row in batch.to_pylist()
+        ]
+        assert {row["key"]: (row["limit"], row["decoder"]) for row in found} == {"old": (None, None), "new": (0, "")}
+
     @pytest.mark.heavy
     def test_batches_take_the_memory_of_a_row_group_not_of_a_file(self, lake):
         keys = [f"k{number}" for number in range(100_000)]

@@ -129,9 +129,9 @@ def test_on_a_busy_bucket_no_source_deletes_what_is_there_or_goes_back(kind, bef
     }
 
 
-@pytest.mark.parametrize("rows_of_part", [joining._PART_ROWS, 1], ids=["one part", "groups of parts"])
-def test_a_sweep_asks_only_for_what_differs_and_for_the_keys_of_events(monkeypatch, rows_of_part):
-    monkeypatch.setattr(joining, "_PART_ROWS", rows_of_part)
+@pytest.mark.parametrize("part_bytes", [joining._PART_BYTES, 100], ids=["one part", "groups of parts"])
+def test_a_sweep_asks_only_for_what_differs_and_for_the_keys_of_events(monkeypatch, part_bytes):
+    monkeypatch.setattr(joining, "_PART_BYTES", part_bytes)
     bucket = after({}, [(key, "one") for key in KEYS], NOON)
     rows = known(bucket, KEYS) | {"Test/Kiwi/0.jpg": KnownObject("one", NOON, "Kiwi", "test")}
     rows["Test/Kiwi/1.jpg"] = KnownObject("one", DATE + timedelta(hours=1), "Kiwi", "test")
