@@ -144,7 +144,7 @@ class Joined:
         """Of versions of objects the latest ones that are no delete markers, with ``LISTED_SCHEMA``."""
         self.add("versions", batches)
         columns = ", ".join(LISTED_SCHEMA.names)
-        for places, of_part in self._parts("versions"):
+        for places, of_part in self._parts("", "versions"):
             newest = "row_number() OVER (PARTITION BY key ORDER BY sequence DESC) = 1"
             sql = f"SELECT {columns} FROM {places['versions']} WHERE true{of_part} QUALIFY {newest} AND NOT gone"
             for batch in self._batches(sql, ()):
@@ -159,7 +159,7 @@ class Joined:
         """
         self.clear("differences")
         older = "listed.last_modified // 1000000 < known.last_modified // 1000000"
-        for places, of_part in self._parts("listed", "known"):
+        for places, of_part in self._parts(prefix, "listed", "known"):
             self.connection.execute(
                 "INSERT INTO differences SELECT key, known.etag, known.last_modified, listed.key IS NULL, "
                 f"coalesce(known.last_modified > ? AND (listed.key IS NULL OR {older}), false) "
