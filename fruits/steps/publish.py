@@ -82,12 +82,13 @@ def publish_run(settings: Settings, run: str) -> Announcement:
 def settled_events(settings: Settings, planned: PlannedRun) -> tuple[str, ...]:
     """Files of events whose keys the publication has.
 
-    None of them when a photo that they may name could not be read. After a sweep all of them: the next sweep finds such
-    a photo.
+    None of them when a photo that they may name could not be read. After a sweep that listed the bucket all of them:
+    the next sweep finds such a photo.
     """
     featurized = read_documents(settings, planned.key).featurized if planned.events else None
     pending = sum(featurized.pending.values()) if featurized else 0
-    return planned.events if planned.request.lists or not pending else ()
+    listed = planned.request.lists and planned.as_of is None
+    return planned.events if listed or not pending else ()
 
 
 def used_approvals(settings: Settings, publication: Publication) -> list[Approval]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from fruits.run.request import RunRequest, resolve_request
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
 from fruits.steps import plan as plan_step
+from fruits.steps import publish as publish_step
 from fruits.steps.plan import plan_run
 from fruits.steps.prepare import prepare
 from tests.misbehaving import StandIn, misbehaving_server
@@ -409,3 +411,15 @@ class TestByAnInventory:
         assert ("days ago: what changed since is found by events only" in caplog.text) == (
             datetime.now(UTC) - self.DATE > timedelta(days=2)
         )
+
+    @pytest.mark.parametrize("pending", [0, 1])
+    def test_events_stay_until_their_photos_could_be_read(
+        self, place: Place, reports: Any, monkeypatch: pytest.MonkeyPatch, pending: int
+    ) -> None:
+        """The next sweep by the same report would not find them."""
+        place.server.objects["train/Kiwi/late.jpg"] = DATA
+        file = place.event("train/Kiwi/late.jpg")
+        planned = place.plan("scheduled")
+        read = SimpleNamespace(featurized=SimpleNamespace(pending={"unanswered": pending}))
+        monkeypatch.setattr(publish_step, "read_documents", lambda *_: read)
+        assert publish_step.settled_events(place.settings, planned) == (() if pending else (file,))
