@@ -207,7 +207,8 @@ def _last(settings: Settings) -> Lease | None:
     """
     store = _store(settings)
     for _ in range(_LOOKS):
-        names = [item["path"] for item in list_files(store)]
+        # The listing of a folder can miss both the lease that goes meanwhile and the one that takes its place.
+        names = _names(store) or _names(store)
         if not names:
             return _last(settings) if take_over_lease(settings) else None
         try:
@@ -221,13 +222,17 @@ def _last(settings: Settings) -> Lease | None:
     raise TransientError(f"lease {max(names)}: it is listed, and cannot be read; this task is tried again")
 
 
+def _names(store: ObjectStore) -> list[str]:
+    return [item["path"] for item in list_files(store)]
+
+
 def _write(store: ObjectStore, lease: Lease, *, create: bool = False) -> None:
     document = {**asdict(lease), "renewed_at": lease.renewed_at.isoformat()}
     write_json(store, _name(lease.number), document, create=create)
 
 
 def _remove_older(store: ObjectStore, number: int) -> None:
-    remove_files(store, *(item["path"] for item in list_files(store) if item["path"] < _name(number)))
+    remove_files(store, *(name for name in _names(store) if name < _name(number)))
 
 
 def _name(number: int) -> str:

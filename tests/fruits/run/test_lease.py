@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from threading import Barrier
 
 import pytest
@@ -54,6 +55,16 @@ def test_only_one_of_many_acquires_the_lease(settings):
         assert Counter(other is None for other in found) == {True: 1, False: 7}
         assert {other.run for other in found if other} == {f"run-{round_}-{found.index(None)}"}
         release_lease(settings, f"run-{round_}-{found.index(None)}")
+
+
+def test_a_listing_that_misses_the_lease_once_gives_no_second_one(settings, monkeypatch):
+    """As that of a folder can, while a lease takes the place of another."""
+    acquire_lease(settings, "first")
+    release_lease(settings, "first")
+    assert acquire_lease(settings, "first") is None
+    looks = count()
+    monkeypatch.setattr(module, "list_files", lambda store: list_files(store) if next(looks) else [])
+    assert acquire_lease(settings, "second").run == "first"
 
 
 def test_namespaces_of_one_lake_have_leases_of_their_own(settings):
