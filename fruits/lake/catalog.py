@@ -583,7 +583,7 @@ def scanned_batches(
 
     fields = scan.projection().fields
     names = [field.name for field in fields]
-    types = {field.name: field.type for field in schema_to_pyarrow(scan.projection())}
+    types = {field.name: _as_in_files(field.type) for field in schema_to_pyarrow(scan.projection())}
     small = _SMALL_FILE_BYTES if any(not field.field_type.is_primitive for field in fields) else _TINY_FILE_BYTES
     holding = _holding(list(tasks), scan.projection(), keys, by)
     deletes = _read_all_delete_files(scan.io, holding)
@@ -601,6 +601,11 @@ def scanned_batches(
                 live = live.append_column(column, pa.nulls(live.num_rows, types[column]))
             if live.num_rows:
                 yield live.select(names)
+
+
+def _as_in_files(kind: pa.DataType) -> pa.DataType:
+    """The type of a column in Parquet files; PyIceberg names texts by their larger form."""
+    return pa.string() if pa.types.is_large_string(kind) else kind
 
 
 def _is_older(properties: Mapping[str, str]) -> bool:

@@ -138,8 +138,8 @@ class TestTablesOfAnEarlierRelease:
         row = {**values, "size": 1, "last_modified": datetime(2026, 1, 1, tzinfo=UTC), "limit": 9, "decoder": None}
         opened.table("quarantine").append(pa.Table.from_pylist([row], schema=QUARANTINE.schema))
         rows = {row["key"]: row["limit"] for row in opened.read("quarantine", None).to_pylist()}
-        batches = opened.batches("quarantine", None, ("key", "limit"))
-        assert rows == {row["key"]: row["limit"] for batch in batches for row in batch.to_pylist()}
+        batches = pa.Table.from_batches(opened.batches("quarantine", None, ("key", "limit", "decoder")))
+        assert rows == {row["key"]: row["limit"] for row in batches.to_pylist()}
         assert rows == {"a": None, "b": 9}
 
     def test_a_lake_that_lacks_no_column_is_opened_by_one_read_of_metadata(self, old, monkeypatch):
