@@ -139,6 +139,7 @@ def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(m
     memory.check_equals_a_full_run()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_featurize_that_is_killed_at_any_moment_goes_on_and_ends_as_if_nothing_had_happened(memory, moment):
     """Each run creates, updates and deletes photos and meets an unreadable one, in chunks of two photos."""
@@ -167,6 +168,7 @@ def test_a_featurize_that_is_killed_at_any_moment_goes_on_and_ends_as_if_nothing
     assert resumed == {0, 2, 3, 4, 5}
 
 
+@pytest.mark.heavy
 def test_photos_that_a_retry_cannot_read_any_more_keep_a_row_wherever_featurize_was_killed(memory):
     """The attempt before may have read them, and written a part of what the chunk was to write."""
     memory.sweep("first")

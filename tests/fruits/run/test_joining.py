@@ -78,6 +78,7 @@ def planned(number, length, *, known=0):
         return plan.counts, [key for batch in plan.batches() for key in batch["key"].to_pylist()]
 
 
+@pytest.mark.heavy
 def test_a_plan_takes_keys_of_1024_bytes_which_are_the_longest_that_s3_has():
     counts, keys = planned(30_000, 1_024, known=20_000)
     assert (counts[Action.CREATE], counts[Action.UPDATE]) == (10_000, 20_000)

@@ -73,11 +73,7 @@ class Place:
 
     def publish(self, **changed: Any) -> Publication:
         """A publication of the same rows."""
-        lake = Lake.open(self.settings)
-        base = current_base(lake)
-        sequence = base.publication.sequence + 1
-        row = replace(base.publication, sequence=sequence, run_id=f"published {sequence}", **changed)
-        return publish(lake, base, Writer(f"counts{sequence}", "publish"), row)
+        return publish_again(self.settings, **changed)
 
     @property
     def asked_for(self) -> list[tuple[str, str]]:
@@ -85,23 +81,36 @@ class Place:
         return sorted(self.server.requests)
 
 
+def a_hundred_photos(settings: Settings, fake_run: Any) -> None:
+    """A lake with a hundred photos in the fit split and four others."""
+    run = fake_run(settings)
+    common = run._common
+    run._common = lambda key, model: {**common(key, model), "etag": ETAG}
+    run.n_components = components_asked(settings.n_components, settings.max_components)
+    generator = np.random.default_rng(7)
+    pca_id = run.write({key: generator.random(4, dtype=np.float32) for key in KIWIS + FIGS}, MODEL_ID)
+    run.publish(MODEL_ID, pca_id)
+    publish_again(settings, counts={"features": 104, "quarantine": 0, "remaining": 0})
+
+
+def publish_again(settings: Settings, **changed: Any) -> Publication:
+    """A publication of the same rows."""
+    lake = Lake.open(settings)
+    base = current_base(lake)
+    sequence = base.publication.sequence + 1
+    row = replace(base.publication, sequence=sequence, run_id=f"published {sequence}", **changed)
+    return publish(lake, base, Writer(f"counts{sequence}", "publish"), row)
+
+
 @pytest.fixture
-def place(folder_lake: Settings, fake_run: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(as_made: Any, fake_run: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A hundred photos in the fit split and four others; no TensorFlow builds the backbone."""
     monkeypatch.setattr(plan_step, "staged_card", lambda _: card())
+    lake = as_made(a_hundred_photos, fake_run)
     with misbehaving_server() as server:
-        settings = folder_lake.model_copy(update={"s3_endpoint": server.endpoint, "few_deletions": 3})
-        run = fake_run(settings)
-        common = run._common
-        run._common = lambda key, model: {**common(key, model), "etag": ETAG}
-        run.n_components = components_asked(settings.n_components, settings.max_components)
-        generator = np.random.default_rng(7)
-        pca_id = run.write({key: generator.random(4, dtype=np.float32) for key in KIWIS + FIGS}, MODEL_ID)
-        run.publish(MODEL_ID, pca_id)
-        made = Place(settings, server)
-        made.publish(counts={"features": 104, "quarantine": 0, "remaining": 0})
+        settings = lake.model_copy(update={"s3_endpoint": server.endpoint, "few_deletions": 3})
         server.objects |= dict.fromkeys(KIWIS + FIGS, DATA)
-        yield made
+        yield Place(settings, server)
 
 
 class TestOfEvents:
