@@ -64,7 +64,7 @@ test: setup-dev  ## All tests but the slow and the containers' (ARGS="-k moments
 	$(RUN_TESTS) --marks "not slow and not compose" $(ARGS)
 	$(if $(COVERAGE),@$(JOBS) -m coverage combine --quiet build/coverage/jobs build/coverage/airflow && $(JOBS) -m coverage report)
 
-test-fast: setup-dev  ## Units and properties, in a minute: no server, no JVM, no other program
+test-fast: setup-dev  ## Units and properties, in two minutes: no server, no JVM, no other program
 	$(RUN_TESTS) --airflow-workers 1 --hypothesis-profile quick --marks "$(FAST)" $(ARGS)
 
 test-slow: setup-dev  ## What is too slow for each change (PART=1/4: the first of four parts)
