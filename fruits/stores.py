@@ -58,7 +58,7 @@ Permission = Literal["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:List
 _watchers: list[Watcher] = []
 
 
-_MOST_CONNECTIONS = 16  # that a client keeps: one for each range of a listing
+MOST_CONNECTIONS = 16  # that a client of listings keeps
 _PARTS_AT_ONCE = 2  # of a large object that is uploaded: each is held in memory
 
 
@@ -83,7 +83,7 @@ def list_client(settings: Settings) -> Any:
         region_name=settings.s3_region,
         config=Config(
             connect_timeout=10,
-            max_pool_connections=_MOST_CONNECTIONS,
+            max_pool_connections=MOST_CONNECTIONS,
             retries={"mode": "standard", "max_attempts": 5},
             s3={"addressing_style": "path" if settings.s3_endpoint else "auto"},
         ),

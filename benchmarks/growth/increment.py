@@ -5,20 +5,15 @@ The run of one photo is what every run costs, so its seconds are subtracted from
 `make bench-growth ARGS=increment` prints the figures in some minutes.
 """
 
-import tempfile
 import time
-from pathlib import Path
 
 from benchmarks.growth.figure import Figure, figure
-from benchmarks.growth.jobs import start_job, upload
-from fruits.backbones.stage import stage
-from fruits.lake.catalog import Lake
+from benchmarks.growth.jobs import start_job, temporary_lake, upload
 from fruits.run.request import resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.steps.plan import plan_run
 from fruits.steps.publish import publish_run
-from local.stack import environment_of, temporary_stack
 
 PHOTOS, SHARE = 10_000, 0.01
 MOST = 0.02
@@ -26,14 +21,7 @@ MOST = 0.02
 
 def figures(photos: int = PHOTOS) -> list[Figure]:
     """The figures of a run over so many photos, and of an increment of one percent."""
-    with (
-        tempfile.TemporaryDirectory(prefix="fruits-increment-") as folder,
-        temporary_stack(Path(folder)) as stack,
-        environment_of(stack),
-    ):
-        settings = Settings.load()
-        stage(settings)
-        Lake.open(settings)
+    with temporary_lake() as settings:
         few = round(photos * SHARE)
         numbers = range(photos), range(photos, photos + 1), range(photos + 1, photos + 1 + few)
         full, one, percent = (seconds_of(settings, f"run-{at}", some) for at, some in enumerate(numbers))

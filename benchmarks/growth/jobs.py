@@ -3,17 +3,36 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from fruits.backbones.stage import stage
+from fruits.lake.catalog import Lake
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.stores import photo_store, write_bytes
+from local.stack import environment_of, temporary_stack
 from sample_photos import LABELS, draw
 
 ROOT = Path(__file__).resolve().parents[2]
 DRAWN = 200
+
+
+@contextmanager
+def temporary_lake() -> Iterator[Settings]:
+    """An S3 server with an empty bucket, and a lake with the default backbone, until the block ends."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fruits-growth-") as folder,
+        temporary_stack(Path(folder)) as stack,
+        environment_of(stack),
+    ):
+        settings = Settings.load()
+        stage(settings)
+        Lake.open(settings)
+        yield settings
 
 
 def upload(settings: Settings, numbers: Iterable[int]) -> None:

@@ -8,20 +8,14 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 import time
-from pathlib import Path
 
 from benchmarks.growth.figure import Figure, figure
-from benchmarks.growth.jobs import start_job, upload
-from fruits.backbones.stage import stage
-from fruits.lake.catalog import Lake
+from benchmarks.growth.jobs import start_job, temporary_lake, upload
 from fruits.run.documents import Featurized, read_documents
 from fruits.run.request import resolve_request
 from fruits.run.state import run_key
-from fruits.settings import Settings
 from fruits.steps.plan import plan_run
-from local.stack import environment_of, temporary_stack
 
 RUN = "resumed"
 KILL_AT = 0.9
@@ -31,15 +25,8 @@ PHOTOS = 20_000
 
 def figures(photos: int = PHOTOS) -> list[Figure]:
     """The figures of a run over so many photos that is killed at nine tenths."""
-    with (
-        tempfile.TemporaryDirectory(prefix="fruits-resume-") as folder,
-        temporary_stack(Path(folder)) as stack,
-        environment_of(stack),
-    ):
-        settings = Settings.load()
+    with temporary_lake() as settings:
         upload(settings, range(photos))
-        stage(settings)
-        Lake.open(settings)
         plan_run(settings, resolve_request({}, settings), RUN)
         seen = killed_at(round(photos * KILL_AT))
         retried = time.perf_counter()

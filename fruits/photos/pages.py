@@ -22,10 +22,10 @@ from botocore.compat import unquote_str
 from botocore.handlers import _handle_200_error
 
 from fruits.settings import Settings
-from fruits.stores import list_client, list_requester, parsed_timestamp
+from fruits.stores import MOST_CONNECTIONS, list_client, list_requester, parsed_timestamp
 
-MOST_RANGES = 16
-"""Ranges of a listing at once. More find no more: reading the answers is then bound by the CPU."""
+MOST_RANGES = MOST_CONNECTIONS
+"""Ranges of a listing at once, one connection each. More find no more: reading the answers is then bound by the CPU."""
 
 _POLL_SECONDS = 0.1
 _PAGES_AHEAD = 2  # of a range

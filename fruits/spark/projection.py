@@ -4,7 +4,7 @@ import logging
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from fruits.analysis.pca import (
 )
 from fruits.lake.approvals import Approval, ask
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
+from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import EMBEDDINGS
 from fruits.photos.keys import FIT_SPLIT, KeyPattern, KeyRules
 from fruits.run.decisions import Decisions, decide, due_refit_question
@@ -50,15 +51,14 @@ def current_version(job: Job) -> PCAVersion | None:
     """
     versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
     by_id = {version.pca_id: version for version in versions}
-    published = [by_id[row["pca_id"]] for row in published_under_backbone(job) if row["pca_id"] in by_id]
+    published = [by_id[one.pca_id] for one in published_under_backbone(job) if one.pca_id in by_id]
     return next(reversed(published or versions), None)
 
 
-def published_under_backbone(job: Job) -> list[dict[str, Any]]:
-    """PCA version and rules for keys of each publication with the run's backbone, the oldest first."""
-    columns, snapshot_id = ("sequence", "pca_id", "rules"), job.run.base.publications_snapshot
-    rows = job.lake.read("publications", snapshot_id, columns, model_id=job.run.model_id).to_pylist()
-    return sorted(rows, key=lambda row: int(row["sequence"]))
+def published_under_backbone(job: Job) -> list[Publication]:
+    """The publications with the run's backbone, the oldest first."""
+    published = publications(job.lake, job.run.base.publications_snapshot)
+    return [publication for publication in published if publication.model_id == job.run.model_id]
 
 
 def fitted_rules(job: Job, current: PCAVersion) -> str | None:
@@ -68,7 +68,7 @@ def fitted_rules(job: Job, current: PCAVersion) -> str | None:
     """
     if current.split_rules is not None:
         return current.split_rules
-    rules = {row.get("rules") for row in published_under_backbone(job) if row["pca_id"] == current.pca_id}
+    rules = {one.rules for one in published_under_backbone(job) if one.pca_id == current.pca_id}
     others = sorted(one for one in rules - {KeyRules.of(job.settings).fingerprint} if one)
     return f"earlier rules ({', '.join(others)})" if others else None
 

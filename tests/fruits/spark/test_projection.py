@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from fruits.analysis.moments import moments_of
@@ -47,7 +46,7 @@ def job_of(settings: Settings, planned: PlannedRun, remaining: int = 0) -> Any:
     recorded: list[Projected] = []
     return SimpleNamespace(
         settings=settings,
-        lake=SimpleNamespace(read=lambda *_, **__: pa.table({})),  # nothing is known of publications
+        lake=None,
         run=planned,
         start=SNAPSHOTS,
         remaining=remaining,
@@ -152,6 +151,7 @@ def test_an_approved_refit_is_done_also_when_nothing_drifts_and_photos_are_pendi
     (question,) = update_pca(job_of(settings, run()), version("pca-1")).undecided
     decision = approve(settings, question, by="ada", why="a new camera", via="Airflow")
     monkeypatch.setattr(projection, "measure_drift", lambda *_: (0.0, 0))
+    monkeypatch.setattr(projection, "published_under_backbone", lambda _: [])
     current = version("pca-1")
     quiet = job_of(settings, run(request=RunRequest(prefix="", n_components=2)), remaining)
     moments: Any = SimpleNamespace(n=known)
@@ -181,6 +181,7 @@ def test_a_fit_split_that_shrank_is_fitted_again_where_it_can_be(
     current.pca.n, current.n_components = fitted, str(n_components)
     failed = None if refused is None else SimpleNamespace(pca=SimpleNamespace(n=refused), pca_id="pca-2")
     monkeypatch.setattr(projection, "measure_drift", lambda *_: (None, 0))
+    monkeypatch.setattr(projection, "published_under_backbone", lambda _: [])
     monkeypatch.setattr(projection, "refused_version", lambda *_: failed)
     job = job_of(settings, run(request=RunRequest(prefix="", n_components=n_components)))
     refit = projection.reason_to_refit(job, current, moments_of(np.eye(6)))
