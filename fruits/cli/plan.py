@@ -50,8 +50,7 @@ def read(settings: Settings, request: RunRequest, *, keys: int | None) -> dict[s
             card,
             published=published,
             approvals=approvals,
-            event_keys=events.keys,
-            by_listing=events.sweep,
+            events=events,
         )
         return _document(settings, request, reconciliation, lake, base, card, keys)
 

@@ -65,6 +65,8 @@ from fruits.stores import can_read_any, photo_store, server_name
 
 log = logging.getLogger("fruits")
 
+_NO_EVENTS = KeptEvents()
+
 _MOST_LISTED = 20
 _FEWEST_OF_RANGE = 10_000
 """Fewest rows for each range of a listing: with less, a listing in one pass is as quick."""
@@ -120,9 +122,8 @@ def _plan(settings: Settings, request: RunRequest, run_id: str) -> PlannedRun:
             run=key,
             published=published,
             approvals=stored,
-            event_keys=events.keys,
+            events=events,
             by_events=by_events,
-            by_listing=events.sweep,
         )
         undecided = reconciliation.decisions.undecided
         if not request.dry_run:
@@ -282,16 +283,15 @@ def reconcile(
     run: str = "",
     published: Sequence[Publication] = (),
     approvals: Sequence[Approval] = (),
-    event_keys: Sequence[str] = (),
+    events: KeptEvents = _NO_EVENTS,
     by_events: bool = False,
-    by_listing: bool = False,
 ) -> Reconciliation:
     """Compare the bucket with the tables as published; writes nothing but ``pairs``, which has to be empty.
 
-    A run by ``event_keys``, or by the param ``keys``, looks up objects and rows of these keys. It lists nothing, and
+    A run by ``events``, or by the param ``keys``, looks up objects and rows of these keys. It lists nothing, and
     so does not know what remains in the bucket. A run ``by_events`` may also be a sweep, see ``or_sweep``. A sweep
-    takes the objects from the source that the settings name, and looks ``event_keys`` up. It lists the bucket when
-    ``by_listing``, and under another backbone than the readers': these would lose what the source does not know yet.
+    takes the objects from the source that the settings name, and looks the keys of ``events`` up. It lists the bucket
+    when ``events.sweep``, and under another backbone than the readers', who would lose what the source does not know.
 
     The tables are read before the bucket is listed: what others publish meanwhile is then not taken for gone. Lake,
     publication or backbone are None where there is none yet. ``phase`` times a part of the work. ``run`` is the run's
@@ -303,14 +303,14 @@ def reconcile(
     """
     readers = base.publication.model_id if base else None
     switching = readers is not None and readers != (card.model_id if card else None)
-    covered = request_of_keys(request, event_keys)
+    covered = request_of_keys(request, events.keys)
     keys = covered.keys if not request.lists and can_look_up(base, card) else None
     if lake and base and card:
         with phase("known"):
             pairs.add("known", known_rows(lake, base.publication.snapshots, card.model_id, keys))
     judged_by = base.publication.rules if base and not switching else None
     prefix = listed_prefix(settings, request, new_backbone=switching)
-    source = source_of(settings, prefix) if keys is None and not switching and not by_listing else None
+    source = source_of(settings, prefix) if keys is None and not switching and not events.sweep else None
     comparison = Comparison(
         settings,
         covered,
@@ -321,7 +321,7 @@ def reconcile(
         phase,
         keys,
         source,
-        event_keys,
+        events.keys,
         may_be_empty=by_events,
     )
     plan = comparison.plan()

@@ -32,6 +32,7 @@ from fruits.lake.schemas import TableName
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import read_document
+from fruits.run.events import KeptEvents
 from fruits.run.joining import joined
 from fruits.run.request import resolve_request
 from fruits.run.state import run_key
@@ -196,7 +197,7 @@ def check_bucket(verified: Verified) -> Check:
             card,
             published=published,
             approvals=read_approvals(settings),
-            by_listing=True,
+            events=KeptEvents(sweep=True),  # the bucket is listed, whatever a sweep's source is
         )
         for entry in reconciliation.plan.entries():
             if since is not None and entry.last_modified > since and entry.action != Action.DELETE:
