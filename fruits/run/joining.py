@@ -41,6 +41,7 @@ _MOST_SAMPLED = 20_000  # of up to 1,024 bytes each
 # DuckDB's sorts and joins fail within its memory when their rows take more than about twice these bytes.
 _PART_BYTES = 20_000_000  # of listing and tables together
 _SORTED_BYTES = 12_000_000  # at once
+_FEW_ROWS = 1_000  # fit into a part, and into a sort, with keys of 1,024 bytes
 
 KNOWN_SCHEMA = pa.schema(
     [
@@ -123,6 +124,8 @@ class Joined:
 
     def clear(self, name: str) -> None:
         """Remove all rows of a table."""
+        if not self.rows[name]:
+            return
         self.connection.execute(f"DELETE FROM {name}")
         self.rows[name] = 0
 
@@ -299,6 +302,7 @@ class Joined:
                 f"ANTI JOIN (SELECT key FROM {listed} WHERE true{of_part}) AS listed USING (key)",
                 (prefix,),
             )
+        self.rows["lost"] = self.count("lost")
 
     def leaving(self, name: str, condition: Condition = Condition()) -> Iterator[tuple[str, str, str | None]]:
         """Key, ETag and label of the rows of ``entries`` or ``lost`` that meet a condition, in the order of keys."""
@@ -340,7 +344,9 @@ class Joined:
                 self.connection.execute(f"DROP TABLE {place}")
 
     def _bytes(self, name: str, condition: Condition) -> int:
-        """About how many bytes the rows of a table take that meet a condition."""
+        """About how many bytes the rows of a table take that meet a condition; 0 where they are few at most."""
+        if self.rows[name] <= _FEW_ROWS:
+            return 0
         sql = f"SELECT coalesce(sum({_width(name)}), 0) FROM {name} WHERE {condition.text}"
         (number,) = self.connection.execute(sql, condition.values).fetchall()[0]
         return int(number)
@@ -496,6 +502,8 @@ def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     waiting: list[pa.Table] = []
     size = 0
     for table in tables:
+        if not table.num_rows:
+            continue
         waiting.append(table)
         size += table.nbytes
         if size >= _INSERTED_BYTES:
