@@ -139,7 +139,7 @@ def test_photos_that_vanish_under_a_run_leave_by_the_decision_of_the_next_plan(m
     memory.check_equals_a_full_run()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_featurize_that_is_killed_at_any_moment_goes_on_and_ends_as_if_nothing_had_happened(memory, moment):
     """Each run creates, updates and deletes photos and meets an unreadable one, in chunks of two photos."""
@@ -271,7 +271,7 @@ class TestARebuildThatCannotReadAPhoto:
         memory.check_equals_a_full_run()
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_pin_at_any_moment_of_a_run_holds(memory):
     memory.sweep("first")
     for number in range(1, 60):

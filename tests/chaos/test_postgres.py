@@ -57,6 +57,7 @@ FEATURES, STATISTICS, PUBLICATION, MAIN = 5, 10, 14, 17
 """Commits of a run by their number: rows, statistics, the publication itself, and what follows from it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_connection_that_is_cut_in_a_commit_costs_an_attempt_and_no_row(made, postgres, database, moment):
     """Of each run another commit is cut: ``after`` is a commit that is in effect although its answer was lost."""

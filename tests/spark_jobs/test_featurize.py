@@ -237,6 +237,7 @@ class TestBadInput:
         assert "FRUITS_PHOTOS_PER_TASK" in caplog.text
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bits(chain, first, new_settings, spark_submit, sound, vectors):
     """As the DAG starts the script: a process of its own, from the environment's spark-submit."""
     settings = new_settings(bucket=first.settings.bucket)

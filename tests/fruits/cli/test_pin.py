@@ -9,12 +9,17 @@ from fruits.lake.publication import publications, readers_base
 from fruits.run.pin import current_pin
 
 
-@pytest.fixture
-def run(folder_lake, fake_run):
-    """Plans a run on the lake, which has two publications."""
+def publish_twice(settings, fake_run):
+    """A lake with two publications."""
     for pca_id in ("pca-1", "pca-2"):
-        fake_run(folder_lake).publish("m", pca_id)
-    return lambda: fake_run(folder_lake)
+        fake_run(settings).publish("m", pca_id)
+
+
+@pytest.fixture
+def run(as_made, fake_run):
+    """Plans a run on the lake, which has two publications."""
+    settings = as_made(publish_twice, fake_run)
+    return lambda: fake_run(settings)
 
 
 def pin_by_rollback(lake, wanted, why):

@@ -611,22 +611,26 @@ class TestRollBack:
             roll_back(Lake.open(as_made(Lake.open)), "1")
 
 
+def publish_in_format_3(settings):
+    """A lake with two publications of format 3."""
+    publish_runs(settings, "a", "b")
+    lake = Lake(settings)
+    rows = lake.read("publications", None).to_pylist()
+    for row in rows:
+        row["snapshots"] = [(name, at) for name, at in row["snapshots"] if name != "label_statistics"]
+    earlier = pa.Table.from_pylist(rows, schema=PUBLICATIONS.schema)
+    lake.table("publications").overwrite(earlier, snapshot_properties=writer("b").snapshot_properties)
+    lake.catalog.drop_table((settings.namespace, "label_statistics"))
+    lake.set_properties({"fruits.lake-format": "3"})
+
+
 class TestALakeThatLacksATable:
     """Format 3 had no `label_statistics`: its publications name no snapshot of that table."""
 
     @pytest.fixture
-    def old(self, lake):
+    def old(self, as_made):
         """Two publications of format 3."""
-        publish_run(lake, "a")
-        publish_run(lake, "b")
-        rows = lake.read("publications", None).to_pylist()
-        for row in rows:
-            row["snapshots"] = [(name, at) for name, at in row["snapshots"] if name != "label_statistics"]
-        earlier = pa.Table.from_pylist(rows, schema=PUBLICATIONS.schema)
-        lake.table("publications").overwrite(earlier, snapshot_properties=writer("b").snapshot_properties)
-        lake.catalog.drop_table((lake.settings.namespace, "label_statistics"))
-        lake.set_properties({"fruits.lake-format": "3"})
-        return lake
+        return Lake(as_made(publish_in_format_3))
 
     def test_readers_find_its_publications_and_make_nothing(self, old):
         reading = open_read_only(old.settings)

@@ -103,14 +103,19 @@ def publish_again(settings: Settings, **changed: Any) -> Publication:
 
 
 @pytest.fixture
-def place(as_made: Any, fake_run: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def server() -> Iterator[StandIn]:
+    """An S3 server that counts requests."""
+    with misbehaving_server() as running:
+        yield running
+
+
+@pytest.fixture
+def place(as_made: Any, fake_run: Any, server: StandIn, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A hundred photos in the fit split and four others; no TensorFlow builds the backbone."""
     monkeypatch.setattr(plan_step, "staged_card", lambda _: card())
     lake = as_made(a_hundred_photos, fake_run)
-    with misbehaving_server() as server:
-        settings = lake.model_copy(update={"s3_endpoint": server.endpoint, "few_deletions": 3})
-        server.objects |= dict.fromkeys(KIWIS + FIGS, DATA)
-        yield Place(settings, server)
+    server.objects |= dict.fromkeys(KIWIS + FIGS, DATA)
+    return Place(lake.model_copy(update={"s3_endpoint": server.endpoint, "few_deletions": 3}), server)
 
 
 class TestOfEvents:
