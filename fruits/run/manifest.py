@@ -35,7 +35,7 @@ DUE_ETAG = "due"
 takes the photo again, or deletes the row within the bounds of deletions."""
 
 _SLICE_ROWS = 65_536
-_GROUP_ROWS = 50_000  # of a row group
+_GROUP_ROWS = 16_384  # of a row group, which the writer holds in memory
 _IN_MEMORY = 8 * 2**20  # bytes of a manifest; a larger one waits in a temporary file for its upload
 
 
