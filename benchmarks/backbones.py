@@ -1,10 +1,11 @@
 """What backbones are worth and what they cost: accuracy of a linear probe on their features, images per second.
 
-For EfficientNet-Lite0, MobileNetV2 with a weights file, and both with random weights it prints: the least cosine
-between the flatbuffer's features and Keras' own; images per second of one LiteRT thread (CPU time); the accuracy of a
-linear probe that leaves one photo of each label out; and, fitted on `Training` and scored on `Test`, its accuracy
-on features and on their first k principal components, with the explained variance ratio of those. Needs the jobs
-environment.
+For EfficientNet-Lite0 and MobileNetV2 with a weights file, each in fp32 and int8, and for both with random weights it
+prints: the least cosine between the flatbuffer's features and Keras' own; images per second of one LiteRT thread (CPU
+time, both precisions by turns); the accuracy of a linear probe that leaves one photo of each label out; and, fitted on
+`Training` and scored on `Test`, its accuracy on features and on their first k principal components, with the explained
+variance ratio of those. For int8 besides: the speed as a multiple of fp32's, and the cosines between the features of
+both. Needs the jobs environment.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,7 @@ from fruits.backbones.efficientnet_lite import NAME as EFFICIENTNET_LITE0
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import IMAGENET, RANDOM, WeightsFile
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
+from fruits.settings import Precision
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 LIMITS = Limits(max_bytes=1_000_000_000, max_pixels=1_000_000_000)
@@ -49,18 +52,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name, weights in chosen(args):
-        card, flatbuffer = build(name, weights)
-        backbone = Backbone(card, flatbuffer)
-        pixels = [read(path, card.preprocessing) for path in photos(args.photos)]
-        print(f"\n{card.model_id} ({card.backbone}, {card.weights}), {card.flatbuffer_bytes / 1e6:.1f} MB")
-        cosine = agreement(backbone, pixels[:: max(1, len(pixels) // COMPARED)], name, weights)
-        print(f"  flatbuffer against Keras, least cosine  {cosine:.7f}")
-        print(f"  images per second of one thread         {images_per_second(backbone, pixels[0], args.seconds):.0f}")
-        one_out = leave_one_of_each_out(features(backbone, args.photos, args.limit))
-        print(f"  probe, {args.photos.name}, one of each label out  {one_out:.3f}")
-        fit, test = (features(backbone, args.fruits / split, args.limit) for split in ("Training", "Test"))
-        for line in projections(fit, test):
-            print(f"  {line}")
+        precisions: tuple[Precision, ...] = ("fp32",) if weights == RANDOM else ("fp32", "int8")
+        backbones = [Backbone(*build(name, weights, precision)) for precision in precisions]
+        pixels = [read(path, backbones[0].card.preprocessing) for path in photos(args.photos)]
+        speeds = images_per_second(backbones, pixels[0], args.seconds)
+        folders = (args.photos, args.fruits / "Training", args.fruits / "Test")
+        reference: list[Labelled] = []
+        for backbone, speed in zip(backbones, speeds, strict=True):
+            card = backbone.card
+            print(f"\n{card.model_id} ({card.backbone}, {card.weights}), {card.flatbuffer_bytes / 1e6:.1f} MB")
+            cosine = agreement(backbone, pixels[:: max(1, len(pixels) // COMPARED)], name, weights)
+            print(f"  flatbuffer against Keras, least cosine  {cosine:.7f}")
+            print(f"  images per second of one thread         {speed:.0f}")
+            shop, fit, test = found = [features(backbone, folder, args.limit) for folder in folders]
+            if reference:
+                print(f"  speed as a multiple of fp32's           {speed / speeds[0]:.2f}")
+                for folder, one, other in zip(folders, found, reference, strict=True):
+                    rows = cosines(one.rows, other.rows)
+                    print(f"  cosine to fp32, {folder.name:<10}  mean {rows.mean():.4f}  least {rows.min():.4f}")
+            reference = reference or found
+            print(f"  probe, {args.photos.name}, one of each label out  {leave_one_of_each_out(shop):.3f}")
+            for line in projections(fit, test):
+                print(f"  {line}")
     return 0
 
 
@@ -74,7 +87,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", default=weights, help="MobileNetV2's, without its top")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N photos of each label (default: all)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time to spend on the speed (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="time to spend on the speed (default %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -109,21 +122,31 @@ def features(backbone: Backbone, folder: Path, limit: int | None) -> Labelled:
 def agreement(backbone: Backbone, pixels: list[NDArray[np.uint8]], name: str, weights: str | WeightsFile) -> float:
     """Least cosine between LiteRT's features and those of the Keras network."""
     keras_rows = np.asarray(load_network(name, weights).features(np.stack(pixels)), dtype=np.float64)
-    rows = np.stack([backbone.features(photo) for photo in pixels]).astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(keras_rows, axis=1)
-    return float(((rows * keras_rows).sum(axis=1) / norms).min())
+    return float(cosines(np.stack([backbone.features(photo) for photo in pixels]), keras_rows).min())
 
 
-def images_per_second(backbone: Backbone, pixels: NDArray[np.uint8], seconds: float) -> float:
-    """Median over rounds of 20 images, by the thread's CPU time: what else the machine does matters little."""
-    rounds: list[float] = []
+def cosines(rows: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine between each row and its counterpart, shape ``(n,)``."""
+    left, right = rows.astype(np.float64), others.astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.asarray((left * right).sum(axis=1) / norms)
+
+
+def images_per_second(backbones: Sequence[Backbone], pixels: NDArray[np.uint8], seconds: float) -> list[float]:
+    """Median of each backbone over rounds of 20 images, by turns and by the thread's CPU time.
+
+    So what else the machine does matters little, and least of all to the ratio of two backbones.
+    """
+    rounds: list[list[float]] = []
     stop = time.perf_counter() + seconds
     while not rounds or time.perf_counter() < stop:
-        start = time.thread_time()
-        for _ in range(20):
-            backbone.features(pixels)
-        rounds.append(20 / (time.thread_time() - start))
-    return statistics.median(rounds)
+        rounds.append([])
+        for backbone in backbones:
+            start = time.thread_time()
+            for _ in range(20):
+                backbone.features(pixels)
+            rounds[-1].append(20 / (time.thread_time() - start))
+    return [statistics.median(speeds) for speeds in zip(*rounds, strict=True)]
 
 
 def leave_one_of_each_out(data: Labelled) -> float:

@@ -20,7 +20,7 @@ The log of `record` says what carries the approval out:
 | gates | clear the task `validate` of the run that failed |
 | rebuild | clear the run that failed from `wait_for_lease` |
 | refit | clear the run that failed, if any, from `wait_for_lease`. Otherwise a sweep refits; components of a run's own param need a run with the same param |
-| backbone | nothing, if FRUITS_BACKBONE names it; otherwise start a run with the same param |
+| backbone | nothing, if the settings name it; otherwise start a run with the same params |
 
 **When more photos go** before the answer, the question is about another set. It gets a run of this DAG of its own when it
 has doubled. Before that, *Approve* of the old set makes `record` red, and starts a run that asks about the set of now.

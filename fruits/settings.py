@@ -20,6 +20,9 @@ DEFAULT_KEY_PATTERN = (
     rf"(?:.*/)?(?P<label>(?!{_SPLITS}/)[^/=]+)/(?:(?:split=)?{_SPLITS}/)*(?P<file>[^/]+)"
 )
 
+Precision = Literal["fp32", "int8"]
+"""Arithmetic of a backbone: floating point numbers of 32 bits, or integers of 8 bits."""
+
 
 class DagSettings(BaseSettings):
     """What a DAG file needs to know when it is parsed: how Spark jobs are submitted, events, alerts."""
@@ -242,6 +245,11 @@ class Settings(DagSettings):
         description="`default` (the package's for efficientnet-lite0, `imagenet` for a Keras model), `imagenet`, "
         "`random`, a path, or an `https://`, `s3://` or `file://` URI of a weights file. `#sha256=<digest>` at the end "
         "has the file checked.",
+    )
+    precision: Precision = Field(
+        default="fp32",
+        description="Arithmetic of the backbone: `fp32`, or `int8`, which rounds and takes about half the time. "
+        "Another precision is another backbone: see [operations.md](operations.md).",
     )
     weights_from: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -85,8 +85,8 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _requested() -> dict[str, str]:
-    """The backbone and weights of the shell: `FRUITS_BACKBONE=MobileNetV2 make run`."""
-    names = {name: f"FRUITS_{name.upper()}" for name in ("backbone", "weights")}
+    """The backbone, weights and precision of the shell: `FRUITS_BACKBONE=MobileNetV2 make run`."""
+    names = {name: f"FRUITS_{name.upper()}" for name in ("backbone", "weights", "precision")}
     given = {name: os.environ.get(variable, "") for name, variable in names.items()}
     # Airflow keeps params. The run finds an address with a signature in its environment.
     return {name: value for name, value in given.items() if value and not holds_secret(value)}

@@ -26,7 +26,7 @@ _POLL_SECONDS = 15
 _QUEUE_SECONDS = 3_600  # that a job may wait for capacity in the application, beside its execution time
 _CANCEL_SECONDS = 300  # that a left-over job may take to end
 _ENDED = frozenset({"SUCCESS", "FAILED", "CANCELLED"})
-_BACKBONE_SETTINGS = frozenset({"backbone", "weights", "weights_from"})  # no job reads them
+_BACKBONE_SETTINGS = frozenset({"backbone", "weights", "precision", "weights_from"})  # no job reads them
 
 
 class EmrJobOperator(EmrServerlessStartJobOperator):

@@ -6,6 +6,7 @@ Only this side needs TensorFlow, once for each backbone; executors run the flatb
 import difflib
 import inspect
 import socket
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,20 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from fruits.backbones import efficientnet_lite
+import numpy as np
+from numpy.typing import NDArray
+
+from fruits.backbones import calibration, efficientnet_lite
 from fruits.backbones.card import Card, Preprocessing, model_id, sha256
+from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import IMAGENET, RANDOM, WeightsFile, named
 from fruits.errors import FruitsError
+from fruits.settings import Precision
 
 _SEED = 20151208
 _DOWNLOAD_TIMEOUT_SECONDS = 60
+_LEAST_COSINE = 0.9  # on the pictures, of which some are plain; photos keep more
+_COMPARED_EVERY = 5
 _FILE_LICENCE = "that of the weights file"
 _RANDOM_LICENCE = "none: seeded random numbers"
 _KERAS_LICENCE = "that of the model's authors: https://keras.io/api/applications/"
@@ -76,21 +84,24 @@ class Network:
         return self.model(self.scale(tf.cast(pixels, tf.float32)), training=False)
 
 
-def build(name: str, weights: str | WeightsFile) -> tuple[Card, bytes]:
-    """The card and the flatbuffer of a backbone; the same weights give the same bytes.
+def build(name: str, weights: str | WeightsFile, precision: Precision = "fp32") -> tuple[Card, bytes]:
+    """The card and the flatbuffer of a backbone; the same weights and precision give the same bytes.
 
     Args:
         name: ``efficientnet-lite0`` or a model of ``keras.applications``, in any case.
         weights: ``imagenet`` or ``default`` (the same), ``random`` (seeded), or a weights file.
+        precision: ``fp32``, or ``int8`` for an integer flatbuffer, calibrated on pictures of our own.
 
     Raises:
-        FruitsError: when there is no such backbone, or its weights can't be downloaded or do not fit.
+        FruitsError: when there is no such backbone, its weights can't be downloaded or do not fit, or it loses too
+            much by integer arithmetic.
         ValueError: when ``weights`` is another name.
     """
     network = load_network(name, weights)
-    flatbuffer = convert(network)
+    pixels = calibration.pictures(network.preprocessing) if precision == "int8" else None
+    flatbuffer = convert(network) if pixels is None else quantize(network, pixels)
     card = Card(
-        model_id=model_id(network.backbone, flatbuffer, network.preprocessing),
+        model_id=model_id(network.backbone, flatbuffer, network.preprocessing, precision),
         backbone=network.backbone,
         weights=network.weights,
         weights_sha256=network.weights_sha256,
@@ -100,7 +111,11 @@ def build(name: str, weights: str | WeightsFile) -> tuple[Card, bytes]:
         flatbuffer_bytes=len(flatbuffer),
         licence=network.licence,
         built_with={"keras": version("keras"), "tensorflow": _tensorflow_version()},
+        precision=precision,
+        calibration=None if pixels is None else calibration.described(pixels),
     )
+    if pixels is not None:
+        _check_agreement(network, Backbone(card, flatbuffer), pixels[::_COMPARED_EVERY])
     return card, flatbuffer
 
 
@@ -122,13 +137,55 @@ def load_network(name: str, weights: str | WeightsFile) -> Network:
 def convert(network: Network) -> bytes:
     """The fp32 flatbuffer: RGB 0..255, uint8 ``(1, height, width, 3)``, to features, float32 ``(1, d)``."""
     import tensorflow as tf
+
+    return bytes(_converter(network, tf.uint8).convert())
+
+
+def quantize(network: Network, pixels: NDArray[np.uint8]) -> bytes:
+    """The integer flatbuffer, with the input and output of :func:`convert`: weights and all values between have 8 bits.
+
+    Post-training quantisation, a scale for each channel of the weights and one for each layer's values: Jacob et al.,
+    "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (2018).
+
+    Args:
+        network: The network.
+        pixels: The pictures ``(n, height, width, 3)`` that the ranges of values are measured on.
+    """
+    import tensorflow as tf
+
+    converter = _converter(network, tf.float32)  # a cast from uint8 would keep the scaling of pixels in float
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([picture[np.newaxis].astype(np.float32)] for picture in pixels)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = tf.uint8
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # the pictures give them
+        return bytes(converter.convert())
+
+
+def _converter(network: Network, pixel_type: Any) -> Any:
+    import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     size = network.preprocessing
-    pixels = tf.TensorSpec((1, size.height, size.width, 3), tf.uint8, name="pixels")
+    pixels = tf.TensorSpec((1, size.height, size.width, 3), pixel_type, name="pixels")
     function = tf.function(network.features, input_signature=[pixels]).get_concrete_function()
     frozen = convert_variables_to_constants_v2(function)
-    return bytes(tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert())
+    return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
+
+
+def _check_agreement(network: Network, backbone: Backbone, pixels: NDArray[np.uint8]) -> None:
+    """Check that integer features point where those of the network point."""
+    rows = np.stack([backbone.features(picture) for picture in pixels]).astype(np.float64)
+    expected = np.asarray(network.features(pixels), np.float64)
+    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = float(np.mean((rows * expected).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+    if not cosine >= _LEAST_COSINE:
+        raise FruitsError(
+            f"FRUITS_PRECISION int8: {network.backbone} loses too much by integer arithmetic: expected a mean cosine "
+            f"of at least {_LEAST_COSINE} between its features and those of fp32, found {cosine:.3f}; "
+            "set FRUITS_PRECISION=fp32, or choose another backbone."
+        )
 
 
 def _efficientnet_lite(weights: str | WeightsFile) -> Network:

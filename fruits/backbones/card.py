@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
 from fruits.errors import FruitsError
+from fruits.settings import Precision
 
 Resample = Literal["bilinear", "bicubic"]
 
@@ -41,6 +42,21 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """The pictures that the ranges of an integer flatbuffer were measured on.
+
+    Attributes:
+        name: Name and version of the set; equal names stand for equal pictures at equal input sizes.
+        images: Number of pictures.
+        sha256: Hash of their pixels.
+    """
+
+    name: str
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Card:
     """The description of a feature function.
 
@@ -55,6 +71,8 @@ class Card:
         flatbuffer_bytes: Size of the flatbuffer.
         licence: Licence of the weights, as far as known.
         built_with: Versions of the software that built the flatbuffer.
+        precision: Arithmetic of the flatbuffer; cards of earlier releases are all ``fp32``.
+        calibration: The pictures of an ``int8`` flatbuffer; None for ``fp32``.
     """
 
     model_id: str
@@ -67,6 +85,14 @@ class Card:
     flatbuffer_bytes: int
     licence: str
     built_with: Mapping[str, str]
+    precision: Precision = "fp32"
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"expected a precision of {get_args(Precision)}, got {self.precision!r}")
+        if (self.precision == "int8") != (self.calibration is not None):
+            raise ValueError(f"expected a calibration for int8 and for nothing else, got {self.precision}")
 
     def to_document(self) -> dict[str, Any]:
         """The card as a JSON-serialisable dictionary."""
@@ -80,7 +106,9 @@ class Card:
             FruitsError: when a field is missing, unknown or out of range.
         """
         try:
-            return cls(**{**document, "preprocessing": Preprocessing(**document["preprocessing"])})
+            preprocessing, calibration = Preprocessing(**document["preprocessing"]), document.get("calibration")
+            parts = {"preprocessing": preprocessing, "calibration": calibration and Calibration(**calibration)}
+            return cls(**{**document, **parts})
         except (KeyError, TypeError, ValueError) as error:
             name = document.get("model_id", "without model_id")
             raise FruitsError(
@@ -99,11 +127,17 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def model_id(backbone: str, flatbuffer: bytes, preprocessing: Preprocessing) -> str:
+def model_id(backbone: str, flatbuffer: bytes, preprocessing: Preprocessing, precision: Precision = "fp32") -> str:
     """Identity of the feature function that ``flatbuffer`` computes after ``preprocessing``.
 
-    Two builds have the same identity if and only if bytes and preprocessing are the same.
+    Two builds have the same identity if and only if bytes and preprocessing are the same. The name of an integer
+    backbone says so: ``mobilenetv2-int8-0123456789ab``.
     """
     canonical = json.dumps(asdict(preprocessing), sort_keys=True, separators=(",", ":")).encode()
     digest = hashlib.sha256(hashlib.sha256(flatbuffer).digest() + canonical).hexdigest()
-    return f"{slug(backbone)}-{digest[:12]}"
+    return f"{staged_name(backbone, precision)}-{digest[:12]}"
+
+
+def staged_name(backbone: str, precision: Precision) -> str:
+    """Name of a backbone in the lake: its slug, followed by the precision unless that is ``fp32``."""
+    return slug(backbone) if precision == "fp32" else f"{slug(backbone)}-{precision}"

@@ -27,7 +27,7 @@ class Backbone:
         digest = sha256(flatbuffer)
         if digest != card.flatbuffer_sha256:
             raise _mismatch(card, f"the flatbuffer's sha256 {card.flatbuffer_sha256}", digest)
-        identity = model_id(card.backbone, flatbuffer, card.preprocessing)
+        identity = model_id(card.backbone, flatbuffer, card.preprocessing, card.precision)
         if identity != card.model_id:
             raise _mismatch(card, "flatbuffer and preprocessing that hash to it", identity)
         self.card = card

@@ -2,7 +2,8 @@
 
 A backbone is two immutable files, ``models/<model_id>/model.tflite`` and ``card.json``; a registry entry,
 ``models/registry/<backbone>-<hash of its weights' identity>.json``, names the ``model_id`` that was built for these
-settings. The entry is written last, so a reader sees complete backbones only. To build again, delete the entry.
+settings; for an integer backbone ``<backbone>-int8-...``. The entry is written last, so a reader sees complete
+backbones only. To build again, delete the entry.
 """
 
 import argparse
@@ -14,12 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 
-from fruits.backbones.card import Card, sha256, slug
+from fruits.backbones.card import Card, sha256, staged_name
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import identity, opened
 from fruits.errors import ExitCode, FruitsError
-from fruits.settings import Settings
+from fruits.settings import Settings, public_uri
 from fruits.stores import exists, lake_store, read_bytes, read_json, write_bytes, write_json
+
+
+def described_backbone(settings: Settings) -> str:
+    """The backbone of the settings, with its weights and precision."""
+    return f"{settings.backbone} ({settings.precision}) with weights {public_uri(settings.weights)}"
 
 
 def staged_card(settings: Settings) -> Card | None:
@@ -57,7 +63,7 @@ def stage(settings: Settings) -> Card:
 
     registry_path = _registry_path(settings)
     with opened(settings) as weights:
-        card, flatbuffer = build(settings.backbone, weights)
+        card, flatbuffer = build(settings.backbone, weights, settings.precision)
     store = lake_store(settings, "models")
     card_path = f"{card.model_id}/card.json"
     if exists(store, card_path):  # the same weights from another place
@@ -92,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Stage the backbone of the settings and print its card as one line of JSON."""
     argparse.ArgumentParser(
         prog="python -m fruits.backbones.stage",
-        description="Build the backbone of FRUITS_BACKBONE and FRUITS_WEIGHTS into the lake unless it is there, and "
-        "print its card as one line of JSON.",
+        description="Build the backbone of FRUITS_BACKBONE, FRUITS_WEIGHTS and FRUITS_PRECISION into the lake unless "
+        "it is there, and print its card as one line of JSON.",
     ).parse_args(argv)
     try:
         settings = Settings.load()
@@ -117,7 +123,8 @@ def _staged_file(settings: Settings, model_id: str, name: str) -> bytes:
 
 
 def _registry_path(settings: Settings) -> str:
-    return f"registry/{slug(settings.backbone)}-{sha256(identity(settings).encode())[:16]}.json"
+    name = staged_name(settings.backbone, settings.precision)
+    return f"registry/{name}-{sha256(identity(settings).encode())[:16]}.json"
 
 
 @contextmanager

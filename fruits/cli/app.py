@@ -101,6 +101,7 @@ def plan(
     key: Annotated[list[str] | None, typer.Option(help="Only this object key; may be given several times.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many photos.")] = None,
     backbone: Annotated[str | None, typer.Option(help="`efficientnet-lite0` or a `keras.applications` model.")] = None,
+    precision: Annotated[str | None, typer.Option(help="`fp32` or `int8`. Default: FRUITS_PRECISION.")] = None,
     retry_quarantined: Annotated[
         bool, typer.Option("--retry-quarantined", help="Read photos in quarantine again.")
     ] = False,
@@ -120,6 +121,7 @@ def plan(
         "keys": key,
         "limit": limit,
         "backbone": backbone,
+        "precision": precision,
         "retry_quarantined": retry_quarantined,
         "mode": "rebuild" if rebuild else "reconcile",
         "dry_run": True,

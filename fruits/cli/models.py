@@ -86,6 +86,7 @@ def render(models: Document) -> Iterable[RenderableType]:
                 ("backbone", f"{backbone['model_id']}{' (current)' if backbone['current'] else ''}"),
                 ("error", backbone["error"]),
                 ("weights", card.get("weights")),
+                ("precision", _precision(card) if card else None),
                 ("licence", card.get("licence")),
                 ("width", card.get("feature_width")),
                 ("size", size),
@@ -95,6 +96,12 @@ def render(models: Document) -> Iterable[RenderableType]:
         if backbone["pca_versions"]:
             columns = ("pca version", ">k", ">n", ">explained", "fitted at", "why", "")
             yield table(columns, (_version_row(version) for version in backbone["pca_versions"]))
+
+
+def _precision(card: Document) -> str:
+    """``fp32``, or ``int8`` with the pictures that its ranges were measured on."""
+    calibration = card["calibration"]
+    return f"{card['precision']}, calibrated on {calibration['name']}" if calibration else str(card["precision"])
 
 
 def _version_row(version: Document) -> tuple[object, ...]:

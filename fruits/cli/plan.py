@@ -64,7 +64,7 @@ def _document(
     card: Card | None,
     keys: int | None,
 ) -> dict[str, Any]:
-    plan = reconciliation.plan
+    plan, chosen = reconciliation.plan, with_backbone(settings, request)
     return {
         "lake": settings.lake,
         "bucket": settings.bucket,
@@ -72,7 +72,8 @@ def _document(
         "as_of": plan.as_of.isoformat() if plan.as_of else None,
         "published": base.publication.publication_id if base else None,
         "pin": describe(settings) if lake else None,
-        "backbone": with_backbone(settings, request).backbone,
+        "backbone": chosen.backbone,
+        "precision": chosen.precision,
         "model_id": card.model_id if card else None,
         "readers_model_id": reconciliation.readers_model_id,
         "building": reconciliation.building,
@@ -118,7 +119,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
 def render(plan: Document) -> Iterable[RenderableType]:
     """The plan for a terminal."""
     counts = plan["counts"]
-    model = plan["model_id"] or f"{plan['backbone']}, which the next run builds"
+    model = plan["model_id"] or f"{plan['backbone']} ({plan['precision']}), which the next run builds"
     waiting = sum(question["number"] for question in plan["undecided"] if question["kind"] == "deletions")
     yield fields(
         [

@@ -241,8 +241,8 @@ def after_approval(approval: Approval) -> str:
             )
         case "backbone":
             return (
-                "The next run under the same backbone does it: a sweep, when that is FRUITS_BACKBONE and new to "
-                "readers. Otherwise start a run with the same param."
+                "The next run under the same backbone does it: a sweep, when the settings name that backbone "
+                "and it is new to readers. Otherwise start a run with the same param."
             )
         case "deletions":
             return "The next run that finds the same photos gone does it: the next sweep, or start a run now."

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from fruits.analysis.pca import RefitPolicy
 from fruits.errors import FruitsError
 from fruits.photos.keys import check_prefix
-from fruits.settings import Settings, count_or_share, holds_secret, public_uri
+from fruits.settings import Precision, Settings, count_or_share, holds_secret, public_uri
 
 Mode = Literal["auto", "reconcile", "interval", "rebuild"]
 
@@ -63,6 +63,7 @@ class RunParams(Frozen):
     mode: Mode = Field("auto", description="auto, reconcile, interval or rebuild")
     backbone: str | None = Field(None, description="the name of a backbone, such as 'MobileNetV2'")
     weights: str | None = Field(None, description="'default', 'imagenet', a path or a URI")
+    precision: Precision | None = Field(None, description="fp32 or int8, or nothing for FRUITS_PRECISION")
     n_components: Annotated[int | float | None, BeforeValidator(count_or_share)] = Field(
         None, description="a count (1, 2, ...) or a share of variance between 0 and 1"
     )
@@ -81,9 +82,9 @@ class RunRequest(Frozen):
     """The request of a run, resolved from params, events, interval and settings.
 
     With mode ``events`` the run covers the keys of the events that are kept when it is planned. ``interval`` is half
-    open, in UTC. ``limit`` bounds the photos to featurize; None means all. ``backbone`` and
-    ``weights`` are None when the run requests none; the run then works under the effective backbone. ``allow_deletes``
-    approves deletions beyond the bounds: those with this digest, or any deletions (True).
+    open, in UTC. ``limit`` bounds the photos to featurize; None means all. ``backbone``, ``weights`` and ``precision``
+    are None when the run requests none; the run then works under the effective backbone. ``allow_deletes`` approves
+    deletions beyond the bounds: those with this digest, or any deletions (True).
     """
 
     prefix: str
@@ -92,6 +93,7 @@ class RunRequest(Frozen):
     interval: tuple[datetime, datetime] | None = None
     backbone: str | None = None
     weights: str | None = None
+    precision: Precision | None = None
     n_components: int | float = 0.95
     refit: RefitPolicy = "auto"
     limit: int | None = None
@@ -158,6 +160,7 @@ def resolve_request(
         interval=data_interval if mode == "interval" else None,
         backbone=asked.backbone,
         weights=asked.weights,
+        precision=asked.precision,
         n_components=settings.n_components if asked.n_components is None else asked.n_components,
         refit=asked.refit,
         limit=asked.limit,

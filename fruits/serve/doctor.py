@@ -20,7 +20,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from fruits.errors import FruitsError
-from fruits.settings import DagSettings, Settings, public_uri, queue_region
+from fruits.settings import DagSettings, Settings, queue_region
 
 State = Literal["ok", "warn", "fail"]
 
@@ -382,13 +382,13 @@ def pin(settings: Settings) -> CheckResult:
 
 def backbone(settings: Settings) -> CheckResult:
     """Check that the backbone of the settings is staged, and that its files agree with its card."""
-    from fruits.backbones.stage import load_backbone, staged_card
+    from fruits.backbones.stage import described_backbone, load_backbone, staged_card
     from fruits.lake.reader import open_read_only
 
     open_read_only(settings)
     card = staged_card(settings)
     if card is None:
-        found = f"{settings.backbone} with weights {public_uri(settings.weights)} is not staged"
+        found = f"{described_backbone(settings)} is not staged"
         return CheckResult(found, "warn", "the next run builds the backbone; or: python -m fruits.backbones.stage")
     load_backbone(settings, card.model_id)
     return CheckResult(f"{card.model_id}: staged, with the right checksum")

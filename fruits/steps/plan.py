@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from fruits.analysis.pca import components_asked, drifted, resized
 from fruits.backbones.card import Card
-from fruits.backbones.stage import read_card, staged_card
+from fruits.backbones.stage import described_backbone, read_card, staged_card
 from fruits.errors import FruitsError
 from fruits.lake.approvals import Approval, ask, outdated, read_approvals, withdraw
 from fruits.lake.branches import Snapshots
@@ -59,7 +59,7 @@ from fruits.run.reconciliation import Ignored, Plan, make_plan
 from fruits.run.request import RunRequest
 from fruits.run.sources import Source, TooOldError, catch_up, source_of
 from fruits.run.state import PlannedRun, run_key
-from fruits.settings import Settings, public_uri
+from fruits.settings import Settings
 from fruits.steps.prepare import with_backbone
 from fruits.stores import can_read_any, photo_store, server_name
 
@@ -208,15 +208,15 @@ def effective_backbone(settings: Settings, request: RunRequest, published: Seque
     card = staged_card(chosen)
     if card is None:
         raise FruitsError(
-            f"backbone {chosen.backbone} with weights {public_uri(chosen.weights)}: not staged in "
-            f"{settings.lake}/models; clear the run from `prepare`, which builds it"
+            f"backbone {described_backbone(chosen)}: not staged in {settings.lake}/models; clear the run from "
+            "`prepare`, which builds it"
         )
     models = [publication.model_id for publication in published if publication.model_id]
     left_by_readers = card.model_id in models and card.model_id != models[-1]
-    if left_by_readers and request.backbone is None and request.weights is None:
+    if left_by_readers and (request.backbone, request.weights, request.precision) == (None, None, None):
         log.warning(
-            "backbone: readers use %s now, so this run keeps to it; set FRUITS_BACKBONE and FRUITS_WEIGHTS to that "
-            "backbone, or ask for another one by the run's param `backbone`",
+            "backbone: readers use %s now, so this run keeps to it; set FRUITS_BACKBONE, FRUITS_WEIGHTS and "
+            "FRUITS_PRECISION to that backbone, or ask for another one by the run's params `backbone` and `precision`",
             models[-1],
         )
         card = read_card(settings, str(models[-1]))

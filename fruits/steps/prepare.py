@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 
-from fruits.backbones.stage import staged_card
+from fruits.backbones.stage import described_backbone, staged_card
 from fruits.backbones.weights import check_place
 from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
@@ -18,7 +18,7 @@ from fruits.run.events import kept_events
 from fruits.run.manifest import evenly
 from fruits.run.migration import migrate
 from fruits.run.request import RunRequest
-from fruits.settings import Settings, public_uri
+from fruits.settings import Settings
 from fruits.stores import can_read_any, check_lake, check_photos, photo_store
 
 log = logging.getLogger("fruits")
@@ -74,8 +74,8 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
     chosen = with_backbone(settings, request)
     if staged_card(chosen) is None:
         raise FruitsError(
-            f"dry run: backbone {chosen.backbone} with weights {public_uri(chosen.weights)} is not in "
-            f"{settings.lake}/models, and a dry run does not build it; {advice}"
+            f"dry run: backbone {described_backbone(chosen)} is not in {settings.lake}/models, and a dry run "
+            f"does not build it; {advice}"
         )
 
 
@@ -89,7 +89,7 @@ def _published_photo_readable(settings: Settings) -> bool:
 
 
 def with_backbone(settings: Settings, request: RunRequest) -> Settings:
-    """The settings with the backbone and weights that a run requests.
+    """The settings with the backbone, weights and precision that a run requests.
 
     Raises:
         FruitsError: when the weights are from a place that neither FRUITS_WEIGHTS nor FRUITS_WEIGHTS_FROM names.
@@ -98,7 +98,8 @@ def with_backbone(settings: Settings, request: RunRequest) -> Settings:
         check_place(request.weights, settings.weights_from)
     backbone = request.backbone or settings.backbone
     weights = request.weights or (settings.weights if backbone == settings.backbone else "default")
-    return settings.model_copy(update={"backbone": backbone, "weights": weights})
+    precision = request.precision or settings.precision
+    return settings.model_copy(update={"backbone": backbone, "weights": weights, "precision": precision})
 
 
 def stage_missing(settings: Settings) -> None:
@@ -112,16 +113,13 @@ def stage_missing(settings: Settings) -> None:
     """
     if staged_card(settings) is not None:
         return
-    log.info(
-        "backbone %s with weights %s is not staged yet; building it, about half a minute",
-        settings.backbone,
-        public_uri(settings.weights),
-    )
+    log.info("backbone %s is not staged yet; building it, about half a minute", described_backbone(settings))
     python = settings.jobs_env / "bin" / "python"
     if not python.is_file():
         raise FruitsError(f"jobs environment: no Python at {python}; run `make setup`, or set FRUITS_JOBS_ENV")
     command = [str(python), "-m", "fruits.backbones.stage"]
-    environment = {**os.environ, "FRUITS_BACKBONE": settings.backbone, "FRUITS_WEIGHTS": settings.weights}
+    chosen = {name.upper(): getattr(settings, name) for name in ("backbone", "weights", "precision")}
+    environment = {**os.environ, **{f"FRUITS_{name}": value for name, value in chosen.items()}}
     build = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
     if build.returncode:
         kind = TransientError if build.returncode == ExitCode.TRANSIENT else FruitsError

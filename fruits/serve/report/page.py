@@ -157,6 +157,7 @@ def _scope(request: RunRequest) -> dict[str, str]:
         else "",
         "Interval": f"{interval[0].isoformat()} to {interval[1].isoformat()}" if interval else "",
         "Backbone": ", weights ".join(filter(None, (request.backbone, request.weights))),
+        "Precision": request.precision or "",
         "PCA components": str(request.n_components),
         "Refit": request.refit,
         "Limit": f"{request.limit:,} photos" if request.limit else "",

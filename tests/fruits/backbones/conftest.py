@@ -32,6 +32,11 @@ def lite0(staged_models: Path, lite0_flatbuffer: bytes) -> Backbone:
 
 
 @pytest.fixture(scope="session")
+def integer_lite0() -> Backbone:
+    return Backbone(*build("efficientnet-lite0", "imagenet", "int8"))
+
+
+@pytest.fixture(scope="session")
 def mobilenet_weights() -> Path:
     return _present(SHARED / "weights/mobilenet_v2_1.0_224_no_top.weights.h5", "MobileNetV2 weights")
 

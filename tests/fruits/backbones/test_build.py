@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fruits.analysis.probe import probe_accuracy
 from fruits.backbones.build import _DEFAULT_SIZE, _INPUT_SIZES, _scale, build, load_network
+from fruits.backbones.calibration import described, pictures
 from fruits.backbones.card import Preprocessing
 from fruits.backbones.efficientnet_lite import checkpoint_path
 from fruits.backbones.runtime import Backbone
@@ -89,6 +90,49 @@ def test_the_same_weights_give_the_same_bytes_whatever_was_built_before(
     again = build("EfficientNet-Lite0", WeightsFile.at(checkpoint_path()))[1]
     assert again == lite0_flatbuffer
     assert build("mobilenetv2", "random")[0] == untrained.card
+
+
+def test_the_default_backbone_keeps_the_identity_that_rows_of_all_lakes_carry(lite0: Backbone) -> None:
+    assert lite0.card.model_id == "efficientnet-lite0-c6a0058bc3bd"
+    assert (lite0.card.precision, lite0.card.calibration) == ("fp32", None)
+
+
+def test_an_integer_backbone_is_another_one_and_its_card_names_the_pictures(
+    lite0: Backbone, integer_lite0: Backbone
+) -> None:
+    card = integer_lite0.card
+    assert card.model_id.startswith("efficientnet-lite0-int8-")
+    assert card.calibration == described(pictures(card.preprocessing))
+    same = {"backbone", "weights", "weights_sha256", "preprocessing", "feature_width"}
+    assert {name: getattr(card, name) for name in same} == {name: getattr(lite0.card, name) for name in same}
+    assert card.flatbuffer_bytes < 0.35 * lite0.card.flatbuffer_bytes
+
+
+def test_an_integer_backbone_is_the_same_bytes_each_time(integer_lite0: Backbone) -> None:
+    again = Backbone(*build("efficientnet-lite0", "imagenet", "int8"))
+    assert again.card == integer_lite0.card
+    photo = next(_varied_inputs(again.card.preprocessing))
+    assert np.array_equal(again.features(photo), integer_lite0.features(photo))
+
+
+def test_integer_features_point_where_those_of_fp32_point_and_tell_as_much(
+    lite0: Backbone, integer_lite0: Backbone, fruits_360: Path, read: Read
+) -> None:
+    probes = []
+    for backbone in (lite0, integer_lite0):
+        fit, test = (
+            _features(backbone, fruits_360 / split, each, read) for split, each in (("Training", 8), ("Test", 4))
+        )
+        probes.append((test[0].astype(np.float64), probe_accuracy(*fit, *test)))
+    (expected, accuracy), (found, integer_accuracy) = probes
+    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+    assert np.mean((expected * found).sum(axis=1) / norms) >= 0.98
+    assert abs(integer_accuracy - accuracy) <= 0.02, "one point on all photos; a photo of these few is nearly as much"
+
+
+def test_a_network_that_integers_ruin_is_refused() -> None:
+    with pytest.raises(FruitsError, match=r"FRUITS_PRECISION int8: MobileNetV3Small .*0\.9 .*FRUITS_PRECISION=fp32"):
+        build("MobileNetV3Small", "random", "int8")
 
 
 def test_input_sizes_are_those_of_keras_applications(monkeypatch: pytest.MonkeyPatch) -> None:

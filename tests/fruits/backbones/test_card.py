@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from fruits.backbones.card import Card, Preprocessing, model_id, sha256, slug
+from fruits.backbones.card import Calibration, Card, Preprocessing, model_id, sha256, slug
 from fruits.errors import FruitsError
 
 FLATBUFFER = b"some flatbuffer"
@@ -20,11 +20,36 @@ CARD = Card(
     licence="Apache-2.0",
     built_with={"keras": "3"},
 )
+INTEGER = replace(
+    CARD,
+    model_id=model_id("MobileNetV2", FLATBUFFER, PREPROCESSING, "int8"),
+    precision="int8",
+    calibration=Calibration("pictures-1", 100, sha256(b"pixels")),
+)
 
 
-@pytest.mark.parametrize("card", [CARD, replace(CARD, weights_sha256=None, preprocessing=Preprocessing(8, 9))])
+@pytest.mark.parametrize("card", [CARD, INTEGER, replace(CARD, weights_sha256=None, preprocessing=Preprocessing(8, 9))])
 def test_a_card_survives_json(card: Card) -> None:
     assert Card.from_document(json.loads(json.dumps(card.to_document()))) == card
+
+
+def test_a_card_of_an_earlier_release_is_that_of_fp32() -> None:
+    document = CARD.to_document()
+    del document["precision"], document["calibration"]
+    assert Card.from_document(document) == CARD
+
+
+def test_the_identity_of_an_integer_backbone_says_so_and_the_others_stay_as_they_were() -> None:
+    assert CARD.model_id == "mobilenetv2-9a67bc90db0d"
+    assert INTEGER.model_id == "mobilenetv2-int8-9a67bc90db0d"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"precision": "fp16"}, {"precision": "int8"}, {"calibration": INTEGER.to_document()["calibration"]}]
+)
+def test_a_card_of_integers_without_a_calibration_or_the_reverse_is_named(changes: dict[str, object]) -> None:
+    with pytest.raises(FruitsError, match=CARD.model_id):
+        Card.from_document({**CARD.to_document(), **changes})
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from fruits.backbones import stage as staging
-from fruits.backbones.card import Card, Preprocessing, model_id, sha256
+from fruits.backbones.card import Calibration, Card, Preprocessing, model_id, sha256
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone, main, stage, staged_card
 from fruits.backbones.weights import WeightsFile
 from fruits.errors import FruitsError
-from fruits.settings import Settings
+from fruits.settings import Precision, Settings
 from fruits.stores import write_bytes, write_json
 
 Load = Callable[..., Settings]
@@ -25,13 +25,13 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The backbones that were built, by a stand-in for TensorFlow whose flatbuffer is the weights' bytes."""
     names: list[str] = []
 
-    def build(name: str, weights: str | WeightsFile) -> tuple[Card, bytes]:
+    def build(name: str, weights: str | WeightsFile, precision: Precision) -> tuple[Card, bytes]:
         names.append(name)
         source = weights if isinstance(weights, str) else weights.source
         flatbuffer = weights.encode() if isinstance(weights, str) else weights.path.read_bytes()
         preprocessing = Preprocessing(8, 8)
         card = Card(
-            model_id=model_id(name, flatbuffer, preprocessing),
+            model_id=model_id(name, flatbuffer, preprocessing, precision),
             backbone=name,
             weights=source,
             weights_sha256=None,
@@ -41,6 +41,8 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             flatbuffer_bytes=len(flatbuffer),
             licence="none",
             built_with={},
+            precision=precision,
+            calibration=Calibration("pictures", 1, "0") if precision == "int8" else None,
         )
         return card, flatbuffer
 
@@ -63,6 +65,18 @@ def test_other_settings_are_another_backbone(settings: Load, builds: list[str]) 
     ]
     assert len({card.model_id for card in cards}) == 4
     assert len(builds) == 4
+
+
+def test_another_precision_is_another_backbone_and_fp32_is_found_where_earlier_releases_staged_it(
+    settings: Load, builds: list[str], tmp_path: Path
+) -> None:
+    plain = stage(settings(backbone="A"))
+    assert staged_card(settings(backbone="A", precision="int8")) is None
+    integer = stage(settings(backbone="A", precision="int8"))
+    assert (integer.precision, staged_card(settings(backbone="A"))) == ("int8", plain)
+    assert (len(builds), integer.model_id == plain.model_id) == (2, False)
+    entries = sorted(path.name for path in (tmp_path / "lake/models/registry").iterdir())
+    assert entries == [f"a-{sha256(b'imagenet')[:16]}.json", f"a-int8-{sha256(b'imagenet')[:16]}.json"]
 
 
 def test_a_weights_file_that_changed_at_its_path_is_another_backbone(

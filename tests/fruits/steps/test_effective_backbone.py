@@ -9,16 +9,17 @@ from fruits.steps.plan import effective_backbone
 from fruits.stores import lake_store, write_json
 from tests.runs import base, card
 
-OLD, NEW = "lite0-old", "lite0-new"
+OLD, NEW, INTEGER = "lite0-old", "lite0-new", "lite0-int8-new"
 
 
 @pytest.fixture
 def settings(folder_lake):
-    """Settings of a lake where two backbones are staged; ``NEW`` is the configured one."""
+    """Settings of a lake where three backbones are staged; ``NEW`` is the configured one, ``INTEGER`` it in int8."""
     models = lake_store(folder_lake, "models")
-    for model_id in (OLD, NEW):
+    for model_id in (OLD, NEW, INTEGER):
         write_json(models, f"{model_id}/card.json", card(model_id, width=4).to_document())
     write_json(models, _registry_path(folder_lake), {"model_id": NEW})
+    write_json(models, _registry_path(folder_lake.model_copy(update={"precision": "int8"})), {"model_id": INTEGER})
     return folder_lake
 
 
@@ -33,10 +34,18 @@ def published(*models):
         pytest.param({}, (OLD,), NEW, id="a configured one that readers never had"),
         pytest.param({}, (NEW, OLD), OLD, id="readers left the configured one"),
         pytest.param({"backbone": "efficientnet-lite0"}, (NEW, OLD), NEW, id="the run asks for one"),
+        pytest.param({"precision": "int8"}, (NEW,), INTEGER, id="the run asks for another precision"),
+        pytest.param({}, (NEW, INTEGER), INTEGER, id="readers left the configured precision"),
+        pytest.param({"precision": "fp32"}, (NEW, INTEGER), NEW, id="the run asks for the precision that readers left"),
     ],
 )
 def test_a_run_works_under(settings, asked, history, chosen):
     assert effective_backbone(settings, RunRequest(prefix="", **asked), published(*history)).model_id == chosen
+
+
+def test_a_configured_precision_that_readers_never_had_is_a_switch(settings):
+    integer = settings.model_copy(update={"precision": "int8"})
+    assert effective_backbone(integer, RunRequest(prefix=""), published(NEW)).model_id == INTEGER
 
 
 def test_a_backbone_that_is_not_staged_is_named_with_the_task_that_stages_it(folder_lake):

@@ -46,6 +46,21 @@ def test_a_run_may_not_ask_for_weights_from_elsewhere(folder_lake: Settings, wei
         with_backbone(folder_lake.model_copy(update=operators), RunRequest(prefix="", weights=weights))
 
 
+@pytest.mark.parametrize(
+    ("configured", "requested", "precision"), [("fp32", None, "fp32"), ("int8", None, "int8"), ("int8", "fp32", "fp32")]
+)
+def test_a_backbone_is_built_in_the_precision_of_the_run_or_of_the_settings(
+    folder_lake: Settings, tmp_path: Path, configured: str, requested: str | None, precision: str
+) -> None:
+    python = tmp_path / "jobs" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$FRUITS_BACKBONE in $FRUITS_PRECISION" >&2\nexit 2\n')
+    python.chmod(0o755)
+    settings = folder_lake.model_copy(update={"jobs_env": tmp_path / "jobs", "precision": configured})
+    with pytest.raises(FruitsError, match=f"^efficientnet-lite0 in {precision}$"):
+        stage_missing(with_backbone(settings, RunRequest(prefix="", precision=requested)))
+
+
 def test_no_run_begins_on_a_catalog_that_is_older_than_the_lake(
     folder_lake: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,7 +207,7 @@ def hostile(value: Any) -> Any:
         names = [name for name in type(value).model_fields if name not in chosen]
         return value.model_copy(update={name: hostile(getattr(value, name)) for name in names})
     if is_dataclass(value) and not isinstance(value, type):
-        chosen = {"outcome", "severity", "resample"}
+        chosen = {"outcome", "severity", "resample", "precision"}
         return replace(
             value, **{f.name: hostile(getattr(value, f.name)) for f in fields(value) if f.name not in chosen}
         )
