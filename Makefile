@@ -7,7 +7,7 @@ COMPOSE = @$(PYTHON) scripts/compose.py
 export IMAGES PHOTO KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose chaos bench-growth lint audit format package lock clean distclean
+.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose chaos bench bench-quick bench-growth lint audit format package lock clean distclean
 
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -95,6 +95,13 @@ lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no f
 	@.venvs/airflow/bin/cfn-lint infra/fruits.yaml
 	@git grep --untracked -lzE '^#!.*[/ ](ba)?sh' | xargs -0 .venvs/jobs/bin/shellcheck
 	@git grep --untracked -nIE 'pypi[.]org|files[.]pythonhosted|repo1?[.]maven|/[w]ork/|/[r]oot/'; test $$? -eq 1
+
+# The exit code is 1 when a goal is missed.
+bench: setup  ## How fast Fruits is against a bare loop, a notebook and Daft; writes build/bench/bench.json (ARGS=bare)
+	@$(JOBS) -W ignore -m benchmarks.speed $(ARGS)
+
+bench-quick: setup  ## The same with few photos, in under five minutes
+	@$(JOBS) -W ignore -m benchmarks.speed --quick $(ARGS)
 
 bench-growth: setup  ## What a run costs as the bucket grows; writes build/bench/growth.json (ARGS=plan for one part)
 	@$(JOBS) -m benchmarks.growth $(ARGS)

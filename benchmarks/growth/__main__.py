@@ -4,17 +4,13 @@ Each part is a file of its own in this folder. A figure has a name, a value, a u
 met; a figure without a goal is there to compare. Needs the jobs environment.
 """
 
-import argparse
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from benchmarks.growth import events, gates, increment, inventory, layout, plan, refits, resume
-from benchmarks.growth.figure import Figure
+from benchmarks.parts import Measure, chosen, end_on_sigterm, measured, parser_of
 
-ROOT = Path(__file__).resolve().parents[2]
-PARTS: Mapping[str, Callable[[], list[Figure]]] = {
+PARTS: Mapping[str, Measure] = {
     "plan": plan.figures,
     "events": events.figures,
     "inventory": inventory.figures,
@@ -28,21 +24,11 @@ PARTS: Mapping[str, Callable[[], list[Figure]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure the parts that are named, or all; 1 when a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(PARTS)}; all when none is named")
-    unknown = set(named := parser.parse_args(argv).parts) - set(PARTS)
-    if unknown:
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    figures = []
-    for part in named or PARTS:
-        for figure in PARTS[part]():
-            goal = "" if figure["goal"] is None else f"goal {figure['goal']:g}: {'met' if figure['pass'] else 'MISSED'}"
-            print(f"  {figure['name']:<70} {figure['value']:>10,.2f} {figure['unit']:<6} {goal}", flush=True)
-            figures.append(figure)
-    (ROOT / "build/bench").mkdir(parents=True, exist_ok=True)
-    (ROOT / "build/bench/growth.json").write_text(json.dumps(figures, indent=2) + "\n")
+    parser = parser_of(__doc__, PARTS)
+    figures = measured(chosen(parser, parser.parse_args(argv).parts, PARTS), "growth")
     return int(not all(figure["pass"] for figure in figures))
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

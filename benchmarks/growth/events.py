@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.growth.figure import Figure, figure
+from benchmarks.figure import Figure, figure
 from fruits.backbones.card import Card, Preprocessing
 from fruits.lake.branches import Writer, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake

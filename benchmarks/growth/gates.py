@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.growth.figure import Figure, figure
+from benchmarks.figure import Figure, figure
 from fruits.analysis.moments import moments_of
 from fruits.analysis.pca import fit, pca_identity
 from fruits.backbones.card import Card, Preprocessing

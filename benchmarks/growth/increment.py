@@ -7,8 +7,8 @@ The run of one photo is what every run costs, so its seconds are subtracted from
 
 import time
 
-from benchmarks.growth.figure import Figure, figure
-from benchmarks.growth.jobs import start_job, temporary_lake, upload
+from benchmarks.figure import Figure, figure
+from benchmarks.jobs import start_job, temporary_lake, upload
 from fruits.run.request import resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings

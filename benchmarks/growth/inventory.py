@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmarks.growth.figure import Figure, figure
+from benchmarks.figure import Figure, figure
 from benchmarks.growth.plan import MICROSECONDS, MOST_MEGABYTES, PAGE, etag_of, peak_megabytes, plan, rows
 
 SIZES = (1_000_000, 4_000_000)

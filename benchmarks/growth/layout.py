@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.growth.figure import Figure, figure
+from benchmarks.figure import Figure, figure
 from fruits.lake.branches import Writer
 from fruits.lake.catalog import ROW_GROUP_BYTES, Lake, spark_configuration
 from fruits.lake.schemas import FEATURES

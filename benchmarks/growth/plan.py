@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 
-from benchmarks.growth.figure import Figure, figure
+from benchmarks.figure import Figure, figure
 
 SIZES = (100_000, 1_000_000, 10_000_000)
 MOST_MEGABYTES = 300.0

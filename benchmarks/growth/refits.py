@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.growth.figure import Figure, figure
+from benchmarks.figure import Figure, figure
 from fruits.analysis.moments import Moments, merge, moments_of, to_bytes
 from fruits.analysis.pca import FittedSummary, fit, refit_gain, refit_reason, transform, unexplained_share
 from fruits.settings import Settings

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import time
 
-from benchmarks.growth.figure import Figure, figure
-from benchmarks.growth.jobs import start_job, temporary_lake, upload
+from benchmarks.figure import Figure, figure
+from benchmarks.jobs import start_job, temporary_lake, upload
 from fruits.run.documents import Featurized, read_documents
 from fruits.run.request import resolve_request
 from fruits.run.state import run_key
