@@ -1,7 +1,8 @@
 """Faults that no failed run would show: tables that no run keeps up to date, and a schedule that starts no run.
 
 A paused DAG, a DAG file that cannot be imported or a typo in a setting starts no run, and hence sends no alert. The DAG
-`fruit_watchdog` and `fruits doctor --stale` from cron look for such faults from outside.
+`fruit_watchdog` and `fruits doctor --stale` from cron look for such faults from outside. Every DAG file imports this
+module, so what reads lake and bucket is imported where they are read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
-from fruits.photos.listing import list_objects
-from fruits.run.pin import current_pin
 from fruits.serve.doctor import Finding
-from fruits.serve.freshness import up_to_date_at
-from fruits.serve.state import runs
 from fruits.settings import Settings
 
 DAG_ID = "fruit_features"
@@ -151,6 +148,9 @@ def observe_tables(settings: Settings) -> Freshness:
     Raises:
         FruitsError: when the lake cannot be read.
     """
+    from fruits.serve.freshness import up_to_date_at
+    from fruits.serve.state import runs
+
     pending: int | None = None
     since = None
     for _, documents in runs(settings):
@@ -165,6 +165,7 @@ def observe_tables(settings: Settings) -> Freshness:
 def is_empty(settings: Settings) -> bool:
     """Whether bucket and tables are empty: no object under the prefix, and no row."""
     from fruits.lake.reader import NoLakeError, open_read_only
+    from fruits.photos.listing import list_objects
 
     if next(islice(list_objects(settings, settings.prefix), 1), None) is not None:
         return False
@@ -177,6 +178,7 @@ def is_empty(settings: Settings) -> bool:
 def observe(settings: Settings, schedule: Schedule | None, errors: Mapping[str, str]) -> Observation:
     """Read the lake's part of the observation; the caller has asked Airflow for ``schedule`` and ``errors``."""
     from fruits.denials import denials_explained
+    from fruits.run.pin import current_pin
 
     all_errors = dict(errors)
     freshness = None
