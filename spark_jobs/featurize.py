@@ -19,9 +19,7 @@ from fruits.spark.featurizing import (
     Done,
     OutcomeCounts,
     check_something_done,
-    count_outcomes,
     counts_there,
-    disk_only,
     outcomes_of,
     pieces_to_do,
     unread_of,
@@ -75,7 +73,7 @@ def featurize(job: Job) -> None:
 
 
 def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, total: int) -> Done:
-    """Featurize a chunk's photos once, count, then write; ``before`` of the run's ``total`` photos are done.
+    """Featurize a chunk's photos, then commit their rows; ``before`` of the run's ``total`` photos are done.
 
     A photo that can't be read is quarantined or unread, and stops nothing. The rows of an unread photo stay. So new
     rows come before old rows leave: a retry may not be able to read a photo that a killed attempt has read.
@@ -84,21 +82,17 @@ def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, 
     if not len(photos):
         remove_replaced(job, chunk.entries)
         return Done(OutcomeCounts(), entries=len(chunk.entries))
-    outcomes = outcomes_of(job, photos, witnesses).persist(disk_only())
-    try:
-        inside = progress(job.tables.spark, "featurize", total, before=before, inside=len(photos))
-        with job.phase("featurize"), inside:
-            counts = count_outcomes(outcomes)
-        unread, example = unread_of(job, outcomes, counts, witnesses)
-        entries = less_unread(job, chunk.entries, unread)
-        with job.phase("write"):
-            write_outcomes(job, outcomes, counts)
-        remove_replaced(job, entries)
-        with job.phase("write"):
-            keep_unread(job, entries)
-    finally:
-        outcomes.unpersist()
-    return Done(counts, unread, example, len(entries) - len(entries.kept_keys))
+    inside = progress(job.tables.spark, "featurize", total, before=before, inside=len(photos))
+    with job.phase("featurize"), inside:
+        outcomes = outcomes_of(job, photos, witnesses)
+    unread, example = unread_of(job, outcomes, witnesses)
+    entries = less_unread(job, chunk.entries, unread)
+    with job.phase("write"):
+        write_outcomes(job, outcomes)
+    remove_replaced(job, entries)
+    with job.phase("write"):
+        keep_unread(job, entries)
+    return Done(outcomes.counts, unread, example, len(entries) - len(entries.kept_keys))
 
 
 def less_unread(job: Job, entries: Manifest, unread: Sequence[str]) -> Manifest:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.figure import Figure, figure
+from benchmarks.growth.layout import ROWS_PER_FILE
 from fruits.analysis.moments import moments_of
 from fruits.analysis.pca import fit, pca_identity
 from fruits.backbones.card import Card, Preprocessing
@@ -33,7 +34,6 @@ from fruits.run.manifest import entries_batch, write_manifest
 from fruits.run.request import RunRequest
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
-from fruits.spark.featurizing import ROWS_PER_FILE
 from fruits.spark.hashes import write_hashes
 from fruits.spark.job import Job
 from fruits.spark.measurements import Measured, duplicates_across_splits, measure

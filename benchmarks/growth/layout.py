@@ -24,7 +24,6 @@ from fruits.lake.branches import Writer
 from fruits.lake.catalog import ROW_GROUP_BYTES, Lake, spark_configuration
 from fruits.lake.schemas import FEATURES
 from fruits.settings import Settings
-from fruits.spark.featurizing import ROWS_PER_FILE
 from fruits.spark.session import map_batches, start_session
 from fruits.spark.tables import Tables
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ROWS, WIDTH, REAL_WIDTH = 2_000_000, 128, 1_280
+ROWS_PER_FILE = 25_000  # of a compacted table: 128 MB of vectors
 SCALE = REAL_WIDTH // WIDTH
 MODEL, LABELS = "backbone-0123456789ab", 50
 OLD_ROW_GROUP_BYTES = 128 * 2**20

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.figure import Figure, figure, median
 from benchmarks.growth.gates import append, head, lists, planned
+from benchmarks.growth.layout import ROWS_PER_FILE
 from benchmarks.pca import LARGEST_DIFFERENCE, made_up_rows
 from benchmarks.speed.scale import Scale
 from fruits.analysis.moments import Moments, merge, moments_of
@@ -32,7 +33,6 @@ from fruits.lake.publication import current_base
 from fruits.lake.schemas import FEATURES
 from fruits.run.documents import RunDocuments, task_document
 from fruits.settings import Settings
-from fruits.spark.featurizing import ROWS_PER_FILE
 from fruits.spark.job import Job
 from fruits.spark.projection import project
 from fruits.spark.session import start_session

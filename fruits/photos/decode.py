@@ -231,7 +231,8 @@ def perceptual_hash(image: Image.Image) -> int:
     """
     grey = image.resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("L")
     frequencies = _COSINES @ np.asarray(grey, dtype=np.float64) @ _COSINES.T
-    bits = frequencies > np.median(frequencies)
+    ordered = np.sort(frequencies, axis=None)
+    bits = frequencies > (ordered[31] + ordered[32]) / 2  # the median; numpy's own function takes as long as the rest
     return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
 
 

@@ -7,6 +7,7 @@ little.
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +20,15 @@ from fruits.settings import Settings
 SMALL_RUN = 2_000
 """A run of at most so many photos is one chunk."""
 
-FEWEST_PHOTOS = 1_000
+FEWEST_PHOTOS = 2_000
 """A larger run has chunks of at least so many photos, unless the settings or their bytes bound them."""
 
 _SHARES = 20  # a killed attempt loses about a twentieth of a run at most
 _MOST_PHOTOS = 500_000  # their entries are in the driver's memory
 _ENTRIES_OF_A_PHOTO = 16  # entries without a photo to featurize are no work, but their keys are in memory
 _FEWEST_OF_A_TASK = 32
-_SEEN_ROUNDS, _FEWEST_OF_A_ROUND = 4, 250  # progress counts tasks that are done
+_COST_OF_A_PHOTO = 400_000  # bytes of a large JPEG that take as long as the inference of a photo
+_SEEN_ROUNDS, _FEWEST_OF_A_ROUND = 4, 500  # progress counts tasks that are done
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,23 @@ def in_chunks(pieces: Iterable[Piece], limits: Limits) -> Iterator[Piece]:
 def _joined(pieces: list[Piece]) -> Piece:
     entries = pa.concat_tables([piece.entries.table for piece in pieces])
     return Piece(Manifest(entries), np.concatenate([piece.missing for piece in pieces]))
+
+
+def in_tasks(photos: Manifest, settings: Settings, cores: int) -> list[Manifest]:
+    """Some photos in the order of keys, in the slices that Spark tasks featurize; a task's rows are in order.
+
+    The slices cost about the same, and have at most ``photos_per_task`` photos.
+    """
+    table = photos.table.sort_by("key")
+    tasks = tasks_of(photos, settings, cores)
+    costs = (table["size"].to_numpy() + _COST_OF_A_PHOTO).cumsum()
+    cuts = np.searchsorted(costs, costs[-1] * np.arange(1, tasks) / tasks)
+    most = settings.photos_per_task
+    return [
+        Manifest(table.slice(start, min(most, stop - start)))
+        for first, stop in pairwise([0, *map(int, cuts), len(photos)])
+        for start in range(first, stop, most)
+    ]
 
 
 def tasks_of(photos: Manifest, settings: Settings, cores: int) -> int:

@@ -8,6 +8,8 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,54 +19,153 @@ from fruits.analysis.moments import Moments, from_bytes, merge_all, moments_of, 
 from fruits.analysis.pca import PCA, transform
 from fruits.backbones.stage import load_backbone_once
 from fruits.errors import FruitsError
-from fruits.lake.schemas import EMBEDDINGS, FEATURES, QUARANTINE
+from fruits.lake.files import FileTarget, WrittenFile, write_rows
+from fruits.lake.schemas import EMBEDDINGS, QUARANTINE
 from fruits.photos.featurize import STAGES, Outcome, featurize_entries
 from fruits.photos.fetch import PhotoServer
 from fruits.run.manifest import entries_of
 from fruits.settings import Settings
 from fruits.spark.release import BatchFunction
 
-OUTCOME_SCHEMA = pa.schema(
+TASKS_SCHEMA = pa.schema([("entries", pa.binary())])
+"""The work of a Spark task: entries of the manifest, packed."""
+
+OTHERS_SCHEMA = pa.schema(
+    [*(field.with_nullable(True) for field in QUARANTINE.schema), pa.field("pending", pa.string())]
+)
+"""A photo without a feature: a row of `quarantine`, or why it is pending."""
+
+RESULT_SCHEMA = pa.schema(
     [
-        *(field.with_nullable(True) for field in FEATURES.schema),
-        pa.field("pending", pa.string()),
-        *(QUARANTINE.schema.field(name).with_nullable(True) for name in ("reason", "detail", "limit", "decoder")),
-        *(pa.field(f"seconds_{phase}", pa.float64()) for phase in STAGES),
+        *(("uri", pa.string()), ("file_size", pa.int64()), ("footer", pa.binary())),
+        *(("features", pa.int64()), ("bytes", pa.int64()), ("others", pa.binary())),
+        *((f"seconds_{phase}", pa.float64()) for phase in STAGES),
     ]
 )
-"""A photo's outcome: a row of `features`, or one of `quarantine`, or why it is pending; and the seconds by phase."""
+"""What a Spark task made: the file of its features, if there are any, their number, and the bytes of their photos; the
+photos without a feature, packed, with ``OTHERS_SCHEMA``; and the seconds by phase."""
 
 STATISTICS_SCHEMA = pa.schema([("label", pa.string()), ("sums", pa.binary())])
 """Partial statistics: moments in a row without a label, and a row with the sum of each label."""
 
 SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.float64())])
 
-_PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format", "vector")
+_READ_COLUMNS = ("etag", "size", "last_modified")
+_OTHER_COLUMNS = ("reason", "detail", "limit", "decoder", "pending")
+_PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format")
 
 
 def featurize(
-    settings: Settings, model_id: str, run_id: str, witnesses: Sequence[str] = (), rows_per_batch: int = 64
+    settings: Settings,
+    model_id: str,
+    run_id: str,
+    target: FileTarget,
+    witnesses: Sequence[str] = (),
+    rows_per_batch: int = 64,
 ) -> BatchFunction:
-    """From entries of the manifest to outcomes, with ``OUTCOME_SCHEMA``; for ``witnesses`` see ``PhotoServer``.
+    """From entries of the manifest (``TASKS_SCHEMA``) to a file of features and the rest (``RESULT_SCHEMA``).
 
-    The catalog's password does not travel.
+    For ``witnesses`` see ``PhotoServer``. The catalog's password does not travel. What a task made is what its row
+    says: of a task that ran twice, one row reaches the driver.
     """
     settings = settings.for_executors()
 
-    def outcomes(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        entries = (entry for batch in batches for entry in entries_of(batch))
+    def results(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        entries = (
+            entry
+            for batch in batches
+            for packed in batch["entries"]
+            for some in unpacked(packed.as_py()).to_batches()
+            for entry in entries_of(some)
+        )
         backbone = load_backbone_once(settings, model_id)
         server = _server_once(settings, run_id, tuple(witnesses))
         _freeze_once()
-        rows = []
-        for outcome in featurize_entries(entries, server, backbone, settings):
-            rows.append(_outcome_row(outcome, model_id, run_id))
-            if len(rows) == rows_per_batch:
-                yield pa.RecordBatch.from_pylist(rows, OUTCOME_SCHEMA)
-                rows = []
-        yield pa.RecordBatch.from_pylist(rows, OUTCOME_SCHEMA)
+        made = _Made(model_id, run_id, target.schema)
+        outcomes = featurize_entries(entries, server, backbone, settings)
+        file = write_rows(settings, target, made.features_of(outcomes, rows_per_batch))
+        if made.images:
+            yield pa.RecordBatch.from_pylist([made.result(file)], RESULT_SCHEMA)
 
-    return outcomes
+    return results
+
+
+class _Made:
+    """What a task makes of its photos: rows of features, and counts and rows of the rest."""
+
+    def __init__(self, model_id: str, run_id: str, schema: pa.Schema) -> None:
+        self._constants = {"model_id": model_id, "run_id": run_id}
+        self._schema = schema
+        self._others: list[dict[str, object]] = []
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._features = self._bytes = 0
+
+    @property
+    def images(self) -> int:
+        """The photos so far."""
+        return self._features + len(self._others)
+
+    def features_of(self, outcomes: Iterable[Outcome], rows_per_batch: int) -> Iterator[pa.RecordBatch]:
+        """The features among outcomes, as rows; the rest is kept."""
+        features = filter(self._is_feature, outcomes)
+        while some := list(islice(features, rows_per_batch)):
+            yield self._feature_rows(some)
+
+    def result(self, file: WrittenFile | None) -> dict[str, object]:
+        """The row of the task, with ``RESULT_SCHEMA``."""
+        return {
+            **({"uri": file.uri, "file_size": file.size, "footer": file.footer} if file else {}),
+            "features": self._features,
+            "bytes": self._bytes,
+            "others": packed(pa.Table.from_pylist(self._others, OTHERS_SCHEMA)),
+            **{f"seconds_{phase}": seconds for phase, seconds in self._seconds.items()},
+        }
+
+    def _is_feature(self, outcome: Outcome) -> bool:
+        for phase, seconds in outcome.seconds.items():
+            self._seconds[phase] += seconds
+        if outcome.feature is None:
+            known = {name: getattr(outcome, name) for name in _READ_COLUMNS + _OTHER_COLUMNS}
+            self._others.append({"key": outcome.entry.key, **known, **self._constants})
+            return False
+        self._features += 1
+        self._bytes += outcome.size
+        return True
+
+    def _feature_rows(self, outcomes: Sequence[Outcome]) -> pa.RecordBatch:
+        """Rows of `features`; the vectors are one buffer."""
+        features = [outcome.feature for outcome in outcomes if outcome.feature]
+        vectors = np.stack([feature.vector for feature in features])
+        columns: dict[str, Sequence[object] | pa.Array] = {
+            **{name: [getattr(outcome.entry, name) for outcome in outcomes] for name in ("key", "label", "split")},
+            **{name: [getattr(outcome, name) for outcome in outcomes] for name in _READ_COLUMNS},
+            **{name: [getattr(feature, name) for feature in features] for name in _PHOTO_COLUMNS},
+            **{name: pa.repeat(value, len(outcomes)) for name, value in self._constants.items()},
+            "vector": list_array(vectors, self._schema.field("vector").type),
+        }
+        return pa.RecordBatch.from_arrays(
+            [pa.array(columns[field.name], field.type) for field in self._schema], schema=self._schema
+        )
+
+
+def packed(table: pa.Table) -> bytes:
+    """A table as bytes."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def unpacked(data: bytes) -> pa.Table:
+    """The table in ``packed`` bytes."""
+    return pa.ipc.open_stream(data).read_all()
+
+
+def list_array(rows: np.ndarray[Any, Any], kind: pa.ListType) -> pa.ListArray:
+    """A matrix, shape ``(rows, d)``, as a list column of ``kind``, without a copy."""
+    offsets = pa.array(np.arange(0, rows.size + 1, rows.shape[1], dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1)), type=kind)
 
 
 @lru_cache(maxsize=1)
@@ -78,25 +179,6 @@ def _freeze_once() -> None:
     """Keep what a worker has loaded out of the garbage collection that PySpark starts after each task."""
     gc.collect()
     gc.freeze()
-
-
-def _outcome_row(outcome: Outcome, model_id: str, run_id: str) -> dict[str, object]:
-    entry, feature = outcome.entry, outcome.feature
-    row: dict[str, object] = {
-        "key": entry.key,
-        "etag": outcome.etag,
-        "size": outcome.size,
-        "last_modified": outcome.last_modified,
-        "model_id": model_id,
-        "run_id": run_id,
-        "pending": outcome.pending,
-        **{name: getattr(outcome, name) for name in ("reason", "detail", "limit", "decoder")},
-        **{f"seconds_{phase}": seconds for phase, seconds in outcome.seconds.items()},
-    }
-    if feature is None:
-        return row
-    photo = {name: getattr(feature, name) for name in _PHOTO_COLUMNS}
-    return {**row, **photo, "label": entry.label, "split": entry.split}
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,28 @@
 """Featurize on the executors chunk by chunk, count what came of each chunk, and write it."""
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fruits.errors import TransientError
-from fruits.lake.branches import Snapshots
+from fruits.lake.appends import append_files, file_target
+from fruits.lake.branches import Snapshots, commit_rows
+from fruits.lake.files import WrittenFile
 from fruits.lake.schemas import FEATURES, QUARANTINE, TableDefinition
 from fruits.photos.featurize import STAGES
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.quarantine import Pending
-from fruits.run.chunks import Piece, piece_to_do, tasks_of
+from fruits.run.chunks import Piece, in_tasks, piece_to_do
 from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest
-from fruits.spark.executors import OUTCOME_SCHEMA, featurize
+from fruits.spark.executors import OTHERS_SCHEMA, RESULT_SCHEMA, TASKS_SCHEMA, featurize, packed, unpacked
 from fruits.spark.job import Job
 from fruits.spark.session import map_batches
 from fruits.stores import can_read_any, photo_store
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
 
 log = logging.getLogger("fruits")
 
@@ -33,9 +31,6 @@ _MOST_NAMED = 20
 _ASKED_AT_ONCE = 262_144
 """Entries of a manifest that a retry looks for among the run's rows at once. Each time it reads the keys of all these
 rows, because the manifest is in the order of the uploads, and the rows are in the order of keys."""
-
-ROWS_PER_FILE = 25_000
-"""About 128 MB of vectors."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,51 @@ class OutcomeCounts:
 
 def _sums(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The outcomes of a chunk's photos.
+
+    Attributes:
+        counts: Their counts.
+        files: The files of the features.
+        others: The photos without a feature, with ``OTHERS_SCHEMA``, in key order.
+    """
+
+    counts: OutcomeCounts
+    files: Sequence[WrittenFile]
+    others: pa.Table
+
+    @classmethod
+    def of(cls, results: Sequence[Mapping[str, Any]]) -> "Outcomes":
+        """The outcomes in the rows of tasks (``RESULT_SCHEMA``)."""
+        others = pa.concat_tables([OTHERS_SCHEMA.empty_table(), *(unpacked(bytes(row["others"])) for row in results)])
+        read = others.filter(pc.is_null(others["pending"]))
+        features = sum(row["features"] for row in results)
+        counts = OutcomeCounts(
+            images=features + len(others),
+            features=features,
+            quarantine=dict(Counter(read["reason"].to_pylist())),
+            pending=dict(Counter(others["pending"].drop_null().to_pylist())),
+            bytes=sum(row["bytes"] for row in results) + (pc.sum(read["size"]).as_py() or 0),
+            photo_seconds={phase: sum(row[f"seconds_{phase}"] for row in results) for phase in STAGES},
+        )
+        files = [WrittenFile(row["uri"], row["file_size"], bytes(row["footer"])) for row in results if row["uri"]]
+        return cls(counts, files, others.sort_by("key"))
+
+    @property
+    def quarantine(self) -> pa.Table:
+        """The rows of `quarantine`."""
+        rows = self.others.filter(pc.is_null(self.others["pending"])).select(QUARANTINE.schema.names)
+        return rows.cast(QUARANTINE.schema)
+
+    @property
+    def pending(self) -> Sequence[Mapping[str, Any]]:
+        """``key``, ``pending`` and ``detail`` of the photos that could not be read now."""
+        rows = self.others.filter(pc.is_valid(self.others["pending"]))
+        pending: list[Mapping[str, Any]] = rows.select(["key", "pending", "detail"]).to_pylist()
+        return pending
 
 
 @dataclass(frozen=True)
@@ -138,12 +178,14 @@ def _rows_there(
         yield rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
 
 
-def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> "DataFrame":
-    """The outcome of each photo, lazily, with ``OUTCOME_SCHEMA``. Persist it: each action would featurize again."""
-    tasks = tasks_of(photos, job.settings, job.tables.cores)
-    manifest = job.tables.spark.createDataFrame(photos.table).repartition(tasks)
-    function = featurize(job.settings, job.run.model_id, job.run.run_id, witnesses)
-    return map_batches(manifest, function, OUTCOME_SCHEMA)
+def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> Outcomes:
+    """Featurize some photos: the features are in files then, which no snapshot has yet."""
+    tasks = in_tasks(photos, job.settings, job.tables.cores)
+    target = file_target(job.lake, FEATURES, job.run.model_id)
+    function = featurize(job.settings, job.run.model_id, job.run.run_id, target, witnesses)
+    work = pa.table({"entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
+    rows = job.tables.spark.createDataFrame(work).repartition(len(tasks))  # a row for each
+    return Outcomes.of([row.asDict() for row in map_batches(rows, function, RESULT_SCHEMA).collect()])
 
 
 def witnesses_of(job: Job, manifest: StoredManifest) -> tuple[str, ...]:
@@ -152,44 +194,20 @@ def witnesses_of(job: Job, manifest: StoredManifest) -> tuple[str, ...]:
     return (*published, *manifest.sample_of_readable(PHOTOS_ASKED))
 
 
-def count_outcomes(outcomes: "DataFrame") -> OutcomeCounts:
-    """Featurize, and count."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    totals = outcomes.groupBy("reason", "pending").agg(
-        F.count("*").alias("images"),
-        F.sum(F.when(F.col("pending").isNull(), F.col("size")).otherwise(0)).alias("bytes"),
-        *(F.coalesce(F.sum(f"seconds_{phase}"), F.lit(0.0)).alias(phase) for phase in STAGES),
-    )
-    rows = totals.collect()
-    return OutcomeCounts(
-        images=sum(row.images for row in rows),
-        features=sum(row.images for row in rows if row.reason is None and row.pending is None),
-        quarantine={row.reason: row.images for row in rows if row.reason is not None},
-        pending={row.pending: row.images for row in rows if row.pending is not None},
-        bytes=sum(row.bytes for row in rows),
-        photo_seconds={phase: sum(row[phase] for row in rows) for phase in STAGES},
-    )
-
-
-def unread_of(
-    job: Job, outcomes: "DataFrame", counts: OutcomeCounts, witnesses: Sequence[str]
-) -> tuple[Sequence[str], str]:
+def unread_of(job: Job, outcomes: Outcomes, witnesses: Sequence[str]) -> tuple[Sequence[str], str]:
     """Keys of the photos of a chunk that could not be read now, and an example in words; see ``Done``.
 
     Raises:
         TransientError: when no photo could be read, and the S3 server answers nothing: a retry may read some.
     """
-    if not counts.pending:
-        return (), ""
-    rows = outcomes.where("pending IS NOT NULL").select("key", "pending", "detail").collect()
-    left = [row for row in rows if row.pending != Pending.VANISHED]
+    rows = outcomes.pending
+    left = [row for row in rows if row["pending"] != Pending.VANISHED]
     for row in left[:_MOST_NAMED]:
-        log.warning("%s is pending, %s: %s; the next run takes it", row.key, row.pending, row.detail)
-    example = f"{left[0].key}: {left[0].detail}" if left else ""
-    if left and counts.nothing_read and not server_answers(job, witnesses):
-        raise nothing_read(counts, example)
-    return [row.key for row in rows], example
+        log.warning("%s is pending, %s: %s; the next run takes it", row["key"], row["pending"], row["detail"])
+    example = f"{left[0]['key']}: {left[0]['detail']}" if left else ""
+    if left and outcomes.counts.nothing_read and not server_answers(job, witnesses):
+        raise nothing_read(outcomes.counts, example)
+    return [row["key"] for row in rows], example
 
 
 def check_something_done(done: Done) -> None:
@@ -218,22 +236,10 @@ def server_answers(job: Job, witnesses: Sequence[str]) -> bool:
         return False
 
 
-def write_outcomes(job: Job, outcomes: "DataFrame", counts: OutcomeCounts) -> None:
-    """Append features and quarantined objects to the attempt's branch, in key order, in files of a good size."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    for definition, condition, rows in (
-        (FEATURES, F.col("reason").isNull() & F.col("pending").isNull(), counts.features),
-        (QUARANTINE, F.col("reason").isNotNull(), sum(counts.quarantine.values())),
-    ):
-        if rows:
-            selected = outcomes.where(condition).select(*definition.schema.names)
-            ordered = selected.repartitionByRange(math.ceil(rows / ROWS_PER_FILE), "key").sortWithinPartitions("key")
-            job.tables.append(definition.name, ordered)
-
-
-def disk_only() -> Any:
-    """Where outcomes wait between counting and writing: vectors of millions of photos do not fit in memory."""
-    from pyspark import StorageLevel
-
-    return StorageLevel.DISK_ONLY
+def write_outcomes(job: Job, outcomes: Outcomes) -> None:
+    """Append features and quarantined objects to the attempt's branch, each in one snapshot; both are in key order."""
+    if outcomes.files:
+        append_files(job.lake, FEATURES, job.run.model_id, outcomes.files, job.tables.writer)
+    if outcomes.quarantine.num_rows:
+        writer, rows = job.tables.writer, outcomes.quarantine
+        commit_rows(job.lake, "quarantine", lambda change: change.append(rows, **writer.commit), branch=writer.branch)

@@ -35,7 +35,7 @@ EXECUTOR_SOURCES = (
     *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
     "backbones/weights.py",
     *("denials.py", "disks.py", "errors.py"),
-    *("lake/__init__.py", "lake/schemas.py"),
+    *("lake/__init__.py", "lake/files.py", "lake/schemas.py"),
     *(
         "photos/__init__.py",
         "photos/decode.py",

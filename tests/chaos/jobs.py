@@ -9,10 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from fruits.lake.counters import COUNTED, Counters, Kind
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableName
 from fruits.photos.entry import Action
+from fruits.photos.featurize import STAGES
 from fruits.photos.keys import FIT_SPLIT
 from fruits.photos.quarantine import DECODER, Pending, Reason
 from fruits.run.documents import Probe, Projected, TaskName, Validated
@@ -41,8 +43,8 @@ from fruits.run.state import WRITTEN
 from fruits.run.upkeep import Upkeep
 from fruits.spark import featurizing
 from fruits.spark import job as real
-from fruits.spark.executors import _embeddings, matrix
-from fruits.spark.featurizing import OutcomeCounts
+from fruits.spark.executors import OTHERS_SCHEMA, _embeddings, matrix, packed
+from fruits.spark.featurizing import Outcomes
 from fruits.spark.job import Job
 from fruits.spark.statistics import update_labels
 from fruits.spark.tables import Tables
@@ -124,64 +126,52 @@ class _Counts:
 def featurize(job: Job, bucket: Bucket) -> None:
     """The job itself; only Spark's part of it, from a chunk's photos to rows that are written, is numpy's."""
 
-    def outcomes_of(job: Job, photos: Manifest, _: Sequence[str]) -> _Outcomes:
+    def outcomes_of(job: Job, photos: Manifest, _: Sequence[str]) -> Outcomes:
         entries = [entry for batch in photos.table.to_batches() for entry in entries_of(batch)]
-        return _Outcomes([_outcome(job, entry, bucket) for entry in entries])
+        return _outcomes([_outcome(job, entry, bucket) for entry in entries])
 
     job_script = script("featurize")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job_script, "outcomes_of", outcomes_of)
-        patch.setattr(job_script, "count_outcomes", _count_outcomes)
         patch.setattr(job_script, "write_outcomes", _write_outcomes)
         patch.setattr(job_script, "progress", lambda *_, **__: nullcontext())
-        patch.setattr(job_script, "disk_only", lambda: None)
         job_script.featurize(job)
 
 
-class _Outcomes:
-    """What the job asks of a data frame of outcomes: to be kept for a while, and the rows of pending photos."""
-
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.rows = rows
-
-    def persist(self, _: None) -> "_Outcomes":
-        return self
-
-    def unpersist(self) -> None:
-        pass
-
-    def where(self, condition: str) -> "_Outcomes":
-        assert condition == "pending IS NOT NULL"
-        return _Outcomes([row for row in self.rows if "pending" in row])
-
-    def select(self, *columns: str) -> "_Outcomes":
-        return self
-
-    def collect(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(**row, detail="-") for row in self.rows]
-
-
-def _count_outcomes(outcomes: _Outcomes) -> OutcomeCounts:
-    rows = outcomes.rows
-    return OutcomeCounts(
-        images=len(rows),
-        features=sum("vector" in row for row in rows),
-        quarantine=dict(Counter(row["reason"] for row in rows if "reason" in row)),
-        pending=dict(Counter(row["pending"].value for row in rows if "pending" in row)),
+def _outcomes(rows: Sequence[Mapping[str, Any]]) -> Outcomes:
+    """The outcomes of photos; the rows of features are in place of files."""
+    features = [row for row in rows if "vector" in row]
+    others = [row for row in rows if "vector" not in row]
+    return replace(
+        Outcomes.of(
+            [
+                {
+                    "features": len(features),
+                    "bytes": 0,
+                    "others": packed(pa.Table.from_pylist(others, OTHERS_SCHEMA)),
+                    "uri": None,
+                    **{f"seconds_{phase}": 0.0 for phase in STAGES},
+                }
+            ]
+        ),
+        files=features,
     )
 
 
-def _write_outcomes(job: Job, outcomes: _Outcomes, _: OutcomeCounts) -> None:
-    for definition, column in ((FEATURES, "vector"), (QUARANTINE, "reason")):
-        if some := [row for row in outcomes.rows if column in row]:
-            job.tables.append(definition.name, pa.Table.from_pylist(some, schema=definition.schema))
+def _write_outcomes(job: Job, outcomes: Outcomes) -> None:
+    for definition, rows in (
+        (FEATURES, pa.Table.from_pylist(outcomes.files, schema=FEATURES.schema)),
+        (QUARANTINE, outcomes.quarantine),
+    ):
+        if rows.num_rows:
+            job.tables.append(definition.name, rows)
 
 
 def _outcome(job: Job, entry: Any, bucket: Bucket) -> dict[str, Any]:
     photo = bucket.get(entry.key)
     read = photo or entry
     if not entry.rejection and (photo is None or photo.silent):
-        return {"key": entry.key, "pending": Pending.VANISHED if photo is None else Pending.UNANSWERED}
+        return {"key": entry.key, "pending": Pending.VANISHED if photo is None else Pending.UNANSWERED, "detail": "-"}
     row = {
         "key": entry.key,
         "etag": read.etag,

@@ -124,11 +124,11 @@ def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_m
     chain.plan(settings, "again")
     written: list[int] = []
 
-    def die_in_the_third(attempt, outcomes, counts):
+    def die_in_the_third(attempt, outcomes):
         if len(written) == 2:
             raise RuntimeError("the power went off")
-        write(attempt, outcomes, counts)
-        written.append(counts.images)
+        write(attempt, outcomes)
+        written.append(outcomes.counts.images)
 
     write = job.write_outcomes
     with monkeypatch.context() as patch:

@@ -20,6 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from fruits.backbones.card import Preprocessing
 from fruits.photos.decode import (
+    _COSINES,
     DRAFT_MARGIN,
     MIN_SIDE,
     Limits,
@@ -604,6 +605,14 @@ class TestPerceptualHash:
         assert all(-(2**63) <= hash_ < 2**63 for hash_ in hashes)
         assert {hash_ < 0 for hash_ in hashes} == {True, False}
         assert all((hash_ & (2**64 - 1)).bit_count() == 32 for hash_ in hashes)
+
+    def test_bits_are_those_above_the_median(self) -> None:
+        for seed in range(20):
+            image = painting(seed=seed)
+            grey = image.resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0).convert("L")
+            frequencies = _COSINES @ np.asarray(grey, np.float64) @ _COSINES.T
+            bits = np.packbits(frequencies > np.median(frequencies)).tobytes()
+            assert perceptual_hash(image) == int.from_bytes(bits, "big", signed=True)
 
     @pytest.mark.parametrize("colour", ["black", "white", "orange"])
     def test_photos_of_one_colour_have_one_hash(self, colour: str) -> None:

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fruits.photos.entry import Action
-from fruits.run.chunks import FEWEST_PHOTOS, SMALL_RUN, Limits, Piece, in_chunks, limits_of, piece_to_do, tasks_of
+from fruits.run.chunks import (
+    FEWEST_PHOTOS,
+    SMALL_RUN,
+    Limits,
+    Piece,
+    in_chunks,
+    in_tasks,
+    limits_of,
+    piece_to_do,
+    tasks_of,
+)
 from fruits.run.manifest import MANIFEST_SCHEMA, Manifest
 from fruits.settings import Settings
 
@@ -89,7 +99,7 @@ def test_few_photos_and_many_deletions_are_one_chunk(settings):
         (100, 10_000, 2, 2),
         (100, 10_000, 64, 4),
         (900, 10_000, 2, 2),
-        (2_000, 10_000, 2, 8),
+        (2_000, 10_000, 2, 4),
         (40_000, 10_000, 2, 20),
         (40_001, 10_000, 2, 22),
         (5_000, 4_000_000, 2, 10),
@@ -108,6 +118,29 @@ def test_a_task_is_bounded_by_photos_and_bytes_and_every_core_has_as_many(settin
 def test_a_task_has_no_more_photos_than_the_setting_allows_however_few_there_are(settings):
     photos = Manifest(pa.table({"size": np.full(12, 1_000)}))
     assert tasks_of(photos, settings.model_copy(update={"photos_per_task": 1}), 8) == 12
+
+
+@given(
+    sizes=st.lists(st.integers(0, 30_000_000), min_size=1, max_size=300),
+    cores=st.integers(1, 8),
+    most=st.integers(1, 90),
+)
+def test_tasks_have_each_photo_once_in_the_order_of_keys_within_the_limit(settings, sizes, cores, most):
+    photos = manifest_of([Action.CREATE] * len(sizes), sizes)
+    tasks = in_tasks(photos, settings.model_copy(update={"photos_per_task": most}), cores)
+    assert [key for task in tasks for key in keys_of(task)] == sorted(keys_of(photos))
+    assert all(0 < len(task) <= most for task in tasks)
+
+
+def test_a_folder_of_large_photos_does_not_fall_to_one_task(settings):
+    """Keys of a folder are neighbours: 3,000 small photos, then 1,000 of 4 MB, which take eleven times as long each."""
+    sizes = [5_000] * 3_000 + [4_000_000] * 1_000
+    photos = manifest_of([Action.CREATE] * len(sizes), sizes)
+    table = photos.table.set_column(0, "key", pa.array([f"{number:05}" for number in range(len(sizes))]))
+    tasks = in_tasks(Manifest(table), settings, 2)
+    costs = [sum(400_000 + size for size in task.table["size"].to_pylist()) for task in tasks]
+    assert max(costs) / (sum(costs) / len(costs)) < 1.1
+    assert len(set(map(len, tasks))) > 1
 
 
 def test_a_piece_says_what_an_entry_costs():
