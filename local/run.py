@@ -13,6 +13,7 @@ from fruits.run.state import run_key
 from fruits.serve.summary import as_text, read_summary
 from fruits.settings import Settings, holds_secret
 from local.airflow import migrate, run_dag
+from local.classes import archive_classes
 from local.mirror import mirror
 from local.stack import environment_of, in_use, running_stack
 
@@ -56,6 +57,7 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
     print(f"  summary     {summary_path}")
     if reported:
         print(f"  report      {report_path} (open it in a browser)")
+    archive_classes(data)
     print("\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI,")
     print("docs/data.md to query the tables. `make stop` ends the S3 server.")
     return ExitCode.OK

@@ -25,6 +25,7 @@ from fruits.photos.keys import KeyRules
 from fruits.settings import Settings
 from local.airflow import airflow, airflow_environment, migrate, new_secret
 from local.api import password_file, password_of
+from local.classes import archive_classes
 from local.folder import HEAD, LAYOUT
 from local.queue import EventQueue, start_queue
 from local.stack import (
@@ -72,6 +73,7 @@ def start(data: Path) -> int:
         with alone_on(data):
             _end_all(data)
             running = _start(data)
+        archive_classes(data)
     print(f"\n  Airflow UI  {running['url']}")
     print(f"  user        {running['user']}")
     print(f"  password    {password_of(data, running['user'])}")

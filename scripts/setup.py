@@ -48,6 +48,7 @@ class Java:
 
     home: Path
     version: int
+    release: str = ""
 
     @property
     def binary(self) -> Path:
@@ -118,10 +119,11 @@ def set_up(*, dev: bool, jobs_only: bool = False) -> None:
     spark = next((VENVS / "jobs").glob("lib/python3*/site-packages/pyspark"))
     write_text(VENVS / "java_home", f"{java.home}\n")
     programs = VENVS / "jobs" / "bin"
-    write_launcher(programs / "spark-submit", spark, java, python=programs / "python")
     write_command(VENVS / "bin" / "fruits", python=programs / "python")
     jars = parse_jars((REQUIREMENTS / "jars.txt").read_text())
     add_jars(jars, spark / "jars", cache_folder(os.environ) / "jars", maven(os.environ, java, spark))
+    archive = class_archive(VENVS / "jobs", java, spark / "jars")
+    write_launcher(programs / "spark-submit", spark, java, python=programs / "python", archive=archive)
 
 
 # Python and Java
@@ -160,10 +162,11 @@ def ask_java(launcher: Path) -> Java | None:
 
 
 def parse_java(settings: str) -> Java | None:
-    """The home and version in what ``java -XshowSettings:properties -version`` prints."""
+    """The home and versions in what ``java -XshowSettings:properties -version`` prints."""
     home = re.search(r"^\s*java\.home = (.+?)\s*$", settings, re.MULTILINE)
     version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)", settings, re.MULTILINE)
-    return Java(Path(home[1]), int(version[1])) if home and version else None
+    release = re.search(r"^\s*java\.vm\.version = (.+?)\s*$", settings, re.MULTILINE)
+    return Java(Path(home[1]), int(version[1]), release[1] if release else "") if home and version else None
 
 
 def install_java() -> Java:
@@ -307,15 +310,55 @@ def compile_locks(*, upgrade: bool) -> None:
 # Spark
 
 
-def write_launcher(file: Path, spark: Path, java: Java, *, python: Path) -> None:
+LAUNCHER = r"""#!/bin/sh
+# Written by scripts/setup.py.
+{exports}
+# The JVM maps Spark's classes from an archive (scripts/archive_classes.py), if there is one and it fits: the JVM
+# compares itself, its class path and each jar. An archive fits no class path with a folder of files, so Spark's folder
+# of configuration leaves the class path where it holds nothing else than spark-defaults.conf.
+conf=${{SPARK_CONF_DIR:-$SPARK_HOME/conf}}
+case "$(ls -A "$conf" 2>/dev/null)" in
+"") export SPARK_CONF_DIR=/nonexistent ;;
+spark-defaults.conf)
+    set -- --properties-file "$conf/spark-defaults.conf" "$@"
+    export SPARK_CONF_DIR=/nonexistent ;;
+esac
+if [ -r "$FRUITS_CLASS_ARCHIVE" ]; then
+    options="\"-XX:SharedArchiveFile=$FRUITS_CLASS_ARCHIVE\" -Xshare:auto -Xlog:cds=off -Xlog:cds+dynamic=off"
+    export SPARK_SUBMIT_OPTS="$options $SPARK_SUBMIT_OPTS"
+fi
+# The JVM that only puts the command of the driver's together.
+export SPARK_LAUNCHER_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC $SPARK_LAUNCHER_OPTS"
+exec "$SPARK_HOME/bin/spark-submit" "$@"
+"""
+
+
+def write_launcher(file: Path, spark: Path, java: Java, *, python: Path, archive: Path) -> None:
     """Write a ``spark-submit`` that runs the jobs environment on this Java, whatever its caller's variables are.
 
-    It replaces pyspark's own, which needs those variables and fails in a folder with a space.
+    It replaces pyspark's own, which needs those variables and fails in a folder with a space. Archives of classes for
+    another Java or other jars are removed.
     """
-    variables = {"JAVA_HOME": java.home, "SPARK_HOME": spark, "PYSPARK_PYTHON": python, "PYSPARK_DRIVER_PYTHON": python}
-    exports = "".join(f"export {name}={shlex.quote(str(value))}\n" for name, value in variables.items())
-    write_text(file, f'#!/bin/sh\n# Written by scripts/setup.py.\n{exports}exec "$SPARK_HOME/bin/spark-submit" "$@"\n')
+    variables = {
+        "JAVA_HOME": java.home,
+        "SPARK_HOME": spark,
+        "PYSPARK_PYTHON": python,
+        "PYSPARK_DRIVER_PYTHON": python,
+        "FRUITS_CLASS_ARCHIVE": archive,
+    }
+    exports = "\n".join(f"export {name}={shlex.quote(str(value))}" for name, value in variables.items())
+    write_text(file, LAUNCHER.format(exports=exports))
     file.chmod(0o755)
+    for old in archive.parent.glob("classes-*.jsa"):
+        if old != archive:
+            old.unlink(missing_ok=True)
+
+
+def class_archive(folder: Path, java: Java, jars: Path) -> Path:
+    """Where the archive of Spark's classes is, by the identity of Java and jars, whether it was made or not."""
+    sizes = sorted(f"{jar.name} {jar.stat().st_size}" for jar in jars.glob("*.jar"))
+    identity = "\n".join([f"{java.home} {java.release}", *sizes])
+    return folder / f"classes-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.jsa"
 
 
 def write_command(file: Path, *, python: Path) -> None:

@@ -134,7 +134,7 @@ def run_of(settings: Settings, size: int, session: Any) -> Job:
             start_branch(lake, name, writer.branch, base.snapshots[name])
         write(lake, writer, pca_id, range(size, size + NEW), "r")
         write_manifest(run_store(settings, "r"), [entries_batch([entry(number) for number in range(size, size + NEW)])])
-    tables = Tables(session, lake, writer)
+    tables = Tables(lambda: session, lake, writer)
     if hashes_are_due(lake, base.snapshots):
         write_hashes(tables, base.snapshots["features"])
     snapshots = {name: head(lake, name, writer.branch) for name in DATA_TABLES}

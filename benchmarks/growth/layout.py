@@ -92,7 +92,7 @@ def tables_of(spark: "SparkSession", lake: Lake) -> Tables:
     for name, value in spark_configuration(lake.settings).items():
         if name.startswith("spark.sql.catalog."):
             spark.conf.set(name, value)
-    tables = Tables(spark, lake, Writer("layout", "featurize_1_abcdef"))
+    tables = Tables(lambda: spark, lake, Writer("layout", "featurize_1_abcdef"))
     head = lake.head("features")
     assert head is not None  # noqa: S101 -- made with the table
     tables.start_branch("features", head)

@@ -72,7 +72,7 @@ def figures(scale: Scale) -> Iterator[Figure]:
         session = start_session("benchmark of rows", {**spark_configuration(settings), **configuration})
         try:
             with task_document(settings, "pca", "r", "r") as recorder:
-                tables = Tables(session, Lake.open(settings), recorder.document.writer("r"))
+                tables = Tables(lambda: session, Lake.open(settings), recorder.document.writer("r"))
                 table = Table(written(tables, recorder, rows), rows)
             yield from fits(table, scale.runs)
             yield from projections(table, scale.runs)

@@ -254,5 +254,8 @@ TABLES: tuple[TableDefinition, ...] = (
     FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, LABEL_STATISTICS, PHOTO_HASHES, EMBEDDINGS, PUBLICATIONS,
 )  # fmt: skip
 
+BY_NAME: dict[TableName, TableDefinition] = {table.name: table for table in TABLES}
+"""The tables by their names."""
+
 DATA_TABLES: tuple[TableName, ...] = tuple(table.name for table in TABLES if table is not PUBLICATIONS)
 """The tables whose ``main`` a publication moves; ``publications`` itself is the record of it."""

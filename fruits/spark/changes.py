@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from fruits.analysis.gates import failed
-from fruits.lake.branches import attempts_since, is_append
+from fruits.lake.branches import Snapshots, attempts_since, is_append
 from fruits.lake.counters import COUNTED, Counters, Kind, agree, live_rows
 from fruits.lake.schemas import TableName
 from fruits.spark.job import Job
 from fruits.spark.tables import key_condition
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyiceberg.table import Table
     from pyspark.sql import DataFrame
 
@@ -28,13 +30,23 @@ CHANGED: tuple[TableName, ...] = ("features", "quarantine", "embeddings")
 """The tables that have rows by key."""
 
 
+_AT_HAND: Mapping[TableName, tuple[str, ...]] = {
+    "features": ("key", "etag", "label", "split", "sha256", "run_id"),
+    "quarantine": ("key", "reason", "run_id"),
+    "embeddings": ("key", "etag", "pca_id", "run_id"),
+}
+"""What the gates look at of rows by key, beside the vectors."""
+
+
 def changes_of(job: Job, pca_id: str | None) -> "Changes | None":
     """The changes of a run; None when its gates have to read all rows, and the log says why."""
     tables = {name: job.lake.table(name) for name in CHANGED}
     reason = reason_to_read_all(job, pca_id, tables)
     if reason:
         log.info("all rows are read: %s", reason)
-    return None if reason else Changes(job, tables)
+    if reason:
+        return None
+    return ChangesAtHand(job, tables) if job.is_small else Changes(job, tables)
 
 
 def reason_to_read_all(job: Job, pca_id: str | None, tables: "Mapping[TableName, Table]") -> str | None:
@@ -66,7 +78,7 @@ class Changes:
     tables: "Mapping[TableName, Table]"
 
     @cached_property
-    def replaced(self) -> "pa.Table":
+    def replaced(self) -> pa.Table:
         """Keys of updated and deleted objects; one column, ``key``."""
         return self.job.manifest().replaced_keys
 
@@ -118,6 +130,50 @@ class Changes:
         snapshots = self.job.run.base.snapshots[name], self.job.start[name]
         before, after = (live_rows(self.tables[name], snapshot_id) for snapshot_id in snapshots)
         return abs((after or 0) - (before or 0) - change)
+
+
+@dataclass(frozen=True)
+class ChangesAtHand(Changes):
+    """The changes of a small run, whose rows the driver reads itself: the same answers, without Spark."""
+
+    @cached_property
+    def came(self) -> Mapping[TableName, pa.Table]:
+        """The rows of the run's backbone that the run appended."""
+        return {name: self.job.read_appended(name, *columns) for name, columns in _AT_HAND.items()}
+
+    @cached_property
+    def was(self) -> Mapping[TableName, pa.Table]:
+        """The rows of the replaced keys, as the base has them."""
+        return self._of_keys(self.job.run.base.snapshots)
+
+    @cached_property
+    def stayed(self) -> Mapping[TableName, pa.Table]:
+        """Those rows of the replaced keys that the run left."""
+        run_id = self.job.run.run_id
+        return {
+            name: rows.filter(pc.not_equal(rows["run_id"], run_id))
+            for name, rows in self._of_keys(self.job.start).items()
+        }
+
+    def _of_keys(self, snapshots: Snapshots) -> Mapping[TableName, pa.Table]:
+        return {
+            name: self.job.read_keys(name, snapshots[name], self.replaced, *columns)
+            for name, columns in _AT_HAND.items()
+        }
+
+    def by_kind(self) -> Counter[Kind]:
+        """How many rows of each kind came or left."""
+        kinds: Counter[Kind] = Counter()
+        for name in COUNTED:
+            columns = [column for column in ("label", "split", "reason") if column in _AT_HAND[name]]
+            for sign, rows in ((1, self.came), (-1, self.was), (1, self.stayed)):
+                for row in rows[name].select(columns).to_pylist():
+                    kinds[Kind(self.job.run.model_id, **row)] += sign
+        return kinds
+
+    def change(self, name: TableName) -> int:
+        """By how many rows of the run's backbone a table has grown."""
+        return len(self.came[name]) - len(self.was[name]) + len(self.stayed[name])
 
 
 def counted_after(job: Job, changes: Changes | None) -> tuple[Counters, int]:

@@ -4,10 +4,13 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from fruits.denials import denials_explained
 from fruits.disks import full_disks_explained, temporary_folders
@@ -16,7 +19,7 @@ from fruits.lake.branches import Snapshots, resumable_heads
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import check_current
 from fruits.lake.reader import open_read_only
-from fruits.lake.schemas import DATA_TABLES, TableName
+from fruits.lake.schemas import BY_NAME, DATA_TABLES, TableName
 from fruits.run.documents import (
     PlannedMaintenance,
     RunDocuments,
@@ -40,9 +43,12 @@ from fruits.spark.session import session
 from fruits.spark.tables import Tables
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger("fruits")
+
+FEW_ROWS = 2_000
+"""A run of at most so many photos is small: `pca` and `validate` read its rows on the driver, 10 MB of vectors."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,31 @@ class Job:
         """The rows of ``features`` that this run wrote."""
         rows = self.features()
         return rows.where(rows.run_id == self.run.run_id)
+
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether the driver reads the run's rows itself: for so few, that takes less time than a start of Spark."""
+        return len(self.manifest()) <= FEW_ROWS
+
+    def read_appended(self, name: TableName, *columns: str, **equal: str) -> pa.Table:
+        """Columns of the rows of the run's backbone that a small run appended to a table, in the order of keys."""
+        since, of_run = self.run.base.snapshots[name], {"model_id": self.run.model_id, **equal}
+        return self._gathered(name, columns, self.lake.batches(name, self.start[name], columns, since=since, **of_run))
+
+    def read_new_features(self, *columns: str) -> pa.Table:
+        """The same columns of ``new_features``, of a small run."""
+        return self.read_appended("features", *columns, run_id=self.run.run_id)
+
+    def read_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, *columns: str) -> pa.Table:
+        """Columns of the rows that few ``keys`` (one column, ``key``) have in a table at a snapshot."""
+        asked = sorted(keys["key"].to_pylist())
+        batches = self.lake.batches(name, snapshot_id, columns, keys=asked, model_id=self.run.model_id)
+        return self._gathered(name, columns, batches if asked else ())
+
+    def _gathered(self, name: TableName, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> pa.Table:
+        schema = pa.schema([BY_NAME[name].schema.field(column) for column in columns])
+        rows = pa.Table.from_batches([batch.select(columns).cast(schema) for batch in batches], schema)
+        return rows.sort_by("key") if "key" in columns else rows
 
 
 @dataclass(frozen=True)
@@ -237,14 +268,18 @@ def _attempt(
 
 @contextmanager
 def _tables(task: TaskName, lake: Lake, run: str, recorder: TaskRecorder[Any]) -> Iterator[Tables]:
-    with executor_errors(), session(f"fruits {task}", lake.settings, recorder) as spark:
-        tables = Tables(spark, lake, recorder.document.writer(run))
-        for name, value in tables.session_properties.items():
-            spark.conf.set(name, value)
-        with full_disks_explained(
-            lake.settings, temporary_folders(spark.sparkContext.getConf().get("spark.local.dir"))
-        ):
-            yield tables
+    with executor_errors(), ExitStack() as started:
+
+        def start() -> "SparkSession":
+            spark = started.enter_context(session(f"fruits {task}", lake.settings, recorder))
+            for name, value in tables.session_properties.items():
+                spark.conf.set(name, value)
+            folders = temporary_folders(spark.sparkContext.getConf().get("spark.local.dir"))
+            started.enter_context(full_disks_explained(lake.settings, folders))
+            return spark
+
+        tables = Tables(start, lake, recorder.document.writer(run))
+        yield tables
 
 
 def _exit_code(

@@ -1,10 +1,16 @@
 """What the gates are evaluated on: measured on exactly the snapshots that the run's tasks wrote."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
@@ -17,7 +23,7 @@ from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Probe
 from fruits.run.manifest import StoredManifest
-from fruits.spark.changes import Changes, changes_of, counted_after
+from fruits.spark.changes import Changes, ChangesAtHand, changes_of, counted_after
 from fruits.spark.executors import matrix
 from fruits.spark.job import Job
 
@@ -110,6 +116,8 @@ def misplaced(measured: Measured, manifest: StoredManifest) -> list[str]:
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     job = measured.job
+    if isinstance(measured.changes, ChangesAtHand):
+        return misplaced_at_hand(measured.changes, manifest)
     planned = job.tables.spark.createDataFrame(manifest.columns("key", "action"))
     placed = (
         measured.placed()
@@ -124,19 +132,58 @@ def misplaced(measured: Measured, manifest: StoredManifest) -> list[str]:
     return [row.key for row in wrong.limit(_MOST_EXAMPLES).collect()]
 
 
-def new_vectors(measured: Measured) -> dict[str, Any]:
-    """Are the new vectors numbers, of the right width, and on the scale that the PCA knows?"""
+def misplaced_at_hand(changes: ChangesAtHand, manifest: StoredManifest) -> list[str]:
+    """The same among the rows of a small run."""
+    placed = [row for rows in (changes.came, changes.stayed) for name in COUNTED for row in rows[name].to_pylist()]
+    rows = Counter(row["key"] for row in placed)
+    written = Counter(row["key"] for row in placed if row["run_id"] == changes.job.run.run_id)
+    wrong = (
+        entry["key"]
+        for entry in manifest.columns("key", "action").to_pylist()
+        if (rows[entry["key"]], written[entry["key"]]) != ((0, 0) if entry["action"] == Action.DELETE else (1, 1))
+    )
+    return list(islice(wrong, _MOST_EXAMPLES))
+
+
+@dataclass(frozen=True)
+class VectorTotals:
+    """Rows, those that are unusable, those of a wrong width, and the mean of the squared lengths."""
+
+    rows: int
+    unusable: int
+    wrong_width: int
+    mean_square: float | None
+
+
+def vectors_at_hand(changes: ChangesAtHand, width: int) -> VectorTotals:
+    """The totals of the vectors of a small run."""
+    vectors = changes.job.read_appended("features", "vector")["vector"]
+    squares = np.array([float(np.square(np.asarray(vector.values, float)).sum()) for vector in vectors])
+    wrong = pc.sum(pc.not_equal(pc.list_value_length(vectors), width)).as_py() or 0
+    usable = np.isfinite(squares) & (squares > 0)
+    return VectorTotals(len(squares), int((~usable).sum()), wrong, float(squares.mean()) if len(squares) else None)
+
+
+def vectors_of(measured: Measured) -> Any:
+    """The totals of the new vectors."""
+    if isinstance(measured.changes, ChangesAtHand):
+        return vectors_at_hand(measured.changes, measured.job.run.backbone.feature_width)
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
-    job, version = measured.job, measured.version
+    job = measured.job
     square = F.expr("aggregate(vector, 0D, (sum, x) -> sum + double(x) * x)")  # NaN and infinity come through
     usable = (square > 0) & (square < math.inf) & ~F.isnan(square)
-    totals = measured.new_features.agg(
+    return measured.new_features.agg(
         F.count("*").alias("rows"),
         F.count_if(~usable).alias("unusable"),
         F.count_if(F.size("vector") != job.run.backbone.feature_width).alias("wrong_width"),
         F.avg(square).alias("mean_square"),
     ).collect()[0]
+
+
+def new_vectors(measured: Measured) -> dict[str, Any]:
+    """Are the new vectors numbers, of the right width, and on the scale that the PCA knows?"""
+    version, totals = measured.version, vectors_of(measured)
     scale_ratio = None
     if version is not None and totals.rows:
         expected = float(version.pca.mean @ version.pca.mean) + version.pca.total_variance
@@ -151,10 +198,15 @@ def new_vectors(measured: Measured) -> dict[str, Any]:
 
 def duplicates_across_splits(measured: Measured) -> int:
     """New photos whose bytes stand in another split too."""
-    job, new = measured.job, measured.new_features.select("key", "sha256", "split")
-    few = new.limit(MOST_HASHES + 1).toArrow() if measured.changes else None
+    job, columns = measured.job, ("key", "sha256", "split")
+    few = None
+    if isinstance(measured.changes, ChangesAtHand):
+        few = measured.changes.came["features"].select(columns)
+    elif measured.changes:
+        few = measured.new_features.select(*columns).limit(MOST_HASHES + 1).toArrow()
     others = same_bytes(job.lake, job.start, job.run.model_id, few["sha256"].to_pylist()) if few is not None else None
     if few is None or others is None:
+        new = measured.new_features.select(*columns)
         renamed = new.withColumnRenamed("split", "new_split")
         pairs = job.features().select("sha256", "split").join(renamed, "sha256").where("split != new_split")
         return int(pairs.select("key").distinct().count())
@@ -166,8 +218,8 @@ def duplicates_across_splits(measured: Measured) -> int:
 
 def missing_embeddings(measured: Measured, features: int) -> int:
     """Features without exactly one embedding, and embeddings without a feature."""
-    job, embeddings = measured.job, measured.embeddings
     if measured.changes is None:
+        job, embeddings = measured.job, measured.embeddings
         stale = job.new_features().join(embeddings.select("key", "etag"), ["key", "etag"], "left_anti").count()
         return abs(features - embeddings.count()) + int(stale)
     return missing_in(measured.changes, str(measured.version.pca_id if measured.version else None))
@@ -175,6 +227,8 @@ def missing_embeddings(measured: Measured, features: int) -> int:
 
 def missing_in(changes: Changes, pca_id: str) -> int:
     """The same among a run's changes: its base had an embedding of each feature."""
+    if isinstance(changes, ChangesAtHand):
+        return missing_at_hand(changes, pca_id)
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
     def of(name: TableName, rows: "DataFrame") -> "DataFrame":
@@ -188,6 +242,19 @@ def missing_in(changes: Changes, pca_id: str) -> int:
     wrong = rows.groupBy("key", "etag").agg(one_each.alias("one_each")).where("NOT one_each").count()
     change = changes.signed("embeddings").agg(F.coalesce(F.sum("sign"), F.lit(0)).alias("rows")).collect()[0].rows
     return int(wrong) + changes.unexplained("embeddings", int(change))
+
+
+def missing_at_hand(changes: ChangesAtHand, pca_id: str) -> int:
+    """The same among the rows of a small run."""
+
+    def embedded(rows: pa.Table) -> Iterator[tuple[str, str]]:
+        return ((row["key"], row["etag"]) for row in rows.to_pylist() if row["pca_id"] == pca_id)
+
+    features = Counter((row["key"], row["etag"]) for row in changes.came["features"].to_pylist())
+    embeddings = Counter(embedded(changes.came["embeddings"]))
+    embeddings.update(embedded(changes.stayed["embeddings"]))
+    wrong = sum((features[photo], embeddings[photo]) != (1, 1) for photo in features | embeddings)
+    return wrong + changes.unexplained("embeddings", changes.change("embeddings"))
 
 
 def probe(measured: Measured, features: int, held_out: int) -> Probe:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from fruits.analysis.moments import Moments
 from fruits.analysis.pca import (
@@ -31,7 +33,7 @@ from fruits.run.decisions import Decisions, decide, due_refit_question
 from fruits.spark.executors import SQUARES_SCHEMA, squared_norms
 from fruits.spark.executors import project as project_batches
 from fruits.spark.job import Job
-from fruits.spark.session import map_batches, progress
+from fruits.spark.session import Rows, map_batches, map_table, progress
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -41,6 +43,7 @@ log = logging.getLogger("fruits")
 ROWS_PER_FILE = 200_000
 """About 128 MB of embeddings."""
 
+_PROJECTED = ("key", "etag", "label", "split", "vector")
 _SQUARE = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
 
 
@@ -181,17 +184,22 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     A run that decides about a refit, after runs that left the decision to a later run, measures all rows since the fit.
     Other runs measure their own rows: they read no vectors of earlier runs.
     """
-    rows = job.new_features().where(f"split = '{FIT_SPLIT}'").select("vector")
-    squares = map_batches(rows, squared_norms(current.pca), SQUARES_SCHEMA)
-    if job.run.base.publication.remaining != 0 and may_refit(job):
-        squares = squares.unionByName(_squares_since_fit(job, current))
-    totals = squares.selectExpr(
-        "count(*) AS n", "sum(explained) AS explained", "sum(unexplained) AS unexplained"
-    ).first()
-    if totals is None or not totals.n:
+    since_fit = job.run.base.publication.remaining != 0 and may_refit(job)
+    if job.is_small and not since_fit:
+        new = job.read_new_features("split", "vector")
+        fitted = new.filter(pc.equal(new["split"], FIT_SPLIT)).select(["vector"])
+        found = map_table(fitted, squared_norms(current.pca), SQUARES_SCHEMA)
+        n, explained, unexplained = len(found), *(pc.sum(found[name]).as_py() for name in SQUARES_SCHEMA.names)
+    else:
+        rows = job.new_features().where(f"split = '{FIT_SPLIT}'").select("vector")
+        squares = map_batches(rows, squared_norms(current.pca), SQUARES_SCHEMA)
+        if since_fit:
+            squares = squares.unionByName(_squares_since_fit(job, current))
+        totals = squares.selectExpr("count(*)", "sum(explained)", "sum(unexplained)").first()
+        n, explained, unexplained = totals or (0, None, None)
+    if not n:
         return None, 0
-    share = unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))
-    return share - current.expected_unexplained, totals.n
+    return unexplained_share(np.sqrt([explained]), np.sqrt([unexplained])) - current.expected_unexplained, n
 
 
 def _squares_since_fit(job: Job, current: PCAVersion) -> "DataFrame":
@@ -229,12 +237,16 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
     return version, projected
 
 
-def project(job: Job, pca_id: str, pca: PCA, features: "DataFrame") -> int:
+def project(job: Job, pca_id: str, pca: PCA, features: Rows) -> int:
     """Append the embeddings of ``features`` under a PCA version; returns how many."""
+    function = project_batches(pca, job.run.model_id, pca_id, job.run.run_id)
+    if isinstance(features, pa.Table):
+        if len(features):
+            job.tables.append("embeddings", map_table(features, function, EMBEDDINGS.schema))
+        return len(features)
     count = int(features.count())
     if count:
-        rows = features.select("key", "etag", "label", "split", "vector")
-        function = project_batches(pca, job.run.model_id, pca_id, job.run.run_id)
+        rows = features.select(*_PROJECTED)
         with progress(job.tables.spark, "project", count):
             embeddings = map_batches(rows, function, EMBEDDINGS.schema)
             files = math.ceil(count / ROWS_PER_FILE)
@@ -242,10 +254,10 @@ def project(job: Job, pca_id: str, pca: PCA, features: "DataFrame") -> int:
     return count
 
 
-def unprojected_features(job: Job, pca_id: str) -> "DataFrame":
+def unprojected_features(job: Job, pca_id: str) -> Rows:
     """The rows without an embedding under a version: this run's, and those of runs that were building the backbone."""
     if job.run.base.publication.model_id == job.run.model_id:
-        return job.new_features()
+        return job.read_new_features(*_PROJECTED) if job.is_small else job.new_features()
     embedded = job.tables.read_branch("embeddings").where(f"pca_id = '{pca_id}'").select("key", "etag")
     return job.features().join(embedded, ["key", "etag"], "left_anti")
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 
@@ -102,11 +102,20 @@ def session_beside(running: "SparkSession", settings: Settings) -> "SparkSession
     return spark
 
 
+Rows: TypeAlias = "DataFrame | pa.Table"
+"""Rows that Spark has, or few rows that the driver has read itself."""
+
+
 def map_batches(rows: "DataFrame", function: BatchFunction, schema: pa.Schema) -> "DataFrame":
     """The rows that ``function`` makes of ``rows``, with ``schema``; on executors of the driver's release only."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
     return rows.mapInArrow(same_release(function), from_arrow_schema(schema))  # type: ignore[arg-type]
+
+
+def map_table(rows: pa.Table, function: BatchFunction, schema: pa.Schema) -> pa.Table:
+    """The same of few rows, which the driver has read itself: no executor has to start a Python for them."""
+    return pa.Table.from_batches(function(iter(rows.to_batches())), schema)
 
 
 @contextmanager

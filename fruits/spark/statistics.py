@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from fruits.analysis.labels import LabelSums, merge_sums, subtract_sums
 from fruits.analysis.moments import Moments, merge, should_recompute, subtract
 from fruits.lake.pca_tables import (
@@ -21,13 +24,14 @@ from fruits.lake.pca_tables import (
 from fruits.photos.keys import FIT_SPLIT
 from fruits.spark.executors import STATISTICS_SCHEMA, Statistics, merge_partials, merged_statistics, partial_statistics
 from fruits.spark.job import Job
-from fruits.spark.session import map_batches
+from fruits.spark.session import Rows, map_batches, map_table
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import DataFrame
 
 log = logging.getLogger("fruits")
+
+_COLUMNS = ("key", "label", "split", "vector")
 
 FAN_IN = 8
 """Partial results that are merged at once: moments of 1,280 features take 6.6 MB, so the driver gets 53 MB at most."""
@@ -42,7 +46,7 @@ class Updated:
     labelled: bool
 
 
-def update_statistics(job: Job, replaced: "pa.Table") -> Updated:
+def update_statistics(job: Job, replaced: pa.Table) -> Updated:
     """Merge the run's new rows, subtract those of ``replaced`` keys, and save the result on the attempt's branches.
 
     Where subtracting would lose digits of the moments, all statistics are taken from the rows again. A lake of a
@@ -52,7 +56,7 @@ def update_statistics(job: Job, replaced: "pa.Table") -> Updated:
     before = load_statistics(job.lake, job.start["pca_statistics"], model_id, width)
     labelled = sum(count_by_label(job.lake, job.start["label_statistics"], model_id).values()) == before.n
     gone = statistics_of_rows(rows_before(job, replaced), width) if replaced.num_rows and before.n else None
-    new = statistics_of_rows(job.new_features(), width)
+    new = statistics_of_rows(job.read_new_features(*_COLUMNS) if job.is_small else job.new_features(), width)
     moments = merge(subtract(before, gone.moments) if gone else before, new.moments)
     recomputed = should_recompute(moments)
     if recomputed:
@@ -87,13 +91,18 @@ def recompute(job: Job) -> Moments:
     return found.moments
 
 
-def rows_before(job: Job, replaced: "pa.Table") -> "DataFrame":
+def rows_before(job: Job, replaced: pa.Table) -> Rows:
     """The features of ``replaced`` keys as the run's base has them."""
+    if job.is_small:
+        return job.read_keys("features", job.run.base.snapshots["features"], replaced, *_COLUMNS)
     return job.tables.read_keys("features", job.run.base.snapshots["features"], replaced, job.run.model_id)
 
 
-def statistics_of_rows(features: "DataFrame", width: int) -> Statistics:
+def statistics_of_rows(features: Rows, width: int) -> Statistics:
     """Statistics of the fit split's rows: a partial result for each task, merged in a tree, the last few here."""
+    if isinstance(features, pa.Table):
+        fitted = features.filter(pc.equal(features["split"], FIT_SPLIT))
+        return merge_partials(map_table(fitted, partial_statistics(width), STATISTICS_SCHEMA).to_batches(), width)
     cores = features.sparkSession.sparkContext.defaultParallelism
     rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "label", "vector").coalesce(cores)
     parts = rows.rdd.getNumPartitions() if cores > FAN_IN else cores  # to count them, Spark plans the query

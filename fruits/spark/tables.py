@@ -2,8 +2,9 @@
 
 import heapq
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from os.path import commonprefix
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, Row, SparkSession
 
+    from fruits.spark.session import Rows
+
 _MOST_LITERALS = 200  # Iceberg does not prune by longer lists
 _MOST_LISTS = 50
 _MOST_RANGES = 100
@@ -24,11 +27,19 @@ _MOST_RANGES = 100
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of ``lake``; what is written carries the properties of ``writer`` and is on its branch."""
+    """The tables of ``lake``; what is written carries the properties of ``writer`` and is on its branch.
 
-    spark: "SparkSession"
+    ``start`` starts Spark, at its first use: a job whose rows are few may need no session.
+    """
+
+    start: Callable[[], "SparkSession"]
     lake: Lake
     writer: Writer
+
+    @cached_property
+    def spark(self) -> "SparkSession":
+        """The session."""
+        return self.start()
 
     @property
     def session_properties(self) -> Mapping[str, str]:
@@ -74,9 +85,16 @@ class Tables:
         """Rows of a table on the writer's branch."""
         return self.spark.table(self.branch(name))
 
-    def append(self, name: TableName, rows: "DataFrame") -> None:
+    def append(self, name: TableName, rows: "Rows") -> None:
         """Append rows to the writer's branch of a table."""
-        rows.writeTo(self.branch(name)).append()
+        import pyarrow as pa
+
+        if isinstance(rows, pa.Table):
+            commit_rows(
+                self.lake, name, lambda change: change.append(rows, **self.writer.commit), branch=self.writer.branch
+            )
+        else:
+            rows.writeTo(self.branch(name)).append()
 
     def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str, *, but_of_run: str | None = None) -> None:
         """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table.

@@ -62,7 +62,7 @@ def vector_of(data: bytes) -> np.ndarray[Any, Any]:
 
 
 class NumpyTables(Tables):
-    """Tables that PyIceberg reads and writes; ``spark`` is None."""
+    """Tables that PyIceberg reads and writes; ``spark`` is never started."""
 
     def read(self, name: TableName, snapshot_id: int) -> Any:
         return self.lake.read(name, snapshot_id)
@@ -369,9 +369,12 @@ def numpy_jobs() -> Iterator[ModuleType]:
     """Inside, jobs work on ``NumpyTables``; gives the script of maintenance."""
     maintain = script("maintain")
 
+    def no_spark() -> Any:
+        return None
+
     @contextmanager
     def tables(task: TaskName, lake: Any, run: str, recorder: Any) -> Iterator[Tables]:
-        yield NumpyTables(None, lake, recorder.document.writer(run))
+        yield NumpyTables(no_spark, lake, recorder.document.writer(run))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(real, "_tables", tables)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -375,11 +376,82 @@ def test_spark_submit_runs_the_jobs_environment_whatever_the_callers_variables(
     spark, python = tmp_path / "a place" / "pyspark", tmp_path / "a place" / "python"
     java = setup.Java(tmp_path / "a jdk", 17)
     executable(spark / "bin" / "spark-submit", 'printf "%s\\n" "$JAVA_HOME" "$SPARK_HOME" "$PYSPARK_PYTHON" "$@"')
-    setup.write_launcher(tmp_path / "spark-submit", spark, java, python=python)
+    archive = tmp_path / "classes-1.jsa"
+    setup.write_launcher(tmp_path / "spark-submit", spark, java, python=python, archive=archive)
     said = subprocess.run(
         [tmp_path / "spark-submit", "a job.py", "--x"], env=callers, capture_output=True, text=True, check=True
     ).stdout
     assert said.splitlines() == [str(java.home), str(spark), str(python), "a job.py", "--x"]
+
+
+@dataclass
+class Launcher:
+    """A launcher before a spark-submit that prints what the JVM would get."""
+
+    folder: Path
+    archive: Path
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.archive = folder, folder / "classes-1.jsa"
+        executable(
+            folder / "pyspark" / "bin" / "spark-submit",
+            'printf "%s\\n" "$SPARK_SUBMIT_OPTS" "$SPARK_CONF_DIR" "$*"',
+        )
+        self.write()
+
+    def write(self) -> None:
+        java = setup.Java(self.folder / "jdk", 17)
+        options = {"python": self.folder / "python", "archive": self.archive}
+        setup.write_launcher(self.folder / "spark-submit", self.folder / "pyspark", java, **options)
+
+    def submit(self, *arguments: str, **callers: str) -> list[str]:
+        """The JVM's options, the folder of configuration and the arguments."""
+        variables = {"PATH": os.environ["PATH"], **callers}
+        command = [self.folder / "spark-submit", *arguments]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.splitlines()
+
+
+def test_the_jvm_maps_an_archive_of_classes_that_is_there_and_nobody_is_told_of_one_that_is_not(tmp_path: Path) -> None:
+    launcher = Launcher(tmp_path / "a place")
+    assert launcher.submit("job.py", SPARK_SUBMIT_OPTS="-Dmine=1")[0] == "-Dmine=1"
+    launcher.archive.write_bytes(b"classes")
+    options = shlex.split(launcher.submit("job.py", SPARK_SUBMIT_OPTS="-Dmine=1")[0])  # as Spark's launcher does
+    assert options[0] == f"-XX:SharedArchiveFile={launcher.archive}"
+    assert options[-1] == "-Dmine=1"
+    assert "-Xshare:auto" in options, "a JVM that does not know the archive goes on without"
+
+
+def test_an_archive_for_another_java_or_other_jars_is_left_out_and_removed(tmp_path: Path) -> None:
+    jars = tmp_path / "jars"
+    jars.mkdir()
+    (jars / "a.jar").write_bytes(b"1")
+    java = setup.Java(tmp_path / "jdk", 17, "17.0.15+6")
+    first = setup.class_archive(tmp_path, java, jars)
+    assert first == setup.class_archive(tmp_path, java, jars)
+    upgraded = setup.class_archive(tmp_path, replace(java, release="17.0.16+8"), jars)
+    (jars / "a.jar").write_bytes(b"12")
+    assert len({first, upgraded, setup.class_archive(tmp_path, java, jars)}) == 3
+
+    launcher = Launcher(tmp_path)
+    launcher.archive.write_bytes(b"classes")
+    launcher.archive = tmp_path / "classes-2.jsa"
+    launcher.write()
+    assert not (tmp_path / "classes-1.jsa").exists()
+    assert launcher.submit("job.py")[0] == ""
+
+
+def test_a_folder_of_configuration_leaves_the_class_path_where_it_holds_nothing_but_defaults(tmp_path: Path) -> None:
+    launcher, conf = Launcher(tmp_path), tmp_path / "my conf"
+    conf.mkdir()
+    assert launcher.submit("job.py", SPARK_CONF_DIR=str(conf))[1:] == ["/nonexistent", "job.py"]
+    defaults = conf / "spark-defaults.conf"
+    defaults.write_text("spark.executor.cores 1\n")
+    arguments = f"--properties-file {defaults} job.py --x"
+    assert launcher.submit("job.py", "--x", SPARK_CONF_DIR=str(conf))[1:] == ["/nonexistent", arguments]
+    (conf / "log4j2.properties").write_text("")
+    assert launcher.submit("job.py", SPARK_CONF_DIR=str(conf))[1:] == [str(conf), "job.py"]
 
 
 def test_the_command_runs_the_jobs_environment_from_any_folder(tmp_path: Path) -> None:

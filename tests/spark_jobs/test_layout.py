@@ -1,6 +1,5 @@
 """Some rows among many vectors: a lookup reads their row groups alone, and a check of compaction the changed files."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,7 +50,7 @@ def parquet_files(tables):
 def seen(spark, new_settings):
     """Many vectors in one file and few in others; the few are compacted."""
     lake = Lake.open(new_settings())
-    tables = Tables(session_beside(spark, lake.settings), lake, Writer("layout", "featurize_1_ab"))
+    tables = Tables(lambda: session_beside(spark, lake.settings), lake, Writer("layout", "featurize_1_ab"))
     tables.start_branch("features", lake.head("features"))
     many = tables.spark.createDataFrame(features(range(0, ROWS, 2)))
     tables.append("features", many.repartitionByRange(1, "key").sortWithinPartitions("key"))
@@ -138,7 +137,9 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_check_of_compaction_finds_whatever_is_not_as_it_was(seen, change):
     statement, message = CHANGES[change]
-    tables = replace(seen.tables, writer=Writer("layout", f"maintain_{list(CHANGES).index(change)}_ab"))
+    tables = Tables(
+        lambda: seen.tables.spark, seen.tables.lake, Writer("layout", f"maintain_{list(CHANGES).index(change)}_ab")
+    )
     tables.start_branch("features", seen.after)
     names = {"features": tables.branch("features"), "key": sql_string(key(1)), "old": sql_string(key(2))}
     tables.spark.sql(statement.format(**names))

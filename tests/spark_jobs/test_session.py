@@ -29,7 +29,7 @@ def tables_of(settings, run):
         task_document(settings, "featurize", run_key(run), run) as recorder,
         session(run, settings, recorder) as spark,
     ):
-        tables = Tables(spark, Lake.open(settings), Writer(run_key(run), recorder.document.writer(run).attempt))
+        tables = Tables(lambda: spark, Lake.open(settings), Writer(run_key(run), recorder.document.writer(run).attempt))
         for name, value in tables.session_properties.items():
             spark.conf.set(name, value)
         yield tables

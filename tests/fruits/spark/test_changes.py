@@ -37,6 +37,7 @@ def job(folder_lake: Settings, fake_run: Any) -> Any:
     base = current_base(run.lake)
     published = replace(base.publication, counters=FITTED.counts)
     return SimpleNamespace(
+        is_small=False,
         lake=run.lake,
         writer=run.writer,
         run=SimpleNamespace(base=replace(base, publication=published), building=False, model_id=MODEL, request=REBUILD),

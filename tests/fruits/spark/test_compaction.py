@@ -31,6 +31,10 @@ def row(definition: TableDefinition, **values: str) -> dict[str, Any]:
     return {field.name: values.get(field.name, some(field.type)) for field in definition.schema}
 
 
+def no_spark() -> Any:
+    raise AssertionError("Spark was started")
+
+
 @pytest.fixture
 def tables(folder_lake: Any) -> Tables:
     """Each table has a row of three backbones, each under a PCA version of its own, in one file."""
@@ -41,7 +45,6 @@ def tables(folder_lake: Any) -> Tables:
         head = lake.head(definition.name)
         assert head is not None
         start_branch(lake, definition.name, WRITER.branch, head)
-    no_spark: Any = None
     return Tables(no_spark, lake, WRITER)
 
 

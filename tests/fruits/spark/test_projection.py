@@ -46,6 +46,7 @@ def job_of(settings: Settings, planned: PlannedRun, remaining: int = 0) -> Any:
     recorded: list[Projected] = []
     return SimpleNamespace(
         settings=settings,
+        is_small=False,
         lake=None,
         run=planned,
         start=SNAPSHOTS,
