@@ -36,7 +36,7 @@ def append_files(
     entries = [_data_file(table, partition, file) for file in files]
 
     def append(transaction: "Transaction") -> None:
-        with transaction.update_snapshot(writer.snapshot_properties, writer.branch).fast_append() as snapshot:
+        with transaction.update_snapshot(writer.snapshot_properties, writer.branch).merge_append() as snapshot:
             for entry in entries:
                 snapshot.append_data_file(entry)
 
