@@ -34,6 +34,7 @@ class Network:
 
 
 EFFICIENTNET = Network("EfficientNet-Lite0", {})
+INT8 = Network("EfficientNet-Lite0 in int8", {"FRUITS_PRECISION": "int8"})
 MOBILENET = Network(
     "MobileNetV2",
     {"FRUITS_BACKBONE": "MobileNetV2", "FRUITS_WEIGHTS": str(WEIGHTS) if WEIGHTS.is_file() else "random"},

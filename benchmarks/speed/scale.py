@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.speed.network import EFFICIENTNET, MOBILENET, Network
+from benchmarks.speed.network import EFFICIENTNET, INT8, MOBILENET, Network
 from benchmarks.speed.photos import MEDIUM, SMALL
 
 
@@ -24,7 +24,12 @@ class Scale:
     """
 
     runs: int = 3
-    bare: Sequence[tuple[Network, int]] = ((EFFICIENTNET, SMALL), (MOBILENET, SMALL), (EFFICIENTNET, MEDIUM))
+    bare: Sequence[tuple[Network, int]] = (
+        (EFFICIENTNET, SMALL),
+        (INT8, SMALL),
+        (MOBILENET, SMALL),
+        (EFFICIENTNET, MEDIUM),
+    )
     few: int = 1_000
     many: int = 9_000
     loop: int = 1_500
