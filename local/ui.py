@@ -25,7 +25,7 @@ from fruits.photos.keys import KeyRules
 from fruits.settings import Settings
 from local.airflow import airflow, airflow_environment, migrate, new_secret
 from local.api import password_file, password_of
-from local.classes import archive_classes
+from local.classes import archive_classes, stop_archiving
 from local.folder import HEAD, LAYOUT
 from local.queue import EventQueue, start_queue
 from local.stack import (
@@ -86,7 +86,9 @@ def start(data: Path) -> int:
 
 def stop(data: Path) -> int:
     """End what ``start`` started, and the S3 server whoever started it; other processes are left alone."""
-    print("Stopped." if _end_all(data.resolve()) else "Nothing is running.")
+    data = data.resolve()
+    archiving = stop_archiving(data)
+    print("Stopped." if _end_all(data) or archiving else "Nothing is running.")
     return ExitCode.OK
 
 

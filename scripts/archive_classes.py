@@ -11,6 +11,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,8 @@ _PHOTOS = 24
 
 
 def main() -> int:
-    """Make the archive unless it is there, or another process makes it."""
+    """Make the archive unless it is there, or another process makes it. SIGTERM, of `make stop`, leaves nothing."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     archive = archive_of(SUBMIT)
     with (archive.parent / "classes.lock").open("w") as lock:
         try:

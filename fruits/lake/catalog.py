@@ -68,7 +68,7 @@ _TABLE_PROPERTIES = {
     "write.metadata.metrics.column.run_id": "full",
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "100",
-    "commit.manifest-merge.enabled": "true",  # PyIceberg's default: each append leaves a manifest for ever
+    "commit.manifest-merge.enabled": "true",  # else each append by PyIceberg leaves a manifest for ever
     "commit.retry.num-retries": "20",  # several runs may commit to branches of one table at once
 }
 
