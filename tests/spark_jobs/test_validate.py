@@ -319,8 +319,10 @@ def measured(chain, increment):
 def test_the_changes_of_a_run_tell_the_gates_what_all_rows_would(measured):
     assert measured["reads"] == (False, True)
     assert measured["changes"] == measured["all rows"]
-    assert measured["at hand"] == measured["all rows"]
-    findings, counters = measured["changes"]
+    (findings, counters), (at_hand, at_hands_counters) = measured["changes"], measured["at hand"]
+    assert at_hand.scale_ratio == pytest.approx(findings.scale_ratio, rel=1e-12)  # sums in another order
+    assert replace(at_hand, scale_ratio=findings.scale_ratio) == findings
+    assert at_hands_counters == counters
     assert (findings.rows, findings.quarantined, findings.new_rows, findings.duplicates_across_splits) == (19, 2, 8, 1)
     assert (findings.unaccounted, findings.missing_embeddings, findings.uncounted) == ([], 0, 0)
     assert counters.unfitted_labels == ["Only held out"]
