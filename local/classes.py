@@ -7,8 +7,6 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from local.airflow import ROOT
 from local.stack import jobs_environment
 
@@ -20,6 +18,8 @@ def archive_classes(data: Path) -> None:
 
     A CI machine (``CI`` is set) makes none: it is gone before jobs could use the archive.
     """
+    import psutil  # of the airflow environment
+
     if os.environ.get("CI"):
         return
     log = data / "logs" / "classes.log"
@@ -42,6 +42,8 @@ def archive_classes(data: Path) -> None:
 
 def stop_archiving(data: Path) -> bool:
     """End what ``archive_classes`` started, if it still runs; returns whether it did. No archive is left half made."""
+    import psutil
+
     note = _note(data)
     if not note.is_file():
         return False
