@@ -34,7 +34,7 @@ _FRAME_NAMES: Mapping[int, str] = {
 }
 _START_OF_SCAN, _END = 0xDA, 0xD9
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL)
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # one 0xff: a run of them takes no squared time
 _TIFF_SIZES: Mapping[int, int] = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
                                   16: 8, 17: 8, 18: 8}  # fmt: skip
 _TIFF_BYTES = frozenset({1, 2, 7})  # values that Pillow keeps as bytes; others become Python's numbers

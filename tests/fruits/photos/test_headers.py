@@ -167,3 +167,9 @@ def test_a_progressive_photo_of_the_largest_size_is_accepted() -> None:
     data = bytearray(photo("JPEG", progressive=True))
     struct.pack_into(">HH", data, data.index(b"\xff\xc2") + 5, 10_000, 10_000)
     assert find_problem(bytes(data), "JPEG", 100_000_000) is None
+
+
+def test_a_long_run_of_fill_bytes_is_read_once() -> None:
+    start = time.process_time()
+    assert find_problem(b"\xff\xd8" + b"\xff" * 2_000_000, "JPEG", LIMITS.max_pixels) is None
+    assert time.process_time() - start < 5  # hours, where each of them starts a search of the rest
