@@ -2,15 +2,11 @@
 
 import json
 import os
-import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 from local.airflow import ROOT
 from local.stack import jobs_environment
-
-_STOP_SECONDS = 20
 
 
 def archive_classes(data: Path) -> None:
@@ -18,7 +14,7 @@ def archive_classes(data: Path) -> None:
 
     A CI machine (``CI`` is set) makes none: it is gone before jobs could use the archive.
     """
-    import psutil  # of the airflow environment
+    from local.processes import identity  # psutil is in the airflow environment alone
 
     if os.environ.get("CI"):
         return
@@ -36,27 +32,22 @@ def archive_classes(data: Path) -> None:
             stderr=file,
             start_new_session=True,
         )
-    started = psutil.Process(process.pid).create_time()
-    _note(data).write_text(json.dumps({"pid": process.pid, "started": started}))
+    _note(data).write_text(json.dumps(identity(process.pid)))
 
 
 def stop_archiving(data: Path) -> bool:
     """End what ``archive_classes`` started, if it still runs; returns whether it did. No archive is left half made."""
-    import psutil
+    from local.processes import end_sessions, process_of, runs
 
     note = _note(data)
     if not note.is_file():
         return False
     maker = json.loads(note.read_text())
     note.unlink()
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(maker["pid"])
-        ended = process.status() == psutil.STATUS_ZOMBIE
-        if not ended and abs(process.create_time() - maker["started"]) < 1:
-            os.killpg(process.pid, signal.SIGTERM)
-            psutil.wait_procs([process], timeout=_STOP_SECONDS)
-            return True
-    return False
+    if not runs(process_of(maker)):
+        return False
+    end_sessions([maker])
+    return True
 
 
 def _note(data: Path) -> Path:

@@ -5,16 +5,14 @@ listen on every address of the machine and cannot be told otherwise (Airflow 3.3
 """
 
 import json
-import os
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -27,6 +25,7 @@ from local.airflow import airflow, airflow_environment, migrate, new_secret
 from local.api import password_file, password_of
 from local.classes import archive_classes, stop_archiving
 from local.folder import HEAD, LAYOUT
+from local.processes import STOP_SECONDS, end_sessions, identity, process_of, runs
 from local.queue import EventQueue, start_queue
 from local.stack import (
     BUCKET,
@@ -50,8 +49,6 @@ _PARTS = {
 }
 _USER = "admin"
 _READY_SECONDS = 240
-_STOP_SECONDS = 30
-_KILL_SECONDS = 2
 
 
 def start(data: Path) -> int:
@@ -69,7 +66,7 @@ def start(data: Path) -> int:
         print("It is running already.")
     else:
         if ended:
-            print(f"{_describe(data, ended)}; ending the rest, up to {_STOP_SECONDS} s, to start all again", flush=True)
+            print(f"{_describe(data, ended)}; ending the rest, up to {STOP_SECONDS} s, to start all again", flush=True)
         with alone_on(data):
             _end_all(data)
             running = _start(data)
@@ -171,7 +168,7 @@ def running_ui(data: Path) -> dict[str, Any] | None:
 
 def _ended(running: Mapping[str, Any]) -> list[str]:
     """The parts that were started and have ended since."""
-    return [name for name, identity in running["processes"].items() if not _runs(_process(identity))]
+    return [name for name, known in running["processes"].items() if not runs(process_of(known))]
 
 
 def _describe(data: Path, ended: Sequence[str]) -> str:
@@ -187,7 +184,7 @@ def _end_all(data: Path) -> bool:
     """End all parts, the S3 server last; returns whether anything ran."""
     running = running_ui(data)
     if running:
-        _end(identity for name, identity in running["processes"].items() if name != "s3")
+        end_sessions(known for name, known in running["processes"].items() if name != "s3")
     _note_path(data).unlink(missing_ok=True)
     return stop_s3(data) or running is not None
 
@@ -220,7 +217,7 @@ def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, int]) -
         "endpoint": stack.endpoint,
         "queue": queue.url,
         "bucket": environment["FRUITS_BUCKET"],
-        "processes": {name: _identity(pid) for name, pid in pids.items()},
+        "processes": {name: identity(pid) for name, pid in pids.items()},
     }
     _note_path(stack.data).write_text(json.dumps(running))
     try:
@@ -288,49 +285,3 @@ def _make_password(data: Path) -> None:
 
 def _note_path(data: Path) -> Path:
     return data / "ui.json"
-
-
-def _identity(pid: int) -> dict[str, float]:
-    """A process by id and start time: an id alone may belong to another process tomorrow."""
-    return {"pid": pid, "started": psutil.Process(pid).create_time()}
-
-
-def _process(identity: Mapping[str, float]) -> psutil.Process | None:
-    """The process of an identity, also when it has ended and its parent has not asked for its exit code yet."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(int(identity["pid"]))
-        return process if abs(process.create_time() - identity["started"]) < 1 else None
-    return None
-
-
-def _runs(process: psutil.Process | None) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process is not None and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _end(identities: Iterable[Mapping[str, float]]) -> None:
-    """End processes that lead a session, and all that they started: SIGTERM, then SIGKILL."""
-    family = {member for identity in identities for member in _family(identity) if _runs(member)}
-    for wait, end in ((_STOP_SECONDS, psutil.Process.terminate), (_KILL_SECONDS, psutil.Process.kill)):
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                end(member)
-        family = set(psutil.wait_procs(family, timeout=wait)[1])
-
-
-def _family(identity: Mapping[str, float]) -> list[psutil.Process]:
-    """The members of a session, also those that its killed leader left behind, and the leader's other descendants."""
-    process, leader = _process(identity), int(identity["pid"])
-    if process is None and psutil.pid_exists(leader):
-        return []  # the id belongs to another process now, so no member of the session is left
-    family = [member for member in psutil.process_iter() if _session(member) == leader]
-    with suppress(psutil.NoSuchProcess):
-        family += process.children(recursive=True) if process else []
-    return family
-
-
-def _session(process: psutil.Process) -> int | None:
-    with suppress(OSError):  # it has ended, or belongs to another user
-        return os.getsid(process.pid)
-    return None

@@ -13,7 +13,9 @@ import pytest
 
 from fruits.errors import FruitsError
 from fruits.settings import Settings
+from local import processes as sessions
 from local import ui as module
+from local.processes import identity
 from local.stack import Stack, in_use, running_stack, server_pid
 from sample_photos import draw
 from tests.running_ui import alive
@@ -60,7 +62,7 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
         json.dump({"pid": processes["s3"].pid}, s3)
     note = {
         **dict.fromkeys(("url", "user", "endpoint", "queue", "bucket"), "of the parts"),
-        "processes": {name: module._identity(process.pid) for name, process in processes.items()},
+        "processes": {name: identity(process.pid) for name, process in processes.items()},
     }
     (tmp_path / "ui.json").write_text(json.dumps(note))
     yield Parts(tmp_path, processes)
@@ -151,7 +153,7 @@ def test_stop_ends_what_a_killed_part_left_behind(tmp_path: Path, capsys: pytest
     ):
         assert scheduler.stdout is not None
         worker = psutil.Process(int(scheduler.stdout.readline()))
-        identities = {"queue": module._identity(queue.pid), "scheduler": module._identity(scheduler.pid)}
+        identities = {"queue": identity(queue.pid), "scheduler": identity(scheduler.pid)}
         (tmp_path / "ui.json").write_text(json.dumps({"processes": identities}))
         scheduler.kill()
         scheduler.wait()
@@ -182,14 +184,14 @@ def test_ui_waits_for_a_command_and_then_takes_the_place_of_the_server_that_it_l
 
 
 def test_processes_that_do_not_listen_are_ended_with_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STOP_SECONDS", 0.5)
+    monkeypatch.setattr(sessions, "STOP_SECONDS", 0.5)
     script = "trap '' TERM; sleep 600 & sleep 600 & echo ready; wait; wait; sleep 600"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True) as stubborn:
         assert stubborn.stdout is not None
         assert stubborn.stdout.readline() == "ready\n"
         family = [psutil.Process(stubborn.pid), *psutil.Process(stubborn.pid).children()]
         assert len(family) == 3
-        module._end([module._identity(stubborn.pid)])
+        sessions.end_sessions([identity(stubborn.pid)])
         stubborn.wait()
         assert [process for process in family if alive(process)] == []
 
