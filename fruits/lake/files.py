@@ -2,8 +2,9 @@
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from obstore.store import ObjectStore
 
 from fruits.settings import Settings
 from fruits.stores import open_store, write_bytes
+
+Part = TypeVar("Part")
 
 _IN_MEMORY = 32 * 2**20  # bytes of a file; a larger one waits in a temporary file for its upload
 _REPEATED = ["label", "split", "format", "model_id", "run_id"]  # columns with few values, which a dictionary shortens
@@ -50,8 +53,8 @@ def write_rows(settings: Settings, target: FileTarget, batches: Iterable[pa.Reco
         with pq.ParquetWriter(
             file, target.schema, compression="zstd", use_dictionary=_REPEATED, store_schema=False
         ) as writer:
-            for group in _groups(batches, target):
-                writer.write_table(group)
+            for group in in_groups(batches, lambda batch: batch.nbytes, target.row_group_bytes):
+                writer.write_table(pa.Table.from_batches(group, target.schema))
         metadata = writer.writer.metadata
         if not metadata.num_rows:
             return None
@@ -69,13 +72,15 @@ def _folder(settings: Settings, target: FileTarget) -> ObjectStore:
     return open_store(settings, target.folder.replace("%", "%25") if literal else target.folder)
 
 
-def _groups(batches: Iterable[pa.RecordBatch], target: FileTarget) -> Iterator[pa.Table]:
-    """The rows in row groups."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(one.nbytes for one in waiting) >= target.row_group_bytes:
-            yield pa.Table.from_batches(waiting, target.schema)
-            waiting = []
+def in_groups(parts: Iterable[Part], size: Callable[[Part], int], least: int) -> Iterator[list[Part]]:
+    """Parts in groups, each as soon as it has the ``least`` size; the last may be smaller."""
+    waiting: list[Part] = []
+    total = 0
+    for part in parts:
+        waiting.append(part)
+        total += size(part)
+        if total >= least:
+            yield waiting
+            waiting, total = [], 0
     if waiting:
-        yield pa.Table.from_batches(waiting, target.schema)
+        yield waiting

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from fruits.errors import FruitsError
+from fruits.lake.files import in_groups
 from fruits.photos.pages import LISTED_SCHEMA, VERSIONS_SCHEMA
 from fruits.run.manifest import MANIFEST_SCHEMA
 
@@ -499,15 +500,4 @@ def _stored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
 
 def _merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The rows in tables of some megabytes: each insert costs the same."""
-    waiting: list[pa.Table] = []
-    size = 0
-    for table in tables:
-        if not table.num_rows:
-            continue
-        waiting.append(table)
-        size += table.nbytes
-        if size >= _INSERTED_BYTES:
-            yield pa.concat_tables(waiting)
-            waiting, size = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting)
+    return map(pa.concat_tables, in_groups(filter(len, tables), lambda table: table.nbytes, _INSERTED_BYTES))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
+from fruits.lake.files import in_groups
 from fruits.lake.schemas import TIMESTAMP
 from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.quarantine import Reason
@@ -43,22 +44,10 @@ def write_manifest(store: ObjectStore, batches: Iterable[pa.RecordBatch], name: 
     """Write the entries of a run to its folder; ``batches`` have ``MANIFEST_SCHEMA``, and are held a few at a time."""
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
         with pq.ParquetWriter(file, MANIFEST_SCHEMA, compression="zstd") as writer:
-            for group in _groups(batches):
-                writer.write_table(group)
+            for group in in_groups(batches, lambda batch: batch.num_rows, _GROUP_ROWS):
+                writer.write_table(pa.Table.from_batches(group, MANIFEST_SCHEMA))
         file.seek(0)
         write_bytes(store, name, file)
-
-
-def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows in row groups of some size; the last may be smaller."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if sum(one.num_rows for one in waiting) >= _GROUP_ROWS:
-            yield pa.Table.from_batches(waiting, MANIFEST_SCHEMA)
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting, MANIFEST_SCHEMA)
 
 
 def write_slices(store: ObjectStore, slices: Iterable["Manifest"], name: str) -> dict[Action, int]:
