@@ -18,13 +18,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fruits.analysis.probe import probe_accuracy
-from fruits.backbones.build import build, load_network
+from fruits.backbones.build import build, cosines, load_network
 from fruits.backbones.card import Preprocessing
 from fruits.backbones.efficientnet_lite import NAME as EFFICIENTNET_LITE0
 from fruits.backbones.runtime import Backbone
@@ -123,13 +122,6 @@ def agreement(backbone: Backbone, pixels: list[NDArray[np.uint8]], name: str, we
     """Least cosine between LiteRT's features and those of the Keras network."""
     keras_rows = np.asarray(load_network(name, weights).features(np.stack(pixels)), dtype=np.float64)
     return float(cosines(np.stack([backbone.features(photo) for photo in pixels]), keras_rows).min())
-
-
-def cosines(rows: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
-    """Cosine between each row and its counterpart, shape ``(n,)``."""
-    left, right = rows.astype(np.float64), others.astype(np.float64)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return np.asarray((left * right).sum(axis=1) / norms)
 
 
 def images_per_second(backbones: Sequence[Backbone], pixels: NDArray[np.uint8], seconds: float) -> list[float]:

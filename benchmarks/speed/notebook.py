@@ -9,17 +9,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.figure import Figure, median
-from benchmarks.jobs import put_all, start_job, start_program, temporary_lake
+from benchmarks.jobs import put_all, start_program, temporary_lake
 from benchmarks.speed.network import MOBILENET, WEIGHTS
 from benchmarks.speed.photos import objects, photos, write_folder
 from benchmarks.speed.scale import Scale
-from benchmarks.speed.small import JOBS
+from benchmarks.speed.small import JOBS, usages_of_jobs
 from benchmarks.speed.usage import Usage, watched
 from fruits.run.lease import release_lease
-from fruits.run.request import resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings
-from fruits.steps.plan import plan_run
 
 BEST, USUAL = "best", "usual"
 PROGRAM = Path(__file__).with_name("notebook_program.py")
@@ -64,9 +62,7 @@ def measured(count: int, forms: Sequence[str], runs: int) -> list[tuple[dict[str
 
 def jobs(settings: Settings, run_id: str) -> dict[str, Usage]:
     """What the three jobs take for all photos of the bucket. Nothing is published, so each run is a first run."""
-    if not plan_run(settings, resolve_request({}, settings), run_id).work:
-        raise RuntimeError("the plan found nothing to do")
-    usages = {job: watched(start_job(job, run_id), job) for job in JOBS}
+    usages = usages_of_jobs(settings, run_id)
     release_lease(settings, run_key(run_id))
     return usages
 

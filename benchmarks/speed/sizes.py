@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.figure import Figure, figure, median
 from benchmarks.jobs import temporary_lake
 from benchmarks.speed.scale import Scale
+from fruits.backbones.build import cosines
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone, staged_card
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
@@ -44,7 +45,8 @@ def figures_of(name: str, photos: list[bytes], backbone: Backbone, runs: int) ->
     """The figures of photos of one size; only the largest have goals."""
     side = needed_side(backbone.card.preprocessing)
     turns = [[seconds(photos, scale) for scale in (side, _EVERY_PIXEL)] for _ in range(runs)]
-    cosine = min(cosine_of(*(features(photo, backbone, scale) for scale in (side, _EVERY_PIXEL))) for photo in photos)
+    reduced, full = (np.stack([features(photo, backbone, scale) for photo in photos]) for scale in (side, _EVERY_PIXEL))
+    cosine = float(cosines(reduced, full).min())
     what, has_goal = f"{name} megapixels", name == LARGEST
     yield median(f"{what}: decode at the scale that is needed, of a core", [1e3 * turn[0] for turn in turns], "ms")
     ratios = [full / reduced for reduced, full in turns]
@@ -67,8 +69,3 @@ def features(photo: bytes, backbone: Backbone, side: int) -> NDArray[np.float32]
     """The feature vector of a photo that is decoded at least so large."""
     preprocessing = backbone.card.preprocessing
     return backbone.features(preprocess(decode(photo, _LIMITS, side).image, preprocessing))
-
-
-def cosine_of(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The cosine of two vectors."""
-    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))

@@ -174,12 +174,17 @@ def _converter(network: Network, pixel_type: Any) -> Any:
     return tf.lite.TFLiteConverter.from_concrete_functions([frozen])
 
 
+def cosines(rows: NDArray[Any], others: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine between each row and its counterpart, shape ``(n,)``; 0 for a row of zeros."""
+    left, right = rows.astype(np.float64), others.astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.asarray((left * right).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny))
+
+
 def _check_agreement(network: Network, backbone: Backbone, pixels: NDArray[np.uint8]) -> None:
     """Check that integer features point where those of the network point."""
-    rows = np.stack([backbone.features(picture) for picture in pixels]).astype(np.float64)
-    expected = np.asarray(network.features(pixels), np.float64)
-    norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
-    cosine = float(np.mean((rows * expected).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+    rows = np.stack([backbone.features(picture) for picture in pixels])
+    cosine = float(cosines(rows, np.asarray(network.features(pixels))).mean())
     if not cosine >= _LEAST_COSINE:
         raise FruitsError(
             f"FRUITS_PRECISION int8: {network.backbone} loses too much by integer arithmetic: expected a mean cosine "
