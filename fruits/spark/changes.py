@@ -44,7 +44,6 @@ def changes_of(job: Job, pca_id: str | None) -> "Changes | None":
     reason = reason_to_read_all(job, pca_id, tables)
     if reason:
         log.info("all rows are read: %s", reason)
-    if reason:
         return None
     return ChangesAtHand(job, tables) if job.is_small else Changes(job, tables)
 

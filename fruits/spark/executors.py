@@ -285,9 +285,8 @@ def _embeddings(batch: pa.RecordBatch, pca: PCA, constants: dict[str, str]) -> p
     embedding, residual = transform(pca, matrix(batch["vector"]))
     values = {name: batch[name] for name in ("key", "etag", "label", "split")}
     values |= {name: pa.repeat(value, batch.num_rows) for name, value in constants.items()}
-    offsets = pa.array(range(0, embedding.size + 1, pca.n_components), pa.int32())
-    values |= {"embedding": pa.ListArray.from_arrays(offsets, embedding.ravel()), "residual": residual}
     schema = EMBEDDINGS.schema
+    values |= {"embedding": list_array(embedding, schema.field("embedding").type), "residual": residual}
     return pa.RecordBatch.from_arrays(
         [pa.array(values[name]).cast(schema.field(name).type) for name in schema.names], schema=schema
     )

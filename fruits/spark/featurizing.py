@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from fruits.errors import TransientError
 from fruits.lake.appends import append_files, file_target
-from fruits.lake.branches import Snapshots, commit_rows
+from fruits.lake.branches import Snapshots
 from fruits.lake.files import WrittenFile
 from fruits.lake.schemas import FEATURES, QUARANTINE, TableDefinition
 from fruits.photos.featurize import STAGES
@@ -241,5 +241,4 @@ def write_outcomes(job: Job, outcomes: Outcomes) -> None:
     if outcomes.files:
         append_files(job.lake, FEATURES, job.run.model_id, outcomes.files, job.tables.writer)
     if outcomes.quarantine.num_rows:
-        writer, rows = job.tables.writer, outcomes.quarantine
-        commit_rows(job.lake, "quarantine", lambda change: change.append(rows, **writer.commit), branch=writer.branch)
+        job.tables.append("quarantine", outcomes.quarantine)

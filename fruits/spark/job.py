@@ -39,7 +39,7 @@ from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
 from fruits.spark.cluster import executor_errors
 from fruits.spark.release import check_release
-from fruits.spark.session import session
+from fruits.spark.session import Rows, session
 from fruits.spark.tables import Tables
 
 if TYPE_CHECKING:
@@ -150,9 +150,15 @@ class Job:
         since, of_run = self.run.base.snapshots[name], {"model_id": self.run.model_id, **equal}
         return self._gathered(name, columns, self.lake.batches(name, self.start[name], columns, since=since, **of_run))
 
-    def read_new_features(self, *columns: str) -> pa.Table:
-        """The same columns of ``new_features``, of a small run."""
+    @cached_property
+    def few_new_features(self) -> pa.Table:
+        """The ``new_features`` of a small run, with what statistics, drift and embeddings need: read once."""
+        columns = ("key", "etag", "label", "split", "vector")
         return self.read_appended("features", *columns, run_id=self.run.run_id)
+
+    def new_rows(self) -> Rows:
+        """The rows of ``features`` that this run wrote, where they are at hand."""
+        return self.few_new_features if self.is_small else self.new_features()
 
     def read_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, *columns: str) -> pa.Table:
         """Columns of the rows that few ``keys`` (one column, ``key``) have in a table at a snapshot."""

@@ -164,7 +164,7 @@ def vectors_at_hand(changes: ChangesAtHand, width: int) -> VectorTotals:
     return VectorTotals(len(squares), int((~usable).sum()), wrong, float(squares.mean()) if len(squares) else None)
 
 
-def vectors_of(measured: Measured) -> Any:
+def vectors_of(measured: Measured) -> VectorTotals:
     """The totals of the new vectors."""
     if isinstance(measured.changes, ChangesAtHand):
         return vectors_at_hand(measured.changes, measured.job.run.backbone.feature_width)
@@ -173,19 +173,20 @@ def vectors_of(measured: Measured) -> Any:
     job = measured.job
     square = F.expr("aggregate(vector, 0D, (sum, x) -> sum + double(x) * x)")  # NaN and infinity come through
     usable = (square > 0) & (square < math.inf) & ~F.isnan(square)
-    return measured.new_features.agg(
+    totals = measured.new_features.agg(
         F.count("*").alias("rows"),
         F.count_if(~usable).alias("unusable"),
         F.count_if(F.size("vector") != job.run.backbone.feature_width).alias("wrong_width"),
         F.avg(square).alias("mean_square"),
-    ).collect()[0]
+    )
+    return VectorTotals(**totals.collect()[0].asDict())
 
 
 def new_vectors(measured: Measured) -> dict[str, Any]:
     """Are the new vectors numbers, of the right width, and on the scale that the PCA knows?"""
     version, totals = measured.version, vectors_of(measured)
     scale_ratio = None
-    if version is not None and totals.rows:
+    if version is not None and totals.mean_square is not None:
         expected = float(version.pca.mean @ version.pca.mean) + version.pca.total_variance
         scale_ratio = math.sqrt(totals.mean_square / expected)
     return {

@@ -43,7 +43,6 @@ log = logging.getLogger("fruits")
 ROWS_PER_FILE = 200_000
 """About 128 MB of embeddings."""
 
-_PROJECTED = ("key", "etag", "label", "split", "vector")
 _SQUARE = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
 
 
@@ -186,7 +185,7 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     """
     since_fit = job.run.base.publication.remaining != 0 and may_refit(job)
     if job.is_small and not since_fit:
-        new = job.read_new_features("split", "vector")
+        new = job.few_new_features
         fitted = new.filter(pc.equal(new["split"], FIT_SPLIT)).select(["vector"])
         found = map_table(fitted, squared_norms(current.pca), SQUARES_SCHEMA)
         n, explained, unexplained = len(found), *(pc.sum(found[name]).as_py() for name in SQUARES_SCHEMA.names)
@@ -246,7 +245,7 @@ def project(job: Job, pca_id: str, pca: PCA, features: Rows) -> int:
         return len(features)
     count = int(features.count())
     if count:
-        rows = features.select(*_PROJECTED)
+        rows = features.select("key", "etag", "label", "split", "vector")
         with progress(job.tables.spark, "project", count):
             embeddings = map_batches(rows, function, EMBEDDINGS.schema)
             files = math.ceil(count / ROWS_PER_FILE)
@@ -257,7 +256,7 @@ def project(job: Job, pca_id: str, pca: PCA, features: Rows) -> int:
 def unprojected_features(job: Job, pca_id: str) -> Rows:
     """The rows without an embedding under a version: this run's, and those of runs that were building the backbone."""
     if job.run.base.publication.model_id == job.run.model_id:
-        return job.read_new_features(*_PROJECTED) if job.is_small else job.new_features()
+        return job.new_rows()
     embedded = job.tables.read_branch("embeddings").where(f"pca_id = '{pca_id}'").select("key", "etag")
     return job.features().join(embedded, ["key", "etag"], "left_anti")
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruits")
 
-_COLUMNS = ("key", "label", "split", "vector")
-
 FAN_IN = 8
 """Partial results that are merged at once: moments of 1,280 features take 6.6 MB, so the driver gets 53 MB at most."""
 
@@ -56,7 +54,7 @@ def update_statistics(job: Job, replaced: pa.Table) -> Updated:
     before = load_statistics(job.lake, job.start["pca_statistics"], model_id, width)
     labelled = sum(count_by_label(job.lake, job.start["label_statistics"], model_id).values()) == before.n
     gone = statistics_of_rows(rows_before(job, replaced), width) if replaced.num_rows and before.n else None
-    new = statistics_of_rows(job.read_new_features(*_COLUMNS) if job.is_small else job.new_features(), width)
+    new = statistics_of_rows(job.new_rows(), width)
     moments = merge(subtract(before, gone.moments) if gone else before, new.moments)
     recomputed = should_recompute(moments)
     if recomputed:
@@ -94,7 +92,8 @@ def recompute(job: Job) -> Moments:
 def rows_before(job: Job, replaced: pa.Table) -> Rows:
     """The features of ``replaced`` keys as the run's base has them."""
     if job.is_small:
-        return job.read_keys("features", job.run.base.snapshots["features"], replaced, *_COLUMNS)
+        columns = ("key", "label", "split", "vector")
+        return job.read_keys("features", job.run.base.snapshots["features"], replaced, *columns)
     return job.tables.read_keys("features", job.run.base.snapshots["features"], replaced, job.run.model_id)
 
 

@@ -9,13 +9,14 @@ from itertools import pairwise
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from fruits.lake.branches import Writer, commit_rows, start_branch, verified_head
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 from fruits.run.manifest import DUE_ETAG
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import DataFrame, Row, SparkSession
 
     from fruits.spark.session import Rows
@@ -87,8 +88,6 @@ class Tables:
 
     def append(self, name: TableName, rows: "Rows") -> None:
         """Append rows to the writer's branch of a table."""
-        import pyarrow as pa
-
         if isinstance(rows, pa.Table):
             commit_rows(
                 self.lake, name, lambda change: change.append(rows, **self.writer.commit), branch=self.writer.branch
@@ -96,7 +95,7 @@ class Tables:
         else:
             rows.writeTo(self.branch(name)).append()
 
-    def delete_keys(self, name: TableName, keys: "pa.Table", model_id: str, *, but_of_run: str | None = None) -> None:
+    def delete_keys(self, name: TableName, keys: pa.Table, model_id: str, *, but_of_run: str | None = None) -> None:
         """Delete the rows of ``keys`` (one column, ``key``) and a backbone from the writer's branch of a table.
 
         The rows that a run ``but_of_run`` has written itself stay, unless their photos are due again.
@@ -113,12 +112,12 @@ class Tables:
             conditions.append(f"(run_id != {sql_string(but_of_run)} OR etag = {sql_string(DUE_ETAG)})")
         self.spark.sql(f"DELETE FROM {self.branch(name)} WHERE {' AND '.join(conditions)}")  # noqa: S608 -- quoted
 
-    def read_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str) -> "DataFrame":
+    def read_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, model_id: str) -> "DataFrame":
         """Rows of ``keys`` (one column, ``key``, at least a row) and a backbone, of a table at a snapshot."""
         rows = self.read(name, snapshot_id).where(f"model_id = {sql_string(model_id)} AND {key_condition(keys)}")
         return rows.join(self.spark.createDataFrame(keys).hint("broadcast"), "key", "left_semi")
 
-    def copy_keys(self, name: TableName, snapshot_id: int, keys: "pa.Table", model_id: str, **values: str) -> None:
+    def copy_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, model_id: str, **values: str) -> None:
         """Append rows of a snapshot to the writer's branch of a table, with other ``values`` in some columns.
 
         The rows are those of ``keys`` (one column, ``key``) and a backbone.
@@ -163,7 +162,7 @@ def sql_string(text: str) -> str:
     return "'" + re.sub(r"[\\'$]", lambda special: f"\\u{ord(special[0]):04x}", text) + "'"
 
 
-def key_condition(keys: "pa.Table") -> str:
+def key_condition(keys: pa.Table) -> str:
     """A condition of Spark SQL on ``key`` that all ``keys`` (one column, at least a row) meet.
 
     Iceberg skips the files and row groups of other keys. Of many keys, ranges are compared, and rows of other keys may
