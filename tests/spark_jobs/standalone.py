@@ -48,6 +48,10 @@ class Standalone:
         """Folder of the applications' event logs."""
         return self.folder / "events"
 
+    def applications(self) -> set[str]:
+        """Ids of the applications that have begun so far, by their event logs."""
+        return {log.name.removeprefix("eventlog_v2_") for log in self.event_logs.glob("eventlog_v2_*")}
+
     def start(self, role: str, *arguments: object) -> "subprocess.Popen[bytes]":
         """A daemon of Spark's, with its output in a file of the folder and its children in a group of their own."""
         name = f"{role.rpartition('.')[2].lower()}-{len(self.processes)}"

@@ -77,6 +77,7 @@ def contents(rows):
 def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, submit, planned, stack, monkeypatch):
     monkeypatch.setenv("SLACK_TOKEN", TOKEN)
     settings, local = planned("clustered"), first.settings
+    earlier = cluster.applications()
     both = {  # no task starts before both executors are there
         "spark.cores.max": 2,
         "spark.scheduler.minRegisteredResourcesRatio": 1,
@@ -109,12 +110,14 @@ def test_the_chain_gives_what_it_gives_in_local_mode(chain, first, cluster, subm
 
     # Each executor had its share, and the history server tells of each job from its event log.
     cluster.start("history.HistoryServer")
-    applications = wait_for(
-        lambda: len(found := get_json(f"{cluster.history}/applications?status=completed")) >= len(JOBS) and found,
-        "the history server lists the applications",
-    )
-    names = {application["name"]: application["id"] for application in applications}
-    assert {f"fruits {job}" for job in JOBS} <= set(names)
+    mine = cluster.applications() - earlier
+
+    def listed():
+        found = {one["id"]: one["name"] for one in get_json(f"{cluster.history}/applications?status=completed")}
+        return mine <= set(found) and {found[application]: application for application in mine}
+
+    names = wait_for(listed, "the history server lists the applications")
+    assert {f"fruits {job}" for job in JOBS} == set(names)
     executors = get_json(f"{cluster.history}/applications/{names['fruits featurize']}/executors")
     assert {one["totalTasks"] > 0 for one in executors if one["id"] != "driver"} == {True}
     assert len(executors) == 3
