@@ -261,6 +261,12 @@ class Settings(DagSettings):
     max_photo_bytes: int = Field(default=50_000_000, gt=0, description="Larger photos are quarantined, in bytes.")
     max_photo_pixels: int = Field(default=100_000_000, gt=0, description="Photos with more pixels are quarantined.")
     gets_in_flight: int = Field(default=16, ge=1, le=256, description="Concurrent GETs of each Spark core.")
+    few_photos: int = Field(
+        default=200,
+        ge=0,
+        description="A run of at most so many photos is featurized on the driver, without Spark, which takes longer to "
+        "start. `pca` and `validate` do the same with ten times as many. 0: Spark does all runs.",
+    )
     photos_per_task: int = Field(default=2_000, ge=1, description="Most photos that one Spark task featurizes.")
     bytes_per_task: int = Field(
         default=2_000_000_000,

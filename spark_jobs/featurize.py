@@ -1,4 +1,4 @@
-"""Featurize the photos of a run's manifest: GET, decode, preprocess and infer on the executors.
+"""Featurize the photos of a run's manifest: GET, decode, preprocess and infer; few on the driver, many on executors.
 
 Reads the run's plan.json and manifest.parquet from the lake; writes the tables `features` and `quarantine` on the
 attempt's own branch, chunk by chunk, and the run's featurize.json. Running it again goes on with the photos that the
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from fruits.photos.entry import Action
-from fruits.run.chunks import Piece, in_chunks, limits_of
+from fruits.run.chunks import Piece, in_chunks
 from fruits.run.documents import Featurized, run_store
 from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest, write_slices
 from fruits.run.state import WRITTEN
@@ -19,6 +19,7 @@ from fruits.spark.featurizing import (
     Done,
     OutcomeCounts,
     check_something_done,
+    chunk_limits,
     counts_there,
     outcomes_of,
     pieces_to_do,
@@ -27,7 +28,6 @@ from fruits.spark.featurizing import (
     write_outcomes,
 )
 from fruits.spark.job import Job, run_job
-from fruits.spark.session import progress
 
 log = logging.getLogger("fruits")
 
@@ -47,7 +47,7 @@ def featurize(job: Job) -> None:
         log.info("%d of %d photos are there, from the attempts before", there.images, photos)
     witnesses = witnesses_of(job, manifest) if photos > there.images else ()
     done = Done(there)
-    for chunk in in_chunks(pieces_to_do(job, manifest, heads), limits_of(job.settings, photos, job.tables.cores)):
+    for chunk in in_chunks(pieces_to_do(job, manifest, heads), chunk_limits(job, photos)):
         done += carry_out(job, chunk, witnesses, before=done.counts.images, total=photos)
     check_something_done(done)
     name, actions = save_carried_out(job, manifest, done.unread)
@@ -82,9 +82,8 @@ def carry_out(job: Job, chunk: Piece, witnesses: Sequence[str], *, before: int, 
     if not len(photos):
         remove_replaced(job, chunk.entries)
         return Done(OutcomeCounts(), entries=len(chunk.entries))
-    inside = progress(job.tables.spark, "featurize", total, before=before, inside=len(photos))
-    with job.phase("featurize"), inside:
-        outcomes = outcomes_of(job, photos, witnesses)
+    with job.phase("featurize"):
+        outcomes = outcomes_of(job, photos, witnesses, before=before, total=total)
     unread, example = unread_of(job, outcomes, witnesses)
     entries = less_unread(job, chunk.entries, unread)
     with job.phase("write"):

@@ -76,6 +76,12 @@ def limits_of(settings: Settings, photos: int, cores: int) -> Limits:
     return Limits(even, settings.chunk_bytes * cores, _ENTRIES_OF_A_PHOTO * max(even, FEWEST_PHOTOS))
 
 
+def are_few(photos: Manifest, settings: Settings) -> bool:
+    """Whether the driver featurizes some photos itself: they take about as long as ``few_photos`` of 100 px at most."""
+    cost = int(_costs(photos.table).sum())
+    return len(photos) <= settings.few_photos and cost <= 2 * settings.few_photos * _COST_OF_A_PHOTO
+
+
 def piece_to_do(entries: Manifest, there: pa.ChunkedArray) -> Piece:
     """What remains of some entries when the attempt's branches have rows of the run for the keys ``there``.
 
@@ -123,7 +129,7 @@ def in_tasks(photos: Manifest, settings: Settings, cores: int) -> list[Manifest]
     """
     table = photos.table.sort_by("key")
     tasks = tasks_of(photos, settings, cores)
-    costs = (table["size"].to_numpy() + _COST_OF_A_PHOTO).cumsum()
+    costs = _costs(table).cumsum()
     cuts = np.searchsorted(costs, costs[-1] * np.arange(1, tasks) / tasks)
     most = settings.photos_per_task
     return [
@@ -131,6 +137,12 @@ def in_tasks(photos: Manifest, settings: Settings, cores: int) -> list[Manifest]
         for first, stop in pairwise([0, *map(int, cuts), len(photos)])
         for start in range(first, stop, most)
     ]
+
+
+def _costs(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """What each photo costs, in bytes that take as long."""
+    costs: np.ndarray[tuple[int], np.dtype[np.int64]] = table["size"].to_numpy() + _COST_OF_A_PHOTO
+    return costs
 
 
 def tasks_of(photos: Manifest, settings: Settings, cores: int) -> int:

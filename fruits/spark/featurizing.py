@@ -17,11 +17,11 @@ from fruits.lake.schemas import FEATURES, QUARANTINE, TableDefinition
 from fruits.photos.featurize import STAGES
 from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.quarantine import Pending
-from fruits.run.chunks import Piece, in_tasks, piece_to_do
+from fruits.run.chunks import Limits, Piece, are_few, in_tasks, limits_of, piece_to_do
 from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest
 from fruits.spark.executors import OTHERS_SCHEMA, RESULT_SCHEMA, TASKS_SCHEMA, featurize, packed, unpacked
 from fruits.spark.job import Job
-from fruits.spark.session import map_batches
+from fruits.spark.session import map_batches, map_table, progress
 from fruits.stores import can_read_any, photo_store
 
 log = logging.getLogger("fruits")
@@ -178,14 +178,31 @@ def _rows_there(
         yield rows.filter(pc.not_equal(rows["etag"], DUE_ETAG))
 
 
-def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str]) -> Outcomes:
-    """Featurize some photos: the features are in files then, which no snapshot has yet."""
-    tasks = in_tasks(photos, job.settings, job.tables.cores)
+def chunk_limits(job: Job, photos: int) -> Limits:
+    """The limits of the chunks of a run of so many photos; few photos need no Spark, and so no look at its cores."""
+    return limits_of(job.settings, photos, job.tables.cores if photos > job.settings.few_photos else 1)
+
+
+def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str], *, before: int, total: int) -> Outcomes:
+    """Featurize some photos: the features are in files then, which no snapshot has yet.
+
+    Few photos are the driver's own work: Spark and a worker would take longer to start. ``before`` of the run's
+    ``total`` photos are done.
+    """
     target = file_target(job.lake, FEATURES, job.run.model_id)
     function = featurize(job.settings, job.run.model_id, job.run.run_id, target, witnesses)
-    work = pa.table({"entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
-    rows = job.tables.spark.createDataFrame(work).repartition(len(tasks))  # a row for each
-    return Outcomes.of([row.asDict() for row in map_batches(rows, function, RESULT_SCHEMA).collect()])
+    if are_few(photos, job.settings):
+        work = tasks_table(in_tasks(photos, job.settings, cores=1))
+        return Outcomes.of(map_table(work, function, RESULT_SCHEMA).to_pylist())
+    tasks = in_tasks(photos, job.settings, job.tables.cores)
+    rows = job.tables.spark.createDataFrame(tasks_table(tasks)).repartition(len(tasks))  # a row for each
+    with progress(job.tables.spark, "featurize", total, before=before, inside=len(photos)):
+        return Outcomes.of([row.asDict() for row in map_batches(rows, function, RESULT_SCHEMA).collect()])
+
+
+def tasks_table(tasks: Sequence[Manifest]) -> pa.Table:
+    """The work of Spark tasks, with ``TASKS_SCHEMA``."""
+    return pa.table({"entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
 
 
 def witnesses_of(job: Job, manifest: StoredManifest) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -126,7 +126,7 @@ class _Counts:
 def featurize(job: Job, bucket: Bucket) -> None:
     """The job itself; only Spark's part of it, from a chunk's photos to rows that are written, is numpy's."""
 
-    def outcomes_of(job: Job, photos: Manifest, _: Sequence[str]) -> Outcomes:
+    def outcomes_of(job: Job, photos: Manifest, _: Sequence[str], **__: int) -> Outcomes:
         entries = [entry for batch in photos.table.to_batches() for entry in entries_of(batch)]
         return _outcomes([_outcome(job, entry, bucket) for entry in entries])
 
@@ -134,7 +134,6 @@ def featurize(job: Job, bucket: Bucket) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job_script, "outcomes_of", outcomes_of)
         patch.setattr(job_script, "write_outcomes", _write_outcomes)
-        patch.setattr(job_script, "progress", lambda *_, **__: nullcontext())
         job_script.featurize(job)
 
 

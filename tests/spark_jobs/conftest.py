@@ -319,8 +319,11 @@ class First:
 
 @pytest.fixture(scope="session")
 def first(chain: Chain, new_settings: NewSettings) -> First:
-    """28 sound photos, all of the generator's broken ones, and a first run over them. Not to be changed by tests."""
-    settings, run_id = new_settings(), "manual__2026-11-22T09:30:00+00:00"
+    """28 sound photos, all of the generator's broken ones, and a first run over them. Not to be changed by tests.
+
+    Spark does all of it; without ``few_photos=0``, runs of tests are the driver's own work as small runs are.
+    """
+    settings, run_id = new_settings(few_photos=0), "manual__2026-11-22T09:30:00+00:00"
     photos = chain.photos(28) | {key: draw_broken(key) for key in BROKEN}
     chain.put(settings, photos)
     return First(settings, run_id, photos, chain.run(settings, run_id))

@@ -55,7 +55,7 @@ def planned(chain, new_settings, first):
     """Settings of a fresh lake in S3 with a planned run over the first run's bucket, and the run's id."""
 
     def plan(run_id, **overrides):
-        settings = new_settings("s3", bucket=first.settings.bucket, **overrides)
+        settings = new_settings("s3", bucket=first.settings.bucket, few_photos=0, **overrides)
         chain.plan(settings, run_id)
         return settings
 

@@ -114,12 +114,28 @@ class TestPublishedTables:
             assert {name: summary[name] for name in writer.snapshot_properties} == writer.snapshot_properties
 
 
+def test_few_photos_are_the_drivers_own_work_and_give_the_same_rows_without_spark(chain, first, new_settings):
+    settings = new_settings(bucket=first.settings.bucket)
+    chain.plan(settings, "alone")
+    assert chain.submit("featurize", settings, "alone") == ExitCode.OK
+    for name in ("features", "quarantine"):
+        theirs = chain.rows(first.settings, name, without=("run_id",))
+        assert [{**row, "run_id": None} for row in chain.branch_rows(settings, "alone", name)] == [
+            {**row, "run_id": None} for row in theirs
+        ]
+    document, by_spark = chain.documents(settings, "alone").featurize, first.documents.featurize
+    assert set(document.versions) == {"fruits", "python"}
+    assert "session" not in document.seconds
+    for count in ("images", "features", "quarantine", "bytes", "removed", "pending"):
+        assert getattr(document.result, count) == getattr(by_spark.result, count)
+
+
 def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_missing(
     chain, first, new_settings, sound, vectors, monkeypatch
 ):
     """It dies in the third of four chunks. The retry has other tasks, batches and chunks, and gives the same bits."""
     total = len(first.photos)
-    settings = new_settings(bucket=first.settings.bucket, photos_per_task=5, gets_in_flight=2)
+    settings = new_settings(bucket=first.settings.bucket, photos_per_task=5, gets_in_flight=2, few_photos=0)
     job, before = chain.jobs["featurize"], chain.heads(settings)
     chain.plan(settings, "again")
     written: list[int] = []
@@ -145,9 +161,9 @@ def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_m
 
     featurized: list[int] = []
 
-    def watched(attempt, photos, *args):
+    def watched(attempt, photos, *args, **there):
         featurized.append(len(photos))
-        return outcomes_of(attempt, photos, *args)
+        return outcomes_of(attempt, photos, *args, **there)
 
     outcomes_of = job.outcomes_of
     monkeypatch.setattr(job, "outcomes_of", watched)
@@ -221,7 +237,8 @@ class TestBadInput:
 
     def test_wrong_credentials(self, chain, spark, planned, caplog, monkeypatch):
         monkeypatch.setitem(spark.sparkContext.environment, "AWS_SECRET_ACCESS_KEY", "wrong")
-        assert "AWS_SECRET_ACCESS_KEY" in self.refused(chain, planned, caplog)
+        by_spark = planned.model_copy(update={"few_photos": 0})
+        assert "AWS_SECRET_ACCESS_KEY" in self.refused(chain, by_spark, caplog)
 
     def test_a_backbone_that_is_not_in_the_lake(self, chain, planned, caplog):
         models = lake_store(planned, "models")

@@ -20,7 +20,7 @@ def disk(tmp_path):
 def test_a_job_that_meets_a_full_disk_says_so_and_after_room_is_made_makes_the_same_rows(
     chain, new_settings, first, disk, spark_submit, caplog
 ):
-    settings = new_settings(bucket=first.settings.bucket, lake=f"file://{disk.folder}/lake")
+    settings = new_settings(bucket=first.settings.bucket, lake=f"file://{disk.folder}/lake", few_photos=0)
     assert chain.plan(settings, "run").work
     heads = chain.heads(settings)
     with disk.filled(left=100_000):  # room for documents, none for rows

@@ -91,7 +91,7 @@ def test_a_retry_after_kill_9_makes_the_tables_of_an_unfaulted_run(
 
 
 def test_a_python_worker_that_is_killed_costs_a_try_of_spark_and_no_row(chain, new_settings, unfaulted):
-    settings = new_settings()
+    settings = new_settings(few_photos=0)
     chain.put(settings, chain.photos(12))
     chain.run(settings, "first")
     change(chain, settings)

@@ -26,7 +26,7 @@ def test_workers_import_exactly_the_sources_of_the_digest(chain, first, new_sett
         return work
 
     monkeypatch.setattr(fruits.spark.session, "same_release", recorded)
-    settings = new_settings(bucket=first.settings.bucket)
+    settings = new_settings(bucket=first.settings.bucket, few_photos=0)
     chain.run(settings, "recorded")
     imported = {name for file in tmp_path.iterdir() for name in file.read_text().split()}
     assert imported == set(map(module_of, EXECUTOR_SOURCES))

@@ -22,7 +22,7 @@ def failure(chain, first, photos, new_settings, monkeypatch):
     """Runs featurize after something was done to its session; returns the error that its document tells."""
 
     def run(prepare):
-        settings, job = new_settings(bucket=first.settings.bucket), chain.jobs["featurize"]
+        settings, job = new_settings(bucket=first.settings.bucket, few_photos=0), chain.jobs["featurize"]
         featurize = job.featurize
 
         def prepared(attempt):
@@ -59,7 +59,7 @@ def test_another_release(failure, monkeypatch):
 
 
 def test_a_master_that_does_not_answer_is_named_with_its_connection(chain, first, photos, new_settings, spark_submit):
-    settings, master = new_settings(bucket=first.settings.bucket), f"spark://127.0.0.1:{free_port()}"
+    settings, master = new_settings(bucket=first.settings.bucket, few_photos=0), f"spark://127.0.0.1:{free_port()}"
     chain.plan(settings, "in vain", keys=photos)
     with chain.environment(settings):
         script = ROOT / "spark_jobs" / "featurize.py"

@@ -20,7 +20,6 @@ from fruits.photos.entry import Action, Entry
 from fruits.run.documents import run_store
 from fruits.run.manifest import entries_batch, write_manifest
 from fruits.settings import Settings
-from fruits.spark import job as jobs
 from fruits.spark.changes import Changes, ChangesAtHand, changes_of
 from fruits.spark.job import Job
 from fruits.spark.measurements import Measured, misplaced, missing_embeddings, new_vectors
@@ -154,10 +153,10 @@ def test_a_photo_without_an_embedding_is_missed(small: Small) -> None:
     assert findings(job, small.pca_id)["missing"] == 2
 
 
-def test_a_run_of_more_rows_is_left_to_spark(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_more_rows_is_left_to_spark(small: Small) -> None:
     job = small.wrote(3, 4)
     assert isinstance(changes_of(job, small.pca_id), ChangesAtHand)
-    monkeypatch.setattr(jobs, "FEW_ROWS", 1)
+    job.lake.settings = job.settings.model_copy(update={"few_photos": 0})
     assert type(changes_of(replace(job), small.pca_id)) is Changes
 
 
