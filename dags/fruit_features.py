@@ -7,7 +7,7 @@ publishes it. Readers see all of a run or nothing of it.
 |---|---|---|
 | `prepare` | `fruits/steps/prepare.py` | resolves what the run covers; checks bucket, catalog and backbone (the first run builds the backbone, half a minute) |
 | `wait_for_images` | `fruits/airflow/sensors.py` | waits, deferred, until there is a photo under the prefix; a run by keys goes on |
-| `uploads_settled` | `fruits/airflow/sensors.py` | waits, deferred, until no upload, or no event, came in for `settle_seconds` |
+| `uploads_settled` | `fruits/airflow/sensors.py` | waits, deferred, until no upload came in for `settle_seconds`; a run by events goes on, except before the first publication |
 | `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no other run is between its plan and its publication |
 | `plan` | `fruits/steps/plan.py` | compares the bucket, or the keys of events, with the published tables by key and ETag; when there is nothing to do, skips the rest |
 | `featurize` | `spark_jobs/featurize.py` | photos to feature vectors; unreadable photos go to `quarantine` with a reason |
@@ -189,8 +189,8 @@ def prepare() -> dict[str, Any]:
         context = get_current_context()
         request = requested(context, settings)
         skip_when_another_waits(context, settings)
-        prepare_run(settings, request)
-    return {"bucket": settings.bucket, "request": request.model_dump(mode="json")}
+        published = prepare_run(settings, request)
+    return {"bucket": settings.bucket, "request": request.model_dump(mode="json"), "published": published}
 
 
 @task.short_circuit(inlets=[PHOTOS])

@@ -160,9 +160,10 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
     overwritten photo counts as an upload. (The provider's sensor counts keys and always waits a whole period.) When
     photos never stop coming, the sensor goes on after ten periods, so that the first photos do not wait for ever.
 
-    A sweep by S3 Inventory or S3 Metadata does not wait: its objects are as of an earlier date. A run by events lists
-    nothing, and compares the time of the newest event that is kept; photos that come later have events of their own. A
-    run whose param ``keys`` names the photos waits for no others.
+    A sweep by S3 Inventory or S3 Metadata does not wait: its objects are as of an earlier date. Nor does a run whose
+    param ``keys`` names the photos, or a run by events: photos that come later have events of their own, and wait for
+    the lease together. Before the first publication, on whose photos the PCA is fitted, a run by events compares the
+    time of the newest event that is kept.
     """
 
     def execute(self, context: Context) -> None:
@@ -170,7 +171,7 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
         self.inactivity_period = context["params"]["settle_seconds"]
         request = _request(context)
         if not request.lists:
-            if request.mode == "events":
+            if request.mode == "events" and not _prepared(context).get("published"):
                 self._wait_for_events()
             return
         if Settings.load().listing == "list" and not self.poke(context):
@@ -256,7 +257,13 @@ def _seconds_since(newest: datetime | None) -> float:
 
 def _request(context: Context) -> RunRequest:
     """The run's request, as `prepare` resolved it."""
-    return RunRequest.model_validate(context["ti"].xcom_pull(task_ids="prepare")["request"])
+    return RunRequest.model_validate(_prepared(context)["request"])
+
+
+def _prepared(context: Context) -> Mapping[str, Any]:
+    """What `prepare` found. The ``published`` of a run that an earlier release prepared is unknown."""
+    prepared: Mapping[str, Any] = context["ti"].xcom_pull(task_ids="prepare")
+    return prepared
 
 
 class LeaseSensor(BaseSensorOperator):

@@ -24,10 +24,10 @@ from fruits.stores import can_read_any, check_lake, check_photos, photo_store
 log = logging.getLogger("fruits")
 
 
-def prepare(settings: Settings, request: RunRequest) -> None:
+def prepare(settings: Settings, request: RunRequest) -> bool:
     """Check bucket, catalog and lake, migrate the lake, and stage the backbone that was asked for.
 
-    A dry run only checks.
+    A dry run only checks. Returns whether the lake has published rows.
 
     Raises:
         FruitsError: says what is missing and what to do.
@@ -41,8 +41,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
         if not _published_photo_readable(settings):
             raise
     if request.dry_run:
-        check_for_dry_run(settings, request)
-        return
+        return check_for_dry_run(settings, request).holds("")
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
@@ -50,6 +49,7 @@ def prepare(settings: Settings, request: RunRequest) -> None:
     bind_source(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
+    return lake.holds("")
 
 
 def photos_to_ask(settings: Settings, request: RunRequest) -> Sequence[str]:
@@ -59,8 +59,8 @@ def photos_to_ask(settings: Settings, request: RunRequest) -> Sequence[str]:
     return request.keys or kept_events(settings).keys
 
 
-def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
-    """Check lake and backbone without making anything.
+def check_for_dry_run(settings: Settings, request: RunRequest) -> Lake:
+    """Check lake and backbone without making anything; returns the lake.
 
     Raises:
         FruitsError: when the lake or its backbone does not exist yet, or when the lake holds other photos.
@@ -77,6 +77,7 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
             f"dry run: backbone {described_backbone(chosen)} is not in {settings.lake}/models, and a dry run "
             f"does not build it; {advice}"
         )
+    return lake
 
 
 def _published_photo_readable(settings: Settings) -> bool:

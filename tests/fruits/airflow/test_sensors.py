@@ -75,11 +75,11 @@ def shortest_pause(moments: list[float]) -> float:
 class TaskInstance:
     """A task instance of a run whose `prepare` resolved a request."""
 
-    def __init__(self, **request: Any) -> None:
-        self.request = request
+    def __init__(self, published: bool | None = None, **request: Any) -> None:
+        self.prepared = {"request": request} if published is None else {"request": request, "published": published}
 
     def xcom_pull(self, task_ids: str) -> dict[str, Any]:
-        return {"prepare": {"request": self.request}}[task_ids]
+        return {"prepare": self.prepared}[task_ids]
 
 
 def dag_run(run_type: str = "manual", **conf: Any) -> Any:
@@ -388,12 +388,17 @@ class TestRunsThatLookUpKeys:
 
     @pytest.fixture
     def context(self) -> dict[str, Any]:
-        return run_params(run_type="asset_triggered") | {"ti": TaskInstance(prefix="", mode="events")}
+        return run_params(run_type="asset_triggered") | {"ti": TaskInstance(prefix="", mode="events", published=False)}
 
     def test_an_event_is_proof_enough_of_a_photo(self, sensors: Any, context: dict[str, Any]) -> None:
         present_sensor(sensors, "no-such-bucket").execute(context)
 
-    def test_the_newest_event_that_is_kept_is_waited_for(
+    def test_once_anything_is_published_no_event_is_waited_for(self, sensors: Any, lake: Settings) -> None:
+        keep(lake, Burst(("new",), datetime.now(UTC)))
+        published = {"ti": TaskInstance(prefix="", mode="events", published=True)}
+        settled_sensor(sensors, "no-such-bucket").execute(run_params(run_type="asset_triggered") | published)
+
+    def test_the_newest_event_that_is_kept_is_waited_for_before_the_first_publication(
         self, sensors: Any, lake: Settings, context: dict[str, Any]
     ) -> None:
         from airflow.sdk.exceptions import TaskDeferred

@@ -354,7 +354,7 @@ def test_prepare_asks_for_a_photo_of_the_keys_and_lists_nothing(place: Place, mo
     monkeypatch.setattr("fruits.steps.prepare.stage_missing", lambda _: None)
     place.event(KIWIS[5])
     place.server.requests.clear()
-    prepare(place.settings, RunRequest(prefix="", mode="events"))
+    assert prepare(place.settings, RunRequest(prefix="", mode="events")), "there are published rows"
     assert place.asked_for == [("GET", KIWIS[5])]
     place.server.requests.clear()
     prepare(place.settings, RunRequest(prefix="", keys=(KIWIS[6],)))
