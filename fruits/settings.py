@@ -284,6 +284,11 @@ class Settings(DagSettings):
         ge=1_000_000,
         description="Most bytes of photos of a chunk, for each Spark core; at least 1,000,000.",
     )
+    core_hour_usd: float = Field(
+        default=0.048,
+        ge=0,
+        description="Price of an hour of one core in USD, from which a run tells what a million photos cost.",
+    )
     executor_seconds: int = Field(
         default=300, ge=1, description="How long a job waits for a cluster to give it an executor, in seconds."
     )

@@ -24,6 +24,7 @@ from fruits.spark.featurizing import (
     outcomes_of,
     pieces_to_do,
     unread_of,
+    usd_per_million,
     witnesses_of,
     write_outcomes,
 )
@@ -52,9 +53,11 @@ def featurize(job: Job) -> None:
     check_something_done(done)
     name, actions = save_carried_out(job, manifest, done.unread)
     seconds = job.recorder.document.seconds.get("featurize", 0.0)
+    images, core_seconds = done.counts.images - there.images, sum(done.counts.photo_seconds.values())
     result = Featurized(
         **asdict(done.counts),
-        images_per_second=round((done.counts.images - there.images) / seconds, 1) if seconds else 0.0,
+        images_per_second=round(images / seconds, 1) if seconds else 0.0,
+        usd_per_million=usd_per_million(core_seconds, images, job.settings.core_hour_usd),
         resumed=there.images,
         removed=actions[Action.DELETE],
         wrote=job.wrote(*WRITTEN["featurize"]),

@@ -18,6 +18,7 @@ from benchmarks.speed.photos import MEDIUM, SMALL, objects, photos
 from benchmarks.speed.scale import Scale
 from benchmarks.speed.usage import DRIVER, JVM, WORKERS, Usage, core_seconds_of
 from fruits.photos.featurize import STAGES
+from fruits.spark.featurizing import usd_per_million
 from local.stack import server_pid
 
 LEAST = {SMALL: 0.90, MEDIUM: 0.78}
@@ -64,7 +65,7 @@ def figures_of(network: Network, side: int, scale: Scale) -> Iterator[Figure]:
         yield median(f"{what}: {stage} in a worker, by the clock", [1e3 * turn.stages[stage] for turn in turns], "ms")
     megabytes = max(turn.worker_megabytes for turn in turns)
     yield figure(f"{what}: largest Python worker, {scale.many:,} photos", megabytes, "MB", most=MOST_MEGABYTES)
-    usd = [turn.job * 1e6 / 3600 * scale.price for turn in turns]
+    usd = [usd_per_million(turn.job, 1, scale.price) or 0.0 for turn in turns]
     yield median(f"{what}: a million photos at {scale.price:g} USD a core hour", usd, "USD")
 
 

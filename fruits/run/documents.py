@@ -52,7 +52,8 @@ class Featurized(Frozen):
     unchanged.
 
     The counts are those of the whole run; ``resumed`` of the images were carried out by earlier attempts.
-    ``photo_seconds`` and ``images_per_second`` are those of this attempt.
+    ``photo_seconds``, ``images_per_second`` and ``usd_per_million`` are those of this attempt. The last is what the
+    seconds of a million photos cost (FRUITS_CORE_HOUR_USD), without starts, storage and requests; None where unknown.
     """
 
     images: int
@@ -67,6 +68,7 @@ class Featurized(Frozen):
     manifest: str | None = None
     carried_out: Mapping[str, int] | None = None
     resumed: int = 0
+    usd_per_million: float | None = None
 
     @property
     def due(self) -> int:

@@ -205,6 +205,11 @@ def tasks_table(tasks: Sequence[Manifest]) -> pa.Table:
     return pa.table({"entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
 
 
+def usd_per_million(core_seconds: float, photos: int, core_hour_usd: float) -> float | None:
+    """What a million photos cost in USD when some took so many core seconds; None without photos."""
+    return round(core_seconds / photos * 1e6 / 3_600 * core_hour_usd, 3) if photos else None
+
+
 def witnesses_of(job: Job, manifest: StoredManifest) -> tuple[str, ...]:
     """Keys that show whether the bucket can be read at all; see ``PhotoServer``."""
     published = job.lake.some_keys(job.start["features"], PUBLISHED_ASKED)

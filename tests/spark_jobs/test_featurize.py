@@ -101,6 +101,8 @@ class TestPublishedTables:
         assert set(result.photo_seconds) == set(STAGES)
         assert result.photo_seconds["infer"] > 0
         assert result.images_per_second > 0
+        a_photo = sum(result.photo_seconds.values()) / result.images
+        assert result.usd_per_million == pytest.approx(1e6 * a_photo * first.settings.core_hour_usd / 3_600, abs=1e-3)
         assert {"session", "featurize", "write"} <= set(document.seconds)
         assert document.wall_seconds >= sum(document.seconds.values()) - 0.1
         assert set(document.versions) == {"fruits", "python", "spark"}

@@ -90,7 +90,13 @@ WORK = Work(
         ),
         task("pca", "running", None),
     ),
-    featurized(images=94, images_per_second=67.13, bytes=8_000_000, photo_seconds={"get": 0.1, "infer": 3.1}),
+    featurized(
+        images=94,
+        images_per_second=67.13,
+        bytes=8_000_000,
+        photo_seconds={"get": 0.1, "infer": 3.1},
+        usd_per_million=0.454,
+    ),
 )
 HISTORY = (
     PastPublication(replace(PUBLICATION, sequence=2, publication_id="pub-000002-abcdef"), None),
@@ -280,7 +286,8 @@ def test_an_overview_shows_everything():
     text = " ".join(Page(render(OVERVIEW, MOMENT)).text.split())
     for shown in (
         "pub-000003-abcdef", "manual__1", "lite0-0123", "pca-1", "1,240", "123456789", "fruits 0.1.0, spark 4.1.4",
-        "Variance explained 75.0%", "67.1 img/s", "get 0.1, infer 3.1", "2 of 4 passed", "✗ failed", "! warning",
+        "Variance explained 75.0%", "67.1 img/s", "get 0.1, infer 3.1.",
+        "the cores for a million photos cost 0.45 USD", "2 of 4 passed", "✗ failed", "! warning",
         "3 with NaN",
         Reason.TRUNCATED.description, "The newest 2 of 5 are shown.", "a/1.jpg", "no bytes",
         "3 of 30 photos, chosen by a hash of their key among the first 10", "1 min 15 s", "out of memory",
