@@ -27,8 +27,8 @@ from fruits.run.manifest import entries_of
 from fruits.settings import Settings
 from fruits.spark.release import BatchFunction
 
-TASKS_SCHEMA = pa.schema([("entries", pa.binary())])
-"""The work of a Spark task: entries of the manifest, packed."""
+TASKS_SCHEMA = pa.schema([("number", pa.int64()), ("entries", pa.binary())])
+"""The work of a Spark task: its number, and entries of the manifest, packed."""
 
 OTHERS_SCHEMA = pa.schema(
     [*(field.with_nullable(True) for field in QUARANTINE.schema), pa.field("pending", pa.string())]

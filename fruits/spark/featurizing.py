@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,9 @@ from fruits.spark.executors import OTHERS_SCHEMA, RESULT_SCHEMA, TASKS_SCHEMA, f
 from fruits.spark.job import Job
 from fruits.spark.session import map_batches, map_table, progress
 from fruits.stores import can_read_any, photo_store
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 log = logging.getLogger("fruits")
 
@@ -195,14 +198,22 @@ def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str], *, before:
         work = tasks_table(in_tasks(photos, job.settings, cores=1))
         return Outcomes.of(map_table(work, function, RESULT_SCHEMA).to_pylist())
     tasks = in_tasks(photos, job.settings, job.tables.cores)
-    rows = job.tables.spark.createDataFrame(tasks_table(tasks)).repartition(len(tasks))  # a row for each
+    rows = a_partition_each(job.tables.spark.createDataFrame(tasks_table(tasks)), len(tasks))
     with progress(job.tables.spark, "featurize", total, before=before, inside=len(photos)):
         return Outcomes.of([row.asDict() for row in map_batches(rows, function, RESULT_SCHEMA).collect()])
 
 
+def a_partition_each(rows: "DataFrame", count: int) -> "DataFrame":
+    """So many tasks (``TASKS_SCHEMA``), each in a partition of its own, so that no core has two and another none.
+
+    By ranges of their numbers: ``repartition(count)`` deals the rows of each partition out from a place of chance on.
+    """
+    return rows.repartitionByRange(count, "number")
+
+
 def tasks_table(tasks: Sequence[Manifest]) -> pa.Table:
     """The work of Spark tasks, with ``TASKS_SCHEMA``."""
-    return pa.table({"entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
+    return pa.table({"number": range(len(tasks)), "entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
 
 
 def usd_per_million(core_seconds: float, photos: int, core_hour_usd: float) -> float | None:

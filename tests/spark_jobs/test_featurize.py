@@ -18,8 +18,10 @@ from fruits.lake.schemas import FEATURES, QUARANTINE, TableName
 from fruits.photos.decode import Limits, decode, needed_side, perceptual_hash, preprocess
 from fruits.photos.featurize import STAGES
 from fruits.run import chunks
+from fruits.run.manifest import MANIFEST_SCHEMA, Manifest
 from fruits.run.state import run_key
 from fruits.spark import executors
+from fruits.spark.featurizing import a_partition_each, tasks_table
 from fruits.stores import lake_store, photo_store
 from sample_photos import BROKEN
 from tests.spark_jobs.conftest import ROOT
@@ -130,6 +132,14 @@ def test_few_photos_are_the_drivers_own_work_and_give_the_same_rows_without_spar
     assert "session" not in document.seconds
     for count in ("images", "features", "quarantine", "bytes", "removed", "pending"):
         assert getattr(document.result, count) == getattr(by_spark.result, count)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4, 7, 16, 400])
+def test_each_task_has_a_partition_of_its_own(spark, tasks):
+    work = tasks_table([Manifest(MANIFEST_SCHEMA.empty_table())] * tasks)
+    rows = a_partition_each(spark.createDataFrame(work), tasks)
+    assert rows.rdd.getNumPartitions() == tasks
+    assert rows.selectExpr("spark_partition_id() AS part").distinct().count() == tasks
 
 
 def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_missing(
