@@ -4,20 +4,22 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
 from fruits.errors import ConflictError
-from fruits.run.documents import TASKS, TaskName, read_document, read_documents
 from fruits.settings import Settings
-from fruits.steps.publish import published_run
+
+if TYPE_CHECKING:
+    from fruits.run.documents import TaskName
 
 log = logging.getLogger("fruits")
 
 
-def is_published(settings: Settings, job: TaskName, run: str) -> bool:
+def is_published(settings: Settings, job: "TaskName", run: str) -> bool:
     """Whether the run is published already, so that readers have its rows and the job has nothing to do.
 
     Always false for maintenance, whose job publishes by itself.
@@ -25,6 +27,9 @@ def is_published(settings: Settings, job: TaskName, run: str) -> bool:
     Raises:
         FruitsError: when the run has not been planned.
     """
+    from fruits.run.documents import TASKS
+    from fruits.steps.publish import published_run
+
     publication = published_run(settings, run) if job in TASKS else None
     if publication is None:
         return False
@@ -32,8 +37,10 @@ def is_published(settings: Settings, job: TaskName, run: str) -> bool:
     return True
 
 
-def send_metrics(settings: Settings, job: TaskName, run: str) -> None:
+def send_metrics(settings: Settings, job: "TaskName", run: str) -> None:
     """Send what a job measured, by its document; a document that cannot be read costs the metrics only."""
+    from fruits.run.documents import read_documents
+
     try:
         metrics.send(metrics.of_job(job, read_documents(settings, run)))
     except Exception as error:  # noqa: BLE001 -- metrics must not fail a job that succeeded
@@ -41,13 +48,15 @@ def send_metrics(settings: Settings, job: TaskName, run: str) -> None:
 
 
 @contextmanager
-def reraise_job_error(settings: Settings, job: TaskName, run: str, started: datetime) -> Iterator[None]:
+def reraise_job_error(settings: Settings, job: "TaskName", run: str, started: datetime) -> Iterator[None]:
     """Re-raise a failed job's own error, from its run document; do not retry an error that a person must fix.
 
     A job that found that another run had published raises ``ConflictError``. The original exception passes through when
     the job left no error since ``started``: it died before writing its document, or the document is of an earlier
     attempt.
     """
+    from fruits.run.documents import read_document
+
     try:
         yield
     except Exception as error:

@@ -5,13 +5,14 @@ All are gauges named ``fruits.<name>``; ``fruits.gate`` has the tag ``gate``. Wi
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from airflow.sdk.observability import stats
 
-from fruits.lake.publication import Publication
-from fruits.run.documents import RunDocuments, TaskName
-from fruits.serve.watch import Observation
+if TYPE_CHECKING:
+    from fruits.lake.publication import Publication
+    from fruits.run.documents import RunDocuments, TaskName
+    from fruits.serve.watch import Observation
 
 
 class Gauge(NamedTuple):
@@ -28,7 +29,7 @@ def send(gauges: Iterator[Gauge]) -> None:
         stats.gauge(f"fruits.{gauge.name}", gauge.value, tags=dict(gauge.tags))
 
 
-def of_publication(publication: Publication) -> Iterator[Gauge]:
+def of_publication(publication: "Publication") -> Iterator[Gauge]:
     """What a publication holds: photos, deletions, pending photos, quarantined share."""
     counts = publication.counts or {}
     objects = counts.get("features", 0) + counts.get("quarantine", 0)
@@ -39,7 +40,7 @@ def of_publication(publication: Publication) -> Iterator[Gauge]:
     yield Gauge("quarantined_share", counts.get("quarantine", 0) / objects if objects else 0.0)
 
 
-def of_job(job: TaskName, documents: RunDocuments) -> Iterator[Gauge]:
+def of_job(job: "TaskName", documents: "RunDocuments") -> Iterator[Gauge]:
     """What a Spark job measured, also when a gate failed: img/s of ``featurize``, the gates' values of ``validate``."""
     if job == "featurize" and documents.featurized is not None:
         yield Gauge("images_per_second", documents.featurized.images_per_second)
@@ -49,7 +50,7 @@ def of_job(job: TaskName, documents: RunDocuments) -> Iterator[Gauge]:
                 yield Gauge("gate", float(gate.value), {"gate": gate.name})
 
 
-def of_observation(observation: Observation) -> Iterator[Gauge]:
+def of_observation(observation: "Observation") -> Iterator[Gauge]:
     """What the watchdog sees: seconds since the tables were up to date, pending photos, findings apart."""
     freshness = observation.freshness
     if freshness is None:

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.sdk import BaseOperator, Context
@@ -12,13 +12,15 @@ from fruits.airflow.errors import non_retryable
 from fruits.airflow.jobs import is_published, reraise_job_error, send_metrics
 from fruits.airflow.links import ReportLink, SparkHistoryLink
 from fruits.airflow.replan import replan_on_conflict
-from fruits.run.documents import TaskName
 from fruits.settings import DagSettings, Settings
+
+if TYPE_CHECKING:
+    from fruits.run.documents import TaskName
 
 SPARK_JOBS = Path(__file__).parents[2] / "spark_jobs"
 
 
-def spark_job(job: TaskName, run: str) -> BaseOperator:
+def spark_job(job: "TaskName", run: str) -> BaseOperator:
     """The task that runs ``spark_jobs/<job>.py`` by the engine that is set; ``run`` is the run key, or its template."""
     if DagSettings.load().engine == "emr-serverless":
         from fruits.airflow.emr import EmrJobOperator  # takes a second to import
@@ -32,7 +34,7 @@ class SparkJobOperator(SparkSubmitOperator):
 
     operator_extra_links = (ReportLink(), SparkHistoryLink())
 
-    def __init__(self, *, job: TaskName, run: str, **kwargs: Any) -> None:
+    def __init__(self, *, job: "TaskName", run: str, **kwargs: Any) -> None:
         settings = DagSettings()
         python = str(settings.jobs_env / "bin" / "python")
         super().__init__(

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.amazon.aws.sensors.base_aws import AwsBaseSensor
@@ -23,20 +23,17 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, A
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
-from obstore.exceptions import BaseError
 
 from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.tasks import is_automatic, kind_of_run
 from fruits.errors import FruitsError
-from fruits.lake.catalog import Lake
-from fruits.photos.ignore import IgnoreRules
-from fruits.run.events import kept_events
-from fruits.run.lease import AirflowRun, acquire_lease, note_waiting
-from fruits.run.request import RunRequest
-from fruits.run.state import run_key
 from fruits.settings import Settings
-from fruits.stores import list_requester
+
+if TYPE_CHECKING:
+    from fruits.photos.ignore import IgnoreRules
+    from fruits.run.lease import AirflowRun
+    from fruits.run.request import RunRequest
 
 log = logging.getLogger("fruits")
 
@@ -59,7 +56,7 @@ class _PayingSensor(AwsBaseSensor[S3Hook]):
 
     def _photos_in(self, bucket: str | None, prefix: str) -> Iterator[_Listed]:
         """The photos under a prefix of the bucket, listed page by page as they are asked for."""
-        return _photos(self.hook.iter_file_metadata(prefix, bucket), IgnoreRules.of(Settings.load()))
+        return _photos(self.hook.iter_file_metadata(prefix, bucket), _ignore_rules(Settings.load()))
 
 
 class PhotosPresentSensor(_PayingSensor, S3KeySensor):
@@ -100,6 +97,8 @@ class PhotosPresentSensor(_PayingSensor, S3KeySensor):
         return any(self._photos_in(self.bucket_name, str(self.bucket_key))) or self._holds_a_row(context)
 
     def _holds_a_row(self, context: Context) -> bool:
+        from fruits.lake.catalog import Lake
+
         with non_retryable():
             return Lake.open(Settings.load()).holds(_request(context).prefix)
 
@@ -187,6 +186,8 @@ class UploadsSettledSensor(_PayingSensor, S3KeysUnchangedSensor):
 
     def _wait_for_events(self) -> None:
         """Defer until the newest event is old enough, by the clock of this machine: one period at the most."""
+        from fruits.run.events import kept_events
+
         with non_retryable():
             newest = kept_events(Settings.load()).newest
         left = min(self.inactivity_period - _seconds_since(newest), self.inactivity_period)
@@ -234,13 +235,21 @@ class UploadsSettledTrigger(S3KeysUnchangedTrigger):
 
 async def _pages_of_photos(client: Any, bucket: str, prefix: str) -> AsyncIterator[Iterator[_Listed]]:
     """The photos under a prefix, page by page of the listing."""
+    from fruits.stores import list_requester
+
     settings = Settings.load()
-    ignore, paginator = IgnoreRules.of(settings), client.get_paginator("list_objects_v2")
+    ignore, paginator = _ignore_rules(settings), client.get_paginator("list_objects_v2")
     async for page in paginator.paginate(Bucket=bucket, Prefix=prefix, **list_requester(settings)):
         yield _photos(page.get("Contents", ()), ignore)
 
 
-def _photos(objects: Iterable[_Listed], ignore: IgnoreRules) -> Iterator[_Listed]:
+def _ignore_rules(settings: Settings) -> "IgnoreRules":
+    from fruits.photos.ignore import IgnoreRules
+
+    return IgnoreRules.of(settings)
+
+
+def _photos(objects: Iterable[_Listed], ignore: "IgnoreRules") -> Iterator[_Listed]:
     """The objects that a run takes: those of no rule, unlike another program's log."""
     return (item for item in objects if ignore.rule_of(item["Key"]) is None)
 
@@ -255,8 +264,10 @@ def _seconds_since(newest: datetime | None) -> float:
     return (datetime.now(UTC) - newest).total_seconds() if newest else math.inf
 
 
-def _request(context: Context) -> RunRequest:
+def _request(context: Context) -> "RunRequest":
     """The run's request, as `prepare` resolved it."""
+    from fruits.run.request import RunRequest
+
     return RunRequest.model_validate(_prepared(context)["request"])
 
 
@@ -281,6 +292,9 @@ class LeaseSensor(BaseSensorOperator):
         """Acquire the lease; defer while another run holds it. ``since`` is when the wait began."""
         if context["params"].get("dry_run"):
             return
+        from fruits.run.lease import acquire_lease, note_waiting
+        from fruits.run.state import run_key
+
         run = run_key(self.run_prefix + str(context["run_id"]))
         airflow_run = (context["dag_run"].dag_id, str(context["run_id"]))
         with non_retryable():
@@ -311,7 +325,7 @@ class LeaseSensor(BaseSensorOperator):
         self.execute(context, since)
 
 
-def is_active(run: AirflowRun) -> bool | None:
+def is_active(run: "AirflowRun") -> bool | None:
     """Whether a run is queued or running, by Airflow; None when Airflow does not know the run, or does not answer."""
     dag_id, run_id = run
     try:
@@ -349,6 +363,10 @@ class LeaseTrigger(BaseTrigger):
 
     async def _must_wait(self, settings: Settings) -> bool:
         """Try to acquire the lease; true when another run holds it, or when the lake does not answer."""
+        from obstore.exceptions import BaseError
+
+        from fruits.run.lease import acquire_lease
+
         try:
             other = await asyncio.to_thread(acquire_lease, settings, self.run_key, self.airflow_run, is_active)
         except (BaseError, FruitsError, OSError) as error:

@@ -522,7 +522,7 @@ class TestLease:
                 raise hiccups.pop(0)
             return acquire_lease(settings, run)
 
-        monkeypatch.setattr(sensors, "acquire_lease", answer)
+        monkeypatch.setattr("fruits.run.lease.acquire_lease", answer)
         monkeypatch.setattr(sensors, "_LEASE_PAUSE", 0.1)
         acquire_lease(lake, "somebody")
 
