@@ -21,14 +21,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.figure import Figure, figure, median
-from benchmarks.growth.gates import append, head, lists, planned
-from benchmarks.growth.layout import ROWS_PER_FILE
+from benchmarks.growth.gates import head, lists, planned
 from benchmarks.pca import LARGEST_DIFFERENCE, made_up_rows
 from benchmarks.speed.scale import Scale
 from fruits.analysis.moments import Moments, merge, moments_of
 from fruits.analysis.pca import PCA, fit, subspace_angle, transform
+from fruits.lake.appends import append_files, file_target
 from fruits.lake.branches import start_branch
 from fruits.lake.catalog import Lake, spark_configuration
+from fruits.lake.files import write_rows
 from fruits.lake.publication import current_base
 from fruits.lake.schemas import FEATURES
 from fruits.run.documents import RunDocuments, task_document
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 WIDTH, COMPONENTS = 1_280, 100
+PHOTOS_PER_TASK = Settings.model_fields["photos_per_task"].default
 LEAST_FASTER, MOST_REFIT, LEAST_OF_NUMPY = 15.0, 1.5, 0.5
 REFITTED, SHARE = (20_000, 200_000), 0.01
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
@@ -82,7 +84,7 @@ def figures(scale: Scale) -> Iterator[Figure]:
 
 
 def written(tables: Tables, recorder: Any, rows: NDArray[np.float32]) -> Job:
-    """A job whose starting snapshot has the rows."""
+    """A job whose starting snapshot has the rows, in files as `featurize` writes them."""
     lake, writer = tables.lake, tables.writer
     base = current_base(lake)
     for name in ("features", "embeddings"):
@@ -90,15 +92,18 @@ def written(tables: Tables, recorder: Any, rows: NDArray[np.float32]) -> Job:
     model_id = planned(base, 0).model_id
     constants = {"size": 6_000, "last_modified": NOW, "phash": 0, "width": 8, "height": 8, "format": "JPEG"}
     constants |= {"model_id": model_id, "run_id": "r", "split": "train", "label": "Kiwi", "sha256": "0" * 64}
-    for start in range(0, len(rows), ROWS_PER_FILE):
-        part = rows[start : start + ROWS_PER_FILE]
+    target, files = file_target(lake, FEATURES, model_id), []
+    for start in range(0, len(rows), PHOTOS_PER_TASK):
+        part = rows[start : start + PHOTOS_PER_TASK]
         keys = pa.array([f"Training/Kiwi/{number:08d}.jpg" for number in range(start, start + len(part))])
         columns = {"key": keys, "etag": keys, "vector": lists(part)}
         arrays = [
             columns[one.name] if one.name in columns else pa.repeat(pa.scalar(constants[one.name], one.type), len(part))
             for one in FEATURES.schema
         ]
-        append(lake, writer, FEATURES, arrays)
+        batch = pa.RecordBatch.from_arrays(arrays, names=FEATURES.schema.names)
+        files += [write_rows(lake.settings, target, pa.Table.from_batches([batch]).cast(target.schema).to_batches())]
+    append_files(lake, FEATURES, model_id, [file for file in files if file], writer)
     snapshots = {**base.snapshots, "features": head(lake, "features", writer.branch)}
     return Job(planned(base, 0), tables, snapshots, RunDocuments(), recorder)
 
@@ -117,7 +122,7 @@ def fits(table: Table, runs: int) -> Iterator[Figure]:
 
 def fitted(table: Table) -> PCA:
     """Our fit: statistics of all rows, merged, then the components."""
-    return fit(statistics_of_rows(table.features(), WIDTH).moments, COMPONENTS)
+    return fit(statistics_of_rows(table.job.all_rows(), WIDTH).moments, COMPONENTS)
 
 
 def fitted_by_spark(table: Table) -> NDArray[np.float64]:
@@ -137,7 +142,7 @@ def projections(table: Table, runs: int) -> Iterator[Figure]:
     pca, count = fit(moments_of(table.rows), COMPONENTS), len(table.rows)
 
     def turn(number: int) -> tuple[float, float]:
-        ours = timed(lambda: project(table.job, f"pca-{number}", pca, table.features()))[0]
+        ours = timed(lambda: project(table.job, f"pca-{number}", pca, table.job.all_rows()))[0]
         return count / ours, count / timed(lambda: transform(pca, table.rows))[0]
 
     rates = [turn(number) for number in range(runs + 1)][1:]

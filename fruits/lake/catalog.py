@@ -353,7 +353,7 @@ class Lake:
         files in memory, decoded, several at once.
         """
         scan = self.scan(name, snapshot_id, columns, **equal)
-        yield from scanned_batches(scan, self._tasks(name, scan, since), keys=keys, by=by, **equal)
+        yield from scanned_batches(scan, self.scan_tasks(name, scan, since), keys=keys, by=by, **equal)
 
     def state(self, name: TableName) -> TableState:
         """A table's refs and snapshots."""
@@ -362,7 +362,7 @@ class Lake:
         parents = {snapshot.snapshot_id: snapshot.parent_snapshot_id for snapshot in table.snapshots()}
         return TableState(refs.pop("main"), frozenset(parents), refs, parents)
 
-    def _tasks(self, name: TableName, scan: "DataScan", since: int | None) -> "Iterator[FileScanTask]":
+    def scan_tasks(self, name: TableName, scan: "DataScan", since: int | None) -> "Iterator[FileScanTask]":
         """The files of a scan, without those of a snapshot ``since``."""
         before = self.table(name).scan(snapshot_id=since).plan_files() if since is not None else ()
         known = {task.file.file_path for task in before}
@@ -378,7 +378,7 @@ class Lake:
                 delete_files=len(task.delete_files),
                 deleted_rows=sum(deletes.record_count for deletes in task.delete_files),
             )
-            for task in self._tasks(name, self.table(name).scan(snapshot_id=snapshot_id), since)
+            for task in self.scan_tasks(name, self.table(name).scan(snapshot_id=snapshot_id), since)
         ]
 
     def format(self) -> int:

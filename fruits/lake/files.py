@@ -1,18 +1,24 @@
-"""Parquet files of a table's rows, as executors write them. `fruits.lake.appends` commits them on the driver."""
+"""Parquet files of a table's rows, as executors read and write them: no vector passes the JVM.
+
+`fruits.lake.appends` commits the written files on the driver. `fruits.lake.parts` knows the parts to read.
+"""
 
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from obstore.store import ObjectStore
 
 from fruits.settings import Settings
-from fruits.stores import open_store, write_bytes
+from fruits.stores import open_file, open_store, write_bytes
 
 Part = TypeVar("Part")
 
@@ -33,6 +39,31 @@ class FileTarget:
     folder: str
     schema: pa.Schema
     row_group_bytes: int
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """Some neighbouring row groups of a file of rows.
+
+    Attributes:
+        uri: The file.
+        start: Where the first of the row groups begins in the file.
+        end: Where the row group after the last one begins; None for all that follow.
+        rows: About how many rows there are.
+        size: About how many bytes.
+        deletes: Files that name rows of the file, by place, which were deleted since.
+    """
+
+    uri: str
+    start: int
+    end: int | None
+    rows: int
+    size: int
+    deletes: tuple[str, ...] = ()
+
+    def has(self, place: int) -> bool:
+        """Whether a row group that begins at a place is one of the part."""
+        return self.start <= place and (self.end is None or place < self.end)
 
 
 @dataclass(frozen=True)
@@ -62,14 +93,51 @@ def write_rows(settings: Settings, target: FileTarget, batches: Iterable[pa.Reco
         metadata.write_metadata_file(footer)
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        write_bytes(_folder(settings, target), name, file)
+        write_bytes(_folder(settings, target.folder), name, file)
         return WrittenFile(f"{target.folder}/{name}", size, footer.getvalue())
 
 
-def _folder(settings: Settings, target: FileTarget) -> ObjectStore:
-    """The folder of the files. Iceberg takes a path of this machine as it is, and our stores decode ``%20``."""
-    literal = target.folder.startswith("file:")
-    return open_store(settings, target.folder.replace("%", "%25") if literal else target.folder)
+def read_part(
+    settings: Settings, part: FilePart, columns: Sequence[str], where: Mapping[str, str]
+) -> Iterator[pa.RecordBatch]:
+    """Columns of the live rows of a part, a row group at a time: those where each column in ``where`` has its value."""
+    file = pq.ParquetFile(_opened(settings, part.uri))
+    deleted = _deleted(settings, part)
+    next_row = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        first_row, next_row = next_row, next_row + group.num_rows
+        first = group.column(0)
+        if not part.has(first.dictionary_page_offset or first.data_page_offset):
+            continue
+        rows = file.read_row_group(number, [*dict.fromkeys((*columns, *where))])
+        gone = deleted[(deleted >= first_row) & (deleted < next_row)] - first_row
+        if len(gone):
+            live = np.ones(group.num_rows, dtype=bool)
+            live[gone] = False
+            rows = rows.filter(pa.array(live))
+        if where:
+            rows = rows.filter(reduce(pc.and_, (pc.equal(rows[name], value) for name, value in where.items())))
+        yield from rows.select(list(columns)).combine_chunks().to_batches()
+
+
+def _deleted(settings: Settings, part: FilePart) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Places of the deleted rows in the part's file."""
+    places = [np.empty(0, dtype=np.int64)]
+    for uri in part.deletes:
+        rows = pq.read_table(_opened(settings, uri), columns=["file_path", "pos"])
+        places.append(rows.filter(pc.equal(rows["file_path"], part.uri))["pos"].to_numpy())
+    return np.concatenate(places)
+
+
+def _opened(settings: Settings, uri: str) -> io.BufferedIOBase:
+    folder, _, name = uri.rpartition("/")
+    return open_file(_folder(settings, folder), name)
+
+
+def _folder(settings: Settings, folder: str) -> ObjectStore:
+    """A folder of files. Iceberg takes a path of this machine as it is, and our stores decode ``%20``."""
+    return open_store(settings, folder.replace("%", "%25") if folder.startswith("file:") else folder)
 
 
 def in_groups(parts: Iterable[Part], size: Callable[[Part], int], least: int) -> Iterator[list[Part]]:

@@ -5,7 +5,9 @@ than it needs, and an executor never imports TensorFlow.
 """
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -19,7 +21,7 @@ from fruits.analysis.moments import Moments, from_bytes, merge_all, moments_of, 
 from fruits.analysis.pca import PCA, transform
 from fruits.backbones.stage import load_backbone_once
 from fruits.errors import FruitsError
-from fruits.lake.files import FileTarget, WrittenFile, write_rows
+from fruits.lake.files import FilePart, FileTarget, WrittenFile, read_part, write_rows
 from fruits.lake.schemas import EMBEDDINGS, QUARANTINE
 from fruits.photos.featurize import STAGES, Outcome, featurize_entries
 from fruits.photos.fetch import PhotoServer
@@ -45,11 +47,20 @@ RESULT_SCHEMA = pa.schema(
 """What a Spark task made: the file of its features, if there are any, their number, and the bytes of their photos; the
 photos without a feature, packed, with ``OTHERS_SCHEMA``; and the seconds by phase."""
 
+PARTS_SCHEMA = pa.schema([("number", pa.int64()), ("parts", pa.string())])
+"""The work of a Spark task: its number, and parts of files to read, as JSON."""
+
+FILE_SCHEMA = pa.schema(
+    [("uri", pa.string()), ("file_size", pa.int64()), ("footer", pa.binary()), ("rows", pa.int64())]
+)
+"""A file that a Spark task wrote, and its rows."""
+
 STATISTICS_SCHEMA = pa.schema([("label", pa.string()), ("sums", pa.binary())])
 """Partial statistics: moments in a row without a label, and a row with the sum of each label."""
 
 SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.float64())])
 
+_ROWS_AT_ONCE = 4_096  # of a batch that goes into a file
 _READ_COLUMNS = ("etag", "size", "last_modified")
 _OTHER_COLUMNS = ("reason", "detail", "limit", "decoder", "pending")
 _PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format")
@@ -268,6 +279,56 @@ def squared_norms(pca: PCA) -> BatchFunction:
             yield pa.RecordBatch.from_pydict({"explained": explained, "unexplained": unexplained})
 
     return squares
+
+
+def reading(
+    settings: Settings, function: BatchFunction, columns: Sequence[str], where: Mapping[str, str]
+) -> BatchFunction:
+    """``function`` of columns of rows that the executor reads, those ``where`` columns have their values.
+
+    From parts of files (``PARTS_SCHEMA``) to what the function makes.
+    """
+    settings = settings.for_executors()
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        parts = (
+            FilePart(**{**part, "deletes": tuple(part["deletes"])})
+            for batch in batches
+            for packed in batch["parts"]
+            for part in json.loads(packed.as_py())
+        )
+        return function(_ahead(rows for part in parts for rows in read_part(settings, part, columns, where)))
+
+    return read
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches; the next one is read while its predecessor is worked on."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+def writing(settings: Settings, function: BatchFunction, target: FileTarget) -> BatchFunction:
+    """A file of the rows that ``function`` makes, in the order of their keys, with ``FILE_SCHEMA``; none without rows.
+
+    The rows of a task are in memory.
+    """
+    settings = settings.for_executors()
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        made = list(function(batches))
+        if not made:
+            return
+        rows = pa.Table.from_batches(made).sort_by("key").cast(target.schema)
+        file = write_rows(settings, target, rows.to_batches(_ROWS_AT_ONCE))
+        if file:
+            row = {"uri": file.uri, "file_size": file.size, "footer": file.footer, "rows": len(rows)}
+            yield pa.RecordBatch.from_pylist([row], FILE_SCHEMA)
+
+    return write
 
 
 def project(pca: PCA, model_id: str, pca_id: str, run_id: str) -> BatchFunction:

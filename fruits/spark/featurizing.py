@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,11 +21,8 @@ from fruits.run.chunks import Limits, Piece, are_few, in_tasks, limits_of, piece
 from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest
 from fruits.spark.executors import OTHERS_SCHEMA, RESULT_SCHEMA, TASKS_SCHEMA, featurize, packed, unpacked
 from fruits.spark.job import Job
-from fruits.spark.session import map_batches, map_table, progress
+from fruits.spark.session import a_partition_each, map_batches, map_table, progress
 from fruits.stores import can_read_any, photo_store
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
 
 log = logging.getLogger("fruits")
 
@@ -201,14 +198,6 @@ def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str], *, before:
     rows = a_partition_each(job.tables.spark.createDataFrame(tasks_table(tasks)), len(tasks))
     with progress(job.tables.spark, "featurize", total, before=before, inside=len(photos)):
         return Outcomes.of([row.asDict() for row in map_batches(rows, function, RESULT_SCHEMA).collect()])
-
-
-def a_partition_each(rows: "DataFrame", count: int) -> "DataFrame":
-    """So many tasks (``TASKS_SCHEMA``), each in a partition of its own, so that no core has two and another none.
-
-    By ranges of their numbers: ``repartition(count)`` deals the rows of each partition out from a place of chance on.
-    """
-    return rows.repartitionByRange(count, "number")
 
 
 def tasks_table(tasks: Sequence[Manifest]) -> pa.Table:

@@ -24,16 +24,20 @@ from fruits.analysis.pca import (
     resized,
     unexplained_share,
 )
+from fruits.lake.appends import append_files, file_target
 from fruits.lake.approvals import Approval, ask
+from fruits.lake.files import WrittenFile
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import EMBEDDINGS
 from fruits.photos.keys import FIT_SPLIT, KeyPattern, KeyRules
 from fruits.run.decisions import Decisions, decide, due_refit_question
-from fruits.spark.executors import SQUARES_SCHEMA, squared_norms
+from fruits.spark.executors import FILE_SCHEMA, SQUARES_SCHEMA, squared_norms, writing
 from fruits.spark.executors import project as project_batches
 from fruits.spark.job import Job
+from fruits.spark.release import BatchFunction
 from fruits.spark.session import Rows, map_batches, map_table, progress
+from fruits.spark.stored import StoredRows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -219,7 +223,7 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
     if pca_id in known:  # the same fit again: its rows and its version are replaced, not doubled
         job.tables.delete_versions("embeddings", (pca_id,))
     with job.phase("project"):
-        projected = project(job, pca_id, pca, job.features())
+        projected = project(job, pca_id, pca, job.all_rows())
     version = PCAVersion(
         pca_id=pca_id,
         model_id=model_id,
@@ -236,13 +240,15 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
     return version, projected
 
 
-def project(job: Job, pca_id: str, pca: PCA, features: Rows) -> int:
+def project(job: Job, pca_id: str, pca: PCA, features: "Rows | StoredRows") -> int:
     """Append the embeddings of ``features`` under a PCA version; returns how many."""
     function = project_batches(pca, job.run.model_id, pca_id, job.run.run_id)
     if isinstance(features, pa.Table):
         if len(features):
             job.tables.append("embeddings", map_table(features, function, EMBEDDINGS.schema))
         return len(features)
+    if isinstance(features, StoredRows):
+        return project_stored(job, pca_id, function, features)
     count = int(features.count())
     if count:
         rows = features.select("key", "etag", "label", "split", "vector")
@@ -253,7 +259,20 @@ def project(job: Job, pca_id: str, pca: PCA, features: Rows) -> int:
     return count
 
 
-def unprojected_features(job: Job, pca_id: str) -> Rows:
+def project_stored(job: Job, pca_id: str, function: BatchFunction, features: StoredRows) -> int:
+    """The same of features that executors read: they write the embeddings as well, and the driver commits the files."""
+    target = file_target(job.lake, EMBEDDINGS, pca_id)
+    written = writing(job.settings, function, target)
+    with progress(job.tables.spark, "project", features.about):
+        rows, _ = features.map(written, ("key", "etag", "label", "split", "vector"), FILE_SCHEMA)
+        made = rows.collect()
+    files = [WrittenFile(row.uri, row.file_size, bytes(row.footer)) for row in made]
+    if files:
+        append_files(job.lake, EMBEDDINGS, pca_id, files, job.tables.writer)
+    return sum(row.rows for row in made)
+
+
+def unprojected_features(job: Job, pca_id: str) -> "Rows | StoredRows":
     """The rows without an embedding under a version: this run's, and those of runs that were building the backbone."""
     if job.run.base.publication.model_id == job.run.model_id:
         return job.new_rows()

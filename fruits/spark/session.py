@@ -118,6 +118,14 @@ def map_table(rows: pa.Table, function: BatchFunction, schema: pa.Schema) -> pa.
     return pa.Table.from_batches(function(iter(rows.to_batches())), schema)
 
 
+def a_partition_each(rows: "DataFrame", count: int) -> "DataFrame":
+    """So many tasks, which have a ``number``, each in a partition of its own: no core has two and another none.
+
+    By ranges of their numbers: ``repartition(count)`` deals the rows of each partition out from a place of chance on.
+    """
+    return rows.repartitionByRange(count, "number")
+
+
 @contextmanager
 def progress(
     spark: "SparkSession", what: str, total: int, *, before: int = 0, inside: int | None = None, every: float = 3.0

@@ -25,6 +25,7 @@ from fruits.photos.keys import FIT_SPLIT
 from fruits.spark.executors import STATISTICS_SCHEMA, Statistics, merge_partials, merged_statistics, partial_statistics
 from fruits.spark.job import Job
 from fruits.spark.session import Rows, map_batches, map_table
+from fruits.spark.stored import StoredRows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -81,7 +82,7 @@ def update_labels(job: Job, gone: LabelSums, new: LabelSums) -> None:
 def recompute(job: Job) -> Moments:
     """Take all statistics from the rows again, and save them in place of all that the attempt's branches have."""
     model_id, writer, run_id = job.run.model_id, job.tables.writer, job.run.run_id
-    found = statistics_of_rows(job.features(), job.run.backbone.feature_width)
+    found = statistics_of_rows(job.all_rows(), job.run.backbone.feature_width)
     save_statistics(job.lake, writer, model_id, found.moments, run_id)
     there = job.lake.head("label_statistics", writer.branch)  # this run may have added labels already
     known = count_by_label(job.lake, there, model_id)
@@ -97,25 +98,29 @@ def rows_before(job: Job, replaced: pa.Table) -> Rows:
     return job.tables.read_keys("features", job.run.base.snapshots["features"], replaced, job.run.model_id)
 
 
-def statistics_of_rows(features: Rows, width: int) -> Statistics:
+def statistics_of_rows(features: "Rows | StoredRows", width: int) -> Statistics:
     """Statistics of the fit split's rows: a partial result for each task, merged in a tree, the last few here."""
     if isinstance(features, pa.Table):
         fitted = features.filter(pc.equal(features["split"], FIT_SPLIT))
         return merge_partials(map_table(fitted, partial_statistics(width), STATISTICS_SCHEMA).to_batches(), width)
-    cores = features.sparkSession.sparkContext.defaultParallelism
-    rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "label", "vector").coalesce(cores)
-    parts = rows.rdd.getNumPartitions() if cores > FAN_IN else cores  # to count them, Spark plans the query
-    return merge_partials(partials(rows, parts, width).toArrow().to_batches(), width)
+    if isinstance(features, StoredRows):
+        fitted = features.only(split=FIT_SPLIT)
+        found, parts = fitted.map(partial_statistics(width), ("key", "label", "vector"), STATISTICS_SCHEMA)
+    else:
+        cores = features.sparkSession.sparkContext.defaultParallelism
+        rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "label", "vector").coalesce(cores)
+        parts = rows.rdd.getNumPartitions() if cores > FAN_IN else cores  # to count them, Spark plans the query
+        found = map_batches(rows, partial_statistics(width), STATISTICS_SCHEMA)
+    return merge_partials(merged_partials(found, parts, width).toArrow().to_batches(), width)
 
 
-def partials(rows: "DataFrame", parts: int, width: int) -> "DataFrame":
-    """Partial statistics of ``rows`` in so many ``parts``, with ``STATISTICS_SCHEMA``; moments of at most ``FAN_IN``.
+def merged_partials(found: "DataFrame", parts: int, width: int) -> "DataFrame":
+    """Partial statistics (``STATISTICS_SCHEMA``) of so many ``parts``, merged to moments of at most ``FAN_IN``.
 
     Few parts cost no further stage.
     """
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
-    found = map_batches(rows, partial_statistics(width), STATISTICS_SCHEMA)
     for groups in tree(parts):
         # All parts of a label come to one task, so that each label is merged once.
         part = F.when(F.col("label").isNull(), F.spark_partition_id()).otherwise(F.hash("label"))

@@ -21,7 +21,8 @@ from fruits.run import chunks
 from fruits.run.manifest import MANIFEST_SCHEMA, Manifest
 from fruits.run.state import run_key
 from fruits.spark import executors
-from fruits.spark.featurizing import a_partition_each, tasks_table
+from fruits.spark.featurizing import tasks_table
+from fruits.spark.session import a_partition_each
 from fruits.stores import lake_store, photo_store
 from sample_photos import BROKEN
 from tests.spark_jobs.conftest import ROOT

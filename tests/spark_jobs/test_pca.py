@@ -7,8 +7,9 @@ from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.run.documents import run_store
-from fruits.spark.executors import merge_partials
-from fruits.spark.statistics import FAN_IN, partials
+from fruits.spark.executors import STATISTICS_SCHEMA, merge_partials, partial_statistics
+from fruits.spark.session import map_batches
+from fruits.spark.statistics import FAN_IN, merged_partials
 from fruits.stores import read_json, write_json
 from tests.spark_jobs.equality import labels
 
@@ -51,7 +52,8 @@ class TestFirstFit:
     def test_many_tasks_send_the_driver_few_moments_and_each_label_once(self, spark, features, fitted):
         rows = [{name: row[name] for name in ("key", "label", "vector")} for row in features if row["split"] == "train"]
         spread = spark.createDataFrame(pa.Table.from_pylist(rows)).repartition(20)
-        parts = partials(spread, 20, WIDTH).toArrow()
+        found = map_batches(spread, partial_statistics(WIDTH), STATISTICS_SCHEMA)
+        parts = merged_partials(found, 20, WIDTH).toArrow()
         sent = parts["label"].to_pylist()
         assert sent.count(None) <= FAN_IN
         assert sorted(filter(None, sent)) == sorted({row["label"] for row in rows})

@@ -41,7 +41,7 @@ def test_statistics_taken_from_the_rows_again_replace_a_label_that_the_same_run_
         start=start,
         run=SimpleNamespace(model_id=MODEL_ID, run_id="a", backbone=SimpleNamespace(feature_width=4)),
         tables=SimpleNamespace(writer=WRITER),
-        features=lambda: None,
+        all_rows=lambda: None,
     )
     statistics.update_labels(job, {}, of_photos("Mango").labels)
     monkeypatch.setattr(statistics, "statistics_of_rows", lambda *_: of_photos("Kiwi", "Mango", "Mango"))
