@@ -20,7 +20,7 @@ from fruits.text import readable
 SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".webp"),
-        *(".gif", ".bmp", ".dib", ".tif", ".tiff", ".mpo"),
+        *(".gif", ".bmp", ".dib", ".tif", ".tiff", ".mpo", ".heic", ".heif", ".avif"),
     }
 )
 """Files with such a suffix are photos, whatever they hold: a broken photo must show up in quarantine."""
@@ -31,7 +31,7 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
         **MEANINGS,
         "lfs_pointer": "Git LFS keeps the photo elsewhere, and the file only points to it: run `git lfs pull`.",
-        "format_not_read": "An image of a format that is not read, such as HEIC or RAW: convert it to JPEG or PNG.",
+        "format_not_read": "An image of a format that is not read, such as JPEG XL or RAW: convert it to JPEG or PNG.",
         "archive": "A packed folder: unpack it.",
         "video": "A film: save single pictures of it as photos.",
         "no_photo": "Neither the name nor the first bytes are those of a photo.",
@@ -49,7 +49,7 @@ LEFT_OUT: Mapping[str, str] = MappingProxyType(
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".3gp")
 _FORMATS_NOT_READ = (
-    *(".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".ico", ".eps", ".ai"),
+    *(".jp2", ".j2k", ".jxl", ".svg", ".psd", ".ico", ".eps", ".ai"),
     *(".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf"),
 )
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of a BMP's second header: `BM` alone begins many texts

@@ -8,12 +8,14 @@ small a machine.
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     ExifTags,
     GifImagePlugin,
@@ -27,6 +29,7 @@ from PIL import (
 
 from fruits.backbones.card import Preprocessing
 from fruits.errors import FruitsError
+from fruits.photos.boxes import is_cut_off
 from fruits.photos.headers import find_problem, tiff_problem
 from fruits.photos.quarantine import Reason
 
@@ -43,17 +46,43 @@ The scales are powers of two, so the resize that follows still averages over at 
 reduction: `benchmarks/images.py` prints by how little the network's input differs from that of a full decode.
 """
 
-_FORMATS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
-    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
-    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
-    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+_Opener = Callable[[io.BytesIO, str], ImageFile.ImageFile]
+
+
+def _open_heif(stream: io.BytesIO, name: str) -> ImageFile.ImageFile:
+    """The primary image of a HEIC file, as its turns and crops leave it; depth maps and thumbnails are not read."""
+    opener: _Opener = _heif_plugin()
+    return opener(stream, name)
+
+
+@cache
+def _heif_plugin() -> type[ImageFile.ImageFile]:
+    import pi_heif  # few photos need it
+
+    pi_heif.options.DECODE_THREADS = 1  # a Spark task has one core
+    pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
+    plugin: type[ImageFile.ImageFile] = pi_heif.HeifImageFile
+    return plugin
+
+
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+_AVIF = re.compile(rb".{4}ftyp(?:avi[fs]|(?:mif1|msf1).{4}(?:.{4}){0,30}?avi[fs])", re.DOTALL)
+_FORMATS: tuple[tuple[re.Pattern[bytes], str, _Opener], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), "JPEG", JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "PNG", PngImagePlugin.PngImageFile),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "WEBP", WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), "GIF", GifImagePlugin.GifImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), "TIFF", TiffImagePlugin.TiffImageFile),
+    (re.compile(rb"BM"), "BMP", BmpImagePlugin.BmpImageFile),
+    (_AVIF, "AVIF", AvifImagePlugin.AvifImageFile),
+    (re.compile(rb".{4}ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "HEIF", _open_heif),
 )
-_READ = "JPEG, PNG, WEBP, GIF, TIFF or BMP"
+_BOXED = ("AVIF", "HEIF")
+"""Formats of boxes (ISO 14496-12), whose sizes tell where the file ends."""
+
+_READ = "JPEG, PNG, WEBP, GIF, TIFF, BMP, HEIC or AVIF"
 _NOT_READ = (
-    (re.compile(rb".{4}ftyp(?:hei|hev|mif|msf|avi)", re.DOTALL), "HEIC or AVIF"),
     (re.compile(rb".{4}ftyp", re.DOTALL), "MP4"),
     (re.compile(rb"\0\0\0\x0cjP|\xff\x4f\xff\x51"), "JPEG 2000"),
     (re.compile(rb"\0\0\0\x0cJXL|\xff\x0a"), "JPEG XL"),
@@ -77,9 +106,11 @@ _UPRIGHT = {
 _SIGNED = 2  # of a TIFF's SampleFormat
 _SIDES_SWAPPED = frozenset({5, 6, 7, 8})
 
-_NOT_DECODED = re.compile(r"unknown pixel mode|decoder \S+ not available|Unsupported BMP|unsupported|not supported")
-_TOO_COSTLY = re.compile(r"Decompressed data too large|Too much memory used in text|out of memory")
-"""Pillow's words for a variant that it does not read, and for its own bounds on memory."""
+_NOT_DECODED = re.compile(
+    r"unknown pixel mode|decoder \S+ not available|Unsupported BMP|Unsupported feature|unsupported|not supported"
+)
+_TOO_COSTLY = re.compile(r"Decompressed data too large|Too much memory used in text|out of memory|[Ss]ecurity limit")
+"""Pillow's and libheif's words for a variant that they do not read, and for their own bounds on memory."""
 
 _STRIP_PIXELS = 1 << 20
 """Pixels that are converted at once: each step of a conversion takes a copy's memory."""
@@ -153,8 +184,7 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
     Raises:
         UnreadablePhotoError: for any problem with ``data``.
     """
-    opener = _recognise(data, limits)
-    name = str(opener.format)
+    name, opener = _recognise(data, limits)
     if problem := find_problem(data, name, limits.max_pixels):
         raise UnreadablePhotoError(*problem)
     # The GIF plugin allocates a canvas while it reads the header, so Pillow's own guard must know our limit.
@@ -178,7 +208,7 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
     ended = not file.tile and stream.tell() >= len(data)  # a JPEG's header can end without pixels to follow
     try:
         file.draft(None, (DRAFT_MARGIN * shorter_side,) * 2)
-        file.load()
+        _load(file)
         orientation = _orientation(file)
         image = _rgb(file)
     except Exception as error:
@@ -192,9 +222,9 @@ def decode(data: bytes, limits: Limits, shorter_side: int) -> Photo:
 
 def announced_format(head: bytes) -> tuple[str, bool] | None:
     """The format that the first bytes of a file announce, and whether it is read; None for no known image."""
-    for signature, opener in _FORMATS:
+    for signature, name, _ in _FORMATS:
         if signature.match(head):
-            return str(opener.format), True
+            return name, True
     return next(((name, False) for signature, name in _NOT_READ if signature.match(head)), None)
 
 
@@ -250,16 +280,16 @@ def _cosines() -> NDArray[np.float64]:
 _COSINES = _cosines()
 
 
-def _recognise(data: bytes, limits: Limits) -> type[ImageFile.ImageFile]:
-    """The Pillow plugin for the format that the first bytes announce."""
+def _recognise(data: bytes, limits: Limits) -> tuple[str, _Opener]:
+    """The format that the first bytes announce, and what opens its files."""
     if not data:
         raise UnreadablePhotoError(Reason.EMPTY, f"0 bytes: expected {_READ}")
     if len(data) > limits.max_bytes:
         detail = f"{len(data):,} bytes: expected at most {limits.max_bytes:,}"
         raise UnreadablePhotoError(Reason.TOO_MANY_BYTES, detail)
-    for signature, opener in _FORMATS:
+    for signature, name, opener in _FORMATS:
         if signature.match(data):
-            return opener
+            return name, opener
     for signature, name in _NOT_READ:
         if signature.match(data):
             raise UnreadablePhotoError(Reason.UNSUPPORTED_FORMAT, f"{name}: expected {_READ}")
@@ -282,13 +312,21 @@ def _largest_part(file: ImageFile.ImageFile) -> int:
     return max(file.width * file.height, tile)
 
 
+def _load(file: ImageFile.ImageFile) -> None:
+    """Decode the pixels. libheif gives an image the size that it turns out to have."""
+    declared = file.size
+    file.load()
+    if file.size != declared:
+        raise ValueError(f"the pixels are {file.width:,} x {file.height:,}")
+
+
 def _unreadable(error: Exception, measured: str, data: bytes, limits: Limits, *, ended: bool) -> Exception:
     """The reason behind a plugin's exception. ``ended``: the plugin had read all of ``data``."""
     if isinstance(error, UnreadablePhotoError | MemoryError):
         return error
-    message = str(error) or type(error).__name__
+    message = " ".join(str(error).split()) or type(error).__name__
     if _NOT_DECODED.search(message):
-        detail = f"{measured}, of a kind that Pillow does not read ({message})"
+        detail = f"{measured}, of a kind that is not read ({message})"
         return UnreadablePhotoError(Reason.UNSUPPORTED_FORMAT, detail)
     if _TOO_COSTLY.search(message):
         return UnreadablePhotoError(Reason.TOO_COSTLY, f"{measured}, {len(data):,} bytes: {message}")
@@ -297,14 +335,24 @@ def _unreadable(error: Exception, measured: str, data: bytes, limits: Limits, *,
         return UnreadablePhotoError(Reason.TOO_MANY_PIXELS, detail)
     if data.startswith(b"RIFF"):  # Pillow reads a WebP at once, so only the declared length shows a truncation
         ended = 8 + int.from_bytes(data[4:8], "little") > len(data)
-    if ended or "truncated" in message.lower():
+    if measured.startswith(_BOXED):  # these plugins read all at once, too
+        ended = is_cut_off(data)
+    if ended or ("truncated" in message.lower() and not measured.startswith(_BOXED)):
         detail = f"truncated {measured}: its data go on after the {len(data):,} bytes that are there"
         return UnreadablePhotoError(Reason.TRUNCATED, detail)
     return UnreadablePhotoError(Reason.CORRUPT, f"corrupt {measured}, {len(data):,} bytes: {message}")
 
 
 def _orientation(file: ImageFile.ImageFile) -> int:
-    """The EXIF orientation of a loaded file; 1 (upright) when the file has no readable one."""
+    """The EXIF orientation of a loaded file; 1 (upright) when the file has no readable one.
+
+    A HEIF or AVIF has properties for that, and EXIF and XMP must not turn it once more (ISO 23008-12, 6.5.10). libheif
+    applies them. Pillow translates those of an AVIF to EXIF.
+    """
+    if isinstance(file, AvifImagePlugin.AvifImageFile):
+        file.info.pop("xmp", None)
+    elif file.format == "HEIF":
+        return 1
     exif = file.info.get("exif") or b""
     try:
         if exif and tiff_problem(exif.removeprefix(b"Exif\0\0")):

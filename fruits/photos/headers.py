@@ -8,10 +8,10 @@ photos stay far below the bounds here. Each look is one pass over markers or chu
 import re
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from fruits.photos.boxes import Problem, boxes_problem
 from fruits.photos.quarantine import Reason
-
-Problem = tuple[Reason, str]
 
 MOST_MARKERS = 5_000
 """Marker segments of a JPEG. A photo with a large colour profile and extended XMP has some hundreds."""
@@ -147,4 +147,6 @@ _LOOKS: Mapping[str, Callable[[bytes, int], Problem | None]] = {
     "GIF": _gif_problem,
     "WEBP": _webp_problem,
     "TIFF": tiff_problem,
+    "HEIF": partial(boxes_problem, format_name="HEIF"),
+    "AVIF": partial(boxes_problem, format_name="AVIF"),
 }

@@ -66,8 +66,8 @@ DECODER_REASONS = frozenset(
 )
 """Reasons that are the decoder's verdict. The row holds ``DECODER``; under another one the object is read again."""
 
-DECODER = "pillow-13.0.0+1"
-"""What decides whether bytes are a photo: the version of Pillow, and the revision of our own rules around it.
+DECODER = "pillow-13.0.0+2, pi-heif-1.4.0"
+"""What decides whether bytes are a photo: the version of Pillow, the revision of our own rules around it, and pi-heif.
 
 A literal, so that plans and executors agree without Pillow. Raise the revision when ``decode`` accepts other bytes.
 """

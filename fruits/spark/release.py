@@ -38,6 +38,7 @@ EXECUTOR_SOURCES = (
     *("lake/__init__.py", "lake/files.py", "lake/schemas.py"),
     *(
         "photos/__init__.py",
+        "photos/boxes.py",
         "photos/decode.py",
         "photos/entry.py",
         "photos/featurize.py",
@@ -68,6 +69,7 @@ def release() -> Mapping[str, str]:
         "numpy": np.__version__,
         "pyarrow": pa.__version__,
         "Pillow": PIL.__version__,
+        "pi-heif": _version("pi-heif"),
         "ai-edge-litert": _version("ai-edge-litert"),
         "pyspark": pyspark.__version__,  # not its metadata: a cluster's executors have it from their Spark
     }

@@ -22,6 +22,7 @@ from tests.plans import PlanInMemory, plan_of
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
 JPEG, PNG, HEIC = b"\xff\xd8\xff\xe0photo", b"\x89PNG\r\n\x1a\nphoto", b"\0\0\0\x18ftypheic"
+JXL = b"\xff\x0aphoto"
 BMP = b"BM\x46\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 PHOTO = "Training/Kiwi/1.jpg"
@@ -45,6 +46,8 @@ def left_out(folder: Folder) -> dict[str, tuple[str, ...]]:
         ("Training/Kiwi/1.jfif", JPEG, None),
         ("Training/Kiwi/1.JPG", JPEG, None),
         ("Training/Kiwi/IMG_0001", JPEG, None),
+        ("Training/Kiwi/IMG_0001.HEIC", HEIC, None),
+        ("Training/Kiwi/IMG_0002", HEIC, None),
         ("Training/Kiwi/1.jpg_large", JPEG, None),
         ("Training/Kiwi/1.bitmap", BMP, None),
         ("Training/Kiwi/broken.jpg", b"<!DOCTYPE html>", None),
@@ -76,8 +79,8 @@ def test_a_photo_is_taken_under_its_name(tmp_path, name, data, key):
         ("Training/Kiwi/1.xml", b"<annotation>", "sidecar"),
         ("Training/Kiwi/.1.jpg.icloud", b"bplist00", "cloud_placeholder"),
         ("Training/Kiwi/2.jpg", LFS, "lfs_pointer"),
-        ("Training/Kiwi/1.heic", HEIC, "format_not_read"),
-        ("Training/Kiwi/IMG_0002", HEIC, "format_not_read"),
+        ("Training/Kiwi/1.jxl", JXL, "format_not_read"),
+        ("Training/Kiwi/IMG_0002", JXL, "format_not_read"),
         ("Training/Kiwi/1.cr2", b"II*\0", "format_not_read"),
         ("photos.zip", b"PK", "archive"),
         ("Training/Kiwi/1.mov", b"\0\0\0\x14ftypqt", "video"),
@@ -176,11 +179,11 @@ def test_photos_that_quarantine_will_refuse_are_named_before(tmp_path):
         ({"Test/1.jpg": JPEG, "dev/2.jpg": JPEG}, "none of 2 photos is in the folder of a label"),
         ({"Kiwi/1.jpg": b"", "Kiwi/2.jpg": b""}, "all 2 photos have 0 bytes; copy or download them again"),
         ({"Kiwi/1.jpg": LFS}, "run `git lfs pull`"),
-        ({"Kiwi/1.heic": HEIC}, "convert it to JPEG or PNG"),
+        ({"Kiwi/1.jxl": JXL}, "convert it to JPEG or PNG"),
         ({"Kiwi/.1.jpg.icloud": b"x"}, "download the photos"),
         ({"fruits.zip": b"PK"}, "unpack it"),
     ],
-    ids=["empty", "others", "flat", "splits only", "placeholders", "LFS", "HEIC", "iCloud", "packed"],
+    ids=["empty", "others", "flat", "splits only", "placeholders", "LFS", "JPEG XL", "iCloud", "packed"],
 )
 def test_a_folder_without_a_photo_to_use_is_refused_and_says_why(tmp_path, files, expected):
     with pytest.raises(FruitsError) as caught:

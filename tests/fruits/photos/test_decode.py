@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pi_heif
 import PIL
+import pillow_heif
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -55,6 +57,72 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def heif(*images: Image.Image, **options: object) -> bytes:
+    """A HEIC file; its primary image is the first, unless ``primary_index`` says otherwise."""
+    file = pillow_heif.HeifFile()
+    for image in images:
+        file.add_from_pillow(image)
+    stream = io.BytesIO()
+    file.save(stream, **{"quality": 95, **options})
+    return stream.getvalue()
+
+
+def deep_heif(image: Image.Image) -> bytes:
+    """A HEIC file of 10 bits a channel."""
+    values = np.asarray(image).astype(np.uint16) * 257
+    file = pillow_heif.from_bytes("RGB;16", image.size, values.tobytes())
+    stream = io.BytesIO()
+    file.save(stream, quality=95)
+    return stream.getvalue()
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + sum(map(len, parts)), kind) + b"".join(parts)
+
+
+def tiled_heif(image: Image.Image, side: int = 64) -> bytes:
+    """A HEIC of a grid of tiles, as telephones write them; the tiles go beyond the image at its right and below."""
+    columns, rows = -(-image.width // side), -(-image.height // side)
+    corners = [(side * column, side * row) for row in range(rows) for column in range(columns)]
+    tiles = [heif(image.crop((left, top, left + side, top + side))) for left, top in corners]
+    coded = [tile[tile.index(b"mdat") + 4 :] for tile in tiles]
+    settings_ = [
+        tile[(at := tile.index(b"hvcC") - 4) : at + int.from_bytes(tile[at : at + 4], "big")] for tile in tiles
+    ]
+    items = range(2, 2 + len(tiles))
+    grid = struct.pack(">BBBBHH", 0, 0, rows - 1, columns - 1, *image.size)
+
+    def meta(start: int) -> bytes:
+        """The box that describes the items; the tiles' data start there."""
+        kinds = [(1, b"grid"), *((item, b"hvc1") for item in items)]
+        entries = [box(b"infe", struct.pack(">IHH4sx", 2 << 24, item, 0, kind)) for item, kind in kinds]
+        places = [struct.pack(">HHHHII", 1, 1, 0, 1, 0, len(grid))]
+        for item, data in zip(items, coded, strict=True):
+            places.append(struct.pack(">HHHHII", item, 0, 0, 1, start, len(data)))
+            start += len(data)
+        sizes = [box(b"ispe", struct.pack(">III", 0, *size)) for size in (image.size, (side, side))]
+        properties = [
+            struct.pack(">HBB", 1, 1, 1),
+            *(struct.pack(">HBBB", item, 2, 2, 0x80 | 1 + item) for item in items),
+        ]
+        return box(
+            b"meta",
+            bytes(4),
+            box(b"hdlr", struct.pack(">II4s13x", 0, 0, b"pict")),
+            box(b"pitm", struct.pack(">IH", 0, 1)),
+            box(b"iinf", struct.pack(">IH", 0, len(kinds)), *entries),
+            box(b"iref", bytes(4), box(b"dimg", struct.pack(f">HH{len(tiles)}H", 1, len(tiles), *items))),
+            box(
+                b"iprp", box(b"ipco", *sizes, *settings_), box(b"ipma", struct.pack(">II", 0, len(kinds)), *properties)
+            ),
+            box(b"idat", grid),
+            box(b"iloc", struct.pack(">IBBH", 1 << 24, 0x44, 0, len(kinds)), *places),
+        )
+
+    head = box(b"ftyp", b"heic\0\0\0\0mif1heic")
+    return head + meta(len(head) + len(meta(0)) + 8) + box(b"mdat", *coded)
 
 
 def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes) -> bytes:
@@ -114,6 +182,14 @@ FILES: dict[str, bytes] = {
     "animated TIFF": encoded(painting(), "TIFF", save_all=True, append_images=[painting(seed=1)]),
     "grey 16-bit PNG": encoded(Image.fromarray(np.arange(96 * 64, dtype=np.uint16).reshape(64, 96)), "PNG"),
     "float TIFF": encoded(painting().convert("F"), "TIFF"),
+    "HEIF": heif(painting()),
+    "10-bit HEIF": deep_heif(painting()),
+    "RGBA HEIF": heif(painting().convert("RGBA")),
+    "many HEIF": heif(painting(40, 30, seed=1), painting(), painting(seed=2), primary_index=1),
+    "tiled HEIF": tiled_heif(painting()),
+    "AVIF": encoded(painting(), "AVIF", quality=95),
+    "RGBA AVIF": encoded(painting().convert("RGBA"), "AVIF", quality=95),
+    "animated AVIF": encoded(painting(), "AVIF", save_all=True, append_images=[painting(seed=1)], quality=95),
 }
 RGB_FILES = [name for name in FILES if not name.startswith(("grey", "float", "palette"))]
 
@@ -125,11 +201,11 @@ class TestDecode:
         assert (photo.width, photo.height) == (96, 64)
         assert photo.image.mode == "RGB"
         assert photo.format == {"MPO": "JPEG", "APNG": "PNG"}.get(name, name.rsplit(" ", 1)[-1])
-        tolerance = 12 if "GIF" in name else 3  # a GIF has 256 colours
+        tolerance = 12 if "GIF" in name else 5 if "HEIF" in name else 3  # 256 colours; colours at half the size
         assert np.abs(pixels(photo) - np.asarray(painting()).astype(int)).mean() < tolerance
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO", "HEIF", "AVIF"])
     def test_the_photo_is_upright_whatever_its_exif_orientation(self, kind: str, orientation: int) -> None:
         upright = painting()
         # The stored picture is the one that the orientation's transposition turns upright: undo it by trying all.
@@ -140,9 +216,22 @@ class TestDecode:
             for method in [None, *Image.Transpose]
             if is_made_upright(candidate := upright if method is None else upright.transpose(method), exif, upright)
         )
-        photo = read(encoded(stored, kind, exif=exif, **({"quality": 95} if kind != "TIFF" else {})))
+        options = {"quality": 95} if kind != "TIFF" else {}
+        if kind == "HEIF":
+            data = heif(stored, exif=exif.tobytes(), chroma=444)
+        else:
+            data = encoded(stored, kind, exif=exif, **options)
+        photo = read(data)
         assert (photo.width, photo.height) == upright.size == photo.image.size
         assert np.abs(pixels(photo) - np.asarray(upright).astype(int)).mean() < 3
+
+    @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+    def test_exif_and_xmp_do_not_turn_what_its_own_properties_leave_upright(self, kind: str) -> None:
+        xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+        data = heif(painting(), xmp=xmp) if kind == "HEIF" else encoded(painting(), "AVIF", xmp=xmp)
+        data = data.replace(b"irot", b"free").replace(b"imir", b"free")
+        assert xmp in data
+        assert (read(data).width, read(data).height) == (96, 64)
 
     @pytest.mark.parametrize(
         "exif",
@@ -198,6 +287,8 @@ class TestDecode:
             (encoded(half, "PNG"), (227, 127, 127)),
             (encoded(half, "WEBP", lossless=True), (227, 127, 127)),
             (encoded(half, "TIFF"), (227, 127, 127)),
+            (encoded(half, "AVIF", quality=100), (227, 127, 127)),
+            (heif(half, chroma=444), (227, 127, 127)),
             (encoded(grey, "PNG"), (227, 227, 227)),
             (encoded(palette, "PNG", transparency=0), (200, 0, 0)),
             (encoded(palette, "PNG", transparency=b"\x00\x80"), (227, 127, 127)),
@@ -315,8 +406,12 @@ class TestRefusals:
             (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", Reason.NOT_AN_IMAGE),
             (b"\0" * 5000, Reason.NOT_AN_IMAGE),
             (b"key,label\na.jpg,Apple\n", Reason.NOT_AN_IMAGE),
-            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", Reason.UNSUPPORTED_FORMAT),
-            (b"\0\0\0\x1cftypavif", Reason.UNSUPPORTED_FORMAT),
+            (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", Reason.TRUNCATED),
+            (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", Reason.TRUNCATED),
+            (b"\0\0\0\x1cftypheic", Reason.TRUNCATED),
+            (b"\0\0\0\x1cftypavif", Reason.TRUNCATED),
+            (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", Reason.UNSUPPORTED_FORMAT),
+            (b"\0\0\0\x0cJXL \r\n\x87\n", Reason.UNSUPPORTED_FORMAT),
             (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", Reason.UNSUPPORTED_FORMAT),
             (b"%PDF-1.7\n", Reason.UNSUPPORTED_FORMAT),
             (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', Reason.UNSUPPORTED_FORMAT),
@@ -324,6 +419,8 @@ class TestRefusals:
             (encoded(painting(), "PPM"), Reason.NOT_AN_IMAGE),
             (encoded(painting(MIN_SIDE - 1, 64), "PNG"), Reason.TOO_SMALL),
             (encoded(painting(64, MIN_SIDE - 1), "JPEG"), Reason.TOO_SMALL),
+            (encoded(painting(64, MIN_SIDE - 1), "AVIF"), Reason.TOO_SMALL),
+            (heif(painting(64, MIN_SIDE - 1)), Reason.TOO_SMALL),
         ],
     )
     def test_what_is_not_a_photo_is_refused_with_its_reason(self, data: bytes, reason: Reason) -> None:
@@ -336,14 +433,14 @@ class TestRefusals:
     @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
     def test_a_file_that_was_cut_off_is_refused(self, name: str, share: float) -> None:
         data = FILES[name]
-        whole_first_image = {"MPO", "APNG", "animated WEBP", "animated GIF", "animated TIFF"}
+        whole_first_image = {"MPO", "APNG", "animated WEBP", "animated GIF", "animated TIFF", "many HEIF"}
         if name in whole_first_image:  # the cut must fall into the first image
             share *= 0.4
         error = refusal(data[: int(len(data) * share)])
         assert error.reason is Reason.TRUNCATED
         assert f"{int(len(data) * share):,} bytes" in error.detail
 
-    @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "LZW TIFF"])
+    @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "LZW TIFF", "HEIF", "AVIF"])
     def test_an_upload_that_lost_its_second_half_is_refused(self, name: str) -> None:
         data = FILES[name]
         assert refusal(data[: len(data) // 2]).reason is Reason.TRUNCATED
@@ -355,6 +452,14 @@ class TestRefusals:
     def test_a_webp_of_full_length_is_corrupt_not_truncated(self) -> None:
         data = FILES["WEBP"]
         assert refusal(data[:40] + b"\xff" * (len(data) - 40)).reason is Reason.CORRUPT
+
+    def test_a_tile_that_is_cut_off_or_full_of_zeros_costs_the_photo(self) -> None:
+        data = FILES["tiled HEIF"]
+        assert refusal(data[:-1]).reason is Reason.TRUNCATED
+        tile = heif(painting().crop((64, 0, 128, 64)))
+        size = len(tile) - tile.index(b"mdat") - 4
+        assert data.endswith(tile[-size:])
+        assert refusal(data[:-size] + bytes(size)).reason is Reason.CORRUPT
 
     def test_damaged_data_are_corrupt_and_the_detail_says_of_what(self) -> None:
         damaged = bytearray(FILES["PNG"])
@@ -457,7 +562,8 @@ FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "600"))
 FUZZED = [
     *FILES.values(),
     *(encoded(Image.open(io.BytesIO(draw_photo("Kiwi", "Training", 1, size=(60, 90)))).convert("RGB"), kind)
-      for kind in ("JPEG", "PNG", "TIFF", "WEBP")),
+      for kind in ("JPEG", "PNG", "TIFF", "WEBP", "AVIF")),
+    heif(Image.open(io.BytesIO(draw_photo("Kiwi", "Training", 1, size=(60, 90)))).convert("RGB")),
 ]  # fmt: skip
 SIGNATURES = [FILES[name][:size] for name in FILES for size in (4, 16, 60)] + [b"MM\0*", b"II+\0", b"BM"]
 FUZZ_LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
@@ -628,9 +734,11 @@ class TestPerceptualHash:
 
 
 class TestReason:
-    def test_the_decoder_is_the_pillow_that_is_installed(self) -> None:
-        """Another Pillow may read other files: change ``DECODER``, so that what was refused is read again."""
-        assert DECODER.split("+")[0] == f"pillow-{PIL.__version__}"
+    def test_the_decoder_is_the_pillow_and_the_pi_heif_that_are_installed(self) -> None:
+        """Others may read other files: change ``DECODER``, so that what was refused is read again."""
+        pillow, heif_reader = DECODER.split(", ")
+        assert pillow.split("+")[0] == f"pillow-{PIL.__version__}"
+        assert heif_reader == f"pi-heif-{pi_heif.__version__}"
 
     def test_each_code_explains_itself(self) -> None:
         assert all(reason.description.endswith(".") and str(reason) == reason.value for reason in Reason)

@@ -7,10 +7,11 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
-from fruits.photos import headers
+from fruits.photos import boxes, headers
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode
 from fruits.photos.headers import find_problem
 from fruits.photos.quarantine import Reason
@@ -22,7 +23,12 @@ ORIENTATION = 0x0112
 def photo(kind: str, size: tuple[int, int] = (96, 64), **options: object) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **options)
+    if kind == "HEIF":
+        if isinstance(exif := options.get("exif"), Image.Exif):
+            options["exif"] = exif.tobytes()
+        pillow_heif.from_pillow(Image.fromarray(pixels)).save(stream, **options)
+    else:
+        Image.fromarray(pixels).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -87,6 +93,35 @@ def long_tiff() -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 1) + entry + struct.pack("<I", 0)
 
 
+def box(kind: bytes, body: bytes = b"") -> bytes:
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def heif_of(
+    kinds: dict[int, bytes],
+    references: list[tuple[bytes, int, list[int]]],
+    size: tuple[int, int] | None = (64, 64),
+    more: bytes = b"",
+) -> bytes:
+    """The boxes of a HEIC whose items have some types, one size and references; the first item is the photo."""
+    entries = [box(b"infe", struct.pack(">IHH4sx", 2 << 24, item, 0, kind)) for item, kind in kinds.items()]
+    linked = [box(kind, struct.pack(f">HH{len(parts)}H", item, len(parts), *parts)) for kind, item, parts in references]
+    places = b"".join(struct.pack(">HHHII", item, 0, 1, 0, 1_000_000) for item in kinds)
+    sizes = [box(b"ispe", struct.pack(">III", 0, *size))] if size else []
+    properties = b"".join(struct.pack(">HBB", item, len(sizes), 1)[: 3 + len(sizes)] for item in kinds)
+    body = [
+        box(b"pitm", struct.pack(">IH", 0, 1)),
+        box(b"iinf", struct.pack(">IH", 0, len(kinds)) + b"".join(entries)),
+        box(b"iloc", struct.pack(">IBBH", 0, 0x44, 0, len(kinds)) + places),
+        box(b"iref", bytes(4) + b"".join(linked)),
+        box(b"iprp", box(b"ipco", b"".join(sizes)) + box(b"ipma", struct.pack(">II", 0, len(kinds)) + properties)),
+    ]
+    return box(b"ftyp", b"heic\0\0\0\0mif1heic") + box(b"meta", bytes(4) + b"".join(body) + more)
+
+
+GRID = {1: b"grid", 2: b"hvc1"}
+
+
 COSTLY: dict[str, Callable[[], bytes]] = {
     "scans of a small JPEG": lambda: many_scans(headers.MOST_MARKERS),
     "scans of a large JPEG": lambda: many_scans(30, (9_000, 9_000)),
@@ -100,6 +135,19 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "tags of one place": lambda: greedy_tiff(100),
     "big-endian tags": lambda: greedy_tiff(100, ">"),
     "numbers": long_tiff,
+    "large tiles": lambda: heif_of(GRID, [(b"dimg", 1, [2] * 10)], (9_000, 9_000)),
+    "tiles again and again": lambda: heif_of(GRID, [(b"dimg", 1, [2] * 60_000)]),
+    "grids of grids": lambda: heif_of(
+        {item: b"hvc1" if item == 4 else b"grid" for item in range(1, 5)},
+        [(b"dimg", item, [item + 1] * 200) for item in range(1, 4)],
+    ),
+    "a chain of images": lambda: heif_of(
+        dict.fromkeys(range(1, 9), b"iden"), [(b"dimg", item, [item + 1]) for item in range(1, 8)]
+    ),
+    "an image of itself": lambda: heif_of({1: b"iden"}, [(b"dimg", 1, [1])]),
+    "metadata of each tile": lambda: heif_of({1: b"hvc1", 2: b"Exif"}, [(b"cdsc", 2, [1] * 60)]),
+    "boxes": lambda: heif_of(GRID, [], more=box(b"free") + box(b"iprp", box(b"free") * boxes.MOST_BOXES)),
+    "two tables": lambda: heif_of(GRID, [], more=box(b"iinf", bytes(6))),
 }
 
 
@@ -127,6 +175,33 @@ def test_jpegs_that_are_not_read_are_refused_by_name(marker: int, precision: int
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "references"),
+    [(b"unci", []), (b"av01", []), (b"grid", [(b"dimg", 1, [2])]), (b"iovl", [(b"dimg", 1, [3, 3])])],
+)
+def test_a_heic_of_another_coding_is_refused_by_name(
+    kind: bytes, references: list[tuple[bytes, int, list[int]]]
+) -> None:
+    error = refused(heif_of({1: kind, 2: b"j2k1", 3: b"hvc1"}, references))
+    name = "j2k1" if kind == b"grid" else kind.decode()
+    assert (error.reason, error.detail) == (Reason.UNSUPPORTED_FORMAT, f"HEIF of the coding '{name}': expected HEVC")
+
+
+def test_an_image_without_a_size_is_corrupt() -> None:
+    assert refused(heif_of(GRID, [(b"dimg", 1, [2])], None)).detail == "HEIF with an image that has no size"
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_a_stream_that_is_larger_than_its_property_says_is_not_decoded(kind: str) -> None:
+    size = struct.pack(">II", 1_000, 900)
+    data = photo(kind, (1_000, 900), quality=20)
+    assert data.count(size) == 1
+    error = refused(data.replace(size, struct.pack(">II", 96, 64)), Limits(10**6, 10**5))
+    expected = Reason.TOO_COSTLY if kind == "HEIF" else Reason.TOO_MANY_PIXELS
+    assert error.reason == expected
+    assert "1000x904" in error.detail or "1,000 x 900" in error.detail
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 @pytest.mark.parametrize("extended", [True, False])
 def test_a_webp_of_too_many_pixels_gets_no_canvas(
@@ -140,7 +215,7 @@ def test_a_webp_of_too_many_pixels_gets_no_canvas(
     assert (error.reason, error.detail[:26]) == (Reason.TOO_MANY_PIXELS, "WEBP of 96 x 64 pixels: ex")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "HEIF", "AVIF"])
 def test_exif_that_would_cost_too_much_does_not_cost_the_photo(kind: str) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -155,12 +230,13 @@ def test_exif_that_would_cost_too_much_does_not_cost_the_photo(kind: str) -> Non
     assert (photo_of_bomb.width, photo_of_bomb.height) == (96, 64)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "HEIF", "AVIF"])
 def test_honest_files_have_no_problem_wherever_they_end(kind: str) -> None:
     data = photo(kind, size=(640, 480))
     assert find_problem(data, kind, 640 * 480) is None
     for end in (*range(1, 200), len(data) // 2):
-        assert find_problem(data[:end], kind, 640 * 480) is None
+        problem = find_problem(data[:end], kind, 640 * 480)
+        assert problem is None or (kind in ("HEIF", "AVIF") and problem[0] is Reason.TRUNCATED)
 
 
 def test_a_progressive_photo_of_the_largest_size_is_accepted() -> None:
