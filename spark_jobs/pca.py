@@ -1,10 +1,11 @@
 """Bring PCA statistics, model and embeddings of a run up to date.
 
 Merges the new rows into the backbone's running moments and takes the removed rows out, fits a new PCA version when the
-policy says so (then projects every row), and otherwise projects the changed rows only. A refit that would replace more
+policy says so (then projects every row), and otherwise projects the changed rows only. Fits the classifier on the same
+statistics, and calibrates it on a sample of the photos. A refit that would replace more
 embeddings than FRUITS_APPROVAL_ROWS waits for a person's approval, and the run goes on under the PCA that there is.
-Reads `features` at the snapshot that featurize wrote; writes `pca_statistics`, `label_statistics`, `pca_models` and
-`embeddings` on the attempt's own branch, and the run's pca.json.
+Reads `features` at the snapshot that featurize wrote; writes `pca_statistics`, `label_statistics`, `pca_models`,
+`embeddings`, `calibration_sample` and `classifiers` on the attempt's own branch, and the run's pca.json.
 """
 
 import logging
@@ -15,6 +16,7 @@ from fruits.lake.pca_tables import PCAVersion
 from fruits.run.decisions import Decisions, described
 from fruits.run.documents import Featurized, Projected
 from fruits.run.state import WRITTEN
+from fruits.spark.classification import update_classifier, update_sample
 from fruits.spark.job import Job, run_job
 from fruits.spark.projection import (
     current_version,
@@ -41,6 +43,8 @@ def update_pca(job: Job) -> None:
     with job.phase("moments"):
         statistics = update_statistics(job, replaced)
     moments = statistics.moments
+    with job.phase("sample"):
+        sample = update_sample(job, replaced)
     with job.phase("remove"):
         job.tables.delete_keys("embeddings", replaced, job.run.model_id)
     known: dict[str, object] = {"n_statistics": moments.n, "recomputed": statistics.recomputed}
@@ -68,6 +72,8 @@ def update_pca(job: Job) -> None:
         if refit.keep:  # readers keep it if the new version fails its gates
             project_changed(job, refit.keep)
         action, (version, projected) = "fit", fit_version(job, moments, reason or "")
+    with job.phase("classifier"):
+        known["classified"] = update_classifier(job, moments, sample)
     k, n = version.pca.n_components, version.pca.n
     why = reason or "no refit is due"
     log.info("%s %s: k=%d of n=%d, %d rows projected (%s)", action, version.pca_id, k, n, projected, why)

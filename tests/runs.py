@@ -21,7 +21,7 @@ from fruits.run.documents import (
     run_store,
 )
 from fruits.run.request import MaintenanceRequest, RunRequest
-from fruits.run.state import PlannedRun, run_key
+from fruits.run.state import WRITTEN, PlannedRun, run_key
 from fruits.settings import Settings
 from fruits.stores import write_json
 
@@ -97,7 +97,7 @@ def projected(**changed: Any) -> Projected:
         "drift": None,
         "projected": 1,
         "read": {"features": 1, "quarantine": 1},
-        "wrote": {"pca_statistics": 1, "label_statistics": 1, "pca_models": 1, "embeddings": 1},
+        "wrote": dict.fromkeys(WRITTEN["pca"], 1),
     }
     return Projected(**{**values, **changed})
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from fruits.analysis.quality import Quality
 from fruits.settings import Settings
 
 Severity = Literal["required", "warn"]
@@ -19,6 +20,7 @@ _FEWEST_PROBED = 50  # one photo is then 2 % of the accuracy
 _LARGE_SAMPLE = 1_000  # from here on the measured value decides: its interval is less than 3 % wide to each side
 _Z = 1.96  # standard errors on each side of a 95 % interval
 _MAX_ORTHONORMALITY_ERROR = 1e-6
+_MOST_CALIBRATION_ERROR = 0.03
 _SCALE_FACTOR = 4.0  # a missing pixel scaling makes a factor of 127 or more, a new camera less than 2
 
 
@@ -61,6 +63,9 @@ class Findings:
     probe_embedded: float | None
     probe_rows: int  # held-out photos that the probe was scored on; with few of them its accuracy is chance
     uncounted: int = 0  # rows that Iceberg counts beyond those that the counters explain, or fewer
+    classifier: Quality | None = None  # None without a classifier, or with too few photos to tell
+    classifier_before: Quality | None = None  # that of the publication before
+    set_error: float | None = None  # share of photos whose set may lack the right label
 
 
 def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
@@ -105,6 +110,9 @@ def evaluate(findings: Findings, settings: Settings) -> tuple[Gate, ...]:
             "unexplained variance of new photos beyond what is expected",
         ),
         _scale(findings.scale_ratio),
+        _classifier_accuracy(findings.classifier, findings.classifier_before),
+        _classifier_calibration(findings.classifier),
+        _classifier_coverage(findings.classifier, findings.set_error),
         _at_most(
             "labels_fitted", "warn", len(findings.unfitted_labels), 0,
             "labels that occur in a held-out split only" + _examples(findings.unfitted_labels),
@@ -190,6 +198,46 @@ def _probe(findings: Findings, settings: Settings) -> Gate:
     (raw_lowest, _), (lowest, highest) = wilson_interval(raw, n), wilson_interval(embedded, n)
     most = embedded - threshold * raw + math.hypot(highest - embedded, threshold * (raw - raw_lowest))
     return _if_certain(gate, f"an accuracy of {lowest:.3f} to {highest:.3f} on embeddings", beyond=most < 0)
+
+
+def _classifier_accuracy(now: Quality | None, before: Quality | None) -> Gate:
+    """The classifier's accuracy against that of the publication before, by the interval of ``_probe``."""
+    name = "classifier_accuracy"
+    if now is None or before is None:
+        what = "no classifier, or too few photos to tell" if now is None else "no accuracy before to compare with"
+        return Gate(name, "warn", passed=True, value=now.accuracy if now else None, threshold=None, detail=what)
+    detail = f"accuracy {now.accuracy:.3f} on {now.n} photos, {before.accuracy:.3f} on {before.n} before"
+    gate = _at_least(name, "warn", now.accuracy, before.accuracy, detail)
+    if gate.passed:
+        return gate
+    (before_lowest, _), (lowest, highest) = (wilson_interval(one.accuracy, one.n) for one in (before, now))
+    least = before.accuracy - now.accuracy - math.hypot(before.accuracy - before_lowest, highest - now.accuracy)
+    return _if_certain(gate, f"{lowest:.3f} to {highest:.3f}", beyond=least > 0)
+
+
+def _classifier_calibration(now: Quality | None) -> Gate:
+    """The expected calibration error; chance alone makes one of about ``1 / sqrt(n)`` at most."""
+    error = now.calibration_error if now else None
+    detail = "expected distance between confidence and accuracy, on photos that it was not calibrated on"
+    gate = _at_most("classifier_calibration", "warn", error, _MOST_CALIBRATION_ERROR, detail)
+    if now is None or gate.passed:
+        return gate
+    lowest = max(0.0, now.calibration_error - 1 / math.sqrt(now.n))
+    return _if_certain(gate, f"from {lowest:.3f}", beyond=lowest > _MOST_CALIBRATION_ERROR)
+
+
+def _classifier_coverage(now: Quality | None, error: float | None) -> Gate:
+    """The share of photos whose set has the right label, against the promised share."""
+    name = "classifier_coverage"
+    if now is None or error is None:
+        what = "no classifier, or too few photos to tell"
+        return Gate(name, "warn", passed=True, value=None, threshold=None, detail=what)
+    detail = f"share of photos whose set has the right label; {now.labels_of_set:.2f} labels a set"
+    gate = _at_least(name, "warn", now.coverage, 1 - error, detail)
+    if gate.passed:
+        return gate
+    lowest, highest = wilson_interval(now.coverage, now.n)
+    return _if_certain(gate, f"{lowest:.3f} to {highest:.3f}", beyond=highest < 1 - error)
 
 
 def _if_certain(gate: Gate, interval: str, *, beyond: bool) -> Gate:

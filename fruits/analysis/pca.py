@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fruits.analysis.moments import Moments
+from fruits.analysis.shrinkage import oracle_shrinkage
 from fruits.errors import FruitsError
 
 RefitPolicy = Literal["auto", "always", "never"]
@@ -120,6 +121,18 @@ def fit_problem(moments: Moments, n_components: float) -> str | None:
             "variance such as 0.95."
         )
     return None
+
+
+def whiten(pca: PCA, embedding: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Embeddings, shape ``(n, k)``, with each component over its standard deviation, as scikit-learn's ``whiten``.
+
+    The variances are shrunk towards their mean (``oracle_shrinkage``): those of a few photos say little, and without
+    that, each photo would be far from all others.
+    """
+    variance = pca.explained_variance
+    trace, squares = float(variance.sum()), float(np.square(variance).sum())
+    share = oracle_shrinkage(trace, squares, pca.n_components, max(pca.n - 1, 1))
+    return np.asarray(embedding / np.sqrt((1 - share) * variance + share * variance.mean()), dtype=np.float32)
 
 
 def transform(pca: PCA, rows: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from fruits.backbones.card import Card
 from fruits.backbones.stage import read_card
 from fruits.cli.output import Document, fields, share, table
 from fruits.errors import FruitsError
+from fruits.lake.classifier_tables import load_classifier
 from fruits.lake.publication import Publication, publications
 from fruits.serve.state import FittedVersion, fitted_versions
 from fruits.settings import Settings
@@ -38,6 +40,7 @@ def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
                 **_staged(settings, model_id),
                 "features": features[model_id],
                 "current": current is not None and model_id == current.model_id,
+                "classifier": _classifier(lake, current, model_id),
                 "pca_versions": [_version(version, current) for version in versions if version.model_id == model_id],
             }
             for model_id in staged
@@ -57,6 +60,23 @@ def _staged(settings: Settings, model_id: str) -> dict[str, Any]:
 def _features(lake: "Lake", current: Publication) -> Counter[str]:
     rows = lake.read("features", current.snapshots["features"], ("model_id",))["model_id"].value_counts()
     return Counter({pair["values"]: pair["counts"] for pair in rows.to_pylist()})
+
+
+def _classifier(lake: "Lake", current: Publication | None, model_id: str) -> dict[str, Any] | None:
+    """The classifier of a backbone at the current publication; None without one."""
+    classifier = load_classifier(lake, current.snapshots, model_id) if current else None
+    if classifier is None:
+        return None
+    return {
+        "classifier_id": classifier.classifier_id,
+        "labels": len(classifier.labels),
+        "n": classifier.discriminant.n,
+        "shrinkage": classifier.discriminant.shrinkage,
+        "temperature": classifier.calibration.temperature,
+        "calibrated_on": classifier.calibrated_on,
+        "calibration_photos": classifier.calibration.n,
+        "quality": asdict(classifier.quality) if classifier.quality else None,
+    }
 
 
 def _version(version: FittedVersion, current: Publication | None) -> dict[str, Any]:
@@ -93,9 +113,26 @@ def render(models: Document) -> Iterable[RenderableType]:
                 ("features", backbone["features"]),
             ]
         )
+        if classifier := backbone["classifier"]:
+            yield fields(_classifier_fields(classifier))
         if backbone["pca_versions"]:
             columns = ("pca version", ">k", ">n", ">explained", "fitted at", "why", "")
             yield table(columns, (_version_row(version) for version in backbone["pca_versions"]))
+
+
+def _classifier_fields(classifier: Document) -> list[tuple[str, object]]:
+    quality = classifier["quality"]
+    told = (
+        f"accuracy {quality['accuracy']:.3f}, calibration error {quality['calibration_error']:.3f}, coverage "
+        f"{quality['coverage']:.3f} with {quality['labels_of_set']:.2f} labels a set, on {quality['n']:,} photos"
+        if quality
+        else "too few photos to tell"
+    )
+    return [
+        ("classifier", f"{classifier['classifier_id']}: {classifier['labels']} labels, n {classifier['n']:,}"),
+        ("calibrated on", f"{classifier['calibration_photos']:,} {classifier['calibrated_on']}"),
+        ("quality", told),
+    ]
 
 
 def _precision(card: Document) -> str:

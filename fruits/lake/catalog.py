@@ -46,7 +46,7 @@ _COLUMNS_PROPERTY = "fruits.lake-columns"
 RUN_PROPERTY = "fruits.run"
 """What each snapshot of ours carries in its summary: the key of the run that made it."""
 
-LAKE_FORMAT = 4
+LAKE_FORMAT = 5
 """What this software writes: tables, run documents and leases. Format 1 is that of Fruits 0.1, which did not say so."""
 _LOCKED = re.compile(r"database (\w+ )?is locked")  # the words of SQLite
 _GLUE_TRANSIENT = ("ThrottlingException", "InternalServiceException", "OperationTimeoutException")

@@ -73,7 +73,7 @@ def save_version(lake: Lake, writer: Writer, version: PCAVersion) -> None:
         "fitted_at": version.fitted_at.astimezone(UTC),
         "run_id": version.run_id,
     }
-    _replace(lake, writer, PCA_MODELS, row, "pca_id")
+    replace_row(lake, writer, PCA_MODELS, row, "pca_id")
 
 
 def load_statistics(lake: Lake, snapshot_id: int, model_id: str, width: int) -> Moments:
@@ -101,7 +101,7 @@ def save_statistics(lake: Lake, writer: Writer, model_id: str, moments: Moments,
         "scatter_error": moments.scatter_error,
         "run_id": run_id,
     }
-    _replace(lake, writer, PCA_STATISTICS, row, "model_id")
+    replace_row(lake, writer, PCA_STATISTICS, row, "model_id")
 
 
 def count_by_label(lake: Lake, snapshot_id: int | None, model_id: str) -> dict[str, int]:
@@ -146,7 +146,7 @@ def save_label_sums(
         commit_rows(lake, LABEL_STATISTICS.name, replace, branch=writer.branch)
 
 
-def _replace(lake: Lake, writer: Writer, definition: TableDefinition, row: dict[str, Any], identity: str) -> None:
+def replace_row(lake: Lake, writer: Writer, definition: TableDefinition, row: Mapping[str, Any], identity: str) -> None:
     """Write one row on an attempt's branch in place of the row of the same identity, in one commit."""
     from pyiceberg.expressions import EqualTo
 

@@ -76,6 +76,7 @@ class Publication:
     approvals: tuple[Approval, ...] = ()
     rules: str | None = None
     counters: tuple[RowCount, ...] | None = None
+    classifier_id: str | None = None
 
     @property
     def counted(self) -> Counters | None:
@@ -508,6 +509,7 @@ def _to_rows(publication: Publication) -> pa.Table:
         "approvals": [_approval_to_row(approval) for approval in publication.approvals],
         "rules": publication.rules,
         "counters": None if publication.counters is None else [asdict(count) for count in publication.counters],
+        "classifier_id": publication.classifier_id,
     }
     return pa.Table.from_pylist([row], schema=PUBLICATIONS.schema)
 

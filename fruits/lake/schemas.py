@@ -14,6 +14,8 @@ TableName = Literal[
     "pca_statistics",
     "label_statistics",
     "photo_hashes",
+    "calibration_sample",
+    "classifiers",
     "embeddings",
     "publications",
 ]
@@ -209,6 +211,48 @@ PHOTO_HASHES = TableDefinition(
     row_group_bytes=512 * 2**10,  # a lookup reads a row group for each hash
 )
 
+CALIBRATION_SAMPLE = TableDefinition(
+    "calibration_sample",
+    "one of some thousand photos of a backbone that classifiers are calibrated on: held-out ones first, by a hash",
+    pa.schema(
+        [_KEY, _LABEL, _SPLIT, _MODEL_ID, _column("vector", _list(pa.float32()), "Its feature vector."), _RUN_ID]
+    ),
+    sort_by="key",
+    partition_by="model_id",
+    since=5,
+)
+
+CLASSIFIERS = TableDefinition(
+    "classifiers",
+    "the classifier of one backbone; each run that changes the photos replaces it",
+    pa.schema(
+        [
+            _column("classifier_id", pa.string(), "Identity: a hash of labels, weights and calibration."),
+            _MODEL_ID,
+            _column("labels", _list(pa.string()), "The c labels, sorted."),
+            _column("counts", _list(pa.int64()), "Photos of each label in the fit split."),
+            _column("weights", _list(_list(pa.float64())), "Linear discriminant: c rows of length d."),
+            _column("intercept", _list(pa.float64()), "Length c; the score of a feature is `weights @ x + intercept`."),
+            _column("shrinkage", pa.float64(), "Share of the identity in the covariance within labels."),
+            _column("temperature", pa.float64(), "Confidences are the softmax of the scores over the temperature."),
+            _column("error", pa.float64(), "Share of photos whose set may lack the right label."),
+            _column("thresholds", _list(pa.float64()), "A label of at least this confidence is in the set; length c."),
+            _column("calibrated_on", pa.string(), "`held-out photos`, `cross-fitted photos` or `nothing`."),
+            _column("calibration_photos", pa.int64(), "Photos that it was calibrated on."),
+            _column("scored_photos", pa.int64(), "Photos of the figures below, of neither fit nor calibration."),
+            _column("accuracy", pa.float64(), "Share of them whose likeliest label is right.", nullable=True),
+            _column("calibration_error", pa.float64(), "Expected calibration error.", nullable=True),
+            _column("coverage", pa.float64(), "Share of them whose set has the right label.", nullable=True),
+            _column("labels_of_set", pa.float64(), "Labels of a set, on average.", nullable=True),
+            _column("fit_split", pa.string(), "Split that it was fitted on."),
+            _column("fitted_at", TIMESTAMP, "When it was fitted."),
+            _RUN_ID,
+        ]
+    ),
+    sort_by="model_id",
+    since=5,
+)  # fmt: skip
+
 EMBEDDINGS = TableDefinition(
     "embeddings",
     "an object under a PCA version",
@@ -245,13 +289,15 @@ PUBLICATIONS = TableDefinition(
             _column("approvals", _list(APPROVAL), "The decisions of people that it rests on.", nullable=True),
             _column("rules", pa.string(), "Identity of the rules for keys that all rows follow.", nullable=True),
             _column("counters", _list(COUNTER), "Rows by label and split, or reason; empty: unknown.", nullable=True),
+            _column("classifier_id", pa.string(), "Classifier of the backbone; null without one.", nullable=True),
         ]
     ),
     sort_by="sequence",
 )  # fmt: skip
 
 TABLES: tuple[TableDefinition, ...] = (
-    FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, LABEL_STATISTICS, PHOTO_HASHES, EMBEDDINGS, PUBLICATIONS,
+    FEATURES, QUARANTINE, PCA_MODELS, PCA_STATISTICS, LABEL_STATISTICS, PHOTO_HASHES, CALIBRATION_SAMPLE, CLASSIFIERS,
+    EMBEDDINGS, PUBLICATIONS,
 )  # fmt: skip
 
 BY_NAME: dict[TableName, TableDefinition] = {table.name: table for table in TABLES}

@@ -18,6 +18,7 @@ from obstore.store import ObjectStore
 
 import fruits
 from fruits.analysis.gates import Gate
+from fruits.analysis.quality import CalibratedOn, Quality
 from fruits.denials import denials_explained
 from fruits.disks import full_disks_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
@@ -76,13 +77,27 @@ class Featurized(Frozen):
         return sum(count for cause, count in self.pending.items() if cause != Pending.VANISHED)
 
 
+class Classified(Frozen):
+    """The classifier that ``pca`` fitted, and its figures; these are None with too few photos to tell."""
+
+    classifier_id: str
+    labels: int
+    n: int
+    shrinkage: float
+    temperature: float
+    calibrated_on: CalibratedOn
+    calibration_photos: int
+    error: float
+    quality: Quality | None
+
+
 class Projected(Frozen):
     """What ``pca`` did: the PCA version in use and the reason, and the snapshots that the task read and wrote.
 
     ``gain`` is the share of the variance that a refit for drift would have explained in addition; None without drift.
     ``keep`` is the PCA version that readers keep if the new one fails its gates; both have the embeddings of all rows.
     ``undecided`` is the question of a refit that is due and waits for an approval. ``approvals`` has the approval of a
-    refit that a person approved after the plan.
+    refit that a person approved after the plan. ``classified`` is None without a classifier.
     """
 
     action: Literal["fit", "project", "none"]
@@ -102,6 +117,7 @@ class Projected(Frozen):
     wrote: Snapshots | None
     undecided: tuple[Approval, ...] = ()
     approvals: tuple[Approval, ...] = ()
+    classified: Classified | None = None
 
 
 class Probe(Frozen):

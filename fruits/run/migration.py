@@ -1,11 +1,12 @@
-"""From lake formats 1, that of Fruits 0.1, 2 and 3 to format 4.
+"""From lake formats 1, that of Fruits 0.1, to 4 to format 5.
 
 Format 2 has typed run documents that record snapshots, a branch for each attempt, and leases in ``leases/``, where
 format 1 had ``turns/``. A run of format 1 that is under way continues: ``upgraded`` brings its documents into today's
 form, and its rows are on its one branch, ``run_<run key>``. Format 3 has run documents, leases and pins by namespace,
 and more columns in ``quarantine`` and ``publications``. A run that an earlier release planned keeps its folder. Format
 4 has the tables ``label_statistics`` and ``photo_hashes``, and more columns in ``pca_models`` and ``publications``, one
-of which is ``rules``. A run under way of an earlier release publishes these tables as they were before the run.
+of which is ``rules``. Format 5 has the tables ``calibration_sample`` and ``classifiers``. A run under way of an earlier
+release publishes these tables as they were before the run.
 """
 
 from collections.abc import Mapping

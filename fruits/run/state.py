@@ -14,7 +14,7 @@ from fruits.run.request import Frozen, RunRequest
 
 WRITTEN: Mapping[str, tuple[TableName, ...]] = {
     "featurize": ("features", "quarantine"),
-    "pca": ("pca_statistics", "label_statistics", "pca_models", "embeddings"),
+    "pca": ("pca_statistics", "label_statistics", "calibration_sample", "pca_models", "embeddings", "classifiers"),
 }
 """The tables that a task writes, by task."""
 

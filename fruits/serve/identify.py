@@ -1,12 +1,9 @@
 """What is this photo? Labels with a confidence and the nearest photos, from the published tables alone.
 
-A photo is treated like the photos in the bucket: the same decoding, the publication's backbone, its PCA. The embedding
-is then compared with the published embeddings in two ways: by the linear classifier of ``fruits.analysis.probe``, and
-by cosine.
-
-The classifier is fitted on every published photo with a label, held-out photos included, because nothing published or
-scored depends on this classifier. PCA and probe stay fitted on the fit split alone, and the publication's
-``probe_embedded`` is an honest estimate of the accuracy on new photos.
+A photo is treated like the photos in the bucket: the same decoding, the publication's backbone, its PCA. The
+publication's classifier tells the label from the feature. The embedding is compared with the published embeddings in
+whitened space, where each component is divided by its standard deviation: components of little variance tell kinds
+apart that the first ones do not.
 """
 
 import hashlib
@@ -19,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fruits.analysis.pca import PCA, transform
-from fruits.analysis.probe import LinearClassifier, fit_calibrated_classifier
+from fruits.analysis.classifier import Classifier
+from fruits.analysis.pca import PCA, transform, whiten
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import load_classifier
 from fruits.lake.pca_tables import load_versions
 from fruits.lake.publication import Publication
 from fruits.lake.reader import PublishedRows, current_publication, open_read_only
@@ -36,6 +34,9 @@ _MOST_LABELS = 5
 _TYPICAL_PHOTOS = 256
 """Size of the sample of published photos that familiarity compares with; a share of 256 is right to about 3 %."""
 
+LEAST_FAMILIAR = 0.1
+"""A photo of less familiarity shows something unknown: of published photos, as many would be taken for unknown."""
+
 _COLUMNS = ("key", "label", "embedding", "residual")
 _DIGITS = 5  # of a similarity: further digits depend on how many rows were compared at once
 
@@ -46,7 +47,7 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A published photo near another photo; ``similarity`` is the cosine of the two embeddings, -1 to 1."""
+    """A published photo near another photo; ``similarity`` is the cosine of the whitened embeddings, -1 to 1."""
 
     key: str
     label: str
@@ -62,12 +63,16 @@ class Identification:
         label: The likeliest label.
         confidence: Probability of ``label``, 0 to 1, given that the photo shows one of the published labels.
         labels: The likeliest labels with their probabilities, the best first, at most 5.
+        candidates: The set of labels that has the right one for 19 of 20 photos like the published ones: one label,
+            several, or none. None for a photo of something unknown.
+        known: Whether the photo is like the published photos; see ``LEAST_FAMILIAR``.
         nearest: The nearest published photos, the nearest first.
         familiarity: Share of the published photos, 0 to 1, whose nearest other photo is no nearer than this photo's
             nearest. Near 0, the photo is like none of the published photos, and the labels mean little.
         error: Why the photo could not be identified; None without an error.
         model_id: Backbone of the publication.
         pca_id: PCA version of the publication.
+        classifier_id: Classifier of the publication; None without one, and then there are no labels.
         publication_id: The publication that gave the answer.
     """
 
@@ -75,11 +80,14 @@ class Identification:
     label: str | None
     confidence: float | None
     labels: tuple[tuple[str, float], ...]
+    candidates: tuple[str, ...]
+    known: bool | None
     nearest: tuple[Neighbour, ...]
     familiarity: float | None
     error: str | None
     model_id: str
     pca_id: str
+    classifier_id: str | None
     publication_id: str
 
 
@@ -96,9 +104,8 @@ class EmbeddedPhotos:
 def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) -> list[Identification]:
     """Identify each photo by the current publication, in order. A photo that cannot be read does not stop the others.
 
-    The published embeddings are read twice, in batches: for the classifier, which is fitted on at most
-    ``FRUITS_PROBE_ROWS`` rows (the same rows each time, equally many of each label where there are enough), and for the
-    nearest photos among all rows.
+    The published embeddings are read twice, in batches: for typical photos, the same ones each time, and for the
+    nearest photos among all rows. A publication of an earlier release has no classifier, and so no labels.
 
     Args:
         settings: Where the lake is.
@@ -113,20 +120,23 @@ def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) ->
     lake = open_read_only(settings)
     publication = current_publication(lake)
     rows = PublishedRows(lake, publication, "embeddings", _COLUMNS)
-    sample = sample_rows(rows.batches(), settings.probe_rows)
+    sample = sample_rows(rows.batches(), _TYPICAL_PHOTOS)
     if not sample.keys:
         raise FruitsError(
             f"publication {publication.publication_id}: no photos to compare with; upload photos as <label>/<file> and "
             "run the DAG"
         )
     pca = _pca(lake, publication)
-    backbone = load_backbone(settings, str(publication.model_id))
+    model_id = str(publication.model_id)
+    classifier = load_classifier(lake, publication.snapshots, model_id)
+    backbone = load_backbone(settings, model_id)
     vectors = [_vector(path, backbone, settings) for path in photos]
     readable = [vector for vector in vectors if not isinstance(vector, str)]
-    answers = iter(_answers(readable, pca, sample, rows, nearest)) if readable else iter(())
-    identity = (str(publication.model_id), str(publication.pca_id), str(publication.publication_id))
+    answers = iter(_answers(readable, pca, classifier, sample, rows, nearest)) if readable else iter(())
+    classifier_id = classifier.classifier_id if classifier else None
+    identity = (model_id, str(publication.pca_id), classifier_id, str(publication.publication_id))
     return [
-        Identification(path, None, None, (), (), None, vector, *identity)
+        Identification(path, None, None, (), (), None, (), None, vector, *identity)
         if isinstance(vector, str)
         else Identification(path, *next(answers), None, *identity)
         for path, vector in zip(photos, vectors, strict=True)
@@ -157,7 +167,7 @@ def sample_rows(batches: Iterator[pa.RecordBatch], most: int) -> EmbeddedPhotos:
     return _photos(_equal_shares(pa.concat_tables(tables), most).sort_by("key"))
 
 
-def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: int) -> list[list[Neighbour]]:
+def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: int, pca: PCA) -> list[list[Neighbour]]:
     """For each query, the ``count`` published photos of the greatest cosine, the best first, equal cosines by key.
 
     The search is exact: it compares every row, a batch at a time.
@@ -166,12 +176,13 @@ def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: in
         batches: Rows with the columns key, label, embedding and residual.
         queries: Embeddings, shape ``(q, k)``.
         count: At least 1.
+        pca: Both are whitened by its variances.
     """
-    directions = _directions(queries)
+    directions = _directions(whiten(pca, queries))
     best: list[list[Neighbour]] = [[] for _ in directions]
     for batch in batches:
         photos = _photos(pa.Table.from_batches([batch]).sort_by("key"))
-        published = _directions(photos.embedding).T
+        published = _directions(whiten(pca, photos.embedding)).T
         last = min(count, len(photos.keys))
         for start in range(0, len(directions), _QUERIES_AT_ONCE):
             similarity = np.round(directions[start : start + _QUERIES_AT_ONCE] @ published, _DIGITS)
@@ -189,15 +200,25 @@ def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: in
     return best
 
 
+Answer = tuple[
+    str | None, float | None, tuple[tuple[str, float], ...], tuple[str, ...], bool, tuple[Neighbour, ...], float
+]
+"""Label, confidence, labels, candidates, known, nearest and familiarity."""
+
+
 def _answers(
-    vectors: Sequence[Matrix], pca: PCA, sample: EmbeddedPhotos, rows: PublishedRows, count: int
-) -> Iterator[tuple[str, float, tuple[tuple[str, float], ...], tuple[Neighbour, ...], float]]:
-    """Label, confidence, labels, nearest and familiarity of each feature vector."""
+    vectors: Sequence[Matrix],
+    pca: PCA,
+    classifier: Classifier | None,
+    sample: EmbeddedPhotos,
+    rows: PublishedRows,
+    count: int,
+) -> Iterator[Answer]:
+    """The answer for each feature vector."""
     embedding, residual = transform(pca, np.stack(vectors))
-    classifier = fit_calibrated_classifier(sample.embedding, sample.labels)
-    typical = np.unique(np.linspace(0, len(sample.keys) - 1, _TYPICAL_PHOTOS).astype(int)).tolist()
+    typical = list(range(len(sample.keys)))[:: -(-len(sample.keys) // _TYPICAL_PHOTOS)]
     queries = np.concatenate([embedding, sample.embedding[typical]])
-    nearest = nearest_photos(rows.batches(), queries, max(count, 1) + 1)  # a published photo is its own nearest
+    nearest = nearest_photos(rows.batches(), queries, max(count, 1) + 1, pca)  # a published photo is its own nearest
     of_queries, of_typical = nearest[: len(vectors)], nearest[len(vectors) :]
     typical_nearness = np.sort(
         [
@@ -212,14 +233,19 @@ def _answers(
     for row, neighbours in enumerate(of_queries):
         nearness = _nearness(neighbours, embedding[row], residual[row])
         familiarity = float(np.searchsorted(typical_nearness, nearness, side="right")) / len(typical_nearness)
-        labels = _labels(classifier, embedding[row])
-        yield (*labels[0], labels, tuple(neighbours[:count]), round(familiarity, 3))
+        known = familiarity >= LEAST_FAMILIAR
+        labels, candidates = _labels(classifier, vectors[row]) if classifier else ((), ())
+        best = labels[0] if labels else (None, None)
+        yield *best, labels, candidates if known else (), known, tuple(neighbours[:count]), round(familiarity, 3)
 
 
-def _labels(classifier: LinearClassifier, embedding: Matrix) -> tuple[tuple[str, float], ...]:
-    (probabilities,) = classifier.probabilities(embedding[np.newaxis])
-    order = np.argsort(-probabilities, kind="stable")[:_MOST_LABELS]
-    return tuple((classifier.labels[place], float(probabilities[place])) for place in order)
+def _labels(classifier: Classifier, vector: Matrix) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...]]:
+    """The likeliest labels with their probabilities, and the labels of the set, the likeliest first."""
+    rows = vector[np.newaxis]
+    (probabilities,), (in_set,) = classifier.probabilities(rows), classifier.sets(rows)
+    order = np.argsort(-probabilities, kind="stable").tolist()
+    likeliest = tuple((classifier.labels[place], float(probabilities[place])) for place in order[:_MOST_LABELS])
+    return likeliest, tuple(classifier.labels[place] for place in order if in_set[place])
 
 
 def _nearness(neighbours: Sequence[Neighbour], embedding: Matrix, residual: np.float32) -> float:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
+from fruits.lake.classifier_tables import load_classifier
 from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.hashes import MOST_HASHES, same_bytes
 from fruits.lake.pca_tables import PCAVersion, load_versions
@@ -99,6 +100,8 @@ def measure(measured: Measured) -> tuple[Findings, Counters]:
         usable = version is not None and not (tables["unusable_vectors"] or tables["wrong_widths"])
         accuracy = probe(measured, features, ours.held_out) if usable else Probe()
     document = job.documents.pca
+    classified = document.done.classified if document and document.done else None
+    before = load_classifier(job.lake, job.run.base.snapshots, job.run.model_id)
     findings = Findings(
         **tables,
         orthonormality_error=orthonormality_error(version.pca.components) if version else None,
@@ -107,6 +110,9 @@ def measure(measured: Measured) -> tuple[Findings, Counters]:
         probe_raw=accuracy.raw,
         probe_embedded=accuracy.embedded,
         probe_rows=accuracy.rows,
+        classifier=classified.quality if classified else None,
+        classifier_before=before.quality if before else None,
+        set_error=classified.error if classified else None,
     )
     return findings, counters
 

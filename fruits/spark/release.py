@@ -32,6 +32,7 @@ EXPECTED_RELEASE = "FRUITS_RELEASE"
 EXECUTOR_SOURCES = (
     "__init__.py",
     *("analysis/__init__.py", "analysis/labels.py", "analysis/moments.py", "analysis/pca.py"),
+    "analysis/shrinkage.py",
     *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
     "backbones/weights.py",
     *("denials.py", "disks.py", "errors.py"),

@@ -192,6 +192,7 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
             "probe_embedded": base.probe_embedded,
             "probe_rows": base.probe_rows,
             "building": planned.model_id,
+            "classifier_id": base.classifier_id,
             "counts": {**counts, **kept},
             "rules": base.rules,
         }
@@ -203,6 +204,7 @@ def _for_readers(planned: PlannedRun, documents: RunDocuments, validated: Valida
         "probe_embedded": validated.probe.embedded,
         "probe_rows": validated.probe.rows,
         "building": None if base.building == planned.model_id else base.building,
+        "classifier_id": projected.classified.classifier_id if projected and projected.classified else None,
         "counts": {
             **counts,
             "features": validated.features,

@@ -43,6 +43,7 @@ from fruits.run.state import WRITTEN
 from fruits.run.upkeep import Upkeep
 from fruits.spark import featurizing
 from fruits.spark import job as real
+from fruits.spark.classification import update_classifier, update_sample
 from fruits.spark.executors import OTHERS_SCHEMA, _embeddings, matrix, packed
 from fruits.spark.featurizing import Outcomes
 from fruits.spark.job import Job
@@ -212,6 +213,7 @@ def pca(job: Job, bucket: Bucket) -> None:
     job.start_branches(*WRITTEN["pca"])
     replaced = job.manifest().replaced_keys
     moments, recomputed = _update_statistics(job, replaced)
+    sample = update_sample(job, replaced)
     job.tables.delete_keys("embeddings", replaced, job.run.model_id)
     versions = load_versions(job.lake, job.start["pca_models"], job.run.model_id)
     published = [one for one in versions if one.pca_id == job.run.base.publication.pca_id]
@@ -235,6 +237,7 @@ def pca(job: Job, bucket: Bucket) -> None:
         save_version(job.lake, job.tables.writer, current)
     else:
         projected = _project(job, current.pca_id, current.pca, new_rows(job))
+    classified = update_classifier(job, moments, sample)
     job.recorder.record(
         Projected(
             action="fit" if reason else "project",
@@ -244,6 +247,7 @@ def pca(job: Job, bucket: Bucket) -> None:
             recomputed=recomputed,
             drift=None,
             projected=projected,
+            classified=classified,
             read={name: job.start[name] for name in WRITTEN["featurize"]},
             wrote=job.wrote(*WRITTEN["pca"]),
         )

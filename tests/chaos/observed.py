@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from pyiceberg.exceptions import NoSuchTableError
 
+from fruits.analysis.classifier import fit_classifier
 from fruits.analysis.pca import transform
 from fruits.lake.approvals import Approval, digest_of, read_approvals
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import load_classifier, load_sample, sample_of
 from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.pca_tables import load_label_sums, load_statistics, load_versions
 from fruits.lake.publication import Publication, publications
@@ -23,11 +25,14 @@ from fruits.run.lease import current_lease
 from fruits.run.manifest import DUE_ETAG
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
+from fruits.spark.classification import first_of
 from fruits.spark.executors import matrix
 from tests.chaos.jobs import BROKEN, CARD, WIDTH, count_rows, moments_of_rows, same_numbers, sums_of_rows, vector_of
 from tests.chaos.memory import MemoryCatalog
 
 DAY = datetime(2026, 11, 20, tzinfo=UTC)
+SAMPLED = ["key", "label", "split", "vector"]
+VECTORS = np.random.default_rng(1).normal(size=(8, WIDTH))
 Rows = Mapping[str, tuple[Any, ...]]
 """By key: ETag, label, split and vector of a feature; ETag and reason of a quarantined object."""
 
@@ -270,6 +275,14 @@ def whole_rows(lake: Lake, publication: Publication) -> Rows:
     of_rows = sums_of_rows(tables["features"])
     assert {label: one.n for label, one in sums.items()} == {label: one.n for label, one in of_rows.items()}, "labels"
     assert all(same_numbers(one.mean, of_rows[label].mean) for label, one in sums.items()), "means by label"
+    sample = load_sample(lake, publication.snapshots["calibration_sample"], CARD.model_id)
+    assert sample.select(SAMPLED).equals(first_of(tables["features"]).sort_by("key").select(SAMPLED)), "sample"
+    classifier = load_classifier(lake, publication.snapshots, CARD.model_id)
+    expected_classifier = fit_classifier(anew, of_rows, sample_of(sample))
+    assert classifier is not None
+    assert publication.classifier_id == classifier.classifier_id
+    assert classifier.labels == expected_classifier.labels
+    assert same_numbers(classifier.probabilities(VECTORS), expected_classifier.probabilities(VECTORS)), "classifier"
     counted = publication.counted or Counters({})
     assert counted == count_rows([tables[name] for name in COUNTED]), "the counters are of other rows"
     return {row[0]: row[1:] for row in rows}

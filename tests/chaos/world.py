@@ -307,7 +307,11 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
 
 
 def batches_of_rows(
-    lake: Lake, *scan: Any, keys: Sequence[str] | None = None, **equal: str
+    lake: Lake,
+    *scan: Any,
+    keys: Sequence[str] | None = None,
+    since: int | None = None,
+    **equal: str,
 ) -> Sequence[pa.RecordBatch]:
     """As `Lake.batches`, of a table in memory."""
     rows = lake.read(*scan, **equal)

@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from fruits.analysis.classifier import Sample, fit_classifier
+from fruits.analysis.labels import sums_of
 from fruits.analysis.moments import moments_of
 from fruits.analysis.pca import PCA, fit, pca_identity, transform
 from fruits.lake.branches import Writer, commit_rows, drop_run_branches, start_branch
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import save_classifier
 from fruits.lake.pca_tables import PCAVersion, save_version
 from fruits.lake.publication import Base, Publication, current_base, publication_id, publish
 from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableDefinition
@@ -29,6 +33,7 @@ class FakeRun:
     """A run that writes what it is told, on the branches of a real lake; ``n_components`` as its PCA says was asked."""
 
     n_components = "0.95"
+    classifier_id: str | None = None
 
     def __init__(self, settings: Settings) -> None:
         self.lake = Lake.open(settings)
@@ -57,6 +62,16 @@ class FakeRun:
         self._append(EMBEDDINGS, rows)
         return pca_id
 
+    def classify(self, photos: Rows, model_id: str) -> None:
+        """The classifier of the photos in `train`, calibrated on all of them."""
+        keys = sorted(photos)
+        vectors = np.stack([photos[key] for key in keys])
+        labels, fitted = ([key.split("/")[-2] for key in keys], np.array([key.startswith(FIT_SPLIT) for key in keys]))
+        sums = sums_of(vectors[fitted], [label for label, is_fitted in zip(labels, fitted, strict=True) if is_fitted])
+        classifier = fit_classifier(moments_of(vectors[fitted]), sums, Sample(keys, labels, fitted, vectors))
+        save_classifier(self.lake, self.writer, model_id, classifier, self.key)
+        self.classifier_id = classifier.classifier_id
+
     def quarantine(self, keys: Sequence[str], model_id: str) -> None:
         """Rows of quarantine, with a detail that is hard to quote."""
         told = {"etag": "e", "size": 0, "last_modified": NOW, "model_id": model_id, "reason": "empty"}
@@ -69,7 +84,8 @@ class FakeRun:
         snapshots = {name: self.lake.head(name, self.branch) for name in DATA_TABLES}
         sequence = self.base.publication.sequence + 1
         identity = publication_id(sequence, snapshots)
-        return self.publish_row(Publication(sequence, snapshots, identity, self.key, NOW, model_id, pca_id, {}))
+        row = Publication(sequence, snapshots, identity, self.key, NOW, model_id, pca_id, {})
+        return self.publish_row(replace(row, classifier_id=self.classifier_id))
 
     def publish_row(self, row: Publication) -> Publication:
         """Publish a row."""

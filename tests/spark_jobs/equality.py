@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from fruits.analysis.classifier import Classifier
 from fruits.analysis.labels import LabelSums
 from fruits.analysis.moments import Moments
 from fruits.analysis.pca import subspace_angle
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import load_classifier
 from fruits.lake.pca_tables import PCAVersion, load_label_sums, load_statistics, load_versions
 from fruits.settings import Settings
 
@@ -27,6 +29,7 @@ def assert_equal_tables(chain: Any, ours: Settings, theirs: Settings) -> None:
         assert rows == expected
     assert_equal_moments(statistics(chain, ours), statistics(chain, theirs))
     assert_equal_sums(*(labels(chain, settings) for settings in (ours, theirs)))
+    assert_equal_classifiers(*(classifier(chain, settings) for settings in (ours, theirs)))
     pca, expected_pca = (current_version(chain, settings).pca for settings in (ours, theirs))
     assert subspace_angle(pca.components, expected_pca.components) < 1e-6
     assert pca.n == expected_pca.n
@@ -46,6 +49,15 @@ def assert_equal_sums(ours: LabelSums, theirs: LabelSums) -> None:
     assert {label: one.n for label, one in ours.items()} == {label: one.n for label, one in theirs.items()}
     for label, one in ours.items():
         assert np.linalg.norm(one.mean - theirs[label].mean) < 1e-9 * np.linalg.norm(one.mean)
+
+
+def assert_equal_classifiers(ours: Classifier, theirs: Classifier) -> None:
+    """The same labels, weights and calibration up to rounding, and the same quality."""
+    assert ours.labels == theirs.labels
+    assert (ours.calibrated_on, ours.calibration.n) == (theirs.calibrated_on, theirs.calibration.n)
+    largest = np.abs(theirs.discriminant.weights).max()
+    np.testing.assert_allclose(ours.discriminant.weights, theirs.discriminant.weights, rtol=1e-6, atol=1e-7 * largest)
+    assert np.isclose(ours.calibration.temperature, theirs.calibration.temperature, rtol=1e-3)
 
 
 def assert_equal_embeddings(chain: Any, ours: Settings, theirs: Settings) -> None:
@@ -73,6 +85,15 @@ def labels(chain: Any, settings: Settings) -> LabelSums:
     sums = load_label_sums(Lake.open(settings), published.snapshots["label_statistics"], published.model_id)
     assert sum(one.n for one in sums.values()) == statistics(chain, settings).n
     return sums
+
+
+def classifier(chain: Any, settings: Settings) -> Classifier:
+    """The published classifier, which the publication names."""
+    published = chain.published(settings)
+    found = load_classifier(Lake.open(settings), published.snapshots, published.model_id)
+    assert found is not None
+    assert found.classifier_id == published.classifier_id
+    return found
 
 
 def current_version(chain: Any, settings: Settings) -> PCAVersion:

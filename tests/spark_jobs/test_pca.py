@@ -52,8 +52,8 @@ class TestFirstFit:
     def test_many_tasks_send_the_driver_few_moments_and_each_label_once(self, spark, features, fitted):
         rows = [{name: row[name] for name in ("key", "label", "vector")} for row in features if row["split"] == "train"]
         spread = spark.createDataFrame(pa.Table.from_pylist(rows)).repartition(20)
-        found = map_batches(spread, partial_statistics(WIDTH), STATISTICS_SCHEMA)
-        parts = merged_partials(found, 20, WIDTH).toArrow()
+        of_tasks = map_batches(spread, partial_statistics(WIDTH), STATISTICS_SCHEMA)
+        parts = merged_partials(of_tasks, 20, WIDTH).toArrow()
         sent = parts["label"].to_pylist()
         assert sent.count(None) <= FAN_IN
         assert sorted(filter(None, sent)) == sorted({row["label"] for row in rows})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fruits.analysis.gates import Findings, Gate, evaluate, failed, probe_is_due, wilson_interval
+from fruits.analysis.quality import Quality
 from fruits.settings import Settings
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
@@ -29,6 +30,9 @@ GOOD = Findings(
     probe_raw=0.95,
     probe_embedded=0.94,
     probe_rows=200,
+    classifier=Quality(1_000, accuracy=0.95, calibration_error=0.02, coverage=0.95, labels_of_set=1.1),
+    set_error=0.05,
+    classifier_before=Quality(1_000, accuracy=0.96, calibration_error=0.02, coverage=0.95, labels_of_set=1.1),
 )
 """Findings of a run that nothing is wrong with."""
 
@@ -48,6 +52,9 @@ WARN = {
     "unit_scale": {"scale_ratio": 127.5},
     "labels_fitted": {"unfitted_labels": ("Durian",)},
     "duplicates_across_splits": {"duplicates_across_splits": 1},
+    "classifier_accuracy": {"classifier": Quality(1_000, 0.92, 0.02, 0.95, 1.1)},
+    "classifier_calibration": {"classifier": Quality(1_000, 0.96, 0.07, 0.95, 1.1)},
+    "classifier_coverage": {"classifier": Quality(1_000, 0.96, 0.02, 0.93, 1.1)},
 }
 
 
@@ -262,3 +269,21 @@ def test_a_probe_that_was_scored_on_few_photos_stays_a_warning_however_many_ther
         gate for gate in evaluate(replace(GOOD, probe_embedded=0.1, probe_rows=30), SETTINGS) if gate.name == "probe"
     ]
     assert (gate.severity, gate.passed) == ("warn", False)
+
+
+@pytest.mark.parametrize("name", ["classifier_accuracy", "classifier_calibration", "classifier_coverage"])
+@pytest.mark.parametrize(
+    "classifier",
+    [None, Quality(100, accuracy=0.93, calibration_error=0.09, coverage=0.92, labels_of_set=1.1)],
+    ids=["none", "few photos"],
+)
+def test_a_classifier_that_few_photos_tell_of_fails_no_gate(name, classifier):
+    gates = {gate.name: gate for gate in evaluate(replace(GOOD, classifier=classifier), SETTINGS)}
+    assert gates[name].passed
+    assert ("too few" in gates[name].detail) or name == "classifier_calibration"
+
+
+def test_a_first_classifier_has_no_accuracy_to_be_compared_with():
+    gates = {gate.name: gate for gate in evaluate(replace(GOOD, classifier_before=None), SETTINGS)}
+    assert (gates["classifier_accuracy"].passed, gates["classifier_accuracy"].value) == (True, 0.95)
+    assert "no accuracy before" in gates["classifier_accuracy"].detail

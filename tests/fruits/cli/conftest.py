@@ -119,6 +119,7 @@ def new_lake(stack, staged_models, fake_run) -> Callable[[Path], Settings]:
         for seed in (0, 3):
             run = fake_run(settings)
             pca_id = run.write(vectors(seed), card.model_id)
+            run.classify(vectors(seed), card.model_id)
             if seed == 0:
                 run.quarantine(QUARANTINED, card.model_id)
             publish_run(run, card.model_id, pca_id, features=seed * 2 + 6)

@@ -171,6 +171,7 @@ class TestIdentify:
         assert result.exit_code == ExitCode.BAD_INPUT, result.output
         good, *bad = json.loads(result.stdout)["photos"]
         assert {one["label"] for one in good["labels"]} == {"Banana", "Kiwi"}
+        assert (good["known"], good["candidates"]) in ((False, []), (True, [one["label"] for one in good["labels"]]))
         assert sum(one["confidence"] for one in good["labels"]) == pytest.approx(1)
         assert [one["key"].split("/")[0] for one in good["nearest"]] == ["train", "train"]
         assert [re.split("[: ]", one["error"])[0] for one in bad] == ["not_an_image", "cannot", "a"]

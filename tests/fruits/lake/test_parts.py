@@ -88,7 +88,7 @@ def test_each_row_group_is_in_one_part(cut: tuple[Settings, str, list[int]]) -> 
     assert keys(settings, FilePart(uri, 0, None, 30, 1)) == list(range(30))
     assert keys(settings, FilePart(uri, starts[2], starts[4], 6, 1)) == [6, 7, 8, 9, 10, 11]
     ends = [0, *starts[1:]]
-    found = [key for n in range(9) for key in keys(settings, FilePart(uri, *ends[n : n + 2], 3, 1))]
+    found = [key for n in range(9) for key in keys(settings, FilePart(uri, ends[n], ends[n + 1], 3, 1))]
     assert found == list(range(27))
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fruits.analysis.moments import moments_of
-from fruits.analysis.pca import fit, transform
+from fruits.analysis.pca import PCA, fit, transform
 from fruits.analysis.probe import probe_accuracy
 from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
@@ -57,10 +57,12 @@ def published(photos, feature, backbone, staged_models, fake_run, tmp_path_facto
     return new_lake(tmp_path_factory.mktemp("lake"), staged_models, fake_run, vectors(photos, feature), backbone)
 
 
-def new_lake(folder: Path, staged_models: Path, fake_run, rows, backbone) -> Settings:
+def new_lake(folder: Path, staged_models: Path, fake_run, rows, backbone, *, classified=True) -> Settings:
     shutil.copytree(staged_models, folder / "lake" / "models")
     settings = Settings.load(lake=f"file://{folder}/lake", catalog_uri=f"sqlite:///{folder}/catalog.db")
     run = fake_run(settings)
+    if classified:
+        run.classify(rows, backbone.card.model_id)
     run.publish(backbone.card.model_id, run.write(rows, backbone.card.model_id))
     return settings
 
@@ -95,6 +97,8 @@ class TestIdentify:
             assert [confidence for _, confidence in one.labels] == sorted(dict(one.labels).values(), reverse=True)
             assert [near.similarity for near in one.nearest] == sorted(near.similarity for near in one.nearest)[::-1]
             assert len(one.nearest) == 5
+            assert one.known
+            assert one.label in one.candidates
 
     def test_a_published_photo_is_its_own_nearest(self, published, photos, files):
         key, data = next(iter(photos.items()))
@@ -116,6 +120,7 @@ class TestIdentify:
         for name, words in {**said, tmp_path.name: "folder", "missing": "No such file"}.items():
             assert words in found[name].error
             assert (found[name].label, found[name].labels, found[name].nearest) == (None, (), ())
+            assert (found[name].known, found[name].candidates) == (None, ())
 
     def test_nothing_readable_is_no_error(self, published, files):
         (found,) = identify(published, files(page=b"<html>"))
@@ -125,12 +130,21 @@ class TestIdentify:
         asked = files(**{label: draw(label, "Test", 200, size=(100, 160)) for label in LABELS})
         assert identify(published, asked) == [one for path in asked for one in identify(published, [path])]
 
-    def test_a_picture_of_nothing_is_less_familiar(self, published, files):
+    def test_a_picture_of_nothing_is_unknown(self, published, files):
         noise = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)).save(noise, "PNG")
         asked = files(fruit=draw("Kiwi", "Test", 3, size=(100, 160)), noise=noise.getvalue())
         fruit, nothing = identify(published, asked)
         assert nothing.familiarity < 0.1 < fruit.familiarity
+        assert (fruit.known, nothing.known, nothing.candidates) == (True, False, ())
+
+    def test_a_publication_without_a_classifier_has_neighbours_and_no_labels(
+        self, photos, feature, backbone, staged_models, fake_run, files, tmp_path
+    ):
+        settings = new_lake(tmp_path, staged_models, fake_run, vectors(photos, feature), backbone, classified=False)
+        (found,) = identify(settings, files(photo=photos["train/Kiwi/0.img"]))
+        assert (found.label, found.confidence, found.labels, found.candidates) == (None, None, (), ())
+        assert (found.nearest[0].key, found.known, found.classifier_id) == ("train/Kiwi/0.img", True, None)
 
     def test_only_the_current_publication_counts(
         self, photos, feature, backbone, staged_models, fake_run, files, tmp_path
@@ -149,6 +163,7 @@ class TestIdentify:
         run = fake_run(settings)
         few = fit(moments_of(np.stack(list(rows.values()))), 2)
         run.write(impostors, model_id, pca=few)
+        run.classify(impostors, "another-backbone")
         run.write(impostors, "another-backbone")
         after = run.publish(model_id, before[0].pca_id)
         (found,) = identify(settings, asked)
@@ -159,28 +174,31 @@ class TestIdentify:
         with pytest.raises(FruitsError, match="-1"):
             identify(published, [], nearest=-1)
 
-    @pytest.mark.parametrize("start", [0, 1])
     def test_shop_photos_are_told_as_well_as_the_probe_tells_them(
-        self, start, real_photos, feature, backbone, staged_models, fake_run, tmp_path
+        self, real_photos, feature, backbone, staged_models, fake_run, tmp_path
     ):
-        """Every other photo of a kind is published, the rest is asked: top-1 at least the linear probe's less 0.02."""
-        kinds = [sorted(kind.glob("*.jpg")) for kind in sorted(real_photos.glob("*/"))]
-        told = {f"train/{path.parent.name}/{path.name}": path for kind in kinds for path in kind[start::2]}
-        asked = [path for kind in kinds for path in kind[1 - start :: 2]]
-        rows = {key: feature(path.read_bytes()) for key, path in told.items()}
-        found = identify(new_lake(tmp_path, staged_models, fake_run, rows, backbone), asked)
+        """Every other photo of a kind is published, the rest is asked, then the other way round.
 
-        pca = fit(moments_of(np.stack(list(rows.values()))), 0.95, 160)
-        known, _ = transform(pca, np.stack(list(rows.values())))
-        new, _ = transform(pca, np.stack([feature(path.read_bytes()) for path in asked]))
-        truth = [path.parent.name for path in asked]
-        probe = probe_accuracy(known, [key.split("/")[1] for key in rows], new, truth)
-        right = np.array([one.label == label for one, label in zip(found, truth, strict=True)])
-        assert len(asked) == 57
-        assert right.mean() >= probe - 0.02
-        assert right.mean() > 0.6
-        # Confidences keep their word, as far as 57 photos can tell.
-        assert abs(np.mean([one.confidence for one in found]) - right.mean()) < 0.15
+        Top-1 at least the linear probe's less 0.02. With three photos of a kind, confidences are too low: the fits that
+        calibrate know two of them.
+        """
+        vectors = {path: feature(path.read_bytes()) for path in sorted(real_photos.glob("*/*.jpg"))}
+        right, confidence, probes = [], [], []
+        for start in (0, 1):
+            told = [path for number, path in enumerate(vectors) if number % 2 == start]
+            asked = [path for path in vectors if path not in told]
+            rows = {f"train/{path.parent.name}/{path.name}": vectors[path] for path in told}
+            found = identify(new_lake(tmp_path / str(start), staged_models, fake_run, rows, backbone), asked)
+            right += [one.label == path.parent.name for one, path in zip(found, asked, strict=True)]
+            confidence += [one.confidence for one in found]
+
+            known, new = (np.stack([vectors[path] for path in some]) for some in (told, asked))
+            pca = fit(moments_of(known), 0.95, 160)
+            labels, truth = ([path.parent.name for path in some] for some in (told, asked))
+            probes.append(probe_accuracy(transform(pca, known)[0], labels, transform(pca, new)[0], truth))
+        assert len(right) == 114
+        assert np.mean(right) >= max(0.65, np.mean(probes) - 0.02)
+        assert np.mean(right) - 0.25 < np.mean(confidence) < np.mean(right)
 
 
 class TestEmptyLake:
@@ -216,6 +234,12 @@ def batches(keys, labels, embedding, size):
         yield batch(keys[part], labels[part], embedding[part])
 
 
+def plain(k, variance=1.0):
+    """A PCA of k components of a variance each."""
+    variances = np.broadcast_to(np.asarray(variance, float), k).copy()
+    return PCA(10**9, np.zeros(k), np.eye(k), variances, variances / variances.sum(), float(variances.sum()))
+
+
 class TestNearestPhotos:
     def test_it_is_exact_whatever_the_batches(self, monkeypatch):
         monkeypatch.setattr(module, "_QUERIES_AT_ONCE", 3)
@@ -225,22 +249,36 @@ class TestNearestPhotos:
         lengths = np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(rows, axis=1))
         expected = np.argsort(-(queries @ rows.T / lengths), axis=1)[:, :4]
         for size in (1, 7, 500):
-            found = nearest_photos(batches(keys, keys, rows, size), queries, 4)
+            found = nearest_photos(batches(keys, keys, rows, size), queries, 4, plain(7))
             assert [[one.key for one in near] for near in found] == [[keys[row] for row in near] for near in expected]
 
     def test_equal_ones_come_by_key_whatever_their_order(self):
         keys = [f"k{n}" for n in range(9)]
         for order in (keys, keys[::-1]):
-            (found,) = nearest_photos(batches(order, order, np.ones((9, 2)), 4), np.ones((1, 2), np.float32), 3)
+            (found,) = nearest_photos(
+                batches(order, order, np.ones((9, 2)), 4), np.ones((1, 2), np.float32), 3, plain(2)
+            )
             assert [one.key for one in found] == ["k0", "k1", "k2"]
             assert {one.similarity for one in found} == {1.0}
 
+    def test_components_count_by_their_standard_deviation(self):
+        rows, query = np.array([[10, 2], [11, -1]]), np.array([[10, -2]], np.float32)
+        for variance, nearest in ((1.0, "b"), ((100.0, 4.0), "b"), ((100.0, 0.01), "b")):
+            (found,) = nearest_photos(batches(["a", "b"], "xy", rows, 2), query, 1, plain(2, variance))
+            assert found[0].key == nearest
+        (found,) = nearest_photos(batches(["a", "b"], "xy", rows, 2), query, 2, plain(2, (100.0, 1.0)))
+        whitened, asked = rows / [10, 1], query[0] / [10, 1]
+        cosines = whitened @ asked / np.linalg.norm(whitened, axis=1) / np.linalg.norm(asked)
+        assert {one.key: one.similarity for one in found} == pytest.approx(
+            dict(zip("ab", cosines, strict=True)), abs=1e-5
+        )
+
     def test_fewer_photos_than_asked_for_are_all(self):
-        (found,) = nearest_photos(batches(["a", "b"], "xy", np.eye(2), 2), np.ones((1, 2), np.float32), 5)
+        (found,) = nearest_photos(batches(["a", "b"], "xy", np.eye(2), 2), np.ones((1, 2), np.float32), 5, plain(2))
         assert len(found) == 2
 
     def test_a_vector_of_zeros_is_near_to_nothing(self):
-        (found,) = nearest_photos(batches(["a"], "x", np.zeros((1, 2)), 1), np.ones((1, 2), np.float32), 1)
+        (found,) = nearest_photos(batches(["a"], "x", np.zeros((1, 2)), 1), np.ones((1, 2), np.float32), 1, plain(2))
         assert found[0].similarity == 0
 
 

@@ -68,7 +68,7 @@ def test_a_retired_backbone_leaves_every_table(tables: Tables) -> None:
 def test_a_version_leaves_the_tables_of_versions_alone(tables: Tables) -> None:
     drop_unneeded(tables, upkeep(expired_versions=("p1",)))
     assert left(tables, "pca_id") == {name: {"p0", "p2"} for name in ("pca_models", "embeddings")}
-    others = {"features", "quarantine", "pca_statistics", "label_statistics", "photo_hashes"}
+    others = {*DATA_TABLES} - {"pca_models", "embeddings"}
     assert {name for name, models in left(tables, "model_id").items() if len(models) == 3} == others
 
 

@@ -80,6 +80,8 @@ def update_pca(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(script, "reason_to_refit", lambda *_: projection.Refit(reason, 0.0))
         monkeypatch.setattr(script, "project_changed", lambda *_: 1)
         monkeypatch.setattr(script, "fit_version", lambda *_: (version("pca-2"), 13))
+        monkeypatch.setattr(script, "update_sample", lambda *_: None)
+        monkeypatch.setattr(script, "update_classifier", lambda *_: None)
         monkeypatch.setattr(script, "figures", lambda version: {"pca_id": version.pca_id})
         script.update_pca(job)
         result: Projected = job.recorded[-1]

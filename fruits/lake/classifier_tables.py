@@ -1,0 +1,99 @@
+"""Rows of `calibration_sample` and `classifiers` as values, and back."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from fruits.analysis.calibration import Calibration
+from fruits.analysis.classifier import Classifier, Sample
+from fruits.analysis.discriminant import Discriminant
+from fruits.analysis.quality import Quality
+from fruits.lake.branches import Snapshots, Writer, commit_rows
+from fruits.lake.catalog import Lake
+from fruits.lake.pca_tables import replace_row
+from fruits.lake.schemas import CALIBRATION_SAMPLE, CLASSIFIERS
+from fruits.photos.keys import FIT_SPLIT
+
+if TYPE_CHECKING:
+    from pyiceberg.table import Transaction
+
+_QUALITY = ("accuracy", "calibration_error", "coverage", "labels_of_set")
+
+
+def load_sample(lake: Lake, snapshot_id: int, model_id: str) -> pa.Table:
+    """The photos of a backbone that classifiers are calibrated on, in the order of keys."""
+    rows = lake.read("calibration_sample", snapshot_id, model_id=model_id)
+    return rows.cast(CALIBRATION_SAMPLE.schema).sort_by("key")
+
+
+def save_sample(lake: Lake, writer: Writer, model_id: str, rows: pa.Table) -> None:
+    """Replace the sample of a backbone on an attempt's branch."""
+    from pyiceberg.expressions import EqualTo
+
+    def replace(transaction: "Transaction") -> None:
+        transaction.delete(EqualTo("model_id", model_id), **writer.commit)
+        if rows.num_rows:
+            transaction.append(rows, **writer.commit)
+
+    commit_rows(lake, CALIBRATION_SAMPLE.name, replace, branch=writer.branch)
+
+
+def sample_of(rows: pa.Table) -> Sample:
+    """Rows with the columns key, label, split and vector, in the order of keys, as a sample."""
+    vectors = rows["vector"].combine_chunks()
+    matrix = np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)
+    fitted = np.array([split == FIT_SPLIT for split in rows["split"].to_pylist()], dtype=bool)
+    return Sample(rows["key"].to_pylist(), rows["label"].to_pylist(), fitted, matrix)
+
+
+def load_classifier(lake: Lake, snapshots: Snapshots, model_id: str) -> Classifier | None:
+    """The classifier of a backbone at a publication's snapshots; None where there is none, as in older lakes."""
+    if "classifiers" not in snapshots:
+        return None
+    rows = lake.read("classifiers", snapshots["classifiers"], model_id=model_id).to_pylist()
+    return _classifier(rows[0]) if rows else None
+
+
+def save_classifier(lake: Lake, writer: Writer, model_id: str, classifier: Classifier, run_id: str) -> None:
+    """Replace the classifier of a backbone on an attempt's branch."""
+    found, calibration, quality = classifier.discriminant, classifier.calibration, classifier.quality
+    row = {
+        "classifier_id": classifier.classifier_id,
+        "model_id": model_id,
+        "labels": list(classifier.labels),
+        "counts": found.counts,
+        "weights": list(found.weights),
+        "intercept": found.intercept,
+        "shrinkage": found.shrinkage,
+        "temperature": calibration.temperature,
+        "error": calibration.error,
+        "thresholds": calibration.thresholds,
+        "calibrated_on": classifier.calibrated_on,
+        "calibration_photos": calibration.n,
+        "scored_photos": quality.n if quality else 0,
+        **{name: getattr(quality, name) if quality else None for name in _QUALITY},
+        "fit_split": FIT_SPLIT,
+        "fitted_at": datetime.now(UTC),
+        "run_id": run_id,
+    }
+    replace_row(lake, writer, CLASSIFIERS, row, "model_id")
+
+
+def _classifier(row: dict[str, Any]) -> Classifier:
+    discriminant = Discriminant(
+        labels=tuple(row["labels"]),
+        counts=np.array(row["counts"], dtype=np.int64),
+        weights=np.array(row["weights"]),
+        intercept=np.array(row["intercept"]),
+        shrinkage=row["shrinkage"],
+    )
+    calibration = Calibration(
+        temperature=row["temperature"],
+        error=row["error"],
+        thresholds=np.array(row["thresholds"]),
+        n=row["calibration_photos"],
+    )
+    quality = Quality(row["scored_photos"], *(row[name] for name in _QUALITY)) if row["scored_photos"] else None
+    return Classifier(discriminant, calibration, row["calibrated_on"], quality)
