@@ -177,11 +177,11 @@ def of_known_kinds(training: Photos, test: Photos) -> Iterator[Figure]:
     columns = np.searchsorted(classifier.labels, test.labels)
     accuracy = float(np.mean(classifier.probabilities(test.vectors).argmax(axis=1) == columns))
     yield figure(f"{what}: accuracy", accuracy, least=0.99)
-    logistic = fit_logistic(training.vectors, training.labels.tolist()).probabilities(test.vectors).argmax(axis=1)
+    logistic = fit_logistic(training.vectors, training.labels.tolist()).logits(test.vectors).argmax(axis=1)
     yield figure("  the same by logistic regression on the features", float(np.mean(logistic == columns)))
     pca = fit(moments_of(training.vectors), 0.95, 160)
     embedded, asked = transform(pca, training.vectors)[0], transform(pca, test.vectors)[0]
-    logistic = fit_logistic(embedded, training.labels.tolist()).probabilities(asked).argmax(axis=1)
+    logistic = fit_logistic(embedded, training.labels.tolist()).logits(asked).argmax(axis=1)
     yield figure("  the same by logistic regression on the embeddings", float(np.mean(logistic == columns)))
     means = np.stack([training.vectors[training.labels == label].mean(0) for label in classifier.labels])
     nearest = np.argmin(((test.vectors[:, None] - means[None]) ** 2).sum(-1), axis=1)

@@ -1,11 +1,7 @@
-"""The linear probe: a linear classifier's accuracy measures how much of the labels an embedding keeps.
+"""The linear probe: a linear classifier's accuracy measures how much of the labels an embedding keeps."""
 
-The same classifier, with calibrated confidences, identifies the fruit in a photo (``fruits.serve.identify``).
-"""
-
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +12,6 @@ _INVERSE_REGULARISATION = (
 )
 _TOLERANCE = 1e-4  # 1e-3 stops early enough to cost 2.5 % of accuracy
 _MAX_ITERATIONS = 300
-_FOLDS = 3  # 5 and 10 folds give the same temperature, to 5 %
-_TEMPERATURES = (0.05, 20.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +24,6 @@ class LinearClassifier:
         scale: Divisor of a centred row.
         weights: Shape ``(c, d)``.
         intercept: Shape ``(c,)``.
-        temperature: Divisor of the logits. It changes the confidences, never the best label.
     """
 
     labels: tuple[str, ...]
@@ -38,16 +31,11 @@ class LinearClassifier:
     scale: float
     weights: NDArray[np.float64]
     intercept: NDArray[np.float64]
-    temperature: float = 1.0
 
     def logits(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """Shape ``(n, c)`` for rows of shape ``(n, d)``."""
         scores: NDArray[np.float64] = (rows - self.centre) / self.scale @ self.weights.T + self.intercept
-        return scores / self.temperature
-
-    def probabilities(self, rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """Shape ``(n, c)``, each row sums to 1."""
-        return np.exp(_log_softmax(self.logits(rows)))
+        return scores
 
 
 def fit_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> LinearClassifier:
@@ -82,43 +70,6 @@ def fit_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> Li
     return LinearClassifier(known, centre, scale, weights, intercept)
 
 
-def fit_calibrated_classifier(rows: NDArray[np.floating[Any]], labels: Sequence[str]) -> LinearClassifier:
-    """The classifier of ``fit_classifier``, with confidences that match its accuracy.
-
-    Temperature scaling, Guo et al. (2017), by cross-validation: each third of the rows of every label is left out of a
-    fit in turn, and the temperature maximises the likelihood of the rows left out. A third is a run of neighbouring
-    rows. So sort the rows by key: a series of shots of one fruit then tends to be in the same third. Labels with a
-    single row do not take part.
-
-    Args:
-        rows: Shape ``(n, d)``, as for ``fit_classifier``.
-        labels: The ``n`` labels of the rows.
-    """
-    from scipy.optimize import minimize_scalar  # scikit-learn's own dependency
-
-    truth, fold = np.asarray(labels, dtype=str), _folds(labels)
-    left_out = []
-    for number in range(_FOLDS):
-        tested = fold == number
-        if tested.any() and not tested.all():
-            classifier = fit_classifier(rows[~tested], truth[~tested].tolist())
-            tested &= np.isin(truth, classifier.labels)
-            right = np.searchsorted(classifier.labels, truth[tested])
-            left_out.append((classifier.logits(rows[tested]), right))
-
-    def surprise(log_temperature: float) -> float:
-        factor = np.exp(-log_temperature)
-        return -sum(
-            float(_log_softmax(logits * factor)[np.arange(len(right)), right].sum()) for logits, right in left_out
-        )
-
-    classifier = fit_classifier(rows, labels)
-    if not any(len(right) for _, right in left_out):
-        return classifier
-    optimum = minimize_scalar(surprise, bounds=tuple(np.log(_TEMPERATURES)), method="bounded")
-    return replace(classifier, temperature=float(np.exp(optimum.x)))
-
-
 def probe_accuracy(
     fit_rows: NDArray[np.floating[Any]],
     fit_labels: Sequence[str],
@@ -146,19 +97,3 @@ def probe_accuracy(
     classifier = fit_classifier(fit_rows, fit_labels)
     predicted = np.asarray(classifier.labels)[classifier.logits(test_rows[scored]).argmax(axis=1)]
     return float(np.mean(predicted == truth[scored]))
-
-
-def _folds(labels: Sequence[str]) -> NDArray[np.int64]:
-    """The fold of each row, shape ``(n,)``: the rows of a label, in order, in ``_FOLDS`` runs of equal length."""
-    count, seen = Counter(labels), Counter[str]()
-    folds = np.empty(len(labels), dtype=np.int64)
-    for row, label in enumerate(labels):
-        folds[row] = seen[label] * _FOLDS // count[label]
-        seen[label] += 1
-    return folds
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result

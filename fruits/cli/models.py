@@ -64,7 +64,7 @@ def _features(lake: "Lake", current: Publication) -> Counter[str]:
 
 def _classifier(lake: "Lake", current: Publication | None, model_id: str) -> dict[str, Any] | None:
     """The classifier of a backbone at the current publication; None without one."""
-    classifier = load_classifier(lake, current.snapshots, model_id) if current else None
+    classifier = load_classifier(lake, current) if current and current.model_id == model_id else None
     if classifier is None:
         return None
     return {

@@ -10,9 +10,10 @@ from fruits.analysis.calibration import Calibration
 from fruits.analysis.classifier import Classifier, Sample
 from fruits.analysis.discriminant import Discriminant
 from fruits.analysis.quality import Quality
-from fruits.lake.branches import Snapshots, Writer, commit_rows
+from fruits.lake.branches import Writer, commit_rows
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import replace_row
+from fruits.lake.publication import Publication
 from fruits.lake.schemas import CALIBRATION_SAMPLE, CLASSIFIERS
 from fruits.photos.keys import FIT_SPLIT
 
@@ -48,12 +49,24 @@ def sample_of(rows: pa.Table) -> Sample:
     return Sample(rows["key"].to_pylist(), rows["label"].to_pylist(), fitted, matrix)
 
 
-def load_classifier(lake: Lake, snapshots: Snapshots, model_id: str) -> Classifier | None:
-    """The classifier of a backbone at a publication's snapshots; None where there is none, as in older lakes."""
-    if "classifiers" not in snapshots:
+def load_classifier(lake: Lake, publication: Publication) -> Classifier | None:
+    """The classifier that a publication names; None where it names none, as in older lakes."""
+    if publication.classifier_id is None:
         return None
-    rows = lake.read("classifiers", snapshots["classifiers"], model_id=model_id).to_pylist()
+    at, named = publication.snapshots["classifiers"], {"classifier_id": publication.classifier_id}
+    rows = lake.read("classifiers", at, model_id=str(publication.model_id), **named).to_pylist()
     return _classifier(rows[0]) if rows else None
+
+
+def remove_classifier(lake: Lake, writer: Writer, model_id: str) -> None:
+    """Remove the classifier of a backbone, if there is one, on an attempt's branch."""
+    from pyiceberg.expressions import EqualTo
+
+    at = lake.head(CLASSIFIERS.name, writer.branch)
+    if not lake.read(CLASSIFIERS.name, at, ("model_id",), model_id=model_id).num_rows:
+        return
+    rows = EqualTo("model_id", model_id)
+    commit_rows(lake, CLASSIFIERS.name, lambda change: change.delete(rows, **writer.commit), branch=writer.branch)
 
 
 def save_classifier(lake: Lake, writer: Writer, model_id: str, classifier: Classifier, run_id: str) -> None:

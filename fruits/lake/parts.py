@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fruits.lake.catalog import Lake
+from fruits.lake.counters import live_rows
 from fruits.lake.files import FilePart, in_groups
 from fruits.lake.schemas import TableName
 
@@ -20,11 +21,14 @@ def file_parts(
     """The parts of the files that hold the rows of a partition at a snapshot, in the order of the keys they begin with.
 
     With ``since`` only the files that this snapshot has not. ``equal`` gives the values of the columns that partition
-    the table. None where a file needs another reader: a program other than ours deleted rows by their values.
+    the table. None where a file needs another reader: a program other than ours deleted rows by their values, which
+    PyIceberg (0.12) refuses, or in deletion vectors.
     """
     from pyiceberg.expressions import AlwaysTrue
 
     table = lake.table(name)
+    if live_rows(table, snapshot_id) is None:
+        return None
     key = table.schema().find_field("key").field_id
     tasks = list(lake.scan_tasks(name, lake.scan(name, snapshot_id, ("key",), **equal), since))
     if not all(task.residual == AlwaysTrue() and _by_place(task) for task in tasks):

@@ -63,8 +63,8 @@ class Identification:
         label: The likeliest label.
         confidence: Probability of ``label``, 0 to 1, given that the photo shows one of the published labels.
         labels: The likeliest labels with their probabilities, the best first, at most 5.
-        candidates: The set of labels that has the right one for 19 of 20 photos like the published ones: one label,
-            several, or none. None for a photo of something unknown.
+        candidates: The set of labels that has the right one for 19 of 20 known photos: one label, several, or none.
+            Empty for a photo of something unknown.
         known: Whether the photo is like the published photos; see ``LEAST_FAMILIAR``.
         nearest: The nearest published photos, the nearest first.
         familiarity: Share of the published photos, 0 to 1, whose nearest other photo is no nearer than this photo's
@@ -128,7 +128,7 @@ def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) ->
         )
     pca = _pca(lake, publication)
     model_id = str(publication.model_id)
-    classifier = load_classifier(lake, publication.snapshots, model_id)
+    classifier = load_classifier(lake, publication)
     backbone = load_backbone(settings, model_id)
     vectors = [_vector(path, backbone, settings) for path in photos]
     readable = [vector for vector in vectors if not isinstance(vector, str)]

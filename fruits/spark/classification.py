@@ -4,73 +4,107 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fruits.analysis.classifier import Classifier, fit_classifier
 from fruits.analysis.moments import Moments
-from fruits.lake.classifier_tables import load_sample, sample_of, save_classifier, save_sample
+from fruits.lake.classifier_tables import load_sample, remove_classifier, sample_of, save_classifier, save_sample
 from fruits.lake.pca_tables import load_label_sums
 from fruits.lake.schemas import CALIBRATION_SAMPLE
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Classified
+from fruits.spark.executors import rows_of_keys
 from fruits.spark.job import Job
+from fruits.spark.stored import StoredRows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 log = logging.getLogger("fruits")
 
-SAMPLE_PHOTOS = 4_096
-"""20 MB of features; a share of half of them is right to 1 %."""
+SAMPLE_PHOTOS = 2_048
+"""Photos that calibrate or are scored; a share of half of them is right to 1.4 %."""
+
+KEPT_PHOTOS = 2 * SAMPLE_PHOTOS
+"""Photos that the table keeps, 20 MB of features: as many may leave until all features have to be looked at again."""
 
 _COLUMNS = ("key", "label", "split", "vector")
+_SCHEMA = pa.schema([CALIBRATION_SAMPLE.schema.field(name) for name in _COLUMNS])
+
+Place = tuple[bool, str]
+"""Where a photo stands among all: held-out ones before those of the fit split, then by the SHA-256 of the key."""
 
 
 def update_sample(job: Job, replaced: pa.Table) -> pa.Table:
-    """Bring the sample of the run's backbone up to date; returns its rows, in the order of keys.
+    """Bring the kept photos of the run's backbone up to date; returns the sample, in the order of keys.
 
-    The sample has the ``SAMPLE_PHOTOS`` first of all photos: held-out ones come before those of the fit split, and
-    photos of a split by the SHA-256 of their key. So it is the same whatever runs made the tables. New photos join by
-    their place. Where photos leave a full sample, the next ones are looked for among all features: of many photos, few
-    are in the sample, so a deletion costs a bounded share of such a pass on average.
+    The sample has the ``SAMPLE_PHOTOS`` first of all photos by their ``Place``, so it is the same whatever runs made
+    the tables. The table keeps more of them. All photos that it lacks come behind its last one, and so new photos
+    behind that are not kept. When too few are left, the first ones are looked for among all features. Of n photos few
+    are kept, and half of them must leave before that: a deletion costs a look at some photos on average, at any n.
     """
     model_id = job.run.model_id
     before = load_sample(job.lake, job.start["calibration_sample"], model_id)
-    kept = before.filter(pc.invert(pc.is_in(before["key"], replaced["key"].combine_chunks())))
-    left_full = len(before) == SAMPLE_PHOTOS and len(kept) < SAMPLE_PHOTOS
-    if left_full or len(before) < min(SAMPLE_PHOTOS, features_before(job)):
-        rows = first_photos(job.features())
+    there = features_before(job)
+    is_replaced = pc.is_in(before["key"], replaced["key"].combine_chunks())
+    kept = before.filter(pc.invert(is_replaced)).select(_COLUMNS)
+    if there is None or len(before) < min(there, SAMPLE_PHOTOS):  # of a lake of an earlier release
+        rows = first_photos(job, job.features(), job.all_rows())
     else:
-        new = first_of(job.few_new_features) if job.is_small else first_photos(job.new_features())
-        rows = first_of(pa.concat_tables([kept.select(_COLUMNS), new.select(_COLUMNS)]))
+        last = max(places(before), default=None) if len(before) < there else None
+        rows = first_of(pa.concat_tables([kept, new_photos(job)]), KEPT_PHOTOS, last)
+        if last is not None and len(rows) < SAMPLE_PHOTOS:
+            rows = first_photos(job, job.features(), job.all_rows())
     rows = rows.sort_by("key")
-    if not rows.select(["key", "vector"]).equals(before.select(["key", "vector"])):
+    if not rows.equals(before.select(_COLUMNS)):
         save_sample(job.lake, job.tables.writer, model_id, with_run(rows, job))
-    return rows
+    return first_of(rows, SAMPLE_PHOTOS).sort_by("key")
 
 
-def features_before(job: Job) -> int:
-    """Features of the run's backbone that the run's base has, by its counters; 0 where nobody knows."""
+def features_before(job: Job) -> int | None:
+    """Features of the run's backbone that the run's base has, by its counters; None where nobody knows."""
     counted = job.run.base.publication.counted
-    return counted.of_backbone(job.run.model_id).total("features") if counted else 0
+    if counted is None:
+        return None if job.run.base.publication.publication_id else 0
+    return counted.of_backbone(job.run.model_id).total("features")
 
 
-def first_of(rows: pa.Table) -> pa.Table:
-    """The ``SAMPLE_PHOTOS`` first of some rows, in no order."""
-    order = [
-        (split == FIT_SPLIT, hashlib.sha256(key.encode()).hexdigest(), number)
-        for number, (key, split) in enumerate(zip(rows["key"].to_pylist(), rows["split"].to_pylist(), strict=True))
-    ]
-    return rows.take(pa.array([number for *_, number in sorted(order)[:SAMPLE_PHOTOS]], pa.int64()))
+def new_photos(job: Job) -> pa.Table:
+    """The first photos of those that the run wrote."""
+    if job.is_small:
+        return first_of(job.few_new_features.select(_COLUMNS), KEPT_PHOTOS)
+    new = job.new_rows()
+    return first_photos(job, job.new_features(), new) if not isinstance(new, pa.Table) else new
 
 
-def first_photos(rows: "DataFrame") -> pa.Table:
-    """The same of features that Spark has."""
+def places(rows: pa.Table) -> list[Place]:
+    """The places of some rows."""
+    pairs = zip(rows["key"].to_pylist(), rows["split"].to_pylist(), strict=True)
+    return [(split == FIT_SPLIT, hashlib.sha256(key.encode()).hexdigest()) for key, split in pairs]
+
+
+def first_of(rows: pa.Table, most: int, last: Place | None = None) -> pa.Table:
+    """The first of some rows, at most so many and none behind the place ``last``; in no order."""
+    order = sorted((place, number) for number, place in enumerate(places(rows)) if last is None or place <= last)
+    return rows.take(pa.array([number for _, number in order[:most]], pa.int64()))
+
+
+def first_photos(job: Job, rows: "DataFrame", stored: "DataFrame | StoredRows") -> pa.Table:
+    """The ``KEPT_PHOTOS`` first of features that Spark has: chosen without their vectors, which are then read."""
     from pyspark.sql import functions as F  # noqa: N812 -- its usual name
 
-    first = rows.select(*_COLUMNS).orderBy(F.col("split") == FIT_SPLIT, F.sha2("key", 256)).limit(SAMPLE_PHOTOS)
-    return first.toArrow().cast(pa.schema([CALIBRATION_SAMPLE.schema.field(name) for name in _COLUMNS]))
+    order = (F.col("split") == FIT_SPLIT, F.sha2("key", 256))
+    keys = rows.select("key", "split").orderBy(*order).limit(KEPT_PHOTOS).select("key").toArrow()
+    if not keys.num_rows:
+        return _SCHEMA.empty_table()
+    if isinstance(stored, StoredRows):
+        found, _ = stored.map(rows_of_keys(keys["key"].to_pylist()), _COLUMNS, _SCHEMA)
+    else:
+        chosen = F.broadcast(job.tables.spark.createDataFrame(keys))
+        found = stored.select(*_COLUMNS).join(chosen, "key", "left_semi")
+    return found.toArrow().select(_COLUMNS).cast(_SCHEMA)
 
 
 def with_run(rows: pa.Table, job: Job) -> pa.Table:
@@ -85,16 +119,22 @@ def with_run(rows: pa.Table, job: Job) -> pa.Table:
 def update_classifier(job: Job, moments: Moments, sample: pa.Table) -> Classified | None:
     """Fit the classifier of the run's backbone on statistics that the run has written, and save it.
 
-    None where there is nothing to fit on: no photo in the fit split, or a lake of an earlier release whose sums of
-    labels the next refit takes from the rows.
+    None where there is no classifier: no photo in the fit split, or a lake of an earlier release whose sums of labels
+    the next refit takes from the rows. Then the table has none either. A fit that fails stops no publication.
     """
     model_id, writer = job.run.model_id, job.tables.writer
     snapshot_id = job.lake.head("label_statistics", writer.branch)
     sums = load_label_sums(job.lake, snapshot_id, model_id) if snapshot_id else {}
     if not moments.n or sum(one.n for one in sums.values()) != moments.n:
         log.info("no classifier: %d photos in the fit split, %d by label", moments.n, sum(s.n for s in sums.values()))
+        remove_classifier(job.lake, writer, model_id)
         return None
-    classifier = fit_classifier(moments, sums, sample_of(sample))
+    try:
+        classifier = fit_classifier(moments, sums, sample_of(sample))
+    except (ValueError, np.linalg.LinAlgError) as error:
+        log.warning("no classifier: %s", error)
+        remove_classifier(job.lake, writer, model_id)
+        return None
     save_classifier(job.lake, writer, model_id, classifier, job.run.run_id)
     found = quality_in_words(classifier)
     log.info("classifier %s: %d labels, %s", classifier.classifier_id, len(classifier.labels), found)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fruits.analysis.labels import LabelSums, merge_sums, sum_from_bytes, sum_to_bytes, sums_of
 from fruits.analysis.moments import Moments, from_bytes, merge_all, moments_of, to_bytes
@@ -309,6 +310,16 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
             yield batch
+
+
+def rows_of_keys(keys: Sequence[str]) -> BatchFunction:
+    """The rows of some keys."""
+
+    def chosen(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        wanted = pa.array(keys, pa.string())
+        yield from filter(len, (batch.filter(pc.is_in(batch["key"], wanted)) for batch in batches))
+
+    return chosen
 
 
 def writing(settings: Settings, function: BatchFunction, target: FileTarget) -> BatchFunction:

@@ -191,7 +191,7 @@ def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str], *, before:
     """
     target = file_target(job.lake, FEATURES, job.run.model_id)
     function = featurize(job.settings, job.run.model_id, job.run.run_id, target, witnesses)
-    if are_few(photos, job.settings):
+    if total <= job.settings.few_photos and are_few(photos, job.settings):
         work = tasks_table(in_tasks(photos, job.settings, cores=1))
         return Outcomes.of(map_table(work, function, RESULT_SCHEMA).to_pylist())
     tasks = in_tasks(photos, job.settings, job.tables.cores)

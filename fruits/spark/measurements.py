@@ -101,7 +101,8 @@ def measure(measured: Measured) -> tuple[Findings, Counters]:
         accuracy = probe(measured, features, ours.held_out) if usable else Probe()
     document = job.documents.pca
     classified = document.done.classified if document and document.done else None
-    before = load_classifier(job.lake, job.run.base.snapshots, job.run.model_id)
+    published = job.run.base.publication
+    before = load_classifier(job.lake, published) if published.model_id == job.run.model_id else None
     findings = Findings(
         **tables,
         orthonormality_error=orthonormality_error(version.pca.components) if version else None,

@@ -9,6 +9,7 @@ from fruits.backbones.stage import described_backbone, staged_card
 from fruits.backbones.weights import check_place
 from fruits.errors import ExitCode, FruitsError, TransientError
 from fruits.lake.catalog import Lake
+from fruits.lake.counters import COUNTED, live_rows
 from fruits.lake.reader import NoLakeError, open_read_only
 from fruits.lake.rebuild import check_catalog_is_current
 from fruits.lake.source import bind_source, check_source
@@ -27,7 +28,7 @@ log = logging.getLogger("fruits")
 def prepare(settings: Settings, request: RunRequest) -> bool:
     """Check bucket, catalog and lake, migrate the lake, and stage the backbone that was asked for.
 
-    A dry run only checks. Returns whether the lake has published rows.
+    A dry run only checks. Returns whether the lake has published rows; a run that lists does not ask.
 
     Raises:
         FruitsError: says what is missing and what to do.
@@ -41,7 +42,8 @@ def prepare(settings: Settings, request: RunRequest) -> bool:
         if not _published_photo_readable(settings):
             raise
     if request.dry_run:
-        return check_for_dry_run(settings, request).holds("")
+        check_for_dry_run(settings, request)
+        return True
     if settings.lake_kind == "s3":  # a denial shows now, not after the first job
         check_lake(settings, "prepare")
     lake = Lake.open(settings)
@@ -49,7 +51,12 @@ def prepare(settings: Settings, request: RunRequest) -> bool:
     bind_source(lake)
     migrate(lake)
     stage_missing(with_backbone(settings, request))
-    return lake.holds("")
+    return request.lists or has_rows(lake)
+
+
+def has_rows(lake: Lake) -> bool:
+    """Whether there are published rows, by what the snapshots say of themselves; unknown numbers count as rows."""
+    return any(live_rows(lake.table(name), lake.head(name) or 0) != 0 for name in COUNTED)
 
 
 def photos_to_ask(settings: Settings, request: RunRequest) -> Sequence[str]:
@@ -59,8 +66,8 @@ def photos_to_ask(settings: Settings, request: RunRequest) -> Sequence[str]:
     return request.keys or kept_events(settings).keys
 
 
-def check_for_dry_run(settings: Settings, request: RunRequest) -> Lake:
-    """Check lake and backbone without making anything; returns the lake.
+def check_for_dry_run(settings: Settings, request: RunRequest) -> None:
+    """Check lake and backbone without making anything.
 
     Raises:
         FruitsError: when the lake or its backbone does not exist yet, or when the lake holds other photos.
@@ -77,7 +84,6 @@ def check_for_dry_run(settings: Settings, request: RunRequest) -> Lake:
             f"dry run: backbone {described_backbone(chosen)} is not in {settings.lake}/models, and a dry run "
             f"does not build it; {advice}"
         )
-    return lake
 
 
 def _published_photo_readable(settings: Settings) -> bool:

@@ -25,7 +25,7 @@ from fruits.run.lease import current_lease
 from fruits.run.manifest import DUE_ETAG
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
-from fruits.spark.classification import first_of
+from fruits.spark.classification import KEPT_PHOTOS, first_of
 from fruits.spark.executors import matrix
 from tests.chaos.jobs import BROKEN, CARD, WIDTH, count_rows, moments_of_rows, same_numbers, sums_of_rows, vector_of
 from tests.chaos.memory import MemoryCatalog
@@ -276,8 +276,10 @@ def whole_rows(lake: Lake, publication: Publication) -> Rows:
     assert {label: one.n for label, one in sums.items()} == {label: one.n for label, one in of_rows.items()}, "labels"
     assert all(same_numbers(one.mean, of_rows[label].mean) for label, one in sums.items()), "means by label"
     sample = load_sample(lake, publication.snapshots["calibration_sample"], CARD.model_id)
-    assert sample.select(SAMPLED).equals(first_of(tables["features"]).sort_by("key").select(SAMPLED)), "sample"
-    classifier = load_classifier(lake, publication.snapshots, CARD.model_id)
+    assert sample.select(SAMPLED).equals(first_of(tables["features"], KEPT_PHOTOS).sort_by("key").select(SAMPLED)), (
+        "sample"
+    )
+    classifier = load_classifier(lake, publication)
     expected_classifier = fit_classifier(anew, of_rows, sample_of(sample))
     assert classifier is not None
     assert publication.classifier_id == classifier.classifier_id

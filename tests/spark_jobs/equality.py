@@ -30,6 +30,8 @@ def assert_equal_tables(chain: Any, ours: Settings, theirs: Settings) -> None:
     assert_equal_moments(statistics(chain, ours), statistics(chain, theirs))
     assert_equal_sums(*(labels(chain, settings) for settings in (ours, theirs)))
     assert_equal_classifiers(*(classifier(chain, settings) for settings in (ours, theirs)))
+    samples = [chain.rows(settings, "calibration_sample", without=("run_id",)) for settings in (ours, theirs)]
+    assert samples[0] == samples[1]
     pca, expected_pca = (current_version(chain, settings).pca for settings in (ours, theirs))
     assert subspace_angle(pca.components, expected_pca.components) < 1e-6
     assert pca.n == expected_pca.n
@@ -58,6 +60,8 @@ def assert_equal_classifiers(ours: Classifier, theirs: Classifier) -> None:
     largest = np.abs(theirs.discriminant.weights).max()
     np.testing.assert_allclose(ours.discriminant.weights, theirs.discriminant.weights, rtol=1e-6, atol=1e-7 * largest)
     assert np.isclose(ours.calibration.temperature, theirs.calibration.temperature, rtol=1e-3)
+    np.testing.assert_allclose(ours.calibration.thresholds, theirs.calibration.thresholds, rtol=1e-3, atol=1e-6)
+    assert np.isclose(ours.discriminant.shrinkage, theirs.discriminant.shrinkage, rtol=1e-6)
 
 
 def assert_equal_embeddings(chain: Any, ours: Settings, theirs: Settings) -> None:
@@ -90,7 +94,7 @@ def labels(chain: Any, settings: Settings) -> LabelSums:
 def classifier(chain: Any, settings: Settings) -> Classifier:
     """The published classifier, which the publication names."""
     published = chain.published(settings)
-    found = load_classifier(Lake.open(settings), published.snapshots, published.model_id)
+    found = load_classifier(Lake.open(settings), published)
     assert found is not None
     assert found.classifier_id == published.classifier_id
     return found

@@ -9,7 +9,15 @@ from fruits.analysis.labels import sums_of
 from fruits.analysis.moments import moments_of
 from fruits.lake.branches import Writer, start_branch
 from fruits.lake.catalog import Lake
-from fruits.lake.classifier_tables import load_classifier, load_sample, sample_of, save_classifier, save_sample
+from fruits.lake.classifier_tables import (
+    load_classifier,
+    load_sample,
+    remove_classifier,
+    sample_of,
+    save_classifier,
+    save_sample,
+)
+from fruits.lake.publication import Publication
 from fruits.lake.schemas import CALIBRATION_SAMPLE
 
 WRITER = Writer("a", "pca_1_ab")
@@ -41,15 +49,17 @@ def classifier(n):
     )
 
 
-def snapshots(lake):
-    return {"classifiers": lake.head("classifiers", WRITER.branch)}
+def publication(lake, found, model_id="m"):
+    """A publication that names a classifier."""
+    snapshots = {"classifiers": lake.head("classifiers", WRITER.branch)}
+    return Publication(1, snapshots, model_id=model_id, classifier_id=found and found.classifier_id)
 
 
 @pytest.mark.parametrize("n", [40, 400])
 def test_a_classifier_comes_back_bit_for_bit(lake, n):
     saved = classifier(n)
     save_classifier(lake, WRITER, "m", saved, "a")
-    found = load_classifier(lake, snapshots(lake), "m")
+    found = load_classifier(lake, publication(lake, saved))
     assert found.classifier_id == saved.classifier_id
     assert found.quality == saved.quality
     assert found.labels == saved.labels
@@ -62,10 +72,20 @@ def test_a_backbone_has_one_classifier_and_leaves_that_of_another(lake):
     save_classifier(lake, WRITER, "other", classifier(40), "a")
     save_classifier(lake, WRITER, "m", classifier(40), "a")
     save_classifier(lake, WRITER, "m", classifier(400), "b")
-    ids = {model: load_classifier(lake, snapshots(lake), model).classifier_id for model in ("m", "other")}
-    assert ids == {"m": classifier(400).classifier_id, "other": classifier(40).classifier_id}
-    assert load_classifier(lake, snapshots(lake), "unknown") is None
-    assert load_classifier(lake, {}, "m") is None
+    for model, n in (("m", 400), ("other", 40)):
+        expected = classifier(n)
+        assert load_classifier(lake, publication(lake, expected, model)).classifier_id == expected.classifier_id
+    assert load_classifier(lake, publication(lake, classifier(40), "m")) is None, "replaced"
+    assert load_classifier(lake, publication(lake, None)) is None
+
+
+def test_a_removed_classifier_is_gone_and_that_of_another_backbone_stays(lake):
+    for model in ("m", "other"):
+        save_classifier(lake, WRITER, model, classifier(40), "a")
+    for _ in range(2):
+        remove_classifier(lake, WRITER, "m")
+    left = lake.read("classifiers", lake.head("classifiers", WRITER.branch), ("model_id",))
+    assert left["model_id"].to_pylist() == ["other"]
 
 
 def test_the_sample_of_a_backbone_is_replaced_and_comes_in_the_order_of_keys(lake):

@@ -12,7 +12,9 @@ from fruits.analysis.labels import sums_of
 from fruits.analysis.moments import moments_of
 from fruits.lake.branches import start_branch
 from fruits.lake.classifier_tables import load_classifier, load_sample, save_sample
+from fruits.lake.counters import Counters, Kind
 from fruits.lake.pca_tables import save_label_sums
+from fruits.lake.publication import Publication
 from fruits.lake.schemas import CALIBRATION_SAMPLE
 from fruits.settings import Settings
 from fruits.spark import classification
@@ -40,14 +42,17 @@ def by_hash(*keys: str) -> list[str]:
     return sorted(keys, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
 
 
-def with_sample(job: Job, *numbers: int) -> Job:
-    """The job when the run before left photos in the sample."""
+def with_sample(job: Job, *numbers: int, label: str = "Fig", split: str = "train", there: int | None = None) -> Job:
+    """The job when the run before kept photos, of ``there`` that there were."""
     rows = [
-        {"key": KEYS[n], "label": "Fig", "split": "train", "model_id": MODEL_ID, "vector": VECTORS[n], "run_id": "r"}
+        {"key": KEYS[n], "label": label, "split": split, "model_id": MODEL_ID, "vector": VECTORS[n], "run_id": "r"}
         for n in numbers
     ]
     save_sample(job.lake, job.tables.writer, MODEL_ID, pa.Table.from_pylist(rows, CALIBRATION_SAMPLE.schema))
-    return replace(job, start={**job.start, "calibration_sample": head(job, "calibration_sample")})
+    counts = Counters({Kind(MODEL_ID, label, split): len(numbers) if there is None else there}).counts
+    base = replace(job.run.base, publication=replace(job.run.base.publication, counters=counts))
+    start = {**job.start, "calibration_sample": head(job, "calibration_sample")}
+    return replace(job, run=job.run.model_copy(update={"base": base}), start=start)
 
 
 def head(job: Job, name: Any) -> int:
@@ -56,41 +61,88 @@ def head(job: Job, name: Any) -> int:
     return found
 
 
-def test_new_photos_join_by_their_place(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classification, "SAMPLE_PHOTOS", 4)
-    rows = update_sample(with_sample(job, 0, 1, 2), NOTHING)
-    assert rows["key"].to_pylist() == sorted(by_hash(*KEYS)[:4])
-    saved = load_sample(job.lake, head(job, "calibration_sample"), MODEL_ID)
-    assert saved["key"].to_pylist() == rows["key"].to_pylist()
-    np.testing.assert_array_equal(
-        np.array(saved["vector"].to_pylist(), np.float32), VECTORS[[KEYS.index(key) for key in rows["key"].to_pylist()]]
-    )
+def keys_of(*numbers: int) -> pa.Table:
+    return pa.table({"key": pa.array([KEYS[n] for n in numbers], pa.string())})
 
 
-def test_a_sample_that_is_not_full_loses_what_is_replaced(job: Job) -> None:
-    rows = update_sample(with_sample(job, 0, 1, 2), pa.table({"key": pa.array([KEYS[1]])}))
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets how many photos calibrate, and how many are kept."""
+
+    def choose(sample: int, kept: int) -> None:
+        monkeypatch.setattr(classification, "SAMPLE_PHOTOS", sample)
+        monkeypatch.setattr(classification, "KEPT_PHOTOS", kept)
+
+    return choose
+
+
+@pytest.fixture
+def all_features(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Looks at all features, which would start Spark; they find the run's own rows."""
+    asked: list[Any] = []
+
+    def of_all(job: Job, *rows: Any) -> pa.Table:
+        asked.append(rows)
+        return job.few_new_features.select(["key", "label", "split", "vector"])
+
+    monkeypatch.setattr(classification, "first_photos", of_all)
+    monkeypatch.setattr(Job, "features", lambda _: "all features")
+    monkeypatch.setattr(Job, "all_rows", lambda _: "all rows")
+    return asked
+
+
+def saved(job: Job) -> list[str]:
+    keys: list[str] = load_sample(job.lake, head(job, "calibration_sample"), MODEL_ID)["key"].to_pylist()
+    return keys
+
+
+def test_new_photos_join_by_their_place_and_the_sample_is_the_first_of_those_that_are_kept(
+    job: Job, sizes: Any
+) -> None:
+    sizes(2, 4)
+    start = with_sample(job, 0, 1, 2)
+    rows = update_sample(start, NOTHING)
+    assert rows["key"].to_pylist() == sorted(by_hash(*KEYS)[:2])
+    assert saved(start) == sorted(by_hash(*KEYS)[:4])
+    vectors = load_sample(job.lake, head(start, "calibration_sample"), MODEL_ID)["vector"].to_pylist()
+    np.testing.assert_array_equal(np.array(vectors, np.float32), VECTORS[[KEYS.index(key) for key in saved(start)]])
+
+
+def test_a_new_photo_behind_those_that_are_kept_is_not_kept_where_others_are_not(job: Job, sizes: Any) -> None:
+    """Photos that the table lacks may stand before the new one."""
+    sizes(1, 4)
+    start = with_sample(job, 0, 1, 2, there=3_000)
+    last = by_hash(*KEYS[:3])[-1]
+    update_sample(start, NOTHING)
+    assert saved(start) == sorted(key for key in KEYS if key in by_hash(*KEYS)[: by_hash(*KEYS).index(last) + 1][:4])
+
+
+def test_what_is_replaced_leaves(job: Job) -> None:
+    rows = update_sample(with_sample(job, 0, 1, 2), keys_of(1))
     assert rows["key"].to_pylist() == [KEYS[0], KEYS[2], KEYS[3], KEYS[4]]
 
 
-@pytest.mark.parametrize(
-    ("before", "replaced", "why"),
-    [((), (), "an earlier release left no sample"), ((0, 1, 2), (1,), "a full sample lost a photo")],
-)
-def test_all_features_are_looked_at_where_the_sample_may_lack_some(
-    job: Job, monkeypatch: pytest.MonkeyPatch, before: tuple[int, ...], replaced: tuple[int, ...], why: str
+@pytest.mark.parametrize(("there", "looks"), [(3, 0), (3_000, 1), (None, 1)])
+def test_all_features_are_looked_at_where_too_few_photos_are_left_or_nobody_knows_whether(
+    job: Job, sizes: Any, all_features: list[Any], there: int | None, looks: int
 ) -> None:
-    asked = []
+    sizes(8, 16)
+    start = with_sample(job, 0, 1, 2, there=there)
+    if there is None:
+        base = start.run.base
+        unknown = replace(base, publication=replace(base.publication, counters=None))
+        start = replace(start, run=start.run.model_copy(update={"base": unknown}))
+    update_sample(start, NOTHING)
+    assert all_features == [("all features", "all rows")] * looks
 
-    def of_all(rows: Any) -> pa.Table:
-        asked.append(rows)
-        return job.few_new_features
 
-    monkeypatch.setattr(classification, "SAMPLE_PHOTOS", 3)
-    monkeypatch.setattr(classification, "first_photos", of_all)
-    monkeypatch.setattr(Job, "features", lambda _: "all features")
-    start = with_sample(job, *before) if before else job
-    update_sample(start, pa.table({"key": pa.array([KEYS[n] for n in replaced], pa.string())}))
-    assert asked == ["all features"], why
+def test_a_deletion_costs_no_look_while_enough_photos_are_left(job: Job, sizes: Any, all_features: list[Any]) -> None:
+    sizes(1, 3)
+    update_sample(with_sample(job, 0, 1, 2, there=3_000), keys_of(1))
+    assert all_features == []
+    sizes(3, 3)
+    update_sample(with_sample(job, 0, 1, 2, there=3_000), keys_of(0, 1, 2))
+    assert len(all_features) == 1
 
 
 def test_an_unchanged_sample_is_not_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +154,19 @@ def test_an_unchanged_sample_is_not_written(job: Job, monkeypatch: pytest.Monkey
     assert head(start, "calibration_sample") == before
 
 
+@pytest.mark.parametrize("before", [{"label": "fig"}, {"split": "test"}])
+def test_a_photo_whose_label_or_split_changed_with_the_rules_is_written_again(job: Job, before: dict[str, str]) -> None:
+    """Its bytes are the same, and so is its vector."""
+    start = with_sample(job, 3, 4, **before)
+    update_sample(start, keys_of(3, 4))
+    rows = load_sample(job.lake, head(start, "calibration_sample"), MODEL_ID)
+    assert rows.select(["label", "split"]).to_pylist() == [{"label": "Fig", "split": "train"}] * 2
+
+
 def test_held_out_photos_come_first() -> None:
     keys = [f"k{n}" for n in range(9)]
     rows = pa.table({"key": keys, "split": ["train", "test", "train"] * 3})
-    order = first_of(rows)["key"].to_pylist()
+    order = first_of(rows, 9)["key"].to_pylist()
     held_out = by_hash(*keys[1::3])
     assert order == [*held_out, *by_hash(*(key for key in keys if key not in held_out))]
 
@@ -118,6 +179,11 @@ def test_a_classifier_needs_sums_of_the_rows_that_the_moments_have(job: Job) -> 
     found = update_classifier(job, moments, sample)
     assert found is not None
     assert (found.labels, found.n, found.quality) == (2, 5, None)
-    saved = load_classifier(job.lake, {"classifiers": head(job, "classifiers")}, MODEL_ID)
-    assert saved is not None
-    assert (saved.classifier_id, saved.labels) == (found.classifier_id, ("Fig", "Kiwi"))
+    snapshots: Any = {"classifiers": head(job, "classifiers")}
+    published = Publication(1, snapshots, model_id=MODEL_ID, classifier_id=found.classifier_id)
+    classifier = load_classifier(job.lake, published)
+    assert classifier is not None
+    assert (classifier.classifier_id, classifier.labels) == (found.classifier_id, ("Fig", "Kiwi"))
+
+    assert update_classifier(job, moments_of(VECTORS[:0]), sample) is None, "the fit split is empty"
+    assert job.lake.read("classifiers", head(job, "classifiers")).num_rows == 0
