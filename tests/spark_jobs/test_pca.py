@@ -7,6 +7,7 @@ from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.run.documents import run_store
+from fruits.run.state import WRITTEN
 from fruits.spark.executors import STATISTICS_SCHEMA, merge_partials, partial_statistics
 from fruits.spark.session import map_batches
 from fruits.spark.statistics import FAN_IN, merged_partials
@@ -124,9 +125,7 @@ class TestFirstFit:
     def test_the_document_names_the_snapshots_that_are_published(self, chain, first):
         snapshots, result = chain.published(first.settings).snapshots, first.documents.pca.result
         assert result.read == {name: snapshots[name] for name in ("features", "quarantine")}
-        assert result.wrote == {
-            name: snapshots[name] for name in ("pca_statistics", "label_statistics", "pca_models", "embeddings")
-        }
+        assert result.wrote == {name: snapshots[name] for name in WRITTEN["pca"]}
 
 
 @pytest.fixture(scope="module")
