@@ -24,7 +24,7 @@ from fruits.stores import list_files, remove_files
 
 if TYPE_CHECKING:
     from py4j.java_gateway import JavaObject  # type: ignore[import-untyped]
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
 log = logging.getLogger("fruits")
 
@@ -80,7 +80,7 @@ def drop_dangling_deletes(tables: Tables, name: TableName) -> None:
 
     Iceberg's own way to do so (1.12) knows the branch `main` only.
     """
-    gateway = tables.spark._jvm.org.apache.iceberg  # type: ignore[union-attr]  # noqa: SLF001 -- no Python API
+    gateway = tables.spark._jvm.org.apache.iceberg  # noqa: SLF001 -- no Python API
     table = iceberg_table(tables, name)
     manifests = list(table.snapshot(tables.writer.branch).deleteManifests(table.io()))
     if not manifests:
@@ -170,7 +170,8 @@ def fingerprint_of_files(
     gateway, staged = jvm.org.apache.iceberg.spark, jvm.java.util.ArrayList()
     for task in tasks:
         staged.add(task)
-    gateway.SparkTableCache.get().add(group, table)
+    cache = table_cache(spark)
+    cache.add(group, table)
     gateway.ScanTaskSetManager.get().stageTasks(table, group, staged)
     try:
         spark.conf.set("spark.sql.catalog.staged", "org.apache.iceberg.spark.SparkRewriteTableCatalog")
@@ -180,7 +181,19 @@ def fingerprint_of_files(
         return fingerprint(rows)
     finally:
         gateway.ScanTaskSetManager.get().removeTasks(table, group)
-        gateway.SparkTableCache.get().remove(group)
+        cache.remove(group)
+
+
+def table_cache(spark: "SparkSession") -> "JavaObject":
+    """Iceberg's ``SparkTableCache``.
+
+    By reflection: of its two methods ``get`` Py4J takes the first, and which of them is first is up to the JVM. With an
+    archive of classes it is the one that is not static, and Py4J says that there is none.
+    """
+    jvm: Any = spark._jvm  # noqa: SLF001 -- no Python API
+    new_array = spark.sparkContext._gateway.new_array  # type: ignore[union-attr]  # noqa: SLF001
+    kind = jvm.java.lang.Class.forName("org.apache.iceberg.spark.SparkTableCache")
+    return kind.getMethod("get", new_array(jvm.java.lang.Class, 0)).invoke(None, new_array(jvm.java.lang.Object, 0))
 
 
 def iceberg_table(tables: Tables, name: TableName) -> "JavaObject":
