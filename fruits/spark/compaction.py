@@ -80,7 +80,7 @@ def drop_dangling_deletes(tables: Tables, name: TableName) -> None:
 
     Iceberg's own way to do so (1.12) knows the branch `main` only.
     """
-    gateway = tables.spark._jvm.org.apache.iceberg  # noqa: SLF001 -- no Python API
+    gateway = tables.spark._jvm.org.apache.iceberg  # type: ignore[union-attr]  # noqa: SLF001 -- no Python API
     table = iceberg_table(tables, name)
     manifests = list(table.snapshot(tables.writer.branch).deleteManifests(table.io()))
     if not manifests:
@@ -191,7 +191,7 @@ def table_cache(spark: "SparkSession") -> "JavaObject":
     archive of classes it is the one that is not static, and Py4J says that there is none.
     """
     jvm: Any = spark._jvm  # noqa: SLF001 -- no Python API
-    new_array = spark.sparkContext._gateway.new_array  # type: ignore[union-attr]  # noqa: SLF001
+    new_array = spark.sparkContext._gateway.new_array  # noqa: SLF001
     kind = jvm.java.lang.Class.forName("org.apache.iceberg.spark.SparkTableCache")
     return kind.getMethod("get", new_array(jvm.java.lang.Class, 0)).invoke(None, new_array(jvm.java.lang.Object, 0))
 
