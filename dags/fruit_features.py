@@ -165,8 +165,8 @@ PARAMS = {
         minimum=0,
         maximum=3_600,
         title="Settle time (s)",
-        description="Plan when no upload came in for this long, or when uploads kept coming for ten times as long. Runs "
-        "by events wait only before the first publication.",
+        description="Plan when no upload came in for this long, or when uploads kept coming for ten times as long. "
+        "Runs by events wait only before the first publication.",
     ),
     "sensor_timeout": Param(
         None,

@@ -191,7 +191,8 @@ def table_cache(spark: "SparkSession") -> "JavaObject":
     archive of classes it is the one that is not static, and Py4J says that there is none.
     """
     jvm: Any = spark._jvm  # noqa: SLF001 -- no Python API
-    new_array = spark.sparkContext._gateway.new_array  # noqa: SLF001
+    gateway: Any = spark.sparkContext._gateway  # noqa: SLF001
+    new_array = gateway.new_array
     kind = jvm.java.lang.Class.forName("org.apache.iceberg.spark.SparkTableCache")
     return kind.getMethod("get", new_array(jvm.java.lang.Class, 0)).invoke(None, new_array(jvm.java.lang.Object, 0))
 
