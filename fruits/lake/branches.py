@@ -218,9 +218,10 @@ def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], No
     also commits to a missing branch, as if the table were empty.
 
     Raises:
-        TransientError: when the branch is gone, or other commits were always quicker.
+        TransientError: when the branch is gone, other commits were always quicker, or the answer to a commit that
+            deletes was lost: PyIceberg repeats the commit, and takes its own deletes for those of another.
     """
-    from pyiceberg.exceptions import CommitFailedException
+    from pyiceberg.exceptions import CommitFailedException, ValidationException
 
     for attempt in range(_COMMIT_TRIES):
         table = lake.table(name)
@@ -233,6 +234,8 @@ def commit_rows(lake: Lake, name: TableName, change: "Callable[[Transaction], No
             if isinstance(error, ValueError) and "older than last sequence number" not in str(error):
                 raise
             time.sleep(0.05 * (attempt + 1))
+        except ValidationException as error:
+            raise TransientError(f"table {name}: rows left {branch} meanwhile ({error}); run it again") from error
         else:
             return
     raise TransientError(f"table {name}: {_COMMIT_TRIES} commits met another one; try again later")
