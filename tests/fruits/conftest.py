@@ -33,7 +33,6 @@ class FakeRun:
     """A run that writes what it is told, on the branches of a real lake; ``n_components`` as its PCA says was asked."""
 
     n_components = "0.95"
-    classifier_id: str | None = None
 
     def __init__(self, settings: Settings) -> None:
         self.lake = Lake.open(settings)
@@ -41,6 +40,8 @@ class FakeRun:
         self.key = uuid.uuid4().hex[:8]
         self.writer = Writer(self.key, "featurize_1_ab")
         self.branch = self.writer.branch
+        published = self.base.publication
+        self.classifiers: dict[str, str | None] = {str(published.model_id): published.classifier_id}
         for name in DATA_TABLES:
             start_branch(self.lake, name, self.branch, self.base.publication.snapshots[name])
 
@@ -70,7 +71,7 @@ class FakeRun:
         sums = sums_of(vectors[fitted], [label for label, is_fitted in zip(labels, fitted, strict=True) if is_fitted])
         classifier = fit_classifier(moments_of(vectors[fitted]), sums, Sample(keys, labels, fitted, vectors))
         save_classifier(self.lake, self.writer, model_id, classifier, self.key)
-        self.classifier_id = classifier.classifier_id
+        self.classifiers[model_id] = classifier.classifier_id
 
     def quarantine(self, keys: Sequence[str], model_id: str) -> None:
         """Rows of quarantine, with a detail that is hard to quote."""
@@ -85,7 +86,7 @@ class FakeRun:
         sequence = self.base.publication.sequence + 1
         identity = publication_id(sequence, snapshots)
         row = Publication(sequence, snapshots, identity, self.key, NOW, model_id, pca_id, {})
-        return self.publish_row(replace(row, classifier_id=self.classifier_id))
+        return self.publish_row(replace(row, classifier_id=self.classifiers.get(model_id)))
 
     def publish_row(self, row: Publication) -> Publication:
         """Publish a row."""

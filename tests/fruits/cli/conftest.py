@@ -94,6 +94,7 @@ def publish_run(run, model_id: str, pca_id: str, features: int) -> None:
         published_at=datetime.now(UTC),
         model_id=model_id,
         pca_id=pca_id,
+        classifier_id=run.classifiers.get(model_id),
         counts={**counts, "features": features, "quarantine": len(QUARANTINED), "remaining": 4},
     )
     run.publish_row(row)
