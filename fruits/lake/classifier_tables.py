@@ -51,11 +51,14 @@ def sample_of(rows: pa.Table) -> Sample:
 
 def load_classifier(lake: Lake, publication: Publication) -> Classifier | None:
     """The classifier that a publication names; None where it names none, as in older lakes."""
-    if publication.classifier_id is None:
-        return None
-    at, named = publication.snapshots["classifiers"], {"classifier_id": publication.classifier_id}
-    rows = lake.read("classifiers", at, model_id=str(publication.model_id), **named).to_pylist()
-    return _classifier(rows[0]) if rows else None
+    row = _named(lake, publication)
+    return _classifier(row) if row else None
+
+
+def load_quality(lake: Lake, publication: Publication) -> Quality | None:
+    """The quality of that classifier; reads no weights. None without one, or with too few photos to tell."""
+    row = _named(lake, publication, "scored_photos", *_QUALITY)
+    return _quality(row) if row else None
 
 
 def remove_classifier(lake: Lake, writer: Writer, model_id: str) -> None:
@@ -94,6 +97,19 @@ def save_classifier(lake: Lake, writer: Writer, model_id: str, classifier: Class
     replace_row(lake, writer, CLASSIFIERS, row, "model_id")
 
 
+def _named(lake: Lake, publication: Publication, *columns: str) -> dict[str, Any] | None:
+    """Columns (none: all) of the row of the classifier that a publication names; None where it names none."""
+    if publication.classifier_id is None:
+        return None
+    at, named = publication.snapshots["classifiers"], {"classifier_id": publication.classifier_id}
+    rows = lake.read("classifiers", at, columns or ("*",), model_id=str(publication.model_id), **named).to_pylist()
+    return rows[0] if rows else None
+
+
+def _quality(row: dict[str, Any]) -> Quality | None:
+    return Quality(row["scored_photos"], *(row[name] for name in _QUALITY)) if row["scored_photos"] else None
+
+
 def _classifier(row: dict[str, Any]) -> Classifier:
     discriminant = Discriminant(
         labels=tuple(row["labels"]),
@@ -108,5 +124,4 @@ def _classifier(row: dict[str, Any]) -> Classifier:
         thresholds=np.array(row["thresholds"]),
         n=row["calibration_photos"],
     )
-    quality = Quality(row["scored_photos"], *(row[name] for name in _QUALITY)) if row["scored_photos"] else None
-    return Classifier(discriminant, calibration, row["calibrated_on"], quality)
+    return Classifier(discriminant, calibration, row["calibrated_on"], _quality(row))

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,8 @@ from fruits.lake.schemas import TIMESTAMP
 from fruits.photos.entry import WORK, Action, Entry
 from fruits.photos.quarantine import Reason
 from fruits.stores import open_file, write_bytes
+
+Item = TypeVar("Item")
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -192,7 +195,7 @@ def _concatenated(tables: Iterable[pa.Table], columns: Sequence[str]) -> pa.Tabl
     return pa.concat_tables([empty, *tables])
 
 
-def evenly(items: Sequence[str], most: int) -> list[str]:
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
     """At most ``most`` of ``items``, at even distances."""
     step = max(1, -(-len(items) // most))
     return list(items[::step])

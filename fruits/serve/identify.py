@@ -28,6 +28,7 @@ from fruits.lake.publication import Publication
 from fruits.lake.reader import PublishedRows, current_publication, open_read_only
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_side, preprocess
 from fruits.photos.quarantine import Reason
+from fruits.run.manifest import evenly
 from fruits.settings import Settings
 
 _MOST_LABELS = 5
@@ -216,7 +217,7 @@ def _answers(
 ) -> Iterator[Answer]:
     """The answer for each feature vector."""
     embedding, residual = transform(pca, np.stack(vectors))
-    typical = list(range(len(sample.keys)))[:: -(-len(sample.keys) // _TYPICAL_PHOTOS)]
+    typical = evenly(range(len(sample.keys)), _TYPICAL_PHOTOS)
     queries = np.concatenate([embedding, sample.embedding[typical]])
     nearest = nearest_photos(rows.batches(), queries, max(count, 1) + 1, pca)  # a published photo is its own nearest
     of_queries, of_typical = nearest[: len(vectors)], nearest[len(vectors) :]

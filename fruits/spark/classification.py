@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fruits.analysis.classifier import Classifier, fit_classifier
+from fruits.analysis.labels import LabelSums
 from fruits.analysis.moments import Moments
 from fruits.lake.classifier_tables import load_sample, remove_classifier, sample_of, save_classifier, save_sample
 from fruits.lake.pca_tables import load_label_sums
@@ -75,8 +76,7 @@ def new_photos(job: Job) -> pa.Table:
     """The first photos of those that the run wrote."""
     if job.is_small:
         return first_of(job.few_new_features.select(_COLUMNS), KEPT_PHOTOS)
-    new = job.new_rows()
-    return first_photos(job, job.new_features(), new) if not isinstance(new, pa.Table) else new
+    return first_photos(job, job.new_features(), job.written_rows)
 
 
 def places(rows: pa.Table) -> list[Place]:
@@ -125,14 +125,8 @@ def update_classifier(job: Job, moments: Moments, sample: pa.Table) -> Classifie
     model_id, writer = job.run.model_id, job.tables.writer
     snapshot_id = job.lake.head("label_statistics", writer.branch)
     sums = load_label_sums(job.lake, snapshot_id, model_id) if snapshot_id else {}
-    if not moments.n or sum(one.n for one in sums.values()) != moments.n:
-        log.info("no classifier: %d photos in the fit split, %d by label", moments.n, sum(s.n for s in sums.values()))
-        remove_classifier(job.lake, writer, model_id)
-        return None
-    try:
-        classifier = fit_classifier(moments, sums, sample_of(sample))
-    except (ValueError, np.linalg.LinAlgError) as error:
-        log.warning("no classifier: %s", error)
+    classifier = fitted(moments, sums, sample)
+    if classifier is None:
         remove_classifier(job.lake, writer, model_id)
         return None
     save_classifier(job.lake, writer, model_id, classifier, job.run.run_id)
@@ -149,6 +143,19 @@ def update_classifier(job: Job, moments: Moments, sample: pa.Table) -> Classifie
         error=classifier.calibration.error,
         quality=classifier.quality,
     )
+
+
+def fitted(moments: Moments, sums: LabelSums, sample: pa.Table) -> Classifier | None:
+    """The classifier of statistics, calibrated on a sample; None where it cannot be fitted, and the log says why."""
+    counted = sum(one.n for one in sums.values())
+    if not moments.n or counted != moments.n:
+        log.info("no classifier: %d photos in the fit split, %d by label", moments.n, counted)
+        return None
+    try:
+        return fit_classifier(moments, sums, sample_of(sample))
+    except (ValueError, np.linalg.LinAlgError) as error:
+        log.warning("no classifier: %s", error)
+        return None
 
 
 def quality_in_words(classifier: Classifier) -> str:

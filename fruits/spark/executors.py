@@ -30,17 +30,19 @@ from fruits.run.manifest import entries_of
 from fruits.settings import Settings
 from fruits.spark.release import BatchFunction
 
-TASKS_SCHEMA = pa.schema([("number", pa.int64()), ("entries", pa.binary())])
-"""The work of a Spark task: its number, and entries of the manifest, packed."""
+TASKS_SCHEMA = pa.schema([("entries", pa.binary())])
+"""The work of a Spark task: entries of the manifest, packed."""
 
 OTHERS_SCHEMA = pa.schema(
     [*(field.with_nullable(True) for field in QUARANTINE.schema), pa.field("pending", pa.string())]
 )
 """A photo without a feature: a row of `quarantine`, or why it is pending."""
 
+_FILE_COLUMNS = (("uri", pa.string()), ("file_size", pa.int64()), ("footer", pa.binary()))
+
 RESULT_SCHEMA = pa.schema(
     [
-        *(("uri", pa.string()), ("file_size", pa.int64()), ("footer", pa.binary())),
+        *_FILE_COLUMNS,
         *(("features", pa.int64()), ("bytes", pa.int64()), ("others", pa.binary())),
         *((f"seconds_{phase}", pa.float64()) for phase in STAGES),
     ]
@@ -48,12 +50,10 @@ RESULT_SCHEMA = pa.schema(
 """What a Spark task made: the file of its features, if there are any, their number, and the bytes of their photos; the
 photos without a feature, packed, with ``OTHERS_SCHEMA``; and the seconds by phase."""
 
-PARTS_SCHEMA = pa.schema([("number", pa.int64()), ("parts", pa.string())])
-"""The work of a Spark task: its number, and parts of files to read, as JSON."""
+PARTS_SCHEMA = pa.schema([("parts", pa.string())])
+"""The work of a Spark task: parts of files to read, as JSON."""
 
-FILE_SCHEMA = pa.schema(
-    [("uri", pa.string()), ("file_size", pa.int64()), ("footer", pa.binary()), ("rows", pa.int64())]
-)
+FILE_SCHEMA = pa.schema([*_FILE_COLUMNS, ("rows", pa.int64())])
 """A file that a Spark task wrote, and its rows."""
 
 STATISTICS_SCHEMA = pa.schema([("label", pa.string()), ("sums", pa.binary())])
@@ -102,6 +102,15 @@ def featurize(
     return results
 
 
+def _file_columns(file: WrittenFile) -> dict[str, object]:
+    return {"uri": file.uri, "file_size": file.size, "footer": file.footer}
+
+
+def file_in(row: Mapping[str, Any]) -> WrittenFile:
+    """The file in the row of a task that wrote one (``RESULT_SCHEMA``, ``FILE_SCHEMA``)."""
+    return WrittenFile(row["uri"], row["file_size"], bytes(row["footer"]))
+
+
 class _Made:
     """What a task makes of its photos: rows of features, and counts and rows of the rest."""
 
@@ -126,7 +135,7 @@ class _Made:
     def result(self, file: WrittenFile | None) -> dict[str, object]:
         """The row of the task, with ``RESULT_SCHEMA``."""
         return {
-            **({"uri": file.uri, "file_size": file.size, "footer": file.footer} if file else {}),
+            **(_file_columns(file) if file else {}),
             "features": self._features,
             "bytes": self._bytes,
             "others": packed(pa.Table.from_pylist(self._others, OTHERS_SCHEMA)),
@@ -336,8 +345,7 @@ def writing(settings: Settings, function: BatchFunction, target: FileTarget) -> 
         rows = pa.Table.from_batches(made).sort_by("key").cast(target.schema)
         file = write_rows(settings, target, rows.to_batches(_ROWS_AT_ONCE))
         if file:
-            row = {"uri": file.uri, "file_size": file.size, "footer": file.footer, "rows": len(rows)}
-            yield pa.RecordBatch.from_pylist([row], FILE_SCHEMA)
+            yield pa.RecordBatch.from_pylist([{**_file_columns(file), "rows": len(rows)}], FILE_SCHEMA)
 
     return write
 

@@ -19,7 +19,7 @@ from fruits.photos.fetch import PHOTOS_ASKED, PUBLISHED_ASKED
 from fruits.photos.quarantine import Pending
 from fruits.run.chunks import Limits, Piece, are_few, in_tasks, limits_of, piece_to_do
 from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest
-from fruits.spark.executors import OTHERS_SCHEMA, RESULT_SCHEMA, TASKS_SCHEMA, featurize, packed, unpacked
+from fruits.spark.executors import OTHERS_SCHEMA, RESULT_SCHEMA, TASKS_SCHEMA, featurize, file_in, packed, unpacked
 from fruits.spark.job import Job
 from fruits.spark.session import a_partition_each, map_batches, map_table, progress
 from fruits.stores import can_read_any, photo_store
@@ -95,7 +95,7 @@ class Outcomes:
             bytes=sum(row["bytes"] for row in results) + (pc.sum(read["size"]).as_py() or 0),
             photo_seconds={phase: sum(row[f"seconds_{phase}"] for row in results) for phase in STAGES},
         )
-        files = [WrittenFile(row["uri"], row["file_size"], bytes(row["footer"])) for row in results if row["uri"]]
+        files = [file_in(row) for row in results if row["uri"]]
         return cls(counts, files, others.sort_by("key"))
 
     @property
@@ -195,14 +195,14 @@ def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str], *, before:
         work = tasks_table(in_tasks(photos, job.settings, cores=1))
         return Outcomes.of(map_table(work, function, RESULT_SCHEMA).to_pylist())
     tasks = in_tasks(photos, job.settings, job.tables.cores)
-    rows = a_partition_each(job.tables.spark.createDataFrame(tasks_table(tasks)), len(tasks))
+    rows = a_partition_each(job.tables.spark, tasks_table(tasks))
     with progress(job.tables.spark, "featurize", total, before=before, inside=len(photos)):
         return Outcomes.of([row.asDict() for row in map_batches(rows, function, RESULT_SCHEMA).collect()])
 
 
 def tasks_table(tasks: Sequence[Manifest]) -> pa.Table:
     """The work of Spark tasks, with ``TASKS_SCHEMA``."""
-    return pa.table({"number": range(len(tasks)), "entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
+    return pa.table({"entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
 
 
 def usd_per_million(core_seconds: float, photos: int, core_hour_usd: float) -> float | None:

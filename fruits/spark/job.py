@@ -159,8 +159,11 @@ class Job:
 
     def new_rows(self) -> "Rows | StoredRows":
         """The rows of ``features`` that this run wrote, where they are at hand, or where executors read them."""
-        if self.is_small:
-            return self.few_new_features
+        return self.few_new_features if self.is_small else self.written_rows
+
+    @cached_property
+    def written_rows(self) -> "DataFrame | StoredRows":
+        """The rows of ``features`` that this run wrote, for executors to read where they can."""
         stored = self.stored_features(since=self.run.base.snapshots["features"])
         return stored.only(run_id=self.run.run_id) if stored else self.new_features()
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
 from fruits.analysis.probe import probe_accuracy
-from fruits.lake.classifier_tables import load_classifier
+from fruits.lake.classifier_tables import load_quality
 from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.hashes import MOST_HASHES, same_bytes
 from fruits.lake.pca_tables import PCAVersion, load_versions
@@ -102,7 +102,7 @@ def measure(measured: Measured) -> tuple[Findings, Counters]:
     document = job.documents.pca
     classified = document.done.classified if document and document.done else None
     published = job.run.base.publication
-    before = load_classifier(job.lake, published) if published.model_id == job.run.model_id else None
+    before = load_quality(job.lake, published) if published.model_id == job.run.model_id else None
     findings = Findings(
         **tables,
         orthonormality_error=orthonormality_error(version.pca.components) if version else None,
@@ -112,7 +112,7 @@ def measure(measured: Measured) -> tuple[Findings, Counters]:
         probe_embedded=accuracy.embedded,
         probe_rows=accuracy.rows,
         classifier=classified.quality if classified else None,
-        classifier_before=before.quality if before else None,
+        classifier_before=before,
         set_error=classified.error if classified else None,
     )
     return findings, counters

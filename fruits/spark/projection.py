@@ -26,13 +26,12 @@ from fruits.analysis.pca import (
 )
 from fruits.lake.appends import append_files, file_target
 from fruits.lake.approvals import Approval, ask
-from fruits.lake.files import WrittenFile
 from fruits.lake.pca_tables import PCAVersion, load_versions, save_version
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import EMBEDDINGS
 from fruits.photos.keys import FIT_SPLIT, KeyPattern, KeyRules
 from fruits.run.decisions import Decisions, decide, due_refit_question
-from fruits.spark.executors import FILE_SCHEMA, SQUARES_SCHEMA, squared_norms, writing
+from fruits.spark.executors import FILE_SCHEMA, SQUARES_SCHEMA, file_in, squared_norms, writing
 from fruits.spark.executors import project as project_batches
 from fruits.spark.job import Job
 from fruits.spark.release import BatchFunction
@@ -265,11 +264,10 @@ def project_stored(job: Job, pca_id: str, function: BatchFunction, features: Sto
     written = writing(job.settings, function, target)
     with progress(job.tables.spark, "project", features.about):
         rows, _ = features.map(written, ("key", "etag", "label", "split", "vector"), FILE_SCHEMA)
-        made = rows.collect()
-    files = [WrittenFile(row.uri, row.file_size, bytes(row.footer)) for row in made]
-    if files:
-        append_files(job.lake, EMBEDDINGS, pca_id, files, job.tables.writer)
-    return sum(row.rows for row in made)
+        made = [row.asDict() for row in rows.collect()]
+    if made:
+        append_files(job.lake, EMBEDDINGS, pca_id, [file_in(row) for row in made], job.tables.writer)
+    return sum(row["rows"] for row in made)
 
 
 def unprojected_features(job: Job, pca_id: str) -> "Rows | StoredRows":

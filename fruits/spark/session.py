@@ -118,12 +118,13 @@ def map_table(rows: pa.Table, function: BatchFunction, schema: pa.Schema) -> pa.
     return pa.Table.from_batches(function(iter(rows.to_batches())), schema)
 
 
-def a_partition_each(rows: "DataFrame", count: int) -> "DataFrame":
-    """So many tasks, which have a ``number``, each in a partition of its own: no core has two and another none.
+def a_partition_each(spark: "SparkSession", work: pa.Table) -> "DataFrame":
+    """The tasks in the rows of ``work``, each in a partition of its own: no core has two and another none.
 
-    By ranges of their numbers: ``repartition(count)`` deals the rows of each partition out from a place of chance on.
+    By ranges of a ``number``: ``repartition(count)`` deals the rows of each partition out from a place of chance on.
     """
-    return rows.repartitionByRange(count, "number")
+    numbered = work.append_column("number", pa.array(range(len(work)), pa.int64()))
+    return spark.createDataFrame(numbered).repartitionByRange(len(work), "number")
 
 
 @contextmanager

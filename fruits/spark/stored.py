@@ -40,8 +40,7 @@ class StoredRows:
         """What ``function`` makes of columns of the rows, and by how many tasks; each has its share of the parts."""
         tasks = in_tasks(self.parts, self.tables.cores)
         packed = [json.dumps([asdict(part) for part in task]) for task in tasks]
-        work = pa.table({"number": range(len(tasks)), "parts": packed}, PARTS_SCHEMA)
-        rows = a_partition_each(self.tables.spark.createDataFrame(work), len(tasks))
+        rows = a_partition_each(self.tables.spark, pa.table({"parts": packed}, PARTS_SCHEMA))
         return map_batches(rows, reading(self.tables.lake.settings, function, columns, self.where), schema), len(tasks)
 
 

@@ -138,7 +138,7 @@ def test_few_photos_are_the_drivers_own_work_and_give_the_same_rows_without_spar
 @pytest.mark.parametrize("tasks", [1, 2, 3, 4, 7, 16, 400])
 def test_each_task_has_a_partition_of_its_own(spark, tasks):
     work = tasks_table([Manifest(MANIFEST_SCHEMA.empty_table())] * tasks)
-    rows = a_partition_each(spark.createDataFrame(work), tasks)
+    rows = a_partition_each(spark, work)
     assert rows.rdd.getNumPartitions() == tasks
     assert rows.selectExpr("spark_partition_id() AS part").distinct().count() == tasks
 
