@@ -69,19 +69,26 @@ def put_all(settings: Settings, objects: Iterable[tuple[str, bytes]]) -> None:
 
 def start_job(name: str, run_id: str, *, stdout: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
     """A Spark job of a planned run, started as Airflow starts it, in a session of its own."""
-    return start_program(ROOT / "spark_jobs" / f"{name}.py", ["--run", run_key(run_id)], stdout=stdout)
+    variables = {"SPARK_CONF_DIR": str(ROOT / "local" / "spark")}  # as `make run` and `make ui` start it
+    program = ROOT / "spark_jobs" / f"{name}.py"
+    return start_program(program, ["--run", run_key(run_id)], stdout=stdout, variables=variables)
 
 
 def start_program(
-    program: Path, arguments: Sequence[str], *, stdout: int = subprocess.DEVNULL, memory: str = "1g"
+    program: Path,
+    arguments: Sequence[str],
+    *,
+    stdout: int = subprocess.DEVNULL,
+    memory: str = "1g",
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> "subprocess.Popen[str]":
     """A Spark program on two cores of this machine, by `spark-submit`, in a session of its own."""
     submit = Path(sys.prefix) / "bin" / "spark-submit"
     options = ["--master", "local[2]", "--driver-memory", memory, "--conf", "spark.ui.enabled=false"]
-    variables = {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    python = {"PYSPARK_PYTHON": sys.executable, "PYSPARK_DRIVER_PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(  # noqa: S603 -- our own program
         [str(submit), *options, str(program), *arguments],
-        env={**os.environ, **variables},
+        env={**os.environ, **python, **variables},
         stdout=stdout,
         stderr=subprocess.DEVNULL,
         text=True,

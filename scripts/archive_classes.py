@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUBMIT = ROOT / ".venvs" / "jobs" / "bin" / "spark-submit"
 LIGHT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 _PHOTOS = 24
+_JOBS = "jobs"
 
 
 def main() -> int:
@@ -57,7 +58,7 @@ def make(archive: Path) -> int:
         options = ["--master", "local[2]", "--conf", "spark.ui.enabled=false", "--driver-java-options", LIGHT]
         variables = {name: value for name, value in os.environ.items() if name != "SPARK_CONF_DIR"}
         variables |= {"SPARK_SUBMIT_OPTS": f'"-XX:ArchiveClassesAtExit={part}"', "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([SUBMIT, *options, __file__], env=variables, check=False)  # noqa: S603 -- our own program
+        done = subprocess.run([SUBMIT, *options, __file__, _JOBS], env=variables, check=False)  # noqa: S603 -- our own program
     if done.returncode == 0 and part.exists():
         part.replace(archive)
         return 0
@@ -67,6 +68,8 @@ def make(archive: Path) -> int:
 
 def run_jobs() -> None:
     """The jobs of two runs in this process: all photos, then a new, an overwritten and a deleted photo."""
+    from pyspark import SparkContext
+
     from fruits.backbones.stage import stage
     from fruits.lake.catalog import Lake, spark_configuration
     from fruits.settings import Settings
@@ -85,13 +88,17 @@ def run_jobs() -> None:
         write_bytes(store, key, draw(label, "Training", drawn, size=(100, 100)))
         return key
 
-    start_session("fruits classes", spark_configuration(settings))
+    spark = start_session("fruits classes", spark_configuration(settings))
     keys = [put(number, number) for number in range(_PHOTOS)]
     run_once(settings, "first")
     put(1, _PHOTOS)
     put(_PHOTOS + 1, _PHOTOS + 1)
     store.delete(keys[2])
     run_once(settings, "second")
+    spark.stop()
+    jvm = SparkContext._gateway.proc  # noqa: SLF001 -- PySpark has no public way to wait for its JVM
+    jvm.stdin.close()
+    jvm.wait()  # it writes the archive as it ends
 
 
 def run_once(settings: "Settings", run_id: str) -> None:  # type: ignore[name-defined]  # noqa: F821
@@ -109,7 +116,7 @@ def run_once(settings: "Settings", run_id: str) -> None:  # type: ignore[name-de
 
 
 if __name__ == "__main__":
-    if "PYSPARK_GATEWAY_PORT" in os.environ:  # submitted by `make`
+    if sys.argv[1:] == [_JOBS]:  # submitted by `make`
         run_jobs()
     else:
         sys.exit(main())

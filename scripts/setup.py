@@ -329,6 +329,26 @@ if [ -r "$FRUITS_CLASS_ARCHIVE" ]; then
 fi
 # The JVM that only puts the command of the driver's together.
 export SPARK_LAUNCHER_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC $SPARK_LAUNCHER_OPTS"
+# In client mode the job's Python starts first, and PySpark starts the JVM with the same options when the job uses
+# Spark: a run of few photos does not.
+options= count=0 job= option=
+for word in "$@"; do
+    case "$option $word" in
+    "--deploy-mode cluster" | " --deploy-mode=cluster" | *spark.submit.deployMode=cluster) break ;;
+    " --verbose" | " -v" | " --supervise" | " --"*=*) ;;
+    " --"*) option=$word ;;
+    " "*.py) job=$word && break ;;
+    " "*) break ;;
+    *) option= ;;
+    esac
+    options="$options '$(printf '%s' "$word" | sed "s/'/'\\\\''/g")'"
+    count=$((count + 1))
+done
+if [ "$job" ]; then
+    shift "$count"
+    export PYSPARK_SUBMIT_ARGS="$options pyspark-shell" PYTHONHASHSEED=0 PYTHONUNBUFFERED=1
+    exec "$PYSPARK_DRIVER_PYTHON" "$@"
+fi
 exec "$SPARK_HOME/bin/spark-submit" "$@"
 """
 

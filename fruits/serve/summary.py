@@ -40,7 +40,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
     return {
         "run_id": planned.run_id,
         "wall_seconds": round(wall_seconds(documents), 1),
-        "jvm_started": sum(document.attempt for document in spark_jobs if document),
+        "jvm_started": sum("session" in document.seconds for document in spark_jobs if document),
         "work": planned.work,
         "pinned": planned.pinned,
         "objects": {name: planned.counts.get(name, 0) for name in _OBJECTS},

@@ -373,15 +373,46 @@ def test_a_cache_that_was_emptied_is_noticed(tmp_path: Path, mirror: Mirror) -> 
 def test_spark_submit_runs_the_jobs_environment_whatever_the_callers_variables(
     tmp_path: Path, callers: dict[str, str]
 ) -> None:
-    spark, python = tmp_path / "a place" / "pyspark", tmp_path / "a place" / "python"
-    java = setup.Java(tmp_path / "a jdk", 17)
-    executable(spark / "bin" / "spark-submit", 'printf "%s\\n" "$JAVA_HOME" "$SPARK_HOME" "$PYSPARK_PYTHON" "$@"')
-    archive = tmp_path / "classes-1.jsa"
-    setup.write_launcher(tmp_path / "spark-submit", spark, java, python=python, archive=archive)
-    said = subprocess.run(
-        [tmp_path / "spark-submit", "a job.py", "--x"], env=callers, capture_output=True, text=True, check=True
-    ).stdout
-    assert said.splitlines() == [str(java.home), str(spark), str(python), "a job.py", "--x"]
+    spark, java = tmp_path / "a place" / "pyspark", setup.Java(tmp_path / "a jdk", 17)
+    variables = '"$JAVA_HOME" "$SPARK_HOME" "$PYSPARK_PYTHON"'
+    executable(spark / "bin" / "spark-submit", f'printf "%s\\n" jvm {variables} "$@"')
+    python = executable(tmp_path / "a place" / "python", f'printf "%s\\n" {variables} "$PYSPARK_SUBMIT_ARGS" "$@"')
+    setup.write_launcher(tmp_path / "spark-submit", spark, java, python=python, archive=tmp_path / "classes-1.jsa")
+
+    def output(*arguments: str) -> list[str]:
+        command = [tmp_path / "spark-submit", *arguments]
+        return subprocess.run(command, env=callers, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    environment = [str(java.home), str(spark), str(python)]
+    assert output("--name", "it's", "a job.py", "--x") == [
+        *environment,
+        " '--name' 'it'\\''s' pyspark-shell",
+        "a job.py",
+        "--x",
+    ]
+    assert output("--version") == ["jvm", *environment, "--version"]
+
+
+@pytest.mark.parametrize(
+    ("options", "python_first"),
+    [
+        ("", True),
+        ("--master=local[2] -v --deploy-mode client --py-files lib.py --conf spark.a=b", True),
+        ("--deploy-mode cluster", False),
+        ("--deploy-mode=cluster", False),
+        ("--conf spark.submit.deployMode=cluster", False),
+    ],
+)
+def test_in_client_mode_the_jobs_python_starts_before_a_jvm(
+    tmp_path: Path, options: str, *, python_first: bool
+) -> None:
+    launcher = Launcher(tmp_path)
+    executable(launcher.folder / "python", 'eval "set -- $PYSPARK_SUBMIT_ARGS"; printf "%s\\n" python "$*"')
+    done = launcher.submit(*options.split(), "job.py", "--run", "r")
+    if python_first:
+        assert done == ["python", f"{options} pyspark-shell".strip()]
+    else:
+        assert done[2] == f"{options} job.py --run r"
 
 
 @dataclass
@@ -415,9 +446,9 @@ class Launcher:
 
 def test_the_jvm_maps_an_archive_of_classes_that_is_there_and_nobody_is_told_of_one_that_is_not(tmp_path: Path) -> None:
     launcher = Launcher(tmp_path / "a place")
-    assert launcher.submit("job.py", SPARK_SUBMIT_OPTS="-Dmine=1")[0] == "-Dmine=1"
+    assert launcher.submit("job.jar", SPARK_SUBMIT_OPTS="-Dmine=1")[0] == "-Dmine=1"
     launcher.archive.write_bytes(b"classes")
-    options = shlex.split(launcher.submit("job.py", SPARK_SUBMIT_OPTS="-Dmine=1")[0])  # as Spark's launcher does
+    options = shlex.split(launcher.submit("job.jar", SPARK_SUBMIT_OPTS="-Dmine=1")[0])  # as Spark's launcher does
     assert options[0] == f"-XX:SharedArchiveFile={launcher.archive}"
     assert options[-1] == "-Dmine=1"
     assert "-Xshare:auto" in options, "a JVM that does not know the archive goes on without"
@@ -439,19 +470,19 @@ def test_an_archive_for_another_java_or_other_jars_is_left_out_and_removed(tmp_p
     launcher.archive = tmp_path / "classes-2.jsa"
     launcher.write()
     assert not (tmp_path / "classes-1.jsa").exists()
-    assert launcher.submit("job.py")[0] == ""
+    assert launcher.submit("job.jar")[0] == ""
 
 
 def test_a_folder_of_configuration_leaves_the_class_path_where_it_holds_nothing_but_defaults(tmp_path: Path) -> None:
     launcher, conf = Launcher(tmp_path), tmp_path / "my conf"
     conf.mkdir()
-    assert launcher.submit("job.py", SPARK_CONF_DIR=str(conf))[1:] == ["/nonexistent", "job.py"]
+    assert launcher.submit("job.jar", SPARK_CONF_DIR=str(conf))[1:] == ["/nonexistent", "job.jar"]
     defaults = conf / "spark-defaults.conf"
     defaults.write_text("spark.executor.cores 1\n")
-    arguments = f"--properties-file {defaults} job.py --x"
-    assert launcher.submit("job.py", "--x", SPARK_CONF_DIR=str(conf))[1:] == ["/nonexistent", arguments]
+    arguments = f"--properties-file {defaults} job.jar --x"
+    assert launcher.submit("job.jar", "--x", SPARK_CONF_DIR=str(conf))[1:] == ["/nonexistent", arguments]
     (conf / "log4j2.properties").write_text("")
-    assert launcher.submit("job.py", SPARK_CONF_DIR=str(conf))[1:] == [str(conf), "job.py"]
+    assert launcher.submit("job.jar", SPARK_CONF_DIR=str(conf))[1:] == [str(conf), "job.jar"]
 
 
 def test_the_command_runs_the_jobs_environment_from_any_folder(tmp_path: Path) -> None:

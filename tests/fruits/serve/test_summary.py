@@ -50,9 +50,9 @@ IGNORED = {"hidden": Names.of([".DS_Store", "Kiwi/._1.jpg"]), "sidecar": Names.o
 PLAN = task("plan", planned("manual__1", counts=COUNTS, ignored=IGNORED))
 DOCUMENTS = RunDocuments(
     PLAN,
-    task("featurize", featurized(images=7, images_per_second=70.3), attempt=2),
+    task("featurize", featurized(images=7, images_per_second=70.3)),
     task("pca", projected(action="fit")),
-    task("validate", validated(gates=GATES[:2])),
+    task("validate", validated(gates=GATES[:2]), seconds={"measure": 0.4}),
     task("publish", published()),
 )
 
@@ -88,8 +88,8 @@ def test_what_waits_for_an_approval_is_no_nothing_to_do():
     assert "Nothing to do" not in text
 
 
-def test_each_attempt_of_a_spark_job_started_a_jvm():
-    assert summary()["jvm_started"] == 4
+def test_a_job_with_a_session_started_a_jvm():
+    assert summary()["jvm_started"] == 2
     assert summary(RunDocuments(PLAN))["jvm_started"] == 0
 
 
@@ -129,7 +129,7 @@ def test_the_text_has_every_figure():
     assert lines["probe"] == "held-out accuracy 0.910 on features, 0.885 on embeddings, measured with pca-1"
     assert lines["gates"] == "1 of 2 passed; not: drift (warn)"
     assert lines["published"] == "pub-000003-abcdef"
-    assert lines["time"] == "12.5 s, 4 JVMs started"
+    assert lines["time"] == "12.5 s, 2 JVMs started"
     assert lines["tables"] == "sqlite:////lake/catalog.db (Iceberg, namespace fruits)"
 
 
