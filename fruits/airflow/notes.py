@@ -28,21 +28,28 @@ def on_dag_run_failed(dag_run: Any) -> None:
 
 
 def _write(dag_run: Any) -> None:
-    written = dag_run.dag_run_note
-    if dag_run.dag_id != DAG_ID or (written is not None and written.user_id is not None):
+    """Write the note in the session that ends the run; `airflow dags test` ends a run outside of one."""
+    session = session_of(dag_run)
+    if session is None or dag_run.dag_id != DAG_ID:
         return
-    if text := note(xcoms(dag_run), again=dag_run.clear_number or 0):
+    written = dag_run.dag_run_note
+    if written is not None and written.user_id is not None:
+        return
+    if text := note(xcoms(dag_run, session), again=dag_run.clear_number or 0):
         dag_run.note = text
 
 
-def xcoms(dag_run: Any) -> dict[tuple[str, str], Any]:
-    """What the tasks of a run left, by task and key; read in the session that ends the run."""
-    from airflow.models.xcom import XComModel
+def session_of(dag_run: Any) -> Any:
+    """The database session that a run belongs to; None without one."""
     from sqlalchemy.orm import object_session
 
-    session = object_session(dag_run)
-    if session is None:
-        return {}
+    return object_session(dag_run)
+
+
+def xcoms(dag_run: Any, session: Any) -> dict[tuple[str, str], Any]:
+    """What the tasks of a run left, by task and key."""
+    from airflow.models.xcom import XComModel
+
     query = XComModel.get_many(run_id=dag_run.run_id, dag_ids=dag_run.dag_id)
     keys = {_COUNTS, _ERROR, _PINNED, _PUBLISHED, _WAITS}
     rows: Iterable[Any] = session.scalars(query)

@@ -263,11 +263,25 @@ class TestNotes:
     def test_only_our_runs_get_a_note_and_a_persons_note_stays(
         self, monkeypatch: pytest.MonkeyPatch, dag_id: str, author: str | None, written: bool
     ) -> None:
-        monkeypatch.setattr(notes, "xcoms", lambda _: {("plan", "counts"): {"create": 1}})
+        monkeypatch.setattr(notes, "session_of", lambda _: "a session")
+        monkeypatch.setattr(notes, "xcoms", lambda *_: {("plan", "counts"): {"create": 1}})
         kept = SimpleNamespace(user_id=author) if author else None
         run = SimpleNamespace(dag_id=dag_id, dag_run_note=kept, note="before", clear_number=0)
         notes.on_dag_run_failed(run)
         assert run.note == ("1 create" if written else "before")
+
+    def test_a_run_that_no_session_holds_is_not_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`airflow dags test` ends such a run: to read its note raises an error."""
+
+        class Detached:
+            dag_id = "fruit_features"
+
+            @property
+            def dag_run_note(self) -> None:
+                raise RuntimeError("not bound to a session")
+
+        monkeypatch.setattr(notes, "session_of", lambda _: None)
+        notes.on_dag_run_success(Detached())
 
 
 class TestMetrics:
