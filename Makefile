@@ -7,15 +7,18 @@ COMPOSE = @$(PYTHON) scripts/compose.py
 export IMAGES PHOTO KEY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose chaos bench bench-quick bench-growth lint audit format package lock clean distclean
+.PHONY: help setup setup-tensorflow setup-dev run ui put airflow stop up down logs password backup restore test test-fast test-slow test-compose chaos bench bench-quick bench-growth lint audit format package lock clean distclean
 
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
 setup:  ## Make this machine ready; quick when nothing is to do (PYTHON=python3.12 to choose one)
 	$(SETUP)
 
-setup-dev:  ## What `make setup` does, and the tools for tests and lint
+setup-tensorflow:  ## What `make setup` does, and TensorFlow, for other backbones than the default one (0.3 GB)
+	$(SETUP) --tensorflow
+
+setup-dev:  ## The same, and the tools for tests and lint
 	$(SETUP) --dev
 
 run: setup  ## Photos to published tables on this machine (IMAGES=folder for your own photos)
@@ -97,10 +100,10 @@ lint: setup-dev  ## Style, types, shell scripts, the AWS template, and that no f
 	@git grep --untracked -nIE 'pypi[.]org|files[.]pythonhosted|repo1?[.]maven|/[w]ork/|/[r]oot/'; test $$? -eq 1
 
 # The exit code is 1 when a goal is missed.
-bench: setup  ## How fast Fruits is against a bare loop, a notebook and Daft; writes build/bench/bench.json (ARGS=bare)
+bench: setup-tensorflow  ## How fast Fruits is against a bare loop, a notebook and Daft; writes build/bench/bench.json (ARGS=bare)
 	@$(JOBS) -W ignore -m benchmarks.speed $(ARGS)
 
-bench-quick: setup  ## The same with few photos, in under five minutes
+bench-quick: setup-tensorflow  ## The same with few photos, in under five minutes
 	@$(JOBS) -W ignore -m benchmarks.speed --quick $(ARGS)
 
 bench-growth: setup  ## What a run costs as the bucket grows; writes build/bench/growth.json (ARGS=plan for one part)

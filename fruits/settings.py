@@ -31,7 +31,7 @@ class DagSettings(BaseSettings):
 
     jobs_env: Path = Field(
         default=Path(__file__).parents[1] / ".venvs" / "jobs",
-        description="Virtual environment of the Spark jobs: spark-submit and TensorFlow are run from there.",
+        description="Virtual environment of the Spark jobs: spark-submit and builds of backbones run in it.",
     )
     spark_driver_memory: str = Field(
         default="2g", pattern=r"^\d+[mg]$", description="Memory of each Spark job's driver."
@@ -237,7 +237,8 @@ class Settings(DagSettings):
 
     backbone: str = Field(
         default="efficientnet-lite0",
-        description="`efficientnet-lite0`, or the name of a `keras.applications` model such as `MobileNetV2`.",
+        description="`efficientnet-lite0`, or the name of a `keras.applications` model such as `MobileNetV2`, which "
+        "TensorFlow has to build (`make setup-tensorflow`).",
     )
     weights: str = Field(
         default="default",

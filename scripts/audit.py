@@ -20,7 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
-LOCKS = ("bootstrap", "build", "airflow", "jobs", "airflow-dev", "jobs-dev")  # each lock of scripts/setup.py
+# Each lock of scripts/setup.py.
+LOCKS = ("bootstrap", "build", "airflow", "airflow-dev", "jobs", "jobs-tensorflow", "jobs-dev")
 PIP_AUDIT = "pip-audit==2.10.1"
 NOT_KNOWN = 3
 _SECONDS = 600

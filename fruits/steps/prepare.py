@@ -112,7 +112,7 @@ def with_backbone(settings: Settings, request: RunRequest) -> Settings:
 def stage_missing(settings: Settings) -> None:
     """Build the backbone of the settings into the lake, unless the lake has that backbone.
 
-    The build runs in the jobs environment, because TensorFlow is there.
+    The build runs in the jobs environment, because LiteRT is there, and TensorFlow if it is installed.
 
     Raises:
         FruitsError: says what is missing and what to do.
@@ -120,7 +120,7 @@ def stage_missing(settings: Settings) -> None:
     """
     if staged_card(settings) is not None:
         return
-    log.info("backbone %s is not staged yet; building it, about half a minute", described_backbone(settings))
+    log.info("backbone %s is not staged yet; building it", described_backbone(settings))
     python = settings.jobs_env / "bin" / "python"
     if not python.is_file():
         raise FruitsError(f"jobs environment: no Python at {python}; run `make setup`, or set FRUITS_JOBS_ENV")

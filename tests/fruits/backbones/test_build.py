@@ -92,11 +92,6 @@ def test_the_same_weights_give_the_same_bytes_whatever_was_built_before(
     assert build("mobilenetv2", "random")[0] == untrained.card
 
 
-def test_the_default_backbone_keeps_the_identity_that_rows_of_all_lakes_carry(lite0: Backbone) -> None:
-    assert lite0.card.model_id == "efficientnet-lite0-c6a0058bc3bd"
-    assert (lite0.card.precision, lite0.card.calibration) == ("fp32", None)
-
-
 def test_an_integer_backbone_is_another_one_and_its_card_names_the_pictures(
     lite0: Backbone, integer_lite0: Backbone
 ) -> None:

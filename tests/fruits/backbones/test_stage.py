@@ -219,6 +219,17 @@ def test_the_log_of_a_defect_is_shown(
 
 @pytest.mark.jobs
 @pytest.mark.heavy
+def test_the_command_stages_the_default_backbone_without_tensorflow(settings: Load) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('tensorflow', 'keras')));"
+        "from fruits.backbones.stage import main; sys.exit(main([]))"
+    )
+    (line,) = _run("-c", code, settings=settings()).stdout.splitlines()
+    assert Card.from_document(json.loads(line)) == staged_card(settings())
+
+
+@pytest.mark.jobs
+@pytest.mark.heavy
 def test_the_command_stages_what_any_other_process_builds_and_executors_load(
     settings: Load, untrained: Backbone
 ) -> None:
