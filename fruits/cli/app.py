@@ -164,22 +164,28 @@ def identify(
 
 @app.command()
 def export(
-    table: Annotated[str, typer.Argument(help="features, embeddings, quarantine or pca_models.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)],
+    table: Annotated[
+        str, typer.Argument(help="features, embeddings, quarantine, pca_models, or dataset.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write; for a dataset, a folder.", show_default=False)
+    ],
     file_format: Annotated[
-        str | None, typer.Option("--format", help="parquet, csv or npz. Default: by the file's name.")
+        str | None,
+        typer.Option("--format", help="parquet, csv, npz or tfrecord. Default: by the file's name; dataset: parquet."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="With dataset: embeddings beside features.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or folder if it exists.")] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Write the published rows of a table to one file: Parquet, CSV or NumPy."""
+    """Write the published rows of a table to one file, or the features of all photos to a folder to train from."""
     from fruits.cli import export as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
 
     with opened(data, "lake") as place:
-        document = command.write(place.settings, table, output, file_format, overwrite=overwrite)
+        document = command.write(place.settings, table, output, file_format, embeddings=embeddings, overwrite=overwrite)
     answer(document, command.render, as_json=as_json)
 
 

@@ -104,12 +104,14 @@ class PublishedRows:
         publication: The publication; its snapshots are read, whatever is current by then.
         name: The table.
         columns: The columns to read, in the table's order; none means all.
+        split: The split whose rows to read; None means all.
     """
 
     lake: Lake
     publication: Publication
     name: TableName
     columns: Sequence[str] = ()
+    split: str | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -135,7 +137,7 @@ class PublishedRows:
     @property
     def _belonging(self) -> dict[str, Any]:
         column = _BELONG_BY[self.name]
-        return {column: getattr(self.publication, column)}
+        return {column: getattr(self.publication, column)} | ({"split": self.split} if self.split else {})
 
 
 def missing_parts(settings: Settings) -> list[Path]:

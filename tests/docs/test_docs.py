@@ -1,5 +1,6 @@
 """The documentation names only what is there: links, files, settings and make targets."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ PAGES = [
     for path in (
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("docs/notebooks/*.ipynb"),
         *ROOT.glob("requirements/*.md"),
         ROOT / "tests" / "README.md",
     )
@@ -41,6 +43,13 @@ def test_every_link_leads_to_a_file(page):
 def test_every_path_exists(page):
     paths = re.findall(rf"`((?:{FOLDERS})/[\w./-]*)`", page.read_text())
     assert [path for path in paths if not (ROOT / path).exists() and not (page.parent / path).exists()] == []
+
+
+def test_every_notebook_is_small_and_shows_no_error():
+    for path in ROOT.glob("docs/notebooks/*.ipynb"):
+        outputs = [output for cell in json.loads(path.read_text())["cells"] for output in cell.get("outputs", ())]
+        assert [output["output_type"] for output in outputs if output["output_type"] == "error"] == []
+        assert path.stat().st_size < 200_000, path
 
 
 def test_every_test_that_a_promise_names_exists():

@@ -22,6 +22,7 @@ READING = [
     ("quarantine", "list"),
     ("plan",),
     ("export", "embeddings", "-o", "{tmp}/out.csv"),
+    ("export", "dataset", "-o", "{tmp}/out"),
     ("report", "-o", "{tmp}/out.html"),
 ]
 ON_A_LAKE = [
@@ -146,6 +147,10 @@ def test_a_server_that_is_not_there_is_named(fruits, published):
         (("export", "features", "-o", "{tmp}/a.doc"), "'doc': expected --format"),
         (("export", "quarantine", "-o", "{tmp}/a.npz"), "expected parquet or csv"),
         (("export", "features", "-o", "{tmp}/none/a.csv"), "there is no folder"),
+        (("export", "features", "-o", "{tmp}/a.csv", "--embeddings"), "--embeddings: is for a dataset"),
+        (("export", "features", "-o", "{tmp}/a", "--format", "tfrecord"), "expected parquet or csv or npz"),
+        (("export", "dataset", "-o", "{tmp}/a", "--format", "xlsx"), "'xlsx': expected --format"),
+        (("export", "dataset", "-o", "{tmp}/a.parquet"), "name a folder"),
         (("quarantine", "list", "--reason", "ugly"), r"reason 'ugly'.*empty \(2\)"),
         (("quarantine", "list", "--prefix", "nope"), "prefix 'nope': none of the 2 objects"),
         (("quarantine", "retry", "no.jpg"), "'no.jpg': not in quarantine"),

@@ -189,6 +189,16 @@ class TestExport:
         assert done["bytes"] == (tmp_path / name).stat().st_size
         assert {row["key"].split("/")[1] for row in rows} == {"Banana", "Kiwi"}
 
+    @pytest.mark.parametrize(("kind", "option"), [("parquet", ()), ("csv", ("--format", "csv"))])
+    def test_a_dataset_is_a_folder_of_parquet_files_unless_asked_otherwise(
+        self, answer, published, tmp_path, kind, option
+    ):
+        done = answer("export", "dataset", "-o", tmp_path / "d", "--embeddings", *option, settings=published)
+        assert {path.suffix for path in (tmp_path / "d").iterdir()} == {".md", f".{kind}"}
+        assert done["bytes"] == sum(path.stat().st_size for path in (tmp_path / "d").iterdir())
+        assert (done["table"], done["format"]) == ("dataset", kind)
+        assert done["rows"] == answer("status", settings=published)["publication"]["features"]
+
     def test_a_file_is_replaced_only_when_asked_to(self, fruits, published, tmp_path):
         (tmp_path / "a.csv").write_text("mine")
         arguments = ("export", "quarantine", "-o", tmp_path / "a.csv")

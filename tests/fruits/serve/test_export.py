@@ -8,7 +8,7 @@ from fruits.errors import FruitsError
 from fruits.lake import catalog
 from fruits.lake.catalog import Lake
 from fruits.lake.reader import current_publication
-from fruits.serve import export as module
+from fruits.serve import formats
 from fruits.serve.export import FORMATS, export
 from fruits.settings import Settings
 
@@ -125,7 +125,7 @@ class TestNpz:
 
     @pytest.mark.parametrize("most", [40 * 6 * 4 - 1, 40 * 6 * 4 + 1], ids=["matrix", "texts"])
     def test_too_large_a_matrix_is_refused_with_a_way_out(self, lake, tmp_path, monkeypatch, most):
-        monkeypatch.setattr(module, "MAX_NPZ_BYTES", most)
+        monkeypatch.setattr(formats, "MAX_NPZ_BYTES", most)
         with pytest.raises(FruitsError, match="parquet"):
             export(lake, "features", tmp_path / "x.npz", "npz")
         assert list(tmp_path.iterdir()) == []
@@ -170,7 +170,7 @@ class TestTarget:
         def full(*_):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setitem(module._WRITERS, "parquet", full)
+        monkeypatch.setitem(formats.WRITERS, "parquet", full)
         with pytest.raises(FruitsError, match=r"x: not written: .*No space"):
             export(lake, "features", tmp_path / "x", "parquet")
 
