@@ -370,6 +370,11 @@ class Settings(DagSettings):
         description="Whether each run of fruit_maintenance also compares all that is published with the bucket and "
         "with itself, as `fruits verify` does; the run is red when anything differs.",
     )
+    index_folder: Path = Field(
+        default=Path(__file__).parents[1] / "data" / "neighbours",
+        description="Folder of this machine for the index that finds the nearest of very many photos; about 1 KB a "
+        "photo. What is gone or damaged is built again.",
+    )
 
     @field_validator("key_pattern")
     @classmethod

@@ -68,6 +68,7 @@ class Stack:
             "FRUITS_BUCKET": BUCKET,
             "FRUITS_LAKE": f"file://{self.data / 'lake'}",
             "FRUITS_CATALOG_URI": f"sqlite:///{self.data / 'catalog.db'}",
+            "FRUITS_INDEX_FOLDER": str(self.data / "neighbours"),
             "FRUITS_JOBS_ENV": os.environ.get("FRUITS_JOBS_ENV") or str(jobs_environment()),
             "FRUITS_ENGINE": "spark-submit",
             "FRUITS_S3_ENDPOINT": self.endpoint,

@@ -73,6 +73,8 @@ def _default(name: str, field: FieldInfo) -> str:
         return "required"
     if name == "jobs_env":
         return "`.venvs/jobs` of the checkout"
+    if name == "index_folder":
+        return "`data/neighbours` of the checkout"
     if name == "key_pattern":
         return "`[…/]label/file`, with a `split/` and a `dt=YYYY-MM-DD/` anywhere among the folders"
     if name == "ignore":

@@ -163,6 +163,21 @@ def identify(
 
 
 @app.command()
+def index(data: Data = None, as_json: Json = False) -> None:
+    """Build the index in which the nearest of very many published photos are found; needed beyond 100,000 photos.
+
+    `fruits serve` does the same by itself after each publication.
+    """
+    from fruits.cli import index as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+
+    with opened(data, "lake") as place:
+        document = command.build_index(place.settings)
+    answer(document, command.render, as_json=as_json)
+
+
+@app.command()
 def export(
     table: Annotated[
         str, typer.Argument(help="features, embeddings, quarantine, pca_models, or dataset.", show_default=False)

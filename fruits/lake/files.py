@@ -21,6 +21,8 @@ from fruits.settings import Settings
 from fruits.stores import open_file, open_store, write_bytes
 
 Part = TypeVar("Part")
+Places = np.ndarray[tuple[int], np.dtype[np.int64]]
+"""Numbers of rows in a file, from 0."""
 
 _IN_MEMORY = 32 * 2**20  # bytes of a file; a larger one waits in a temporary file for its upload
 _REPEATED = ["label", "split", "format", "model_id", "run_id"]  # columns with few values, which a dictionary shortens
@@ -102,7 +104,7 @@ def read_part(
 ) -> Iterator[pa.RecordBatch]:
     """Columns of the live rows of a part, a row group at a time: those where each column in ``where`` has its value."""
     file = pq.ParquetFile(_opened(settings, part.uri))
-    deleted = _deleted(settings, part)
+    deleted = deleted_places(settings, [part])[part.uri]
     next_row = 0
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
@@ -121,13 +123,15 @@ def read_part(
         yield from rows.select(list(columns)).combine_chunks().to_batches()
 
 
-def _deleted(settings: Settings, part: FilePart) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Places of the deleted rows in the part's file."""
-    places = [np.empty(0, dtype=np.int64)]
-    for uri in part.deletes:
-        rows = pq.read_table(_opened(settings, uri), columns=["file_path", "pos"])
-        places.append(rows.filter(pc.equal(rows["file_path"], part.uri))["pos"].to_numpy())
-    return np.concatenate(places)
+def deleted_places(settings: Settings, parts: Sequence[FilePart]) -> dict[str, Places]:
+    """Places of the deleted rows in the file of each part, sorted; each file of deletes is read once."""
+    rows = {part.uri: [np.empty(0, dtype=np.int64)] for part in parts}
+    for uri in sorted({uri for part in parts for uri in part.deletes}):
+        deletes = pq.read_table(_opened(settings, uri), columns=["file_path", "pos"])
+        for named in pc.unique(deletes["file_path"]).to_pylist():
+            if named in rows:
+                rows[named].append(deletes.filter(pc.equal(deletes["file_path"], named))["pos"].to_numpy())
+    return {uri: np.unique(np.concatenate(places)) for uri, places in rows.items()}
 
 
 def _opened(settings: Settings, uri: str) -> io.BufferedIOBase:

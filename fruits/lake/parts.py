@@ -1,6 +1,6 @@
 """The parts of a table's files that executors read by themselves, in tasks of about one size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,31 @@ def file_parts(
     the table. None where a file needs another reader: a program other than ours deleted rows by their values, which
     PyIceberg (0.12) refuses, or in deletion vectors.
     """
+    tasks = _readable_tasks(lake, name, snapshot_id, since, equal)
+    return None if tasks is None else [part for task in tasks for part in _parts(task)]
+
+
+def whole_files(lake: Lake, name: TableName, snapshot_id: int, **equal: str) -> list[FilePart] | None:
+    """The same files, each as one part, with the exact number of rows that were written."""
+    tasks = _readable_tasks(lake, name, snapshot_id, None, equal)
+    if tasks is None:
+        return None
+    return [
+        FilePart(task.file.file_path, 0, None, task.file.record_count, task.file.file_size_in_bytes, _deletes(task))
+        for task in tasks
+    ]
+
+
+def in_tasks(parts: Sequence[FilePart], cores: int, most_bytes: int = 8 * _PART_BYTES) -> list[list[FilePart]]:
+    """Neighbouring parts in tasks of about one size: as many as there are cores, or a multiple."""
+    total = sum(part.size for part in parts)
+    rounds = max(1, -(-total // (most_bytes * cores)))
+    return list(in_groups(parts, lambda part: part.size, max(1, -(-total // (rounds * cores)))))
+
+
+def _readable_tasks(
+    lake: Lake, name: TableName, snapshot_id: int, since: int | None, equal: Mapping[str, str]
+) -> "list[FileScanTask] | None":
     from pyiceberg.expressions import AlwaysTrue
 
     table = lake.table(name)
@@ -33,15 +58,7 @@ def file_parts(
     tasks = list(lake.scan_tasks(name, lake.scan(name, snapshot_id, ("key",), **equal), since))
     if not all(task.residual == AlwaysTrue() and _by_place(task) for task in tasks):
         return None
-    tasks.sort(key=lambda task: ((task.file.lower_bounds or {}).get(key, b""), task.file.file_path))
-    return [part for task in tasks for part in _parts(task)]
-
-
-def in_tasks(parts: Sequence[FilePart], cores: int, most_bytes: int = 8 * _PART_BYTES) -> list[list[FilePart]]:
-    """Neighbouring parts in tasks of about one size: as many as there are cores, or a multiple."""
-    total = sum(part.size for part in parts)
-    rounds = max(1, -(-total // (most_bytes * cores)))
-    return list(in_groups(parts, lambda part: part.size, max(1, -(-total // (rounds * cores)))))
+    return sorted(tasks, key=lambda task: ((task.file.lower_bounds or {}).get(key, b""), task.file.file_path))
 
 
 def _by_place(task: "FileScanTask") -> bool:
@@ -55,7 +72,6 @@ def _by_place(task: "FileScanTask") -> bool:
 def _parts(task: "FileScanTask") -> Iterator[FilePart]:
     """A file in parts of whole row groups; in one part where nobody noted where its row groups begin."""
     file = task.file
-    deletes = tuple(sorted(deletes.file_path for deletes in task.delete_files))
     starts = [0, *(file.split_offsets or ())[1:]]
     groups = pairwise([*starts, file.file_size_in_bytes])
     for group in in_groups(groups, lambda ends: ends[1] - ends[0], _PART_BYTES):
@@ -63,5 +79,9 @@ def _parts(task: "FileScanTask") -> Iterator[FilePart]:
         share = (end - start) / file.file_size_in_bytes
         last = end == file.file_size_in_bytes
         yield FilePart(
-            file.file_path, start, None if last else end, round(file.record_count * share), end - start, deletes
+            file.file_path, start, None if last else end, round(file.record_count * share), end - start, _deletes(task)
         )
+
+
+def _deletes(task: "FileScanTask") -> tuple[str, ...]:
+    return tuple(sorted(deletes.file_path for deletes in task.delete_files))

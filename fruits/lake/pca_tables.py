@@ -11,8 +11,10 @@ import pyarrow as pa
 from fruits.analysis.labels import LabelSum, LabelSums
 from fruits.analysis.moments import Moments, packed_scatter, unpacked_scatter
 from fruits.analysis.pca import PCA
+from fruits.errors import FruitsError
 from fruits.lake.branches import Writer, commit_rows
 from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication
 from fruits.lake.schemas import LABEL_STATISTICS, PCA_MODELS, PCA_STATISTICS, TableDefinition
 from fruits.photos.keys import FIT_SPLIT
 
@@ -49,6 +51,21 @@ def load_versions(lake: Lake, snapshot_id: int, model_id: str) -> list[PCAVersio
     """The PCA versions of a backbone, the oldest first."""
     rows = lake.read("pca_models", snapshot_id, model_id=model_id).to_pylist()
     return sorted((_version(row) for row in rows), key=lambda version: version.fitted_at)
+
+
+def load_pca(lake: Lake, publication: Publication) -> PCA:
+    """The PCA that a publication names.
+
+    Raises:
+        FruitsError: when the publication's ``pca_models`` lacks it.
+    """
+    for version in load_versions(lake, publication.snapshots["pca_models"], str(publication.model_id)):
+        if version.pca_id == publication.pca_id:
+            return version.pca
+    raise FruitsError(
+        f"publication {publication.publication_id}: PCA version {publication.pca_id} is not in its pca_models; roll "
+        "back to another publication, or run the DAG with refit `always`"
+    )
 
 
 def save_version(lake: Lake, writer: Writer, version: PCAVersion) -> None:

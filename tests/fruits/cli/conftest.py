@@ -62,6 +62,7 @@ def variables(settings: Settings) -> dict[str, str]:
         "FRUITS_BUCKET": settings.bucket,
         "FRUITS_PREFIX": settings.prefix or None,
         "FRUITS_S3_ENDPOINT": settings.s3_endpoint,
+        "FRUITS_INDEX_FOLDER": str(settings.index_folder),
         "FRUITS_WEIGHTS": settings.weights,
         "FRUITS_WEIGHTS_FROM": ",".join(settings.weights_from),
     }

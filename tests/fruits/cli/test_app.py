@@ -28,6 +28,7 @@ READING = [
 ON_A_LAKE = [
     *READING,
     ("identify", __file__),
+    ("index",),
     ("rollback", "1", "--yes"),
     ("quarantine", "retry"),
     ("pin", "--why", "x"),

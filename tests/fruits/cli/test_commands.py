@@ -180,6 +180,23 @@ class TestIdentify:
         assert good["nearest"][0]["key"] in result.stdout
 
 
+class TestIndex:
+    def test_few_photos_need_no_index(self, fruits, answer, published, tmp_path):
+        settings = published.model_copy(update={"index_folder": tmp_path / "index"})
+        said = answer("index", settings=settings)
+        assert said["publication_id"] == publications(Lake.open(published))[-1].publication_id
+        assert (said["rows"], said["indexed_rows"], said["segments"], said["bytes"]) == (6, 0, 0, 0)
+        assert Path(said["folder"]).parent == tmp_path / "index"
+        result = fruits("index", settings=settings)
+        assert "6 are compared one by one" in result.stdout
+
+    def test_a_folder_that_cannot_be_written_is_named(self, fruits, published, tmp_path):
+        (tmp_path / "index").write_text("a file")
+        result = fruits("index", settings=published.model_copy(update={"index_folder": tmp_path / "index"}))
+        assert result.exit_code == ExitCode.BAD_INPUT
+        assert "FRUITS_INDEX_FOLDER" in result.stderr
+
+
 class TestExport:
     @pytest.mark.parametrize(("name", "option"), [("out.csv", ()), ("out.dat", ("--format", "csv"))])
     def test_the_format_is_asked_for_or_that_of_the_file(self, answer, published, tmp_path, name, option):
