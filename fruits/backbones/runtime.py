@@ -30,7 +30,7 @@ class Backbone:
         identity = model_id(card.backbone, flatbuffer, card.preprocessing, card.precision)
         if identity != card.model_id:
             raise _mismatch(card, "flatbuffer and preprocessing that hash to it", identity)
-        self.card = card
+        self.card, self.flatbuffer = card, flatbuffer
         self._interpreter = _interpreter(flatbuffer)
         (pixels,), (features,) = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self._shape = (card.preprocessing.height, card.preprocessing.width, 3)

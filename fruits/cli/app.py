@@ -1,14 +1,17 @@
 """The commands with their options and help. The module of a command's name does the work; a call imports the module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from fruits.errors import ExitCode, FruitsError
+
+if TYPE_CHECKING:
+    from fruits.serve.export import ExportTable
 
 Data = Annotated[
     Path | None,
@@ -177,30 +180,79 @@ def index(data: Data = None, as_json: Json = False) -> None:
     answer(document, command.render, as_json=as_json)
 
 
-@app.command()
-def export(
-    table: Annotated[
-        str, typer.Argument(help="features, embeddings, quarantine, pca_models, or dataset.", show_default=False)
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="File to write; for a dataset, a folder.", show_default=False)
-    ],
-    file_format: Annotated[
-        str | None,
-        typer.Option("--format", help="parquet, csv, npz or tfrecord. Default: by the file's name; dataset: parquet."),
-    ] = None,
-    embeddings: Annotated[bool, typer.Option("--embeddings", help="With dataset: embeddings beside features.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file or folder if it exists.")] = False,
+export = typer.Typer(
+    no_args_is_help=True, help="Write to files what is published: a table, a dataset, a model for phones."
+)
+app.add_typer(export, name="export")
+
+Target = Annotated[Path, typer.Option("--output", "-o", help="File to write.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")]
+
+
+def _export_table(table: "ExportTable") -> Callable[..., None]:
+    """The command that exports a table."""
+
+    def command(
+        output: Target,
+        file_format: Annotated[
+            str | None, typer.Option("--format", help="parquet, csv or npz. Default: by the file's name.")
+        ] = None,
+        overwrite: Overwrite = False,
+        data: Data = None,
+        as_json: Json = False,
+    ) -> None:
+        from fruits.cli import export as command
+        from fruits.cli.output import answer
+        from fruits.cli.place import opened
+
+        with opened(data, "lake") as place:
+            document = command.write_table(place.settings, table, output, file_format, overwrite=overwrite)
+        answer(document, command.render, as_json=as_json)
+
+    return command
+
+
+_TABLES: "tuple[ExportTable, ...]" = ("features", "embeddings", "quarantine", "pca_models")
+for _name in _TABLES:
+    export.command(_name, help=f"Write the published rows of {_name} to one file.")(_export_table(_name))
+
+
+@export.command("dataset")
+def export_dataset(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.", show_default=False)],
+    file_format: Annotated[str, typer.Option("--format", help="parquet, csv, npz or tfrecord.")] = "parquet",
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="Embeddings beside the features.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is a dataset.")] = False,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Write the published rows of a table to one file, or the features of all photos to a folder to train from."""
+    """Write the features of all published photos to a folder to train from: labels, splits, a card."""
     from fruits.cli import export as command
     from fruits.cli.output import answer
     from fruits.cli.place import opened
 
     with opened(data, "lake") as place:
-        document = command.write(place.settings, table, output, file_format, embeddings=embeddings, overwrite=overwrite)
+        document = command.write_dataset(
+            place.settings, output, file_format, embeddings=embeddings, overwrite=overwrite
+        )
+    answer(document, command.render, as_json=as_json)
+
+
+@export.command("model")
+def export_model(
+    output: Target,
+    prototypes: Annotated[int, typer.Option(min=1, help="Directions of each label that stand for its photos.")] = 16,
+    overwrite: Overwrite = False,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Write the published engine to one LiteRT file for phones: labels, sets, known or not. docs/mobile.md uses it."""
+    from fruits.cli import export_model as command
+    from fruits.cli.output import answer
+    from fruits.cli.place import opened
+
+    with opened(data, "lake") as place:
+        document = command.write(place.settings, output, prototypes, overwrite=overwrite)
     answer(document, command.render, as_json=as_json)
 
 

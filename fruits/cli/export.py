@@ -16,33 +16,40 @@ from fruits.serve.export import Exported, ExportTable, export
 from fruits.serve.formats import Format
 from fruits.settings import Settings
 
-DATASET = "dataset"
 
-
-def write(
-    settings: Settings, table: str, target: Path, file_format: str | None, *, embeddings: bool, overwrite: bool
+def write_table(
+    settings: Settings, table: ExportTable, target: Path, file_format: str | None, *, overwrite: bool
 ) -> dict[str, Any]:
-    """Write the file of a table or the folder of a dataset, with a progress bar on a terminal.
+    """Write the file of a table; by default in the format that its name ends with.
 
     Raises:
-        FruitsError: if there is no such table or format, or the target cannot be written.
+        FruitsError: if there is no such format, or the file cannot be written.
     """
-    chosen = _format(table, target, file_format)
-    write_rows: Callable[..., Exported]
-    if table == DATASET:
-        write_rows = partial(export_dataset, settings, target, chosen, embeddings=embeddings)
-    elif embeddings:
-        raise FruitsError(f"--embeddings: is for a dataset; table {table} has its own columns")
-    else:
-        write_rows = partial(export, settings, cast("ExportTable", table), target, chosen)
+    chosen = _format(file_format or target.suffix.removeprefix(".").lower())
+    return _written(table, chosen, target, partial(export, settings, table, target, chosen, overwrite=overwrite))
+
+
+def write_dataset(
+    settings: Settings, target: Path, file_format: str, *, embeddings: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Write the folder of a dataset.
+
+    Raises:
+        FruitsError: if there is no such format, or the folder cannot be written.
+    """
+    chosen = _format(file_format)
+    write = partial(export_dataset, settings, target, chosen, embeddings=embeddings, overwrite=overwrite)
+    return _written("dataset", chosen, target, write)
+
+
+def _written(what: str, file_format: Format, target: Path, write: Callable[..., Exported]) -> dict[str, Any]:
+    """What was written, with a progress bar on a terminal."""
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(f"{table} to {target.name}", total=None)
-        done = write_rows(
-            overwrite=overwrite, progress=lambda done, total: progress.update(task, completed=done, total=total)
-        )
+        task = progress.add_task(f"{what} to {target.name}", total=None)
+        done = write(progress=lambda done, total: progress.update(task, completed=done, total=total))
     return {
-        "table": table,
-        "format": chosen,
+        "table": what,
+        "format": file_format,
         "path": str(done.path),
         "rows": done.rows,
         "bytes": done.bytes,
@@ -56,13 +63,9 @@ def render(done: Document) -> Iterable[RenderableType]:
     yield f"{done['path']}: {size}, from {done['publication_id']}"
 
 
-def _format(table: str, target: Path, file_format: str | None) -> Format:
-    """The format that was asked for; by default that of the file's name, and Parquet for a folder."""
-    if table not in (*get_args(ExportTable), DATASET):
-        raise FruitsError(f"table {table!r}: expected {', '.join(get_args(ExportTable))}, or {DATASET}")
-    chosen = file_format or ("parquet" if table == DATASET else target.suffix.removeprefix(".").lower())
-    if chosen not in get_args(Format):
+def _format(name: str) -> Format:
+    if name not in get_args(Format):
         raise FruitsError(
-            f"format {chosen!r}: expected --format {', '.join(get_args(Format))}, or a file with such a suffix"
+            f"format {name!r}: expected --format {', '.join(get_args(Format))}, or a file with such a suffix"
         )
-    return cast("Format", chosen)
+    return cast("Format", name)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from fruits.analysis.pca import PCA, transform
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
-from fruits.lake.pca_tables import load_versions
+from fruits.lake.pca_tables import load_pca
 from fruits.lake.publication import Publication
 from fruits.lake.reader import PublishedRows, current_publication, open_read_only
 from fruits.lake.schemas import EMBEDDINGS, FEATURES
@@ -153,16 +153,8 @@ def _survey(lake: Lake, publication: Publication, *, embeddings: bool) -> Datase
         raise FruitsError(
             f"publication {publication.publication_id}: has no features, so there is nothing to train from"
         )
-    pca = _pca(lake, publication) if embeddings else None
+    pca = load_pca(lake, publication) if embeddings else None
     return Dataset(publication, counts, matrix_of(first["vector"]).shape[1], pca)
-
-
-def _pca(lake: Lake, publication: Publication) -> PCA:
-    versions = load_versions(lake, publication.snapshots["pca_models"], str(publication.model_id))
-    for version in versions:
-        if version.pca_id == publication.pca_id:
-            return version.pca
-    raise FruitsError(f"publication {publication.publication_id}: has no PCA version; export without embeddings")
 
 
 def _rows(lake: Lake, dataset: Dataset, split: str) -> Iterator[pa.RecordBatch]:

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fruits.lake.publication import publications
 from fruits.run.documents import task_document
 from fruits.run.lease import current_lease
 from fruits.run.request import RunRequest, resolve_request
+from fruits.serve.mobile import PROTOTYPES
 from fruits.steps.plan import plan_run
 from fruits.stores import photo_store, write_bytes
 from tests.runs import NO_OBJECTS, planned, planned_maintenance
@@ -223,6 +225,18 @@ class TestExport:
         assert (tmp_path / "a.csv").read_text() == "mine"
         assert fruits(*arguments, "--overwrite", settings=published).exit_code == 0
         assert "empty" in (tmp_path / "a.csv").read_text()
+
+    def test_the_engine_is_one_file_that_names_its_versions(self, fruits, answer, published, tmp_path):
+        done = answer("export", "model", "-o", tmp_path / "fruits.tflite", "--prototypes", 2, settings=published)
+        assert done["bytes"] == (tmp_path / "fruits.tflite").stat().st_size
+        assert (done["labels"], done["prototypes"]) == (["Banana", "Kiwi"], 2)
+        with zipfile.ZipFile(done["path"]) as files:
+            assert files.read("labels.txt") == b"Banana\nKiwi\n"
+        again = fruits("export", "model", "-o", tmp_path / "fruits.tflite", "--overwrite", settings=published)
+        assert again.exit_code == 0, again.output
+        assert f"2 labels, {PROTOTYPES} prototypes of each" in again.stdout
+        for name in ("publication_id", "classifier_id", "model_id", "pca_id"):
+            assert done[name] in again.stdout
 
 
 class TestReport:

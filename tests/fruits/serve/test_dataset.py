@@ -208,7 +208,7 @@ class TestRefused:
         run = fake_run(folder_lake)
         run.write(PHOTOS, MODEL)
         run.publish(MODEL, "pca-none")
-        with pytest.raises(FruitsError, match="no PCA version"):
+        with pytest.raises(FruitsError, match="is not in its pca_models"):
             export_dataset(folder_lake, tmp_path / "d", "parquet", embeddings=True)
         assert export_dataset(folder_lake, tmp_path / "d", "parquet").rows == len(PHOTOS)
 
