@@ -1,31 +1,35 @@
 """How good the classifier is: accuracy, calibration, sets, photos of kinds that it never saw, photos of another domain.
 
-    .venvs/jobs/bin/python benchmarks/classify.py
+    .venvs/jobs/bin/python benchmarks/classify.py          # some parts: known unseen twins no_fruit shop augmented
 
 Needs the photos of `../shared/fruits` (`Training` and `Test`) and `../shared/photos` (shop photos), or folders like
 them, and the default backbone, which it builds. Prints figures with their goals, and writes
 `build/bench/classify.json`. Shares have 95 % intervals in brackets where photos are few. Runs in the jobs environment.
 """
 
-import argparse
+import io
 import math
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.figure import Figure, figure
-from benchmarks.parts import measured
+from benchmarks.parts import chosen, measured, parser_of
+from benchmarks.pictures import THINGS, VARIANTS, as_in_a_shop, jpeg, no_fruit
 from fruits.analysis.classifier import Classifier, Sample, fit_classifier
 from fruits.analysis.gates import wilson_interval
 from fruits.analysis.labels import sums_of
@@ -42,7 +46,9 @@ from fruits.settings import Settings
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SAME = {"Passion-Fruit": "Passion Fruit", "Red-Grapefruit": "Grapefruit"}
 MIXED = (0, 1, 3)  # shop photos of a kind that are mixed into the lake
-FEWEST_FEATURES = 2
+AUGMENTED = (1, 4)  # pictures made of each photo of the fit split
+TWINS = re.compile(r"(.+) \d")
+PARTS = ("known", "unseen", "twins", "no_fruit", "shop", "augmented")
 
 Vectors = NDArray[np.float32]
 
@@ -117,21 +123,24 @@ def directions(pca: PCA, vectors: Vectors) -> tuple[Vectors, NDArray[np.float64]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the photos, then measure; 1 when a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, PARTS)
     parser.add_argument("--fruits", type=Path, default=SHARED / "fruits", help="Training and Test (%(default)s)")
     parser.add_argument("--photos", type=Path, default=SHARED / "photos", help="photos of a shop (%(default)s)")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         settings = staged(folder)
-        training, test, shop = (
-            features(settings, photos) for photos in (args.fruits / "Training", args.fruits / "Test", args.photos)
-        )
-    parts = (
-        partial(of_known_kinds, training, test),
-        partial(of_unseen_kinds, training, test),
-        partial(of_another_domain, training, test, shop),
-    )
-    return int(not all(one["pass"] for one in measured(parts, "classify")))
+        fruits, test, shop = (paths(place) for place in (args.fruits / "Training", args.fruits / "Test", args.photos))
+        training, held_out, of_shop = (photos(settings, some) for some in (fruits, test, shop))
+        measures: dict[str, Callable[[], Iterator[Figure]]] = {
+            "known": partial(of_known_kinds, training, held_out),
+            "unseen": partial(of_unseen_kinds, training, held_out),
+            "twins": partial(of_twins, training, held_out),
+            "no_fruit": partial(of_no_fruit, settings, training, held_out),
+            "shop": partial(of_another_domain, training, held_out, of_shop),
+            "augmented": partial(of_augmented, settings, fruits, training, held_out, of_shop),
+        }
+        figures = measured(chosen(parser, args.parts, measures), "classify")
+    return int(not all(one["pass"] for one in figures))
 
 
 def staged(folder: str) -> Settings:
@@ -143,24 +152,34 @@ def staged(folder: str) -> Settings:
     return Settings.load(**place)
 
 
-def features(settings: Settings, folder: Path) -> Photos:
-    """The features of the photos in a folder, `<label>/*.jpg`."""
-    paths = sorted(folder.glob("*/*.jpg"))
-    if not paths:
+def paths(folder: Path) -> list[Path]:
+    """The photos in a folder, `<label>/*.jpg`."""
+    found = sorted(folder.glob("*/*.jpg"))
+    if not found:
         sys.exit(f"ABSENT: no photos in {folder}; expected <label>/*.jpg")
+    return found
+
+
+def photos(settings: Settings, some: Sequence[Path]) -> Photos:
+    """The features of photos, and their labels."""
+    vectors = features(settings, [partial(Path.read_bytes, path) for path in some])
+    return Photos(vectors, np.array([path.parent.name for path in some]))
+
+
+def features(settings: Settings, pictures: Sequence[Callable[[], bytes]]) -> Vectors:
+    """The features of pictures, shape ``(n, d)``; each is a function that gives a file's bytes."""
     card = staged_card(settings)
     if card is None:
         raise FruitsError(f"backbone: not staged in {settings.lake}")
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        vectors = list(pool.map(partial(feature, settings, card.model_id), paths, chunksize=50))
-    return Photos(np.stack(vectors), np.array([path.parent.name for path in paths]))
+        return np.stack(list(pool.map(partial(feature, settings, card.model_id), pictures, chunksize=50)))
 
 
-def feature(settings: Settings, model_id: str, path: Path) -> Vectors:
-    """The feature of a photo."""
+def feature(settings: Settings, model_id: str, picture: Callable[[], bytes]) -> Vectors:
+    """The feature of a picture."""
     loaded = backbone(settings, model_id)
     preprocessing = loaded.card.preprocessing
-    image = decode(path.read_bytes(), Limits(10**9, 10**9), needed_side(preprocessing)).image
+    image = decode(picture(), Limits(10**9, 10**9), needed_side(preprocessing)).image
     return loaded.features(preprocess(image, preprocessing))
 
 
@@ -225,16 +244,95 @@ def auroc(familiarity: NDArray[np.float64], unseen: NDArray[np.bool_]) -> float:
     return float(roc_auc_score(~unseen, familiarity))
 
 
+def of_twins(training: Photos, test: Photos) -> Iterator[Figure]:
+    """Labels that differ in their number only: are they told apart, or named together?
+
+    Half of the held-out photos are published, and calibrate; the twins among the others are asked.
+    """
+    published = np.arange(len(test.labels)) % 2 == 0
+    engine = Engine.of(training, test.where(published))
+    twin = np.array([bool(TWINS.fullmatch(label)) for label in test.labels.tolist()])
+    asked = test.where(~published & twin)
+    sets = engine.classifier.sets(asked.vectors)
+    truth = np.searchsorted(engine.classifier.labels, asked.labels)
+    kinds = np.array([TWINS.sub(r"\1", label) for label in engine.classifier.labels])
+    what = f"{len(asked.labels)} photos of near twins ({', '.join(np.unique(asked.labels).tolist())})"
+    yield share(f"{what}: likeliest label right", engine.likeliest(asked.vectors) == asked.labels)
+    yield share("  the set has the right label", sets[np.arange(len(truth)), truth], least=0.95)
+    yield figure("  labels of a set", float(sets.sum(axis=1).mean()))
+    strange = [bool((kinds[row] != kinds[right]).any()) for row, right in zip(sets, truth, strict=True)]
+    yield share("  the set has a label that is no twin", np.array(strange))
+
+
+def of_no_fruit(settings: Settings, training: Photos, test: Photos) -> Iterator[Figure]:
+    """Pictures of things that are no fruit."""
+    engine = Engine.of(training, test)
+    pictures = [partial(picture_of_no_fruit, name, variant) for name in THINGS for variant in range(VARIANTS)]
+    known = engine.familiarity(features(settings, pictures)) >= LEAST_FAMILIAR
+    for name, some in zip(THINGS, np.split(known, len(THINGS)), strict=True):
+        yield figure(f"{name}: unknown, of {VARIANTS} pictures", int((~some).sum()))
+    yield share(f"{len(known)} pictures of no fruit: unknown", ~known, least=0.95)
+
+
+def picture_of_no_fruit(name: str, variant: int) -> bytes:
+    """The file of a picture of a thing."""
+    return jpeg(no_fruit(name, variant))
+
+
+def share(name: str, which: NDArray[Any], *, most: float | None = None, least: float | None = None) -> Figure:
+    """The share of photos, with its 95 % interval."""
+    value = float(np.mean(which))
+    low, high = wilson_interval(value, len(which))
+    return figure(f"{name} [{low:.2f}, {high:.2f}]", value, most=most, least=least)
+
+
 def of_another_domain(training: Photos, test: Photos, shop: Photos) -> Iterator[Figure]:
     """Shop photos of kinds that the lake has, with none, one and three photos of each such kind in the lake."""
-    kinds = {label: matching(label, np.unique(training.labels).tolist()) for label in np.unique(shop.labels).tolist()}
-    shop = shop.where(np.array([bool(kinds[label]) for label in shop.labels.tolist()]))
+    shop, kinds = of_shared_kinds(training, shop)
     number = np.array([int((shop.labels[:n] == label).sum()) for n, label in enumerate(shop.labels)])
     for mixed in MIXED:
         joined = Photos(shop.vectors, np.array([kinds[label][0] for label in shop.labels.tolist()]))
         engine = Engine.of(training + joined.where(number < mixed), test)
         asked = shop.where(number >= max(MIXED))
-        yield from answers(engine, asked, kinds, mixed)
+        yield from answers(engine, asked, kinds, f", {mixed} of each kind in the lake", most=0.05)
+
+
+def of_shared_kinds(training: Photos, shop: Photos) -> tuple[Photos, dict[str, list[str]]]:
+    """The shop photos of kinds that the lake has, and the lake's labels of each kind of the shop."""
+    kinds = {label: matching(label, np.unique(training.labels).tolist()) for label in np.unique(shop.labels).tolist()}
+    return shop.where(np.array([bool(kinds[label]) for label in shop.labels.tolist()])), kinds
+
+
+def of_augmented(
+    settings: Settings, fruits: Sequence[Path], training: Photos, test: Photos, shop: Photos
+) -> Iterator[Figure]:
+    """All shop photos, when each photo of the fit split is also in the statistics as if taken in a shop.
+
+    No shop photo is in the lake. The classifier alone knows the pictures, or PCA and neighbours as well.
+    """
+    shop, kinds = of_shared_kinds(training, shop)
+    plain = Engine.of(training, test)
+    yield from answers(plain, shop, kinds, ", no augmentation")
+    truth = test.labels
+    yield share("  studio photos, held out: likeliest label right", plain.likeliest(test.vectors) == truth)
+    for each in AUGMENTED:
+        start = time.perf_counter()
+        pictures = [partial(augmented, path, number) for path in fruits for number in range(each)]
+        more = Photos(features(settings, pictures), np.repeat(training.labels, each))
+        seconds = time.perf_counter() - start
+        engine = Engine.of(training + more, test)
+        yield figure(f"{each} pictures of each photo: made and featurized", len(pictures) / seconds, "img/s")
+        of_classifier = replace(plain, classifier=engine.classifier)
+        yield from answers(of_classifier, shop, kinds, f", {each} pictures a photo, in the classifier")
+        yield share("  studio photos, held out: likeliest label right", engine.likeliest(test.vectors) == truth)
+        yield from answers(engine, shop, kinds, f", {each} pictures a photo, in PCA and neighbours too")
+
+
+def augmented(path: Path, number: int) -> bytes:
+    """The file of a studio photo as if taken in a shop."""
+    photo = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+    rng = np.random.default_rng([number, *f"{path.parent.name}/{path.name}".encode()])
+    return jpeg(as_in_a_shop(photo, rng))
 
 
 def matching(label: str, labels: Sequence[str]) -> list[str]:
@@ -246,21 +344,20 @@ def matching(label: str, labels: Sequence[str]) -> list[str]:
     return [one for one in labels if one == kind or one.startswith(f"{kind} ")]
 
 
-def answers(engine: Engine, asked: Photos, kinds: dict[str, list[str]], mixed: int) -> Iterator[Figure]:
-    """What becomes of shop photos."""
+def answers(
+    engine: Engine, asked: Photos, kinds: dict[str, list[str]], lake: str, most: float | None = None
+) -> Iterator[Figure]:
+    """What becomes of shop photos, by a lake in words; at most the share ``most`` may be confident and wrong."""
     likeliest, familiarity = engine.likeliest(asked.vectors), engine.familiarity(asked.vectors)
     right = np.array([one in kinds[label] for one, label in zip(likeliest, asked.labels.tolist(), strict=True)])
-    known, n = familiarity >= LEAST_FAMILIAR, len(right)
+    known = familiarity >= LEAST_FAMILIAR
     confidence = engine.classifier.probabilities(asked.vectors).max(axis=1)
-    what = f"{n} shop photos of {len(np.unique(asked.labels))} kinds, {mixed} of each kind in the lake"
-
-    def share(name: str, chosen: NDArray[Any], most: float | None = None) -> Figure:
-        low, high = wilson_interval(float(np.mean(chosen)), n)
-        return figure(f"{what}: {name} [{low:.2f}, {high:.2f}]", float(np.mean(chosen)), most=most)
-
-    yield share("likeliest label right", right)
-    yield share("unknown", ~known)
-    yield share("known, and confident (0.5) and wrong", known & ~right & (confidence >= 0.5), most=0.05)  # noqa: PLR2004
+    what = f"{len(right)} shop photos of {len(np.unique(asked.labels))} kinds{lake}"
+    yield share(f"{what}: likeliest label right", right)
+    yield share("  unknown", ~known)
+    yield share("  known and right", known & right)
+    yield share("  known, and confident (0.5) and wrong", known & ~right & (confidence >= 0.5), most=most)  # noqa: PLR2004
+    yield share("  confident (0.5) and wrong, known or not", ~right & (confidence >= 0.5))  # noqa: PLR2004
 
 
 if __name__ == "__main__":

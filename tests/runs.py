@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from fruits.analysis.quality import Confusion, Quality
 from fruits.backbones.card import Card, Preprocessing
 from fruits.lake.branches import Writer, start_branch
 from fruits.lake.catalog import Lake
@@ -11,6 +12,7 @@ from fruits.lake.publication import Base, Publication, current_base
 from fruits.lake.schemas import DATA_TABLES, TableName
 from fruits.run.documents import (
     _DOCUMENTS,
+    Classified,
     Featurized,
     PlannedMaintenance,
     Projected,
@@ -100,6 +102,21 @@ def projected(**changed: Any) -> Projected:
         "wrote": dict.fromkeys(WRITTEN["pca"], 1),
     }
     return Projected(**{**values, **changed})
+
+
+def classified(classifier_id: str = "lda-1", confusion: Confusion | None = None, **changed: Any) -> Classified:
+    """The classifier that `pca` fitted."""
+    values: dict[str, Any] = {
+        "labels": 3,
+        "n": 70,
+        "shrinkage": 0.01,
+        "temperature": 2.0,
+        "calibrated_on": "held-out photos",
+        "calibration_photos": 1_020,
+        "error": 0.05,
+        "quality": Quality(1_028, 0.9947, 0.0123, 0.951, 1.04),
+    }
+    return Classified(classifier_id=classifier_id, confusion=confusion, **{**values, **changed})
 
 
 def validated(**changed: Any) -> Validated:

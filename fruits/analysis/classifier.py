@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fruits.analysis.calibration import Calibration, calibrate, quality_of
 from fruits.analysis.discriminant import Discriminant, fit_discriminant
 from fruits.analysis.labels import LabelSums, subtract_sums, sums_of
 from fruits.analysis.moments import Matrix, Moments, moments_of, subtract
-from fruits.analysis.quality import CalibratedOn, Quality
+from fruits.analysis.quality import CalibratedOn, Confusion, Quality, confusion_of
 
 FEWEST_HELD_OUT = 200
 """Held-out photos from which on they alone calibrate; with fewer, photos of the fit split do so as well."""
@@ -37,12 +38,19 @@ class Sample:
         labels: Their labels.
         fitted: Shape ``(n,)``: whether the photo is in the fit split.
         vectors: Their features, shape ``(n, d)``, float32.
+        groups: Photos of one group, such as the shots of one fruit, calibrate together or are scored together, as near
+            copies of one another. Empty: each photo is a group.
     """
 
     keys: Sequence[str]
     labels: Sequence[str]
     fitted: NDArray[np.bool_]
     vectors: NDArray[np.float32]
+    groups: Sequence[str] = ()
+
+    def group(self, row: int) -> str:
+        """The group of a photo."""
+        return self.groups[row] if self.groups else self.keys[row]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +62,15 @@ class Classifier:
         calibration: Temperature, and thresholds of the sets.
         calibrated_on: Which photos it was calibrated on; on nothing, its confidences and sets say little.
         quality: What photos tell that neither fit nor calibration knew; None with too few of them.
+        confusion: Which labels these photos are taken for; None with too few of them, and of a classifier that comes
+            from the table.
     """
 
     discriminant: Discriminant
     calibration: Calibration
     calibrated_on: CalibratedOn
     quality: Quality | None
+    confusion: Confusion | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -101,14 +112,19 @@ def fit_classifier(moments: Moments, sums: LabelSums, sample: Sample, *, error: 
         ValueError: when the fit split has no row, or ``sums`` has other rows than ``moments``.
     """
     discriminant = fit_discriminant(moments, sums)
-    keys, scores, truth = _scored(discriminant, moments, sums, sample)
+    rows, scores, truth = _scored(discriminant, moments, sums, sample)
     calibrated_on: CalibratedOn = "held-out photos" if _enough_held_out(discriminant, sample) else "cross-fitted photos"
-    first = np.fromiter((_half(key) == 0 for key in keys), bool, len(keys))
+    first = np.fromiter((_half(sample.group(row)) == 0 for row in rows), bool, len(rows))
     if min(first.sum(), (~first).sum()) < FEWEST_SCORED:
-        first = np.ones(len(keys), bool)  # all of them calibrate, and nothing tells the quality
+        first = np.ones(len(rows), bool)  # all of them calibrate, and nothing tells the quality
     calibration = calibrate(scores[first], truth[first], error=error)
     quality = quality_of(calibration, scores[~first], truth[~first])
-    return Classifier(discriminant, calibration, calibrated_on if calibration.n else "nothing", quality)
+    confusion = None
+    if quality:
+        labels = np.asarray(discriminant.labels)
+        right, likeliest = labels[truth[~first]].tolist(), labels[scores[~first].argmax(axis=1)].tolist()
+        confusion = confusion_of([sample.keys[row] for row in compress(rows, ~first)], right, likeliest)
+    return Classifier(discriminant, calibration, calibrated_on if calibration.n else "nothing", quality, confusion)
 
 
 def _enough_held_out(discriminant: Discriminant, sample: Sample) -> bool:
@@ -118,20 +134,20 @@ def _enough_held_out(discriminant: Discriminant, sample: Sample) -> bool:
 
 def _scored(
     discriminant: Discriminant, moments: Moments, sums: LabelSums, sample: Sample
-) -> tuple[list[str], Matrix, NDArray[np.int64]]:
-    """Keys, scores and right labels' numbers of the photos that calibrate."""
+) -> tuple[list[int], Matrix, NDArray[np.int64]]:
+    """The sample's rows that calibrate or are scored, their scores, and their right labels' numbers."""
     labels = np.asarray(sample.labels, dtype=str)
     parts = [(discriminant, ~sample.fitted)]
     if not _enough_held_out(discriminant, sample):
         parts += _cross_fits(moments, sums, sample)
-    keys: list[str] = []
+    taken: list[int] = []
     scores, truth = [np.empty((0, len(discriminant.labels)))], [np.empty(0, np.int64)]
     for fitted, rows in parts:
         chosen = np.flatnonzero(rows & np.isin(labels, fitted.labels)).tolist()
-        keys += [sample.keys[row] for row in chosen]
+        taken += chosen
         scores.append(_with_all_labels(fitted, discriminant.labels, sample.vectors[chosen]))
         truth.append(np.searchsorted(discriminant.labels, labels[chosen]))
-    return keys, np.concatenate(scores), np.concatenate(truth)
+    return taken, np.concatenate(scores), np.concatenate(truth)
 
 
 def _cross_fits(moments: Moments, sums: LabelSums, sample: Sample) -> Iterator[tuple[Discriminant, NDArray[np.bool_]]]:
@@ -150,14 +166,17 @@ def _cross_fits(moments: Moments, sums: LabelSums, sample: Sample) -> Iterator[t
 def _folds(sample: Sample) -> NDArray[np.int64]:
     """The fold of each photo of the fit split, shape ``(n,)``, -1 for the others.
 
-    A fold has neighbouring keys of each label: a series of shots of one fruit then tends to be in one fold.
+    A group is in one fold, and a fold has neighbouring groups of each label: without groups, a series of shots of one
+    fruit then tends to be in one fold by its keys.
     """
-    fitted = [label for label, is_fitted in zip(sample.labels, sample.fitted, strict=True) if is_fitted]
-    count, seen = Counter(fitted), Counter[str]()
+    rows = sorted(np.flatnonzero(sample.fitted).tolist(), key=sample.group)
+    count, seen = Counter(sample.labels[row] for row in rows), Counter[str]()
+    starts: dict[str, int] = {}
     folds = np.full(len(sample.keys), -1, dtype=np.int64)
-    for row in np.flatnonzero(sample.fitted).tolist():
+    for row in rows:
         label = sample.labels[row]
-        folds[row] = seen[label] * _FOLDS // count[label]
+        start = starts.setdefault(sample.group(row), seen[label])
+        folds[row] = start * _FOLDS // count[label]
         seen[label] += 1
     return folds
 
@@ -172,6 +191,6 @@ def _with_all_labels(fitted: Discriminant, labels: Sequence[str], vectors: NDArr
     return filled
 
 
-def _half(key: str) -> int:
-    """0 or 1, by a hash of the key."""
-    return hashlib.blake2b(key.encode(), digest_size=1).digest()[0] & 1
+def _half(group: str) -> int:
+    """0 or 1, by a hash of the group."""
+    return hashlib.blake2b(group.encode(), digest_size=1).digest()[0] & 1

@@ -93,12 +93,9 @@ def _solved(covariance: Matrix, shrinkage: float, centred: Matrix, noise: float)
     Without any spread within labels beyond the ``noise`` of rounding, the identity is the covariance: the nearest mean
     wins.
     """
-    from scipy.linalg import cho_factor, cho_solve  # scikit-learn's own dependency
-
     d, level = len(covariance), float(np.trace(covariance)) / len(covariance)
     if level <= noise:
         return centred
     shrunk = (1 - shrinkage) * covariance
     shrunk[np.diag_indices(d)] += max(shrinkage * level, d * noise)  # rounding makes eigenvalues below zero
-    solved: Matrix = cho_solve(cho_factor(shrunk, lower=True), centred.T).T
-    return solved
+    return np.asarray(np.linalg.solve(shrunk, centred.T).T, dtype=np.float64)

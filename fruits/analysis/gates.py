@@ -219,6 +219,8 @@ def _classifier_calibration(now: Quality | None) -> Gate:
     """The expected calibration error; chance alone makes one of about ``1 / sqrt(n)`` at most."""
     error = now.calibration_error if now else None
     detail = "expected distance between confidence and accuracy, on photos that it was not calibrated on"
+    if now is None:
+        detail = "no classifier, or too few photos to tell"
     gate = _at_most("classifier_calibration", "warn", error, _MOST_CALIBRATION_ERROR, detail)
     if now is None or gate.passed:
         return gate

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import obstore
 from rich.console import RenderableType
 
+from fruits.analysis.quality import Quality
 from fruits.backbones.card import Card
 from fruits.backbones.stage import read_card
 from fruits.cli.output import Document, fields, share, table
 from fruits.errors import FruitsError
 from fruits.lake.classifier_tables import load_classifier
 from fruits.lake.publication import Publication, publications
-from fruits.serve.state import FittedVersion, fitted_versions
+from fruits.serve.state import FittedVersion, classified_of, fitted_versions
 from fruits.settings import Settings
 from fruits.stores import lake_store
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fruits.lake.catalog import Lake
 
 _REGISTRY = "registry"
+_CONFUSED = ("label", "taken for", ">photos", "such as")
 
 
 def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
@@ -40,7 +42,7 @@ def read(settings: Settings, lake: "Lake") -> dict[str, Any]:
                 **_staged(settings, model_id),
                 "features": features[model_id],
                 "current": current is not None and model_id == current.model_id,
-                "classifier": _classifier(lake, current, model_id),
+                "classifier": _classifier(settings, lake, current, model_id),
                 "pca_versions": [_version(version, current) for version in versions if version.model_id == model_id],
             }
             for model_id in staged
@@ -62,11 +64,15 @@ def _features(lake: "Lake", current: Publication) -> Counter[str]:
     return Counter({pair["values"]: pair["counts"] for pair in rows.to_pylist()})
 
 
-def _classifier(lake: "Lake", current: Publication | None, model_id: str) -> dict[str, Any] | None:
+def _classifier(settings: Settings, lake: "Lake", current: Publication | None, model_id: str) -> dict[str, Any] | None:
     """The classifier of a backbone at the current publication; None without one."""
-    classifier = load_classifier(lake, current) if current and current.model_id == model_id else None
+    if current is None or current.model_id != model_id:
+        return None
+    classifier = load_classifier(lake, current)
     if classifier is None:
         return None
+    classified = classified_of(settings, lake, current)
+    confusion = classified.confusion if classified else None
     return {
         "classifier_id": classifier.classifier_id,
         "labels": len(classifier.labels),
@@ -76,6 +82,7 @@ def _classifier(lake: "Lake", current: Publication | None, model_id: str) -> dic
         "calibrated_on": classifier.calibrated_on,
         "calibration_photos": classifier.calibration.n,
         "quality": asdict(classifier.quality) if classifier.quality else None,
+        "confused": [asdict(pair) for pair in confusion.pairs] if confusion else [],
     }
 
 
@@ -115,24 +122,24 @@ def render(models: Document) -> Iterable[RenderableType]:
         )
         if classifier := backbone["classifier"]:
             yield fields(_classifier_fields(classifier))
+            if classifier["confused"]:
+                yield table(_CONFUSED, (_confused_row(pair) for pair in classifier["confused"]))
         if backbone["pca_versions"]:
             columns = ("pca version", ">k", ">n", ">explained", "fitted at", "why", "")
             yield table(columns, (_version_row(version) for version in backbone["pca_versions"]))
 
 
 def _classifier_fields(classifier: Document) -> list[tuple[str, object]]:
-    quality = classifier["quality"]
-    told = (
-        f"accuracy {quality['accuracy']:.3f}, calibration error {quality['calibration_error']:.3f}, coverage "
-        f"{quality['coverage']:.3f} with {quality['labels_of_set']:.2f} labels a set, on {quality['n']:,} photos"
-        if quality
-        else "too few photos to tell"
-    )
+    quality = Quality(**classifier["quality"]) if classifier["quality"] else "too few photos to tell"
     return [
         ("classifier", f"{classifier['classifier_id']}: {classifier['labels']} labels, n {classifier['n']:,}"),
         ("calibrated on", f"{classifier['calibration_photos']:,} {classifier['calibrated_on']}"),
-        ("quality", told),
+        ("quality", quality),
     ]
+
+
+def _confused_row(pair: Document) -> tuple[object, ...]:
+    return pair["label"], pair["likeliest"], pair["n"], pair["keys"][0]
 
 
 def _precision(card: Document) -> str:

@@ -1,5 +1,6 @@
-"""Rows of `calibration_sample` and `classifiers` as values, and back."""
+"""Rows of `calibration_sample` and `classifiers` as values, and back; which photos are in the sample."""
 
+import hashlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,38 @@ from fruits.lake.branches import Writer, commit_rows
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import replace_row
 from fruits.lake.publication import Publication
-from fruits.lake.schemas import CALIBRATION_SAMPLE, CLASSIFIERS
-from fruits.photos.keys import FIT_SPLIT
+from fruits.lake.schemas import CALIBRATION_SAMPLE, CLASSIFIERS, matrix
+from fruits.photos.keys import FIT_SPLIT, KeyPattern
 
 if TYPE_CHECKING:
     from pyiceberg.table import Transaction
 
+SAMPLE_PHOTOS = 2_048
+"""Photos that calibrate or are scored; a share of half of them is right to 1.4 %."""
+
+KEPT_PHOTOS = 2 * SAMPLE_PHOTOS
+"""Photos that the table keeps, 20 MB of features: as many may leave until all features have to be looked at again."""
+
+SAMPLED = ("key", "label", "split", "vector")
+"""What the sample has of a feature."""
+
+Place = tuple[bool, str]
+"""Where a photo stands among all: held-out ones before those of the fit split, then by the SHA-256 of the key."""
+
+_OF_RUN = ["fitted_at", "run_id"]
 _QUALITY = ("accuracy", "calibration_error", "coverage", "labels_of_set")
+
+
+def places(rows: pa.Table) -> list[Place]:
+    """The places of some rows."""
+    pairs = zip(rows["key"].to_pylist(), rows["split"].to_pylist(), strict=True)
+    return [(split == FIT_SPLIT, hashlib.sha256(key.encode()).hexdigest()) for key, split in pairs]
+
+
+def first_of(rows: pa.Table, most: int, last: Place | None = None) -> pa.Table:
+    """The first of some rows, at most so many and none behind the place ``last``; in no order."""
+    order = sorted((place, number) for number, place in enumerate(places(rows)) if last is None or place <= last)
+    return rows.take(pa.array([number for _, number in order[:most]], pa.int64()))
 
 
 def load_sample(lake: Lake, snapshot_id: int, model_id: str) -> pa.Table:
@@ -41,12 +67,15 @@ def save_sample(lake: Lake, writer: Writer, model_id: str, rows: pa.Table) -> No
     commit_rows(lake, CALIBRATION_SAMPLE.name, replace, branch=writer.branch)
 
 
-def sample_of(rows: pa.Table) -> Sample:
-    """Rows with the columns key, label, split and vector, in the order of keys, as a sample."""
-    vectors = rows["vector"].combine_chunks()
-    matrix = np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)
+def sample_of(rows: pa.Table, pattern: KeyPattern | None = None) -> Sample:
+    """Rows with the columns key, label, split and vector, in the order of keys, as a sample.
+
+    ``pattern`` (None: no groups) reads the groups from the keys.
+    """
+    keys = rows["key"].to_pylist()
     fitted = np.array([split == FIT_SPLIT for split in rows["split"].to_pylist()], dtype=bool)
-    return Sample(rows["key"].to_pylist(), rows["label"].to_pylist(), fitted, matrix)
+    groups = [pattern.group(key) for key in keys] if pattern else keys
+    return Sample(keys, rows["label"].to_pylist(), fitted, matrix(rows["vector"].combine_chunks()), groups)
 
 
 def load_classifier(lake: Lake, publication: Publication) -> Classifier | None:
@@ -61,19 +90,14 @@ def load_quality(lake: Lake, publication: Publication) -> Quality | None:
     return _quality(row) if row else None
 
 
-def remove_classifier(lake: Lake, writer: Writer, model_id: str) -> None:
-    """Remove the classifier of a backbone, if there is one, on an attempt's branch."""
-    from pyiceberg.expressions import EqualTo
-
-    at = lake.head(CLASSIFIERS.name, writer.branch)
-    if not lake.read(CLASSIFIERS.name, at, ("model_id",), model_id=model_id).num_rows:
-        return
-    rows = EqualTo("model_id", model_id)
-    commit_rows(lake, CLASSIFIERS.name, lambda change: change.delete(rows, **writer.commit), branch=writer.branch)
+def load_fitting_run(lake: Lake, publication: Publication) -> str | None:
+    """The id of the run that fitted that classifier; None without one."""
+    row = _named(lake, publication, "run_id")
+    return row["run_id"] if row else None
 
 
 def save_classifier(lake: Lake, writer: Writer, model_id: str, classifier: Classifier, run_id: str) -> None:
-    """Replace the classifier of a backbone on an attempt's branch."""
+    """Replace the classifier of a backbone on an attempt's branch; the same one again stays the row that it is."""
     found, calibration, quality = classifier.discriminant, classifier.calibration, classifier.quality
     row = {
         "classifier_id": classifier.classifier_id,
@@ -94,7 +118,10 @@ def save_classifier(lake: Lake, writer: Writer, model_id: str, classifier: Class
         "fitted_at": datetime.now(UTC),
         "run_id": run_id,
     }
-    replace_row(lake, writer, CLASSIFIERS, row, "model_id")
+    known = lake.read(CLASSIFIERS.name, lake.head(CLASSIFIERS.name, writer.branch), model_id=model_id)
+    told = pa.Table.from_pylist([row], CLASSIFIERS.schema).drop_columns(_OF_RUN)
+    if not known.drop_columns(_OF_RUN).cast(told.schema).equals(told):
+        replace_row(lake, writer, CLASSIFIERS, row, "model_id")
 
 
 def _named(lake: Lake, publication: Publication, *columns: str) -> dict[str, Any] | None:

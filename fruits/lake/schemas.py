@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -305,3 +306,8 @@ BY_NAME: dict[TableName, TableDefinition] = {table.name: table for table in TABL
 
 DATA_TABLES: tuple[TableName, ...] = tuple(table.name for table in TABLES if table is not PUBLICATIONS)
 """The tables whose ``main`` a publication moves; ``publications`` itself is the record of it."""
+
+
+def matrix(vectors: pa.ListArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """A list column as a matrix, shape ``(rows, d)``."""
+    return np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)

@@ -81,8 +81,13 @@ class KeyPattern:
             day = date.fromisoformat(groups["date"]) if groups.get("date") else None
         except ValueError:
             return None
-        group = groups.get("group")
-        return PhotoKey(label, self._split(groups.get("split"), f"{label}\0{group}" if group else key), day)
+        return PhotoKey(label, self._split(groups.get("split"), self.group(key)), day)
+
+    def group(self, key: str) -> str:
+        """What a photo has in common with the others of its group: the label and ``group``; else the key itself."""
+        match = self.regex.fullmatch(key)
+        groups = match.groupdict() if match else {}
+        return f"{groups['label']}\0{groups['group']}" if groups.get("group") else key
 
     @property
     def split_rules(self) -> str:

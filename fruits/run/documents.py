@@ -18,7 +18,7 @@ from obstore.store import ObjectStore
 
 import fruits
 from fruits.analysis.gates import Gate
-from fruits.analysis.quality import CalibratedOn, Quality
+from fruits.analysis.quality import CalibratedOn, Confusion, Quality
 from fruits.denials import denials_explained
 from fruits.disks import full_disks_explained
 from fruits.errors import ConflictError, FruitsError, TransientError
@@ -78,7 +78,10 @@ class Featurized(Frozen):
 
 
 class Classified(Frozen):
-    """The classifier that ``pca`` fitted, and its figures; these are None with too few photos to tell."""
+    """The classifier that ``pca`` fitted, and its figures.
+
+    ``quality`` and ``confusion`` are None with too few photos to tell.
+    """
 
     classifier_id: str
     labels: int
@@ -89,6 +92,7 @@ class Classified(Frozen):
     calibration_photos: int
     error: float
     quality: Quality | None
+    confusion: Confusion | None = None
 
 
 class Projected(Frozen):

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from fruits.errors import FruitsError, TransientError
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import load_fitting_run
 from fruits.lake.publication import Publication, publications
-from fruits.run.documents import RunDocuments, listed_runs, read_documents
-from fruits.run.state import PlannedRun
+from fruits.run.documents import Classified, RunDocuments, listed_runs, read_document, read_documents
+from fruits.run.state import PlannedRun, run_key
 from fruits.settings import Settings
 
 log = logging.getLogger("fruits")
@@ -75,6 +76,17 @@ def fitted_versions(lake: Lake, snapshot_id: int, **equal: str) -> list[FittedVe
 def fitted_version(lake: Lake, snapshot_id: int, pca_id: str | None) -> FittedVersion | None:
     """A PCA version at a snapshot of `pca_models`; None when it is not there."""
     return next(iter(fitted_versions(lake, snapshot_id, pca_id=pca_id or "")), None)
+
+
+def classified_of(settings: Settings, lake: Lake, publication: Publication) -> Classified | None:
+    """What the run that fitted a publication's classifier wrote down about it.
+
+    None without a classifier, or when the document is gone: maintenance drops those of old runs.
+    """
+    run_id = load_fitting_run(lake, publication)
+    document = read_document(settings, run_key(run_id.partition("#")[0]), "pca") if run_id else None
+    classified: Classified | None = document.result.classified if document and document.result else None
+    return classified if classified and classified.classifier_id == publication.classifier_id else None
 
 
 def quarantine_reasons(lake: Lake, snapshot_id: int, model_id: str) -> dict[str, int]:

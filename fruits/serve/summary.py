@@ -5,11 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from fruits.analysis.gates import Gate
+from fruits.analysis.quality import Quality
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake, catalog_properties, spark_configuration
 from fruits.photos.ignore import Names
 from fruits.run.decisions import described
-from fruits.run.documents import RunDocuments, read_documents
+from fruits.run.documents import Classified, RunDocuments, read_documents
 from fruits.serve.state import State, describe_probe, probe_of, read_state, wall_seconds
 from fruits.settings import Settings
 
@@ -57,6 +58,7 @@ def summarise(documents: RunDocuments, state: State | None, settings: Settings) 
         },
         "model_id": planned.model_id,
         "pca": {**_pca(state), "action": projected.action if projected else "none"},
+        "classifier": _classifier(projected.classified if projected else None),
         "probe": probe_of(publication),
         "gates": [{name: value for name, value in asdict(gate).items() if name in _GATE} for gate in gates],
         "publication_id": publication.publication_id if publication else None,
@@ -70,6 +72,20 @@ def _pca(state: State | None) -> dict[str, Any]:
         return {}
     pca = state.pca
     return {"pca_id": pca.pca_id, "k": pca.k, "n": pca.n, "explained_variance": pca.explained_variance}
+
+
+def _classifier(classified: Classified | None) -> dict[str, Any] | None:
+    """The classifier that the run fitted; None without one."""
+    if classified is None:
+        return None
+    quality, confusion = classified.quality, classified.confusion
+    return {
+        "classifier_id": classified.classifier_id,
+        "labels": classified.labels,
+        "n": classified.n,
+        "quality": asdict(quality) if quality else None,
+        "confused": [asdict(pair) for pair in confusion.pairs] if confusion else [],
+    }
 
 
 def describe_catalog(settings: Settings) -> dict[str, Any]:
@@ -104,6 +120,7 @@ def as_text(summary: Mapping[str, Any]) -> str:
         *[("ignored", f"{rule} {Names(**names)}") for rule, names in summary["ignored"].items()],
         *_featurize_rows(featurize),
         *_pca_rows(pca, probe),
+        *_classifier_rows(summary["classifier"]),
         ("gates", _gates(summary["gates"])),
         ("published", summary["publication_id"] or "nothing yet"),
         ("time", f"{summary['wall_seconds']:.1f} s, {summary['jvm_started']} JVMs started"),
@@ -138,6 +155,13 @@ def _pca_rows(pca: Mapping[str, Any], probe: Mapping[str, Any]) -> Sequence[tupl
     if figures := describe_probe(probe):
         rows.append(("probe", f"held-out accuracy {figures}"))
     return rows
+
+
+def _classifier_rows(classifier: Mapping[str, Any] | None) -> Sequence[tuple[str, str]]:
+    if classifier is None:
+        return ()
+    quality = Quality(**classifier["quality"]) if classifier["quality"] else "too few photos to tell its quality"
+    return [("classifier", f"{classifier['classifier_id']}: {quality}")]
 
 
 def _gates(gates: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,5 @@
 """The classifier of a run: the sample that it is calibrated on, and its fit on the statistics of the run."""
 
-import hashlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -8,13 +7,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fruits.analysis.classifier import Classifier, fit_classifier
+from fruits.analysis.classifier import Classifier, Sample, fit_classifier
 from fruits.analysis.labels import LabelSums
 from fruits.analysis.moments import Moments
-from fruits.lake.classifier_tables import load_sample, remove_classifier, sample_of, save_classifier, save_sample
+from fruits.lake.classifier_tables import (
+    KEPT_PHOTOS,
+    SAMPLE_PHOTOS,
+    SAMPLED,
+    first_of,
+    load_sample,
+    places,
+    sample_of,
+    save_classifier,
+    save_sample,
+)
 from fruits.lake.pca_tables import load_label_sums
 from fruits.lake.schemas import CALIBRATION_SAMPLE
-from fruits.photos.keys import FIT_SPLIT
+from fruits.photos.keys import FIT_SPLIT, KeyPattern
 from fruits.run.documents import Classified
 from fruits.spark.executors import rows_of_keys
 from fruits.spark.job import Job
@@ -25,17 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruits")
 
-SAMPLE_PHOTOS = 2_048
-"""Photos that calibrate or are scored; a share of half of them is right to 1.4 %."""
-
-KEPT_PHOTOS = 2 * SAMPLE_PHOTOS
-"""Photos that the table keeps, 20 MB of features: as many may leave until all features have to be looked at again."""
-
-_COLUMNS = ("key", "label", "split", "vector")
-_SCHEMA = pa.schema([CALIBRATION_SAMPLE.schema.field(name) for name in _COLUMNS])
-
-Place = tuple[bool, str]
-"""Where a photo stands among all: held-out ones before those of the fit split, then by the SHA-256 of the key."""
+_SCHEMA = pa.schema([CALIBRATION_SAMPLE.schema.field(name) for name in SAMPLED])
 
 
 def update_sample(job: Job, replaced: pa.Table) -> pa.Table:
@@ -50,18 +49,24 @@ def update_sample(job: Job, replaced: pa.Table) -> pa.Table:
     before = load_sample(job.lake, job.start["calibration_sample"], model_id)
     there = features_before(job)
     is_replaced = pc.is_in(before["key"], replaced["key"].combine_chunks())
-    kept = before.filter(pc.invert(is_replaced)).select(_COLUMNS)
-    if there is None or len(before) < min(there, SAMPLE_PHOTOS):  # of a lake of an earlier release
-        rows = first_photos(job, job.features(), job.all_rows())
+    kept = before.filter(pc.invert(is_replaced)).select(SAMPLED)
+    mends = len(before) > 0 and job.run.request.refit == "always"
+    if mends or there is None or len(before) < min(there, SAMPLE_PHOTOS):  # the latter: a lake of an earlier release
+        rows = first_of_all(job)
     else:
         last = max(places(before), default=None) if len(before) < there else None
         rows = first_of(pa.concat_tables([kept, new_photos(job)]), KEPT_PHOTOS, last)
         if last is not None and len(rows) < SAMPLE_PHOTOS:
-            rows = first_photos(job, job.features(), job.all_rows())
+            rows = first_of_all(job)
     rows = rows.sort_by("key")
-    if not rows.equals(before.select(_COLUMNS)):
+    if not rows.equals(before.select(SAMPLED)):
         save_sample(job.lake, job.tables.writer, model_id, with_run(rows, job))
     return first_of(rows, SAMPLE_PHOTOS).sort_by("key")
+
+
+def first_of_all(job: Job) -> pa.Table:
+    """The ``KEPT_PHOTOS`` first of all features of the run's backbone."""
+    return first_photos(job, job.features(), job.all_rows())
 
 
 def features_before(job: Job) -> int | None:
@@ -75,20 +80,8 @@ def features_before(job: Job) -> int | None:
 def new_photos(job: Job) -> pa.Table:
     """The first photos of those that the run wrote."""
     if job.is_small:
-        return first_of(job.few_new_features.select(_COLUMNS), KEPT_PHOTOS)
+        return first_of(job.few_new_features.select(SAMPLED), KEPT_PHOTOS)
     return first_photos(job, job.new_features(), job.written_rows)
-
-
-def places(rows: pa.Table) -> list[Place]:
-    """The places of some rows."""
-    pairs = zip(rows["key"].to_pylist(), rows["split"].to_pylist(), strict=True)
-    return [(split == FIT_SPLIT, hashlib.sha256(key.encode()).hexdigest()) for key, split in pairs]
-
-
-def first_of(rows: pa.Table, most: int, last: Place | None = None) -> pa.Table:
-    """The first of some rows, at most so many and none behind the place ``last``; in no order."""
-    order = sorted((place, number) for number, place in enumerate(places(rows)) if last is None or place <= last)
-    return rows.take(pa.array([number for _, number in order[:most]], pa.int64()))
 
 
 def first_photos(job: Job, rows: "DataFrame", stored: "DataFrame | StoredRows") -> pa.Table:
@@ -100,17 +93,17 @@ def first_photos(job: Job, rows: "DataFrame", stored: "DataFrame | StoredRows") 
     if not keys.num_rows:
         return _SCHEMA.empty_table()
     if isinstance(stored, StoredRows):
-        found, _ = stored.map(rows_of_keys(keys["key"].to_pylist()), _COLUMNS, _SCHEMA)
+        found, _ = stored.map(rows_of_keys(keys["key"].to_pylist()), SAMPLED, _SCHEMA)
     else:
         chosen = F.broadcast(job.tables.spark.createDataFrame(keys))
-        found = stored.select(*_COLUMNS).join(chosen, "key", "left_semi")
-    return found.toArrow().select(_COLUMNS).cast(_SCHEMA)
+        found = stored.select(*SAMPLED).join(chosen, "key", "left_semi")
+    return found.toArrow().select(SAMPLED).cast(_SCHEMA)
 
 
 def with_run(rows: pa.Table, job: Job) -> pa.Table:
     """Rows of the sample as rows of the table, written by the run."""
     constants = {"model_id": job.run.model_id, "run_id": job.run.run_id}
-    columns = {name: rows[name] for name in _COLUMNS} | {
+    columns = {name: rows[name] for name in SAMPLED} | {
         name: pa.array([value] * len(rows), pa.string()) for name, value in constants.items()
     }
     return pa.table({name: columns[name] for name in CALIBRATION_SAMPLE.schema.names}).cast(CALIBRATION_SAMPLE.schema)
@@ -125,9 +118,9 @@ def update_classifier(job: Job, moments: Moments, sample: pa.Table) -> Classifie
     model_id, writer = job.run.model_id, job.tables.writer
     snapshot_id = job.lake.head("label_statistics", writer.branch)
     sums = load_label_sums(job.lake, snapshot_id, model_id) if snapshot_id else {}
-    classifier = fitted(moments, sums, sample)
+    classifier = fitted(moments, sums, sample_of(sample, KeyPattern.of(job.settings)))
     if classifier is None:
-        remove_classifier(job.lake, writer, model_id)
+        job.tables.delete_backbones("classifiers", (model_id,))
         return None
     save_classifier(job.lake, writer, model_id, classifier, job.run.run_id)
     found = quality_in_words(classifier)
@@ -142,17 +135,18 @@ def update_classifier(job: Job, moments: Moments, sample: pa.Table) -> Classifie
         calibration_photos=classifier.calibration.n,
         error=classifier.calibration.error,
         quality=classifier.quality,
+        confusion=classifier.confusion,
     )
 
 
-def fitted(moments: Moments, sums: LabelSums, sample: pa.Table) -> Classifier | None:
+def fitted(moments: Moments, sums: LabelSums, sample: Sample) -> Classifier | None:
     """The classifier of statistics, calibrated on a sample; None where it cannot be fitted, and the log says why."""
     counted = sum(one.n for one in sums.values())
     if not moments.n or counted != moments.n:
         log.info("no classifier: %d photos in the fit split, %d by label", moments.n, counted)
         return None
     try:
-        return fit_classifier(moments, sums, sample_of(sample))
+        return fit_classifier(moments, sums, sample)
     except (ValueError, np.linalg.LinAlgError) as error:
         log.warning("no classifier: %s", error)
         return None
@@ -160,10 +154,6 @@ def fitted(moments: Moments, sums: LabelSums, sample: pa.Table) -> Classifier | 
 
 def quality_in_words(classifier: Classifier) -> str:
     """What photos tell of a classifier."""
-    quality = classifier.quality
-    if quality is None:
+    if classifier.quality is None:
         return f"calibrated on {classifier.calibration.n} {classifier.calibrated_on}, too few to tell its quality"
-    return (
-        f"accuracy {quality.accuracy:.3f}, calibration error {quality.calibration_error:.3f}, "
-        f"coverage {quality.coverage:.3f} on {quality.n} photos"
-    )
+    return str(classifier.quality)

@@ -23,7 +23,7 @@ from fruits.analysis.pca import PCA, transform
 from fruits.backbones.stage import load_backbone_once
 from fruits.errors import FruitsError
 from fruits.lake.files import FilePart, FileTarget, WrittenFile, read_part, write_rows
-from fruits.lake.schemas import EMBEDDINGS, QUARANTINE
+from fruits.lake.schemas import EMBEDDINGS, QUARANTINE, matrix
 from fruits.photos.featurize import STAGES, Outcome, featurize_entries
 from fruits.photos.fetch import PhotoServer
 from fruits.run.manifest import entries_of
@@ -370,8 +370,3 @@ def _embeddings(batch: pa.RecordBatch, pca: PCA, constants: dict[str, str]) -> p
     return pa.RecordBatch.from_arrays(
         [pa.array(values[name]).cast(schema.field(name).type) for name in schema.names], schema=schema
     )
-
-
-def matrix(vectors: pa.ListArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """A list column as a matrix, shape ``(rows, d)``."""
-    return np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)

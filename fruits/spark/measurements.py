@@ -19,13 +19,12 @@ from fruits.lake.classifier_tables import load_quality
 from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.hashes import MOST_HASHES, same_bytes
 from fruits.lake.pca_tables import PCAVersion, load_versions
-from fruits.lake.schemas import TableName
+from fruits.lake.schemas import TableName, matrix
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Probe
 from fruits.run.manifest import StoredManifest
 from fruits.spark.changes import Changes, ChangesAtHand, changes_of, counted_after
-from fruits.spark.executors import matrix
 from fruits.spark.job import Job
 
 if TYPE_CHECKING:

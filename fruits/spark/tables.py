@@ -138,7 +138,7 @@ class Tables:
         self._delete(name, "model_id", model_ids)
 
     def _delete(self, name: TableName, column: str, values: Collection[str]) -> None:
-        """Delete the rows that have one of some values.
+        """Delete the rows that have one of some values; without any, no snapshot is made.
 
         Through PyIceberg: Spark would drop whole files of such rows too, in a snapshot without the writer's properties
         (Iceberg 1.12).
@@ -146,6 +146,9 @@ class Tables:
         from pyiceberg.expressions import In
 
         rows = In(column, tuple(values))
+        there = self.lake.scan(name, self.lake.head(name, self.writer.branch)).filter(rows)
+        if next(iter(there.plan_files()), None) is None:
+            return
         commit_rows(
             self.lake, name, lambda change: change.delete(rows, **self.writer.commit), branch=self.writer.branch
         )

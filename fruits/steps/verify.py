@@ -8,7 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Literal
@@ -18,19 +18,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from fruits.analysis.classifier import Classifier, Sample, fit_classifier
 from fruits.analysis.labels import LabelSums, merge_sums, sums_of
 from fruits.analysis.moments import Moments, merge, moments_of
 from fruits.backbones.stage import read_card
 from fruits.errors import GateError
 from fruits.lake.approvals import read_approvals
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import (
+    SAMPLE_PHOTOS,
+    SAMPLED,
+    first_of,
+    load_classifier,
+    load_sample,
+    places,
+    sample_of,
+)
 from fruits.lake.counters import COUNTED, Counters, Kind, live_rows
 from fruits.lake.pca_tables import load_label_sums, load_statistics
 from fruits.lake.publication import Publication, publications, readable, readers_base
 from fruits.lake.reader import current_publication
-from fruits.lake.schemas import TableName
+from fruits.lake.schemas import CALIBRATION_SAMPLE, TableName, matrix
 from fruits.photos.entry import Action
-from fruits.photos.keys import FIT_SPLIT
+from fruits.photos.keys import FIT_SPLIT, KeyRules
 from fruits.run.documents import read_document
 from fruits.run.events import KeptEvents
 from fruits.run.joining import joined
@@ -47,6 +57,8 @@ TOLERANCE = 1e-9
 MOST_KEYS = 1_000
 """Most keys that a check names, and that a run of single keys repairs."""
 
+_CLOSE = 1e-4  # of a classifier that was fitted on another machine, whose products are rounded otherwise
+_FIGURE = 0.02  # of a quality: a photo between two labels may get the other one
 _CLOCKS_DIFFER = timedelta(minutes=1)
 _MOST_HASHES = 8_000_000  # of one table in memory at once: 64 MB. More rows take more passes
 
@@ -124,7 +136,7 @@ def verify(settings: Settings, lake: Lake) -> tuple[Check, ...]:
         check_bucket(verified),
         check_keys(verified),
         check_embeddings(verified),
-        *check_statistics(verified),
+        *check_features(verified),
         check_counters(verified),
     )
 
@@ -267,21 +279,31 @@ def check_embeddings(verified: Verified) -> Check:
     return Check("embeddings", found, missing, tuple(dict.fromkeys(examples)), "keys")
 
 
-def check_statistics(verified: Verified) -> tuple[Check, ...]:
-    """Whether the vectors are numbers, and the running statistics of the fit split are those of its rows."""
-    lake, snapshots, model_id = verified.lake, verified.publication.snapshots, verified.model_id
+def check_features(verified: Verified) -> tuple[Check, ...]:
+    """Whether the vectors are numbers, and all that is taken from them is theirs; reads the vectors once.
+
+    That is: the running statistics of the fit split, the sample that calibrates, and the classifier of both.
+    """
+    lake, publication, model_id = verified.lake, verified.publication, verified.model_id
+    snapshots = publication.snapshots
     width = read_card(verified.settings, model_id).feature_width
+    sample = _sample_of(verified)
+    first, last, most = sample.slice(0, 0), max(places(sample), default=None), len(sample) + MOST_KEYS
     moments = Moments.empty(width)
     sums: LabelSums = {}
     unusable: list[str] = []
-    wrong_vectors = 0
-    for batch in verified.keyed("features", "key", "label", "split", "vector"):
+    rows = wrong_vectors = 0
+    for batch in verified.keyed("features", *SAMPLED):
+        rows += batch.num_rows
+        chosen = first_of(pa.Table.from_batches([batch]).select(SAMPLED), most, last)
+        if len(chosen):
+            first = first_of(pa.concat_tables([first, chosen.cast(first.schema)]), most)
         usable = _usable(batch["vector"], width)
         wrong_vectors += int((~usable).sum())
         unusable += batch["key"].filter(pa.array(~usable)).to_pylist()[: MOST_KEYS - len(unusable)]
         fit = batch.filter(pc.and_(pc.equal(batch["split"], FIT_SPLIT), pa.array(usable)))
         if fit.num_rows:
-            vectors = np.asarray(fit["vector"].flatten(), dtype=np.float32).reshape(fit.num_rows, width)
+            vectors = matrix(fit["vector"])
             moments = merge(moments, moments_of(vectors))
             sums = merge_sums([sums, sums_of(vectors, fit["label"].to_pylist())])
     vectors_found = f"{wrong_vectors:,} vectors hold NaN or infinity, are all zero, or are not {width:,} wide"
@@ -291,7 +313,17 @@ def check_statistics(verified: Verified) -> tuple[Check, ...]:
         Check("vectors", vectors_found, wrong_vectors, tuple(unusable), "keys"),
         _compare_moments(known, moments),
         _compare_labels(labels, sums, known.n),
+        _compare_samples(sample, first, rows, publication),
+        _compare_classifiers(verified, known, labels, sample),
     )
+
+
+def _sample_of(verified: Verified) -> pa.Table:
+    """The sample that calibrates the publication's classifier; without rows in older lakes."""
+    at = verified.publication.snapshots.get("calibration_sample")
+    if at is None:
+        return CALIBRATION_SAMPLE.schema.empty_table().select(SAMPLED)
+    return load_sample(verified.lake, at, verified.model_id).select(SAMPLED)
 
 
 def check_counters(verified: Verified) -> Check:
@@ -344,6 +376,75 @@ def _compare_labels(known: LabelSums, rows: LabelSums, fitted: int) -> Check:
     ]
     found = f"{len(rows):,} labels; the statistics of {len(wrong):,} are not those of their rows"
     return Check("label statistics", found, len(wrong), tuple(wrong[:MOST_KEYS]), "refit")
+
+
+def _compare_samples(sample: pa.Table, first: pa.Table, rows: int, publication: Publication) -> Check:
+    """Whether the sample has enough of ``rows`` photos: the ``first`` of all up to its last place, as they are."""
+    name = "calibration sample"
+    if not len(sample) and publication.classifier_id is None:
+        return Check(name, "none yet; the next run that changes photos makes one", None)
+    there, expected = _contents(sample), _contents(first)
+    wrong = sorted(key for key in {*there, *expected} if there.get(key) != expected.get(key))
+    missing = max(min(rows, SAMPLE_PHOTOS) - len(sample), 0)
+    found = f"{len(sample):,} photos; {len(wrong):,} are not the first of features, or not as features has them"
+    if missing:
+        found += f"; there are {missing:,} too few"
+    examples = wrong[:MOST_KEYS] or (["calibration_sample"] if missing else [])
+    return Check(name, found, max(len(wrong), missing), tuple(examples), "refit")
+
+
+def _contents(rows: pa.Table) -> dict[str, list[Any]]:
+    """Label, split and the vector's bytes by key."""
+    columns = (rows[name].to_pylist() for name in SAMPLED[:-1])
+    vectors = (vector.values.to_numpy(zero_copy_only=False).tobytes() for vector in rows["vector"])
+    return {key: values for key, *values in zip(*columns, vectors, strict=True)}
+
+
+def _compare_classifiers(verified: Verified, moments: Moments, sums: LabelSums, sample: pa.Table) -> Check:
+    """Whether the publication's classifier is the one that its own statistics and sample make."""
+    name, publication = "classifier", verified.publication
+    classifier_id, rules = publication.classifier_id, KeyRules.of(verified.settings)
+    if classifier_id is None:
+        found = f"the publication has none, of {moments.n:,} photos of the fit split"
+        return Check(name, found, None if moments.n else 0)
+    if publication.rules not in (None, rules.fingerprint):
+        return Check(name, "FRUITS_KEY_PATTERN or other rules of keys changed since the publication", None)
+    published = load_classifier(verified.lake, publication)
+    if published is None:
+        return Check(name, f"{classifier_id} is not in classifiers", 1, (classifier_id,), "refit")
+    try:
+        rows = sample_of(first_of(sample, SAMPLE_PHOTOS).sort_by("key"), rules.pattern)
+        anew = fit_classifier(moments, sums, rows, error=published.calibration.error)
+    except ValueError as error:
+        return Check(name, f"{classifier_id} cannot be fitted anew: {error}", 1, (classifier_id,), "refit")
+    wrong = [what for what, same in _comparisons(published, anew, rows) if not same]
+    if published.classifier_id != classifier_id:
+        wrong.append("identity")
+    found = f"{classifier_id} of {len(published.labels):,} labels is the one of statistics and sample"
+    if wrong:
+        found = f"{classifier_id} is not the one of statistics and sample: {', '.join(wrong)}"
+    return Check(name, found, int(bool(wrong)), (classifier_id,) if wrong else (), "refit")
+
+
+def _comparisons(one: Classifier, other: Classifier, sample: Sample) -> Iterator[tuple[str, bool]]:
+    """The parts of two classifiers, and whether they are the same up to the rounding of another machine."""
+    counts = (one.discriminant.counts.tolist(), other.discriminant.counts.tolist())
+    same_labels = one.labels == other.labels and counts[0] == counts[1]
+    yield "labels", same_labels
+    if not same_labels:
+        return
+    scores = (classifier.discriminant.scores(sample.vectors) for classifier in (one, other))
+    differences = [of_labels - of_labels.mean(axis=1, keepdims=True) for of_labels in scores]
+    yield "scores", _relative(*differences) <= _CLOSE
+    mine, theirs = one.calibration, other.calibration
+    same_photos = (one.calibrated_on, mine.n) == (other.calibrated_on, theirs.n)
+    same_temperature = math.isclose(mine.temperature, theirs.temperature, rel_tol=_CLOSE)
+    yield (
+        "calibration",
+        same_photos and same_temperature and bool(np.allclose(mine.thresholds, theirs.thresholds, atol=_CLOSE)),
+    )
+    figures, anew = (astuple(classifier.quality) if classifier.quality else () for classifier in (one, other))
+    yield "quality", len(figures) == len(anew) and bool(np.allclose(figures, anew, rtol=0, atol=_FIGURE))
 
 
 def _relative(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

@@ -30,9 +30,10 @@ from fruits.analysis.pca import FittedSummary, components_asked, fit, orthonorma
 from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import FruitsError, GateError
 from fruits.lake.branches import commit_rows
+from fruits.lake.classifier_tables import KEPT_PHOTOS, SAMPLED, first_of
 from fruits.lake.counters import COUNTED, Counters, Kind
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
-from fruits.lake.schemas import DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableName
+from fruits.lake.schemas import CALIBRATION_SAMPLE, DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableName, matrix
 from fruits.photos.entry import Action
 from fruits.photos.featurize import STAGES
 from fruits.photos.keys import FIT_SPLIT
@@ -44,7 +45,7 @@ from fruits.run.upkeep import Upkeep
 from fruits.spark import featurizing
 from fruits.spark import job as real
 from fruits.spark.classification import update_classifier, update_sample
-from fruits.spark.executors import OTHERS_SCHEMA, _embeddings, matrix, packed
+from fruits.spark.executors import OTHERS_SCHEMA, _embeddings, packed
 from fruits.spark.featurizing import Outcomes
 from fruits.spark.job import Job
 from fruits.spark.statistics import update_labels
@@ -207,6 +208,12 @@ def new_rows(job: Job) -> pa.Table:
     """The features that the run wrote."""
     rows = rows_of(job, "features")
     return rows.filter(pc.equal(rows["run_id"], job.run.run_id))
+
+
+def first_of_all(job: Job) -> pa.Table:
+    """What Spark would choose from all features for the sample that calibrates."""
+    rows = first_of(rows_of(job, "features").select(SAMPLED), KEPT_PHOTOS)
+    return rows.cast(pa.schema([CALIBRATION_SAMPLE.schema.field(name) for name in SAMPLED]))
 
 
 def pca(job: Job, bucket: Bucket) -> None:

@@ -15,18 +15,16 @@ from fruits.analysis.classifier import fit_classifier
 from fruits.analysis.pca import transform
 from fruits.lake.approvals import Approval, digest_of, read_approvals
 from fruits.lake.catalog import Lake
-from fruits.lake.classifier_tables import load_classifier, load_sample, sample_of
+from fruits.lake.classifier_tables import KEPT_PHOTOS, first_of, load_classifier, load_sample, sample_of
 from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.pca_tables import load_label_sums, load_statistics, load_versions
 from fruits.lake.publication import Publication, publications
-from fruits.lake.schemas import DATA_TABLES, TABLES
+from fruits.lake.schemas import DATA_TABLES, TABLES, matrix
 from fruits.photos.keys import KeyRules
 from fruits.run.lease import current_lease
 from fruits.run.manifest import DUE_ETAG
 from fruits.run.state import PlannedRun
 from fruits.settings import Settings
-from fruits.spark.classification import KEPT_PHOTOS, first_of
-from fruits.spark.executors import matrix
 from tests.chaos.jobs import BROKEN, CARD, WIDTH, count_rows, moments_of_rows, same_numbers, sums_of_rows, vector_of
 from tests.chaos.memory import MemoryCatalog
 

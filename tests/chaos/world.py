@@ -47,6 +47,7 @@ from fruits.run.lease import release_lease
 from fruits.run.request import MaintenanceRequest, RunRequest, resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings
+from fruits.spark import classification
 from fruits.spark import job as jobs
 from fruits.steps import plan as planning
 from fruits.steps import plan_maintenance as maintenance
@@ -58,7 +59,7 @@ from fruits.steps.publish import publish_run
 from fruits.stores import effects_watched
 from tests.chaos.faults import INJECTED, Fault, Faulty
 from tests.chaos.files import MemoryFiles
-from tests.chaos.jobs import CARD, WORK, numpy_jobs
+from tests.chaos.jobs import CARD, WORK, first_of_all, numpy_jobs
 from tests.chaos.memory import MemoryCatalog
 from tests.chaos.observed import DAY, ObservedLake, chaos_settings
 from tests.plans import joined_again
@@ -281,6 +282,7 @@ def replace_the_outside(patch: pytest.MonkeyPatch, made: World) -> None:
         patch.setattr(module, "staged_card", lambda _: CARD)
     patch.setattr(planning, "read_card", lambda *_: CARD)
     patch.setattr(preparing, "first_photos", lambda *_: [])
+    patch.setattr(classification, "first_of_all", first_of_all)
     patch.setattr(preparing, "check_photos", lambda *_: None)
     for module in (maintenance, made.maintain):  # publications and folders are past the retention of a day
         patch.setattr(module, "datetime", clock(lambda: timedelta(hours=36)))

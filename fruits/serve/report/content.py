@@ -8,7 +8,7 @@ from typing import Any
 from fruits.analysis.gates import Gate
 from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
-from fruits.run.documents import Featurized, Projected, TaskDocument
+from fruits.run.documents import Classified, Featurized, Projected, TaskDocument
 from fruits.run.state import PlannedRun
 from fruits.serve.state import FittedVersion, RunOutcome
 
@@ -108,6 +108,7 @@ class Building:
 class Overview:
     """What readers see now. ``publication`` is None in an empty lake, ``work`` when its run's documents are gone.
 
+    ``classified`` tells of the publication's classifier; None without one, or when its run's documents are gone.
     ``history`` has the newest publication last. ``pin`` says who pinned readers to the publication, and why.
     ``questions`` wait for a person's approval.
     """
@@ -118,6 +119,7 @@ class Overview:
     tables: Tables | None
     work: Work | None
     history: Sequence[PastPublication]
+    classified: Classified | None = None
     pin: str | None = None
     questions: Sequence[Approval] = ()
 

@@ -31,7 +31,7 @@ from fruits.serve.report.content import (
     Work,
 )
 from fruits.serve.report.pictures import add_pictures
-from fruits.serve.state import error_of, fitted_version, fitted_versions, outcome_of
+from fruits.serve.state import classified_of, error_of, fitted_version, fitted_versions, outcome_of
 from fruits.settings import Settings
 
 MOST_POINTS = 2_000
@@ -70,6 +70,7 @@ def read_overview(settings: Settings) -> Overview:
             tables=read_tables(lake, current.snapshots, str(current.model_id), current.pca_id),
             work=_work(documents) if made_it else None,
             history=_history(lake, published),
+            classified=classified_of(settings, lake, current),
             pin=str(pin) if pin else None,
             questions=[question for question in read_approvals(settings) if not question.decided],
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fruits.analysis.classifier import FEWEST_HELD_OUT, Sample, fit_classifier
+from fruits.analysis.classifier import FEWEST_HELD_OUT, Sample, _folds, _half, fit_classifier
 from fruits.analysis.labels import sums_of
 from fruits.analysis.moments import moments_of
 
@@ -57,6 +57,22 @@ def test_held_out_photos_calibrate_and_tell_the_quality():
     assert probabilities.max(axis=1).mean() == pytest.approx(right.mean(), abs=0.03)
     columns = np.searchsorted(found.labels, truth)
     assert found.sets(new)[np.arange(len(new)), columns].mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_scored_photos_alone_tell_which_labels_are_confused():
+    rows, labels = photos(2_000)
+    held_out = sample(*photos(3_000, 1))
+    found = fit(rows, labels, held_out)
+    counted = [(label, answer, n) for label, row in found.confusion.table.items() for answer, n in row.items()]
+    assert sum(n for _, _, n in counted) == found.quality.n
+    right = sum(n for label, answer, n in counted if label == answer)
+    assert right / found.quality.n == pytest.approx(found.quality.accuracy)
+    answers = np.asarray(found.labels)[found.probabilities(held_out.vectors).argmax(axis=1)]
+    of_key = {key: (label, answer) for key, label, answer in zip(held_out.keys, held_out.labels, answers, strict=True)}
+    assert found.confusion.pairs
+    for pair in found.confusion.pairs:
+        assert {of_key[key] for key in pair.keys} == {(pair.label, pair.likeliest)}
+    assert fit(rows, labels, sample(*photos(4))).confusion is None
 
 
 def test_a_photo_calibrates_or_is_scored_whatever_the_company():
@@ -122,3 +138,32 @@ def test_the_identity_is_that_of_weights_and_calibration():
     assert fit(rows, labels, of).classifier_id == fit(rows, labels, of).classifier_id
     assert fit(rows[:-4], labels[:-4], of).classifier_id != fit(rows, labels, of).classifier_id
     assert fit(rows, labels, sample(*photos(300, 2))).classifier_id != fit(rows, labels, of).classifier_id
+
+
+def in_groups(of, groups):
+    return Sample(of.keys, of.labels, of.fitted, of.vectors, groups)
+
+
+def test_photos_of_a_group_calibrate_together_or_are_scored_together():
+    """A group of two near copies, one of which would tell the other's label."""
+    rows, labels = photos(600)
+    keys = [f"{label}/{number:06}" for number, label in enumerate(labels)]
+    held_out = Sample(keys, labels, np.zeros(600, bool), rows, [f"{number % 300}" for number in range(600)])
+    fitted = photos(2_000, 1)
+    found = fit(*fitted, of=held_out)
+    calibrated = found.calibration.n
+    assert found.quality.n == 600 - calibrated
+    halves = fit(*fitted, of=in_groups(held_out, ["one"] * 600))
+    assert (halves.calibration.n, halves.quality) == (600, None), "one group is no two halves"
+    by_pair = [group for group in map(str, range(300)) if _half(group) == 0]
+    assert calibrated == 2 * len(by_pair)
+
+
+def test_a_group_is_left_out_of_a_cross_fit_as_a_whole():
+    rows, labels = photos(240, labels=LABELS[:2])
+    of = sample(rows, labels, fitted=True)
+    of = in_groups(of, [f"{label}\0{int(key[-3:]) % 7}" for key, label in zip(of.keys, of.labels, strict=True)])
+    folds = _folds(of)
+    assert len(set(of.groups)) == 14
+    assert len(set(zip(of.groups, folds.tolist(), strict=True))) == 14, "each group is in one fold"
+    assert set(folds.tolist()) == {0, 1, 2}

@@ -12,19 +12,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fruits.analysis.quality import ConfusedPair, Confusion
 from fruits.cli import airflow, output
 from fruits.cli.output import answer as print_answer
 from fruits.cli.output import table
 from fruits.errors import ExitCode, FruitsError
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import load_fitting_run
 from fruits.lake.publication import publications
 from fruits.run.documents import task_document
 from fruits.run.lease import current_lease
 from fruits.run.request import RunRequest, resolve_request
 from fruits.serve.mobile import PROTOTYPES
+from fruits.run.state import run_key
 from fruits.steps.plan import plan_run
 from fruits.stores import photo_store, write_bytes
-from tests.runs import NO_OBJECTS, planned, planned_maintenance
+from tests.runs import NO_OBJECTS, classified, planned, planned_maintenance, projected
 
 pytestmark = pytest.mark.jobs
 
@@ -251,8 +254,6 @@ class TestReport:
         assert holds in page
 
     def test_a_run_goes_by_its_airflow_id_too(self, answer, new_lake, tmp_path):
-        from fruits.run.state import run_key
-
         settings, run_id = new_lake(tmp_path), "manual__2026-11-22T09:30:00+00:00"
         with task_document(settings, "plan", run_key(run_id), run_id) as document:
             document.record(planned(run_id, work=False))
@@ -270,6 +271,26 @@ class TestModels:
         assert "Apache-2.0" in backbone["card"]["licence"]
         assert [one["n"] for one in backbone["pca_versions"]] == [6, 6]
         assert [one["pca_id"] for one in backbone["pca_versions"] if one["current"]] == [current.pca_id]
+
+    def test_it_shows_what_the_classifier_confuses_while_the_documents_of_its_run_are_there(
+        self, answer, fruits, new_lake, tmp_path
+    ):
+        settings = new_lake(tmp_path)
+        lake = Lake.open(settings)
+        current = publications(lake)[-1]
+        assert [one["classifier"]["confused"] for one in answer("models", settings=settings)["backbones"]] == [[]]
+        pair = ConfusedPair("Kiwi", "Banana", 3, ("train/Kiwi/4.jpg",))
+        run_id = load_fitting_run(lake, current)
+        with task_document(settings, "pca", run_key(run_id), run_id) as document:
+            document.record(projected(classified=classified(current.classifier_id, Confusion((pair,), {}))))
+        (backbone,) = answer("models", settings=settings)["backbones"]
+        shown = {"label": "Kiwi", "likeliest": "Banana", "n": 3, "keys": ["train/Kiwi/4.jpg"]}
+        assert backbone["classifier"]["confused"] == [shown]
+        assert "Kiwi Banana 3 train/Kiwi/4.jpg" in " ".join(fruits("models", settings=settings).stdout.split())
+        with task_document(settings, "pca", run_key(run_id), run_id) as document:
+            document.record(projected(classified=classified("lda-other", Confusion((pair,), {}))))
+        (backbone,) = answer("models", settings=settings)["backbones"]
+        assert backbone["classifier"]["confused"] == [], "those of another classifier"
 
     def test_a_damaged_card_spoils_only_its_own_line(self, answer, new_lake, tmp_path):
         settings = new_lake(tmp_path)

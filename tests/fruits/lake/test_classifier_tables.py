@@ -1,5 +1,7 @@
 """What is written of a classifier is what readers get, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -12,7 +14,6 @@ from fruits.lake.catalog import Lake
 from fruits.lake.classifier_tables import (
     load_classifier,
     load_sample,
-    remove_classifier,
     sample_of,
     save_classifier,
     save_sample,
@@ -79,13 +80,15 @@ def test_a_backbone_has_one_classifier_and_leaves_that_of_another(lake):
     assert load_classifier(lake, publication(lake, None)) is None
 
 
-def test_a_removed_classifier_is_gone_and_that_of_another_backbone_stays(lake):
-    for model in ("m", "other"):
-        save_classifier(lake, WRITER, model, classifier(40), "a")
-    for _ in range(2):
-        remove_classifier(lake, WRITER, "m")
-    left = lake.read("classifiers", lake.head("classifiers", WRITER.branch), ("model_id",))
-    assert left["model_id"].to_pylist() == ["other"]
+def test_the_same_classifier_again_is_not_written(lake):
+    save_classifier(lake, WRITER, "m", classifier(400), "a")
+    before = lake.head("classifiers", WRITER.branch)
+    save_classifier(lake, WRITER, "m", classifier(400), "b")
+    assert lake.head("classifiers", WRITER.branch) == before
+    other = replace(classifier(400), quality=replace(classifier(400).quality, coverage=0.9))
+    assert other.classifier_id == classifier(400).classifier_id
+    save_classifier(lake, WRITER, "m", other, "c")
+    assert load_classifier(lake, publication(lake, other)).quality.coverage == 0.9, "the same weights, scored anew"
 
 
 def test_the_sample_of_a_backbone_is_replaced_and_comes_in_the_order_of_keys(lake):

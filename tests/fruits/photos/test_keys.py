@@ -201,6 +201,13 @@ def test_groups_of_one_name_under_two_labels_are_two_groups():
     assert {FIT_SPLIT, HELD_OUT_SPLIT} in splits
 
 
+def test_the_group_of_a_photo_is_that_of_its_label_or_the_key_itself():
+    pattern = key_pattern(key_pattern=SHOTS)
+    groups = [pattern.group(key) for key in ("Kiwi/7_1.jpg", "Training/Kiwi/7_2.jpg", "Fig/7_1.jpg", "Kiwi/7.jpg", "x")]
+    assert groups == ["Kiwi\x007", "Kiwi\x007", "Fig\x007", "Kiwi/7.jpg", "x"]
+    assert key_pattern().group("Kiwi/7_1.jpg") == "Kiwi/7_1.jpg"
+
+
 def test_a_photo_without_a_group_is_split_by_its_key_and_a_split_in_the_key_wins():
     grouped, plain = key_pattern(key_pattern=SHOTS), key_pattern()
     keys = [f"Kiwi/{number}.jpg" for number in range(100)]

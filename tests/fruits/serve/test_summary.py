@@ -5,6 +5,7 @@ import pytest
 from pydantic import SecretStr
 
 from fruits.analysis.gates import Gate
+from fruits.analysis.quality import ConfusedPair, Confusion
 from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
 from fruits.photos.ignore import Names
@@ -12,7 +13,7 @@ from fruits.run.documents import RunDocuments
 from fruits.serve.state import FittedVersion, State
 from fruits.serve.summary import as_text, describe_catalog, summarise
 from fruits.settings import Settings
-from tests.runs import document, featurized, planned, projected, published, validated
+from tests.runs import classified, document, featurized, planned, projected, published, validated
 
 SETTINGS = Settings.load(lake="file:///lake", catalog_uri="sqlite:////lake/catalog.db")
 COUNTS = {"create": 5, "update": 2, "delete": 1, "unchanged": 1_234, "quarantined": 3, "pending": 7, "ignored": 4}
@@ -131,6 +132,18 @@ def test_the_text_has_every_figure():
     assert lines["published"] == "pub-000003-abcdef"
     assert lines["time"] == "12.5 s, 2 JVMs started"
     assert lines["tables"] == "sqlite:////lake/catalog.db (Iceberg, namespace fruits)"
+
+
+def test_the_classifier_that_the_run_fitted_and_what_it_confuses():
+    confusion = Confusion((ConfusedPair("Kiwi", "Lime", 4, ("a",)),), {})
+    of = RunDocuments(PLAN, pca=task("pca", projected(classified=classified(confusion=confusion))))
+    found = json.loads(json.dumps(summary(of)))
+    assert (found["classifier"]["classifier_id"], found["classifier"]["quality"]["n"]) == ("lda-1", 1_028)
+    assert found["classifier"]["confused"] == [{"label": "Kiwi", "likeliest": "Lime", "n": 4, "keys": ["a"]}]
+    assert "  classifier  lda-1: accuracy 0.995, calibration error 0.012, coverage 0.951 with 1.04" in as_text(found)
+    unknown = task("pca", projected(classified=classified(quality=None)))
+    assert "lda-1: too few photos to tell its quality" in as_text(summary(RunDocuments(PLAN, pca=unknown)))
+    assert summary()["classifier"] is None
 
 
 def test_the_catalog_is_described_without_user_and_password():

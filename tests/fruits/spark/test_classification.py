@@ -11,14 +11,15 @@ import pytest
 from fruits.analysis.labels import sums_of
 from fruits.analysis.moments import moments_of
 from fruits.lake.branches import start_branch
-from fruits.lake.classifier_tables import load_classifier, load_sample, save_sample
+from fruits.lake.classifier_tables import first_of, load_classifier, load_sample, save_sample
 from fruits.lake.counters import Counters, Kind
 from fruits.lake.pca_tables import save_label_sums
 from fruits.lake.publication import Publication
 from fruits.lake.schemas import CALIBRATION_SAMPLE
+from fruits.photos.keys import KeyPattern
 from fruits.settings import Settings
 from fruits.spark import classification
-from fruits.spark.classification import first_of, update_classifier, update_sample
+from fruits.spark.classification import update_classifier, update_sample
 from fruits.spark.job import Job
 from tests.fruits.spark.test_small import KEYS, VECTORS, Small
 from tests.runs import MODEL_ID
@@ -111,10 +112,11 @@ def test_new_photos_join_by_their_place_and_the_sample_is_the_first_of_those_tha
 def test_a_new_photo_behind_those_that_are_kept_is_not_kept_where_others_are_not(job: Job, sizes: Any) -> None:
     """Photos that the table lacks may stand before the new one."""
     sizes(1, 4)
-    start = with_sample(job, 0, 1, 2, there=3_000)
-    last = by_hash(*KEYS[:3])[-1]
+    order = by_hash(*KEYS)
+    assert [order.index(KEYS[n]) for n in (3, 2, 4)] == [0, 1, 2], "the two new photos stand before and behind"
+    start = with_sample(job, 2, there=3_000)
     update_sample(start, NOTHING)
-    assert saved(start) == sorted(key for key in KEYS if key in by_hash(*KEYS)[: by_hash(*KEYS).index(last) + 1][:4])
+    assert saved(start) == [KEYS[2], KEYS[3]]
 
 
 def test_what_is_replaced_leaves(job: Job) -> None:
@@ -134,6 +136,16 @@ def test_all_features_are_looked_at_where_too_few_photos_are_left_or_nobody_know
         start = replace(start, run=start.run.model_copy(update={"base": unknown}))
     update_sample(start, NOTHING)
     assert all_features == [("all features", "all rows")] * looks
+
+
+def test_a_refit_that_a_person_asks_for_looks_at_all_features_and_mends_the_sample(
+    job: Job, all_features: list[Any]
+) -> None:
+    start = with_sample(job, 0, 1, 2)
+    asked = start.run.request.model_copy(update={"refit": "always"})
+    update_sample(replace(start, run=start.run.model_copy(update={"request": asked})), NOTHING)
+    assert len(all_features) == 1
+    assert saved(start) == [KEYS[3], KEYS[4]], "whatever the sample had"
 
 
 def test_a_deletion_costs_no_look_while_enough_photos_are_left(job: Job, sizes: Any, all_features: list[Any]) -> None:
@@ -187,3 +199,21 @@ def test_a_classifier_needs_sums_of_the_rows_that_the_moments_have(job: Job) -> 
 
     assert update_classifier(job, moments_of(VECTORS[:0]), sample) is None, "the fit split is empty"
     assert job.lake.read("classifiers", head(job, "classifiers")).num_rows == 0
+    removed = head(job, "classifiers")
+    assert update_classifier(job, moments_of(VECTORS[:0]), sample) is None
+    assert head(job, "classifiers") == removed, "there was nothing to remove"
+
+
+def test_halves_are_those_of_the_groups_that_the_pattern_reads(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[Any] = []
+    monkeypatch.setattr(classification, "fit_classifier", lambda moments, sums, sample: fitted.append(sample))
+    pattern = r"(?P<split>[^/]+)/(?P<label>[^/]+)/(?P<group>[0-9]).*"
+    settings = job.settings.model_copy(update={"key_pattern": pattern})
+    sample = update_sample(with_sample(job, 0, 1, 2), NOTHING)
+    sums = sums_of(VECTORS, ["Fig"] * 5)
+    save_label_sums(job.lake, job.tables.writer, MODEL_ID, sums, job.run.run_id)
+    monkeypatch.setattr(Job, "settings", settings)
+    update_classifier(job, moments_of(VECTORS), sample)
+    (found,) = fitted
+    assert found.groups == [KeyPattern.of(settings).group(key) for key in found.keys]
+    assert found.groups != found.keys

@@ -1,7 +1,7 @@
 """The whole pass finds each thing that no gate of a run looks at, and names the run that mends it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,11 +18,12 @@ from fruits.analysis.pca import fit
 from fruits.errors import GateError
 from fruits.lake.branches import advance_main, commit_rows
 from fruits.lake.catalog import Lake
+from fruits.lake.classifier_tables import first_of, save_sample
 from fruits.lake.counters import Counters, Kind
-from fruits.lake.pca_tables import save_label_sums, save_statistics
+from fruits.lake.pca_tables import replace_row, save_label_sums, save_statistics
 from fruits.lake.publication import Publication, current_base
 from fruits.lake.reader import open_read_only
-from fruits.lake.schemas import DATA_TABLES, QUARANTINE, TableName
+from fruits.lake.schemas import CALIBRATION_SAMPLE, CLASSIFIERS, DATA_TABLES, QUARANTINE, TableName
 from fruits.settings import Settings
 from fruits.steps import verify as module
 from fruits.steps.verify import Check, repair_of, verify, verify_or_fail
@@ -32,10 +33,19 @@ from tests.runs import MODEL_ID, RUN_ID, card, document, planned, write_document
 WIDTH = 4
 DATA = b"a photo"
 ETAG = hashlib.md5(DATA).hexdigest()  # noqa: S324 -- what S3 answers
-KEYS = [*(f"train/Kiwi/{number}.jpg" for number in range(9)), *(f"test/Fig/{number}.jpg" for number in range(4))]
+KEYS = [
+    f"{folder}/{number}.jpg"
+    for folder, n in (("train/Kiwi", 5), ("train/Lime", 4), ("test/Fig", 4))
+    for number in range(n)
+]
 ILL = "train/Kiwi/ill.jpg"
 COUNTERS = Counters(
-    {Kind(MODEL_ID, "Kiwi", "train"): 9, Kind(MODEL_ID, "Fig", "test"): 4, Kind(MODEL_ID, reason="empty"): 1}
+    {
+        Kind(MODEL_ID, "Kiwi", "train"): 5,
+        Kind(MODEL_ID, "Lime", "train"): 4,
+        Kind(MODEL_ID, "Fig", "test"): 4,
+        Kind(MODEL_ID, reason="empty"): 1,
+    }
 )
 VECTORS = dict(zip(KEYS, np.random.default_rng(7).random((len(KEYS), WIDTH), dtype=np.float32), strict=True))
 FITTED = np.stack([VECTORS[key] for key in KEYS if key.startswith("train")])
@@ -58,14 +68,25 @@ def place(make_settings: Callable[..., Settings], fake_run: FakeRun, monkeypatch
     quarantined = {"size": 0, "last_modified": datetime.now(UTC), "reason": "empty", "detail": "-", "run_id": run.key}
     run._append(QUARANTINE, [{"key": ILL, "etag": ETAG, "model_id": MODEL_ID, **quarantined}])
     save_statistics(run.lake, run.writer, MODEL_ID, moments_of(FITTED), run.key)
-    save_label_sums(run.lake, run.writer, MODEL_ID, sums_of(FITTED, ["Kiwi"] * 9), run.key)
-    publish(
-        run,
-        Publication(0, {}, model_id=MODEL_ID, pca_id=pca_id, counters=COUNTERS.counts, counts={}, published_at=LATELY),
-    )
+    save_label_sums(run.lake, run.writer, MODEL_ID, sums_of(FITTED, ["Kiwi"] * 5 + ["Lime"] * 4), run.key)
+    save_sample(run.lake, run.writer, MODEL_ID, sample_rows(KEYS))
+    run.classify(VECTORS, MODEL_ID)
+    findings = {"counters": COUNTERS.counts, "counts": {}, "published_at": LATELY}
+    identity = {"model_id": MODEL_ID, "pca_id": pca_id, "classifier_id": run.classifiers[MODEL_ID]}
+    publish(run, Publication(0, {}, **identity, **findings))
     for key in (*KEYS, ILL):
         write_bytes(photo_store(settings), key, DATA)
     return settings
+
+
+def sample_rows(keys: Sequence[str], **changed: Any) -> pa.Table:
+    """Photos as rows of the sample that calibrates; the first one has other values where they are given."""
+    rows: list[dict[str, Any]] = []
+    for key in keys:
+        split, label, _ = key.split("/")
+        rows.append({"key": key, "label": label, "split": split, "vector": VECTORS[key], "run_id": "r"})
+    rows[0] |= changed
+    return pa.Table.from_pylist([{**row, "model_id": MODEL_ID} for row in rows], CALIBRATION_SAMPLE.schema)
 
 
 def publish(run: Any, row: Publication) -> None:
@@ -135,6 +156,24 @@ def labels(run: Any) -> None:
     save_label_sums(run.lake, run.writer, MODEL_ID, figs, run.key)
 
 
+def sampled(keys: Sequence[str], **changed: Any) -> Callable[[Any], None]:
+    """Another sample than the one that the classifier was calibrated on."""
+    return lambda run: save_sample(run.lake, run.writer, MODEL_ID, sample_rows(keys, **changed))
+
+
+def sampled_none(run: Any) -> None:
+    """No photo calibrates."""
+    save_sample(run.lake, run.writer, MODEL_ID, CALIBRATION_SAMPLE.schema.empty_table())
+
+
+def weights(run: Any) -> None:
+    """A classifier whose weights are not those of the statistics, under the published name."""
+    name, branch = "classifiers", run.branch
+    row = run.lake.read(name, run.lake.head(name, branch)).to_pylist()[0]
+    row["weights"][0][0] += 0.5
+    replace_row(run.lake, run.writer, CLASSIFIERS, row, "model_id")
+
+
 def test_where_everything_agrees_no_check_differs(place: Settings) -> None:
     checks = checks_of(place)
     assert {name: check.state for name, check in checks.items()} == dict.fromkeys(checks, "ok")
@@ -202,12 +241,29 @@ SPOILT: dict[str, Any] = {
     "a vector of zeros": (
         lambda run: (remove("features", KEYS[-1])(run), append_zeros(run)),
         {},
-        {"vectors": 1},
-        {"mode": "rebuild", "keys": [KEYS[-1]]},
+        {"vectors": 1, "calibration sample": 1},
+        {"mode": "rebuild", "keys": [KEYS[-1]], **REFIT},
     ),
-    "statistics of fewer rows": (moments, {}, {"statistics": 1}, REFIT),
+    "statistics of fewer rows": (moments, {}, {"statistics": 1, "classifier": 1}, REFIT),
     "statistics of other rows": (means, {}, {"statistics": 1}, REFIT),
-    "a label too many": (labels, {}, {"label statistics": 1}, REFIT),
+    "a label too many": (labels, {}, {"label statistics": 1, "classifier": 1}, REFIT),
+    "a photo is not in the sample": (sampled(KEYS[1:]), {}, {"calibration sample": 1, "classifier": 1}, REFIT),
+    "an old vector in the sample": (sampled(KEYS, vector=[9.0] * WIDTH), {}, {"calibration sample": 1}, REFIT),
+    "an old label in the sample": (
+        sampled(KEYS, label="Fig"),
+        {},
+        {"calibration sample": 1, "classifier": 1},
+        REFIT,
+    ),
+    "a photo in the sample that is gone": (
+        sampled(KEYS, key="train/Kiwi/gone.jpg"),
+        {},
+        {"calibration sample": 2},
+        REFIT,
+    ),
+    "no sample": (sampled_none, {}, {"calibration sample": 13, "classifier": 1}, REFIT),
+    "weights of another classifier": (weights, {}, {"classifier": 1}, REFIT),
+    "a classifier that is not there": (lambda run: None, {"classifier_id": "lda-0"}, {"classifier": 1}, REFIT),
     "a counter is too low": (lambda run: None, {"counters": FEWER.counts}, {"counters": 1}, REFIT),
 }
 """By name: what no run does to the tables, or to the publication's row; checks that differ; params of the repair."""
@@ -229,6 +285,21 @@ def test_each_difference_is_found_by_its_check_and_names_the_run_that_mends_it(c
 def test_a_publication_of_an_earlier_release_has_no_counters_to_compare(spoil: Spoil) -> None:
     checks = spoil(counters=None)
     assert (checks["counters"].state, different(checks)) == ("unknown", {})
+
+
+def test_a_publication_of_an_earlier_release_has_no_classifier_to_compare(spoil: Spoil) -> None:
+    checks = spoil(sampled_none, classifier_id=None)
+    assert different(checks) == {}
+    assert [checks[name].state for name in ("calibration sample", "classifier")] == ["unknown"] * 2
+    assert "the next run that changes photos" in checks["calibration sample"].found
+
+
+def test_a_photo_behind_the_last_of_the_sample_need_not_be_there(spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SAMPLE_PHOTOS", 6)
+    in_order = first_of(sample_rows(KEYS), len(KEYS))["key"].to_pylist()
+    assert different(spoil(sampled(in_order[:8]))).get("calibration sample") is None
+    assert different(spoil(sampled(in_order[:5])))["calibration sample"] == 1, "fewer than calibrate"
+    assert different(spoil(sampled([*in_order[:7], in_order[8]])))["calibration sample"] == 1, "one is left out"
 
 
 def test_a_wrong_count_of_icebergs_own_is_left_to_a_person(place: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from fruits.analysis.gates import Gate
+from fruits.analysis.quality import ConfusedPair, Confusion
 from fruits.lake.approvals import Approval
 from fruits.lake.publication import Publication
 from fruits.photos.ignore import Names
@@ -33,7 +34,7 @@ from fruits.serve.report.page import OUTCOMES
 from fruits.serve.state import FittedVersion
 from fruits.text import inert
 from tests.hostile import ACTING, HOSTILE_KEYS
-from tests.runs import document, featurized, planned, projected
+from tests.runs import classified, document, featurized, planned, projected
 
 MOMENT = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
 HOSTILE = "\"'><script>alert(1)</script><img src=//evil onerror=alert(2)></svg></style>{{ 7 * 7 }}"
@@ -102,7 +103,14 @@ HISTORY = (
     PastPublication(replace(PUBLICATION, sequence=2, publication_id="pub-000002-abcdef"), None),
     PastPublication(PUBLICATION, 0.75),
 )
-OVERVIEW = Overview("file:///lake", "fruits", PUBLICATION, TABLES, WORK, HISTORY)
+CLASSIFIED = classified(
+    "lda-0123456789ab",
+    Confusion(
+        (ConfusedPair("Kiwi", "Lime", 4, ("Test/Kiwi/7.jpg", "Test/Kiwi/9.jpg")),),
+        {"Kiwi": {"Kiwi": 300, "Lime": 4}, "Lime": {"Lime": 724}},
+    ),
+)
+OVERVIEW = Overview("file:///lake", "fruits", PUBLICATION, TABLES, WORK, HISTORY, CLASSIFIED)
 REQUEST = RunRequest(
     prefix="a/",
     mode="interval",
@@ -132,7 +140,7 @@ RUN = RunReport(
     planned=PLANNED,
     work=WORK,
     gates=GATES,
-    pca=projected(),
+    pca=projected(classified=CLASSIFIED),
     building=None,
     tables=TABLES,
     publication=PUBLICATION,
@@ -209,7 +217,7 @@ def hostile(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(map(hostile, value))
     if isinstance(value, BaseModel):
-        chosen = {"task", "state", "mode", "refit", "action", "token"}
+        chosen = {"task", "state", "mode", "refit", "action", "token", "calibrated_on"}
         names = [name for name in type(value).model_fields if name not in chosen]
         return value.model_copy(update={name: hostile(getattr(value, name)) for name in names})
     if is_dataclass(value) and not isinstance(value, type):
@@ -305,6 +313,29 @@ def test_a_run_shows_what_it_was_asked_and_what_is_left():
         "fitted anew: first fit", "never",
     ):  # fmt: skip
         assert shown in text, shown
+
+
+@pytest.mark.parametrize("report", [OVERVIEW, RUN], ids=["now", "run"])
+def test_a_report_shows_the_classifier_and_what_it_confuses(report):
+    text = " ".join(Page(render(report, MOMENT)).text.split())
+    for shown in (
+        "99.5% of 1,028 photos right", "lda-0123456789ab, 3 labels, fitted on 70 photos", "1,020 held-out photos",
+        "95.1% have the right label, of 95.0% promised; 1.04 labels each",
+        "Kiwi Lime 4 Test/Kiwi/7.jpg, Test/Kiwi/9.jpg", "Label 1 2 1 Kiwi 300 4 2 Lime 724",
+    ):  # fmt: skip
+        assert shown in text, shown
+
+
+def test_a_classifier_that_confuses_nothing_or_whose_quality_nobody_knows_says_so():
+    def text(**changed: Any) -> str:
+        pca = projected(classified=CLASSIFIED.model_copy(update=changed))
+        return " ".join(Page(render(replace(RUN, pca=pca), MOMENT)).text.split())
+
+    assert "No photo is taken for another label." in text(confusion=Confusion((), {}))
+    unknown = text(quality=None, confusion=None)
+    assert "Classifier too few photos to tell its quality" in unknown
+    assert "Confusion table" not in unknown
+    assert "Classifier" not in Page(render(replace(RUN, pca=projected()), MOMENT)).text
 
 
 def test_what_waits_for_an_approval_and_who_approved_is_shown():
