@@ -23,8 +23,8 @@ from fruits.lake.publication import publications
 from fruits.run.documents import task_document
 from fruits.run.lease import current_lease
 from fruits.run.request import RunRequest, resolve_request
-from fruits.serve.mobile import PROTOTYPES
 from fruits.run.state import run_key
+from fruits.serve.mobile import PROTOTYPES
 from fruits.steps.plan import plan_run
 from fruits.stores import photo_store, write_bytes
 from tests.runs import NO_OBJECTS, classified, planned, planned_maintenance, projected
