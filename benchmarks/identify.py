@@ -28,7 +28,7 @@ from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_versions
 from fruits.lake.reader import PublishedRows, current_publication
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
-from fruits.serve.identify import Identification, identify
+from fruits.serve.identify import Engine, Identification, identify_files
 from fruits.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +107,7 @@ def measured(settings: Settings, photos: Sequence[Path]) -> list[Identification]
     """What `identify` says of the photos; prints what the first one costs, and each one more."""
     marks = [(time.process_time(), time.perf_counter())]
     for asked in (photos[:1], photos[:1], photos):
-        found = identify(settings, asked)
+        found = [one for one in identify_files(Engine.load(settings), asked) if isinstance(one, Identification)]
         marks.append((time.process_time(), time.perf_counter()))
     cold, warm, all_of_them = np.diff(marks, axis=0)
     each = (all_of_them - warm) / max(1, len(photos) - 1)

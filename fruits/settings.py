@@ -67,6 +67,12 @@ class DagSettings(BaseSettings):
         pattern=r"^https?://",
         description="URL of Spark's history server, which the tasks of Spark jobs link to in Airflow's UI.",
     )
+    service_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="URL of the service (`fruits serve`), which Airflow's route `POST /fruits/identify` asks "
+        "([service.md](service.md)).",
+    )
     event_queue: str | None = Field(
         default=None,  # one that is wrong must not stop the hourly sweep: whoever watches it says so
         description="URL of the SQS queue with the bucket's notifications. Unset: photos wait for the next sweep.",

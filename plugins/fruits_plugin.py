@@ -1,4 +1,4 @@
-"""The plugin that Airflow loads. It only registers the sweeps' timetable, the notes of runs and the report of the UI.
+"""The plugin that Airflow loads. It only registers the sweeps' timetable, the notes of runs and the app of the UI.
 
 The code is in `fruits/airflow/`, because a module `fruits` in this folder would shadow the library.
 """

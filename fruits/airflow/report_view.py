@@ -1,4 +1,4 @@
-"""The run report in Airflow's UI: an overview in the navigation, and a tab on each run.
+"""The run report in Airflow's UI: an overview in the navigation, and a tab on each run. Beside it, `POST /identify`.
 
 Airflow (3.3) shows a plugin's view of destination `dag_run` on the runs of every DAG: its UI selects views by their
 destination alone. On runs of other DAGs the tab says that only runs of `fruit_features` have a report.
@@ -15,13 +15,15 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from fruits.airflow.identify_view import PATH as IDENTIFY
+from fruits.airflow.identify_view import add_identify, refusal
 from fruits.errors import FruitsError
 from fruits.run.state import run_key
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from fastapi.responses import HTMLResponse
+    from fastapi.responses import HTMLResponse, Response
 
     from fruits.serve.report import Overview, RunReport
 
@@ -91,9 +93,13 @@ def make_app() -> "FastAPI":
             return _message(HTTPStatus.NOT_FOUND, "No report", f"Only runs of the DAG {DAG_ID} have a report.")
         return _report_page(lambda: read_run(Settings.load(), run_key(run_id)))
 
+    add_identify(app)
+
     @app.exception_handler(HTTPException)
-    def refuse(_: Request, error: HTTPException) -> HTMLResponse:
+    def refuse(request: Request, error: HTTPException) -> "Response":
         status = HTTPStatus(error.status_code)
+        if request.url.path.endswith(IDENTIFY):
+            return refusal(status, status.name.lower(), str(error.detail))
         reason = "Log in to Airflow to see this page." if status == HTTPStatus.UNAUTHORIZED else str(error.detail)
         return _message(status, status.phrase, reason)
 

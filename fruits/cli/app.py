@@ -166,6 +166,28 @@ def identify(
 
 
 @app.command()
+def serve(
+    *,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. The service knows no passwords: keep others behind what does.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8100,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Photos computed at once. Default: one for each core.")
+    ] = None,
+    waiting: Annotated[int, typer.Option(min=0, help="More photos that may be sent or wait at once.")] = 16,
+    refresh: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks for a new publication.")] = 15,
+    data: Data = None,
+) -> None:
+    """Answer for photos by HTTP, from the current publication: POST /identify. Ends with Ctrl-C."""
+    from fruits.cli import serve as command
+    from fruits.cli.place import opened
+
+    with opened(data, "lake") as place:
+        command.run(place.settings, host=host, port=port, workers=workers, waiting=waiting, refresh=refresh)
+
+
+@app.command()
 def index(data: Data = None, as_json: Json = False) -> None:
     """Build the index in which the nearest of very many published photos are found; needed beyond 100,000 photos.
 

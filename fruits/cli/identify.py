@@ -8,41 +8,27 @@ from typing import Any
 from rich.console import RenderableType
 
 from fruits.cli.output import Document, share, table
-from fruits.serve.identify import Identification, identify
+from fruits.serve.identify import Engine, Identification, identify_files
 from fruits.settings import Settings
-
-_NO_CLASSIFIER = (
-    "This publication has no classifier: an earlier release made it, or the fit split has no photo. The next run that "
-    "changes a photo fits a classifier; where the lake has no sums by label, a run with refit `always` does."
-)
 
 
 def read(settings: Settings, photos: Sequence[Path], *, nearest: int) -> dict[str, Any]:
     """The labels and the nearest photos of each photo; a photo that cannot be read has an ``error`` instead."""
-    identifications = identify(settings, photos, nearest=nearest)
-    first = identifications[0]
+    engine = Engine.load(settings)
+    answers = identify_files(engine, photos, nearest=nearest)
     return {
-        "publication_id": first.publication_id,
-        "lacks": None if first.classifier_id else _NO_CLASSIFIER,
-        "photos": [_document(identification) for identification in identifications],
+        "publication_id": engine.publication.publication_id,
+        "lacks": engine.lacks,
+        "photos": [_document(engine, path, answer) for path, answer in zip(photos, answers, strict=True)],
     }
 
 
-def _document(photo: Identification) -> dict[str, Any]:
-    return {
-        "path": str(photo.path),
-        "label": photo.label,
-        "confidence": photo.confidence,
-        "familiarity": photo.familiarity,
-        "known": photo.known,
-        "candidates": list(photo.candidates),
-        "labels": [{"label": label, "confidence": confidence} for label, confidence in photo.labels],
-        "nearest": [asdict(neighbour) for neighbour in photo.nearest],
-        "error": photo.error,
-        "model_id": photo.model_id,
-        "pca_id": photo.pca_id,
-        "classifier_id": photo.classifier_id,
-    }
+def _document(engine: Engine, path: Path, answer: Identification | str) -> dict[str, Any]:
+    if isinstance(answer, Identification):
+        return {"path": str(path), **answer.to_document(), "error": None}
+    none: dict[str, Any] = dict.fromkeys(("label", "confidence", "familiarity", "known"))
+    empty: dict[str, Any] = {"candidates": [], "labels": [], "nearest": []}
+    return {"path": str(path), **none, **empty, **asdict(engine.versions), "error": answer}
 
 
 def render(document: Document) -> Iterable[RenderableType]:

@@ -1,34 +1,37 @@
 """What is this photo? Labels with a confidence and the nearest photos, from the published tables alone.
 
 A photo is treated like the photos in the bucket: the same decoding, the publication's backbone, its PCA. The
-publication's classifier tells the label from the feature. The embedding is compared with the published embeddings in
-whitened space, where each component is divided by its standard deviation: components of little variance tell kinds
-apart that the first ones do not.
+publication's classifier tells the label from the feature. The nearest published photos tell whether the photo shows
+something known (``fruits.serve.neighbours``). The command `fruits identify` and the service ask the same ``Engine``.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from fruits.analysis.classifier import Classifier
-from fruits.analysis.pca import PCA, transform, whiten
+from fruits.analysis.pca import PCA, transform
+from fruits.backbones.card import Preprocessing
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.lake.classifier_tables import load_classifier
-from fruits.lake.pca_tables import load_versions
+from fruits.lake.pca_tables import load_pca
 from fruits.lake.publication import Publication
 from fruits.lake.reader import PublishedRows, current_publication, open_read_only
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_side, preprocess
 from fruits.photos.quarantine import Reason
 from fruits.run.manifest import evenly
+from fruits.serve.neighbours import Neighbour, Neighbours, open_neighbours
 from fruits.settings import Settings
 
 _MOST_LABELS = 5
@@ -38,30 +41,32 @@ _TYPICAL_PHOTOS = 256
 LEAST_FAMILIAR = 0.1
 """A photo of less familiarity shows something unknown: of published photos, as many would be taken for unknown."""
 
-_COLUMNS = ("key", "label", "embedding", "residual")
-_DIGITS = 5  # of a similarity: further digits depend on how many rows were compared at once
+NO_CLASSIFIER = (
+    "This publication has no classifier: an earlier release made it, or the fit split has no photo. The next run that "
+    "changes a photo fits a classifier; where the lake has no sums by label, a run with refit `always` does."
+)
 
-_QUERIES_AT_ONCE = 1_024  # with 8,192 rows of a batch, 32 MB of similarities
+_COLUMNS = ("key", "label", "embedding", "residual")
 
 Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A published photo near another photo; ``similarity`` is the cosine of the whitened embeddings, -1 to 1."""
+class Versions:
+    """A publication with its backbone, its PCA version and its classifier (None without one)."""
 
-    key: str
-    label: str
-    similarity: float
+    publication_id: str
+    model_id: str
+    pca_id: str
+    classifier_id: str | None
 
 
 @dataclass(frozen=True)
 class Identification:
-    """The answer for one photo; after an error, everything but ``path`` and ``error`` is empty or None.
+    """The answer for one photo.
 
     Attributes:
-        path: The file, as the caller named it.
-        label: The likeliest label.
+        label: The likeliest label; None without a classifier.
         confidence: Probability of ``label``, 0 to 1, given that the photo shows one of the published labels.
         labels: The likeliest labels with their probabilities, the best first, at most 5.
         candidates: The set of labels that has the right one for 19 of 20 known photos: one label, several, or none.
@@ -70,26 +75,30 @@ class Identification:
         nearest: The nearest published photos, the nearest first.
         familiarity: Share of the published photos, 0 to 1, whose nearest other photo is no nearer than this photo's
             nearest. Near 0, the photo is like none of the published photos, and the labels mean little.
-        error: Why the photo could not be identified; None without an error.
-        model_id: Backbone of the publication.
-        pca_id: PCA version of the publication.
-        classifier_id: Classifier of the publication; None without one, and then there are no labels.
-        publication_id: The publication that gave the answer.
+        versions: The publication that gave the answer, and its parts.
     """
 
-    path: Path
     label: str | None
     confidence: float | None
     labels: tuple[tuple[str, float], ...]
     candidates: tuple[str, ...]
-    known: bool | None
+    known: bool
     nearest: tuple[Neighbour, ...]
-    familiarity: float | None
-    error: str | None
-    model_id: str
-    pca_id: str
-    classifier_id: str | None
-    publication_id: str
+    familiarity: float
+    versions: Versions
+
+    def to_document(self) -> dict[str, Any]:
+        """The answer as JSON has it."""
+        return {
+            "label": self.label,
+            "confidence": self.confidence,
+            "familiarity": self.familiarity,
+            "known": self.known,
+            "candidates": list(self.candidates),
+            "labels": [{"label": label, "confidence": confidence} for label, confidence in self.labels],
+            "nearest": [asdict(photo) for photo in self.nearest],
+            **asdict(self.versions),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,49 +111,173 @@ class EmbeddedPhotos:
     residual: Matrix
 
 
-def identify(settings: Settings, photos: Sequence[Path], *, nearest: int = 5) -> list[Identification]:
-    """Identify each photo by the current publication, in order. A photo that cannot be read does not stop the others.
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """All that answers for a photo, loaded once from one publication. Several threads may ask at once.
 
-    The published embeddings are read twice, in batches: for typical photos, the same ones each time, and for the
-    nearest photos among all rows. A publication of an earlier release has no classifier, and so no labels.
-
-    Args:
-        settings: Where the lake is.
-        photos: Local files.
-        nearest: The number of neighbours to name, at least 0.
-
-    Raises:
-        FruitsError: if nothing has been published, or the publication has no photos.
+    Attributes:
+        publication: The publication; each answer names it.
+        pca: Its PCA version.
+        classifier: Its classifier; None in a publication of an earlier release.
+        neighbours: Its photos, to be searched for the nearest.
+        typical_nearness: Nearness of a sample of its photos to their nearest other photo, ascending.
+        limits: The largest photo that is decoded.
+        preprocessing: How its backbone wants photos.
+        backbones: Copies of its backbone. Each computes one feature at a time; who takes a copy gives it back.
     """
-    if nearest < 0:
-        raise FruitsError(f"nearest {nearest}: expected the number of nearest photos to name, 0 or more")
-    lake = open_read_only(settings)
-    publication = current_publication(lake)
-    rows = PublishedRows(lake, publication, "embeddings", _COLUMNS)
-    sample = sample_rows(rows.batches(), _TYPICAL_PHOTOS)
-    if not sample.keys:
-        raise FruitsError(
-            f"publication {publication.publication_id}: no photos to compare with; upload photos as <label>/<file> and "
-            "run the DAG"
+
+    publication: Publication
+    pca: PCA
+    classifier: Classifier | None
+    neighbours: Neighbours
+    typical_nearness: NDArray[np.float64]
+    limits: Limits
+    preprocessing: Preprocessing
+    backbones: SimpleQueue[Backbone]
+
+    @classmethod
+    def load(cls, settings: Settings) -> "Engine":
+        """The engine of the current publication, for one thread.
+
+        Raises:
+            FruitsError: if nothing has been published, or the publication has no photos.
+        """
+        lake = open_read_only(settings)
+        return cls.of(lake, current_publication(lake))
+
+    @classmethod
+    def of(cls, lake: Lake, publication: Publication, *, threads: int = 1, before: "Engine | None" = None) -> "Engine":
+        """The engine of a publication, with a copy of the backbone for each of some threads.
+
+        The segments of the neighbour index that the engine ``before`` has are not checked again.
+
+        Raises:
+            FruitsError: if the publication has no photos, or a part of it is missing.
+        """
+        sample = sample_rows(PublishedRows(lake, publication, "embeddings", _COLUMNS).batches(), _TYPICAL_PHOTOS)
+        if not sample.keys:
+            raise FruitsError(
+                f"publication {publication.publication_id}: no photos to compare with; upload photos as "
+                "<label>/<file> and run the DAG"
+            )
+        pca = load_pca(lake, publication)
+        neighbours = open_neighbours(lake, publication, pca, before=before.neighbours if before else None)
+        backbones = [load_backbone(lake.settings, str(publication.model_id)) for _ in range(threads)]
+        pool: SimpleQueue[Backbone] = SimpleQueue()
+        for backbone in backbones:
+            pool.put(backbone)
+        return cls(
+            publication,
+            pca,
+            load_classifier(lake, publication),
+            neighbours,
+            _typical_nearness(neighbours, sample),
+            Limits(lake.settings.max_photo_bytes, lake.settings.max_photo_pixels),
+            backbones[0].card.preprocessing,
+            pool,
         )
-    pca = _pca(lake, publication)
-    model_id = str(publication.model_id)
-    classifier = load_classifier(lake, publication)
-    backbone = load_backbone(settings, model_id)
-    vectors = [_vector(path, backbone, settings) for path in photos]
-    readable = [vector for vector in vectors if not isinstance(vector, str)]
-    answers = iter(_answers(readable, pca, classifier, sample, rows, nearest)) if readable else iter(())
-    classifier_id = classifier.classifier_id if classifier else None
-    identity = (model_id, str(publication.pca_id), classifier_id, str(publication.publication_id))
-    return [
-        Identification(path, None, None, (), (), None, (), None, vector, *identity)
-        if isinstance(vector, str)
-        else Identification(path, *next(answers), None, *identity)
-        for path, vector in zip(photos, vectors, strict=True)
-    ]
+
+    @property
+    def versions(self) -> Versions:
+        """What gives the answers."""
+        return Versions(
+            publication_id=str(self.publication.publication_id),
+            model_id=str(self.publication.model_id),
+            pca_id=str(self.publication.pca_id),
+            classifier_id=self.publication.classifier_id if self.classifier else None,
+        )
+
+    @property
+    def lacks(self) -> str | None:
+        """What the answers lack, and what to do about it; None if nothing."""
+        return None if self.classifier else NO_CLASSIFIER
+
+    def identify(self, photo: bytes, *, nearest: int = 5) -> Identification:
+        """The answer for one photo, with so many neighbours.
+
+        Raises:
+            UnreadablePhotoError: for bytes that are no photo that is read.
+        """
+        (answer,) = self.answers([self.feature(photo)], nearest=nearest)
+        return answer
+
+    def feature(self, photo: bytes) -> Matrix:
+        """The photo's feature vector, shape ``(d,)``, as an executor would compute it.
+
+        Raises:
+            UnreadablePhotoError: for bytes that are no photo that is read.
+        """
+        image = decode(photo, self.limits, needed_side(self.preprocessing)).image
+        pixels = preprocess(image, self.preprocessing)
+        backbone = self.backbones.get()
+        try:
+            return backbone.features(pixels)
+        finally:
+            self.backbones.put(backbone)
+
+    def answers(self, features: Sequence[Matrix], *, nearest: int = 5) -> list[Identification]:
+        """The answer for each feature vector; an answer does not depend on the others. One search is for all.
+
+        Args:
+            features: Vectors of shape ``(d,)``.
+            nearest: The number of neighbours to name, at least 0.
+        """
+        if nearest < 0:
+            raise FruitsError(f"nearest {nearest}: expected the number of nearest photos to name, 0 or more")
+        if not features:
+            return []
+        embedding, residual = transform(self.pca, np.stack(features))
+        neighbours = self.neighbours.nearest(embedding, max(nearest, 1))
+        return [
+            self._answer(feature, found, _nearness(found, embedding[row], residual[row]), nearest)
+            for row, (feature, found) in enumerate(zip(features, neighbours, strict=True))
+        ]
+
+    def _answer(
+        self, feature: Matrix, neighbours: Sequence[Neighbour], nearness: float, nearest: int
+    ) -> Identification:
+        less_near = np.searchsorted(self.typical_nearness, nearness, side="right")
+        familiarity = float(less_near) / len(self.typical_nearness)
+        known = familiarity >= LEAST_FAMILIAR
+        labels, candidates = _labels(self.classifier, feature) if self.classifier else ((), ())
+        label, confidence = labels[0] if labels else (None, None)
+        return Identification(
+            label=label,
+            confidence=confidence,
+            labels=labels,
+            candidates=candidates if known else (),
+            known=known,
+            nearest=tuple(neighbours[:nearest]),
+            familiarity=round(familiarity, 3),
+            versions=self.versions,
+        )
 
 
-def sample_rows(batches: Iterator[pa.RecordBatch], most: int) -> EmbeddedPhotos:
+def identify_files(engine: Engine, photos: Sequence[Path], *, nearest: int = 5) -> list[Identification | str]:
+    """The answer for each file, in order, or why it cannot be read; such a file does not stop the others."""
+    features = [_feature_of_file(engine, path) for path in photos]
+    answers = iter(engine.answers([feature for feature in features if not isinstance(feature, str)], nearest=nearest))
+    return [feature if isinstance(feature, str) else next(answers) for feature in features]
+
+
+def _feature_of_file(engine: Engine, path: Path) -> Matrix | str:
+    """The photo's feature vector, or the reason why the photo cannot be read."""
+    most = engine.limits.max_bytes
+    try:
+        with path.open("rb") as file:
+            photo = file.read(most + 1)
+        if len(photo) > most:
+            return f"{Reason.TOO_MANY_BYTES}: expected at most {most:,} bytes (FRUITS_MAX_PHOTO_BYTES)"
+        return engine.feature(photo)
+    except UnreadablePhotoError as error:
+        return f"{error.reason}: {error.detail}"
+    except IsADirectoryError:
+        return "a folder; expected a photo's file"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def sample_rows(batches: Iterable[pa.RecordBatch], most: int) -> EmbeddedPhotos:
     """A sample of about ``most`` photos at most, in the order of keys; the order of the rows does not change it.
 
     A label with few photos keeps all of its photos. The other labels keep equally many photos: those whose key has the
@@ -168,76 +301,18 @@ def sample_rows(batches: Iterator[pa.RecordBatch], most: int) -> EmbeddedPhotos:
     return _photos(_equal_shares(pa.concat_tables(tables), most).sort_by("key"))
 
 
-def nearest_photos(batches: Iterator[pa.RecordBatch], queries: Matrix, count: int, pca: PCA) -> list[list[Neighbour]]:
-    """For each query, the ``count`` published photos of the greatest cosine, the best first, equal cosines by key.
-
-    The search is exact: it compares every row, a batch at a time.
-
-    Args:
-        batches: Rows with the columns key, label, embedding and residual.
-        queries: Embeddings, shape ``(q, k)``.
-        count: At least 1.
-        pca: Both are whitened by its variances.
-    """
-    directions = _directions(whiten(pca, queries))
-    best: list[list[Neighbour]] = [[] for _ in directions]
-    for batch in batches:
-        photos = _photos(pa.Table.from_batches([batch]).sort_by("key"))
-        published = _directions(whiten(pca, photos.embedding)).T
-        last = min(count, len(photos.keys))
-        for start in range(0, len(directions), _QUERIES_AT_ONCE):
-            similarity = np.round(directions[start : start + _QUERIES_AT_ONCE] @ published, _DIGITS)
-            thresholds = np.partition(similarity, -last, axis=1)[:, -last]
-            for query, (cosines, threshold) in enumerate(zip(similarity, thresholds, strict=True), start):
-                # Equal cosines may let more than `count` photos reach the threshold; the stable sort keeps them by key.
-                reaching = np.flatnonzero(cosines >= threshold)
-                nearest = reaching[np.argsort(-cosines[reaching], kind="stable")][:count].tolist()
-                neighbours = [
-                    Neighbour(photos.keys[photo], photos.labels[photo], round(float(cosines[photo]), _DIGITS))
-                    for photo in nearest
-                ]
-                merged = [*best[query], *neighbours]
-                best[query] = sorted(merged, key=lambda photo: (-photo.similarity, photo.key))[:count]
-    return best
-
-
-Answer = tuple[
-    str | None, float | None, tuple[tuple[str, float], ...], tuple[str, ...], bool, tuple[Neighbour, ...], float
-]
-"""Label, confidence, labels, candidates, known, nearest and familiarity."""
-
-
-def _answers(
-    vectors: Sequence[Matrix],
-    pca: PCA,
-    classifier: Classifier | None,
-    sample: EmbeddedPhotos,
-    rows: PublishedRows,
-    count: int,
-) -> Iterator[Answer]:
-    """The answer for each feature vector."""
-    embedding, residual = transform(pca, np.stack(vectors))
+def _typical_nearness(neighbours: Neighbours, sample: EmbeddedPhotos) -> NDArray[np.float64]:
     typical = evenly(range(len(sample.keys)), _TYPICAL_PHOTOS)
-    queries = np.concatenate([embedding, sample.embedding[typical]])
-    nearest = nearest_photos(rows.batches(), queries, max(count, 1) + 1, pca)  # a published photo is its own nearest
-    of_queries, of_typical = nearest[: len(vectors)], nearest[len(vectors) :]
-    typical_nearness = np.sort(
-        [
-            _nearness(
-                [photo for photo in neighbours if photo.key != sample.keys[row]],
-                sample.embedding[row],
-                sample.residual[row],
-            )
-            for row, neighbours in zip(typical, of_typical, strict=True)
-        ]
-    )
-    for row, neighbours in enumerate(of_queries):
-        nearness = _nearness(neighbours, embedding[row], residual[row])
-        familiarity = float(np.searchsorted(typical_nearness, nearness, side="right")) / len(typical_nearness)
-        known = familiarity >= LEAST_FAMILIAR
-        labels, candidates = _labels(classifier, vectors[row]) if classifier else ((), ())
-        best = labels[0] if labels else (None, None)
-        yield *best, labels, candidates if known else (), known, tuple(neighbours[:count]), round(familiarity, 3)
+    found = neighbours.nearest(sample.embedding[typical], 2)  # a published photo is its own nearest
+    nearness = [
+        _nearness(
+            [photo for photo in near if photo.key != sample.keys[row]],
+            sample.embedding[row],
+            sample.residual[row],
+        )
+        for row, near in zip(typical, found, strict=True)
+    ]
+    return np.sort(nearness)
 
 
 def _labels(classifier: Classifier, vector: Matrix) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...]]:
@@ -258,36 +333,6 @@ def _nearness(neighbours: Sequence[Neighbour], embedding: Matrix, residual: np.f
     length = float(np.hypot(np.linalg.norm(embedding), residual))
     kept = float(np.linalg.norm(embedding)) / length if length else 0.0
     return neighbours[0].similarity * kept if neighbours else -1.0
-
-
-def _vector(path: Path, backbone: Backbone, settings: Settings) -> Matrix | str:
-    """The photo's feature vector as an executor would compute it, or the reason why the photo cannot be read."""
-    limits = Limits(settings.max_photo_bytes, settings.max_photo_pixels)
-    preprocessing = backbone.card.preprocessing
-    try:
-        with path.open("rb") as file:
-            data = file.read(limits.max_bytes + 1)
-        if len(data) > limits.max_bytes:
-            return f"{Reason.TOO_MANY_BYTES}: expected at most {limits.max_bytes:,} bytes (FRUITS_MAX_PHOTO_BYTES)"
-        photo = decode(data, limits, needed_side(preprocessing))
-    except UnreadablePhotoError as error:
-        return f"{error.reason}: {error.detail}"
-    except IsADirectoryError:
-        return "a folder; expected a photo's file"
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
-    return backbone.features(preprocess(photo.image, preprocessing))
-
-
-def _pca(lake: Lake, publication: Publication) -> PCA:
-    versions = load_versions(lake, publication.snapshots["pca_models"], str(publication.model_id))
-    for version in versions:
-        if version.pca_id == publication.pca_id:
-            return version.pca
-    raise FruitsError(
-        f"publication {publication.publication_id}: PCA version {publication.pca_id} is not in its pca_models; roll "
-        "back to another publication, or run the DAG with refit `always`"
-    )
 
 
 def _equal_shares(rows: pa.Table, most: int) -> pa.Table:
@@ -323,9 +368,3 @@ def _photos(rows: pa.Table) -> EmbeddedPhotos:
     vectors = rows["embedding"].combine_chunks()
     embedding = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
     return EmbeddedPhotos(rows["key"].to_pylist(), rows["label"].to_pylist(), embedding, rows["residual"].to_numpy())
-
-
-def _directions(rows: Matrix) -> Matrix:
-    """Scale each row to length 1. A row of zeros stays zero and has a cosine of 0 with every row."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1), dtype=np.float32)

@@ -1,23 +1,17 @@
 """What the jobs published, `identify` finds again."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
-from fruits.backbones.stage import load_backbone
-from fruits.serve.identify import _vector, identify
+from fruits.serve.identify import Engine, identify_files
 
 pytestmark = [pytest.mark.jobs]
 
 
-def test_a_photo_goes_the_way_of_the_executors_bit_for_bit(chain, first, tmp_path):
-    rows = chain.rows(first.settings, "features")
-    backbone = load_backbone(first.settings, rows[0]["model_id"])
-    for row in rows:
-        (tmp_path / "photo").write_bytes(first.photos[row["key"]])
-        vector: Any = _vector(tmp_path / "photo", backbone, first.settings)
-        assert vector.tolist() == row["vector"], row["key"]
+def test_a_photo_goes_the_way_of_the_executors_bit_for_bit(chain, first):
+    engine = Engine.load(first.settings)
+    for row in chain.rows(first.settings, "features"):
+        assert engine.feature(first.photos[row["key"]]).tolist() == row["vector"], row["key"]
 
 
 def test_photos_and_broken_files_of_the_bucket_are_what_the_tables_say(chain, first, tmp_path):
@@ -25,13 +19,13 @@ def test_photos_and_broken_files_of_the_bucket_are_what_the_tables_say(chain, fi
     paths = [tmp_path / str(number) for number in range(len(keys))]
     for path, key in zip(paths, keys, strict=True):
         path.write_bytes(first.photos[key])
-    found = dict(zip(keys, identify(first.settings, paths), strict=True))
-    published = chain.published(first.settings)
-    assert {one.publication_id for one in found.values()} == {published.publication_id}
+    engine = Engine.load(first.settings)
+    found = dict(zip(keys, identify_files(engine, paths), strict=True))
+    assert engine.publication.publication_id == chain.published(first.settings).publication_id
     for row in chain.rows(first.settings, "features"):
         one = found[row["key"]]
         assert (one.nearest[0].key, one.nearest[0].similarity) == (row["key"], 1.0)
     assert np.mean([found[row["key"]].label == row["label"] for row in chain.rows(first.settings, "features")]) > 0.9
     for row in chain.rows(first.settings, "quarantine"):
         if row["reason"] != "key_pattern":  # a sound photo whose key has no label
-            assert found[row["key"]].error.startswith(row["reason"])
+            assert found[row["key"]].startswith(row["reason"])

@@ -62,9 +62,11 @@ def plugin() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def paths(plugin: ModuleType) -> list[str]:
-    """An address of each route that the app has, whatever it is."""
+    """An address of each page that the app has, whatever it is."""
     values = {"dag_id": "fruit_features", "run_id": urllib.parse.quote(RUN_ID, safe="")}
-    return [f"{plugin.PREFIX}{route.path.format_map(values)}" for route in plugin.make_app().routes]
+    routes = plugin.make_app().routes
+    assert {tuple(route.methods) for route in routes} == {("GET",), ("POST",)}
+    return [f"{plugin.PREFIX}{route.path.format_map(values)}" for route in routes if route.methods == {"GET"}]
 
 
 @pytest.mark.heavy
@@ -124,6 +126,28 @@ def test_every_route_answers_who_may(server: UI, paths: list[str]) -> None:
             assert "X-Frame-Options" not in answer.headers, "it would forbid the frame or repeat the policy"
             assert answer.headers["Cache-Control"] == "no-store"
     assert "Nothing is published yet" in get(server, "/fruits/overview", token).text
+
+
+def send_photo(server: UI, token: str | None) -> httpx.Response:
+    headers = {"Content-Type": "image/jpeg", **({"Authorization": f"Bearer {token}"} if token else {})}
+    return httpx.post(f"{server.url}/fruits/identify", content=b"a photo", headers=headers, timeout=60)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("user", [None, "stranger", "nosy"])
+def test_a_photo_is_passed_on_for_nobody_who_may_not_see_the_report(server: UI, user: str | None) -> None:
+    refused = send_photo(server, server.api_of(user).token if user else None)
+    assert refused.status_code == (403 if user else 401)
+    assert set(refused.json()) == {"reason", "detail"}
+    assert_nothing_is_told(refused)
+    assert "FRUITS_SERVICE_URL" not in refused.text
+
+
+@pytest.mark.heavy
+def test_a_photo_is_passed_on_for_who_may(server: UI) -> None:
+    answer = send_photo(server, server.api_of("viewer").token)
+    assert answer.status_code == 503
+    assert "FRUITS_SERVICE_URL is not set; start the service with `fruits serve`" in answer.json()["detail"]
 
 
 @pytest.mark.heavy
@@ -217,4 +241,5 @@ class TestWithoutAServer:
     def test_routes_run_in_threads(self, plugin: ModuleType) -> None:
         import inspect
 
-        assert not [route.path for route in plugin.make_app().routes if inspect.iscoroutinefunction(route.endpoint)]
+        waiting = [route.path for route in plugin.make_app().routes if inspect.iscoroutinefunction(route.endpoint)]
+        assert waiting == ["/identify"], "this one waits for the service, and computes nothing"

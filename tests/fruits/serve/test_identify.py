@@ -1,6 +1,5 @@
 import io
-import shutil
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -9,66 +8,23 @@ import pytest
 from PIL import Image
 
 from fruits.analysis.moments import moments_of
-from fruits.analysis.pca import PCA, fit, transform
+from fruits.analysis.pca import fit, transform
 from fruits.analysis.probe import probe_accuracy
-from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
+from fruits.lake.reader import current_publication, open_read_only
 from fruits.lake.schemas import EMBEDDINGS
-from fruits.photos.decode import Limits, decode, needed_side, preprocess
-from fruits.serve import identify as module
-from fruits.serve.identify import identify, nearest_photos, sample_rows
-from fruits.settings import Settings
+from fruits.photos.decode import UnreadablePhotoError
+from fruits.serve.identify import Engine, identify_files, sample_rows
 from sample_photos import draw
 
 pytestmark = pytest.mark.jobs
 
 LABELS = ("Apple Red", "Banana", "Kiwi")
-LIMITS = Limits(10**8, 10**8)
 
 
-@pytest.fixture(scope="module")
-def backbone(staged_models):
-    (folder,) = (path.parent for path in staged_models.glob("*/model.tflite"))
-    lake = f"file://{staged_models.parent}"
-    return load_backbone(Settings.load(lake=lake, catalog_uri=f"sqlite:///{staged_models}.db"), folder.name)
-
-
-@pytest.fixture(scope="module")
-def feature(backbone):
-    """The feature vector of a photo's bytes, taken apart from `identify`."""
-
-    def vector(data):
-        preprocessing = backbone.card.preprocessing
-        return backbone.features(preprocess(decode(data, LIMITS, needed_side(preprocessing)).image, preprocessing))
-
-    return vector
-
-
-@pytest.fixture(scope="module")
-def photos():
-    """Six drawn photos of each label by key."""
-    return {f"train/{label}/{n}.img": draw(label, "Training", n, size=(100, 160)) for label in LABELS for n in range(6)}
-
-
-@pytest.fixture(scope="module")
-def published(photos, feature, backbone, staged_models, fake_run, tmp_path_factory):
-    """Settings of a lake in which the photos are published. Not to be changed by tests."""
-    return new_lake(tmp_path_factory.mktemp("lake"), staged_models, fake_run, vectors(photos, feature), backbone)
-
-
-def new_lake(folder: Path, staged_models: Path, fake_run, rows, backbone, *, classified=True) -> Settings:
-    shutil.copytree(staged_models, folder / "lake" / "models")
-    settings = Settings.load(lake=f"file://{folder}/lake", catalog_uri=f"sqlite:///{folder}/catalog.db")
-    run = fake_run(settings)
-    if classified:
-        run.classify(rows, backbone.card.model_id)
-    run.publish(backbone.card.model_id, run.write(rows, backbone.card.model_id))
-    return settings
-
-
-def vectors(photos, feature):
-    return {key: feature(data) for key, data in photos.items()}
+def identify(settings, photos, **options):
+    return identify_files(Engine.load(settings), photos, **options)
 
 
 @pytest.fixture
@@ -89,9 +45,7 @@ class TestIdentify:
         asked = files(**{label: draw(label, "Test", 100, size=(100, 160)) for label in LABELS})
         found = identify(published, asked)
         assert [one.label for one in found] == list(LABELS)
-        assert [one.path for one in found] == asked
         for one in found:
-            assert one.error is None
             assert one.labels[0] == (one.label, one.confidence)
             assert sum(confidence for _, confidence in one.labels) == pytest.approx(1)
             assert [confidence for _, confidence in one.labels] == sorted(dict(one.labels).values(), reverse=True)
@@ -112,19 +66,15 @@ class TestIdentify:
         (good,) = files(good=sound)
         asked = [bad[0], good, *bad[1:], tmp_path, tmp_path / "missing"]
         small = published.model_copy(update={"max_photo_bytes": len(sound)})
-        found = {one.path.name: one for one in identify(small, asked)}
-        assert [one.path for one in identify(small, asked)] == asked
-        assert found["good"].error is None
+        found = {path.name: one for path, one in zip(asked, identify(small, asked), strict=True)}
         assert found["good"].label == "Banana"
         said = {"page": "not_an_image", "empty": "empty", "cut": "truncated", "huge": "too_many_bytes"}
         for name, words in {**said, tmp_path.name: "folder", "missing": "No such file"}.items():
-            assert words in found[name].error
-            assert (found[name].label, found[name].labels, found[name].nearest) == (None, (), ())
-            assert (found[name].known, found[name].candidates) == (None, ())
+            assert words in found[name]
 
     def test_nothing_readable_is_no_error(self, published, files):
         (found,) = identify(published, files(page=b"<html>"))
-        assert found.error
+        assert found.startswith("not_an_image: ")
 
     def test_the_answer_does_not_depend_on_the_company(self, published, files):
         asked = files(**{label: draw(label, "Test", 200, size=(100, 160)) for label in LABELS})
@@ -139,19 +89,18 @@ class TestIdentify:
         assert (fruit.known, nothing.known, nothing.candidates) == (True, False, ())
 
     def test_a_publication_without_a_classifier_has_neighbours_and_no_labels(
-        self, photos, feature, backbone, staged_models, fake_run, files, tmp_path
+        self, photos, feature, new_lake, files, tmp_path
     ):
-        settings = new_lake(tmp_path, staged_models, fake_run, vectors(photos, feature), backbone, classified=False)
+        rows = {key: feature(data) for key, data in photos.items()}
+        settings = new_lake(tmp_path, rows, classified=False)
         (found,) = identify(settings, files(photo=photos["train/Kiwi/0.img"]))
         assert (found.label, found.confidence, found.labels, found.candidates) == (None, None, (), ())
-        assert (found.nearest[0].key, found.known, found.classifier_id) == ("train/Kiwi/0.img", True, None)
+        assert (found.nearest[0].key, found.known, found.versions.classifier_id) == ("train/Kiwi/0.img", True, None)
 
-    def test_only_the_current_publication_counts(
-        self, photos, feature, backbone, staged_models, fake_run, files, tmp_path
-    ):
+    def test_only_the_current_publication_counts(self, photos, feature, backbone, new_lake, fake_run, files, tmp_path):
         """Neither another backbone's rows, nor another PCA's, nor what a run has not published yet."""
-        rows = vectors(photos, feature)
-        settings = new_lake(tmp_path, staged_models, fake_run, rows, backbone)
+        rows = {key: feature(data) for key, data in photos.items()}
+        settings = new_lake(tmp_path, rows)
         asked = files(photo=photos["train/Kiwi/0.img"])
         before = identify(settings, asked)
 
@@ -165,18 +114,45 @@ class TestIdentify:
         run.write(impostors, model_id, pca=few)
         run.classify(impostors, "another-backbone")
         run.write(impostors, "another-backbone")
-        after = run.publish(model_id, before[0].pca_id)
+        after = run.publish(model_id, before[0].versions.pca_id)
         (found,) = identify(settings, asked)
-        assert found.publication_id == after.publication_id != before[0].publication_id
+        assert found.versions.publication_id == after.publication_id != before[0].versions.publication_id
         assert (found.labels, found.nearest) == (before[0].labels, before[0].nearest)
+
+    def test_an_engine_answers_for_its_publication_whatever_is_published_then(
+        self, photos, feature, backbone, new_lake, fake_run, tmp_path
+    ):
+        rows = {key: feature(data) for key, data in photos.items()}
+        settings = new_lake(tmp_path, rows)
+        engine = Engine.load(settings)
+        before = engine.identify(photos["train/Kiwi/0.img"])
+        run = fake_run(settings)
+        run.classify({key.replace("Kiwi", "Lemon"): vector for key, vector in rows.items()}, backbone.card.model_id)
+        run.publish(backbone.card.model_id, before.versions.pca_id)
+        assert engine.identify(photos["train/Kiwi/0.img"]) == before
+        assert Engine.load(settings).identify(photos["train/Kiwi/0.img"]).label == "Lemon"
+
+    def test_a_photo_asks_the_lake_nothing(self, published, photos, monkeypatch):
+        engine = Engine.load(published)
+        monkeypatch.setattr(Lake, "table", lambda *_: pytest.fail("the lake was read"))
+        assert engine.identify(photos["train/Kiwi/0.img"]).label == "Kiwi"
+
+    def test_threads_that_ask_at_once_get_the_answers_of_one(self, published, photos):
+        lake = open_read_only(published)
+        engine = Engine.of(lake, current_publication(lake), threads=2)
+        expected = [engine.identify(photo) for photo in photos.values()]
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(engine.identify, photos.values())) == expected
+
+    def test_bytes_that_are_no_photo_have_a_reason(self, published):
+        with pytest.raises(UnreadablePhotoError, match="expected"):
+            Engine.load(published).identify(b"%PDF-1.7")
 
     def test_a_negative_number_of_neighbours_is_refused(self, published):
         with pytest.raises(FruitsError, match="-1"):
             identify(published, [], nearest=-1)
 
-    def test_shop_photos_are_told_as_well_as_the_probe_tells_them(
-        self, real_photos, feature, backbone, staged_models, fake_run, tmp_path
-    ):
+    def test_shop_photos_are_told_as_well_as_the_probe_tells_them(self, real_photos, feature, new_lake, tmp_path):
         """Every other photo of a kind is published, the rest is asked, then the other way round.
 
         Top-1 at least the linear probe's less 0.02. With three photos of a kind, confidences are too low: the fits that
@@ -188,7 +164,7 @@ class TestIdentify:
             told = [path for number, path in enumerate(vectors) if number % 2 == start]
             asked = [path for path in vectors if path not in told]
             rows = {f"train/{path.parent.name}/{path.name}": vectors[path] for path in told}
-            found = identify(new_lake(tmp_path / str(start), staged_models, fake_run, rows, backbone), asked)
+            found = identify(new_lake(tmp_path / str(start), rows), asked)
             right += [one.label == path.parent.name for one, path in zip(found, asked, strict=True)]
             confidence += [one.confidence for one in found]
 
@@ -232,54 +208,6 @@ def batches(keys, labels, embedding, size):
     for at in range(0, len(keys), size):
         part = slice(at, at + size)
         yield batch(keys[part], labels[part], embedding[part])
-
-
-def plain(k, variance=1.0):
-    """A PCA of k components of a variance each."""
-    variances = np.broadcast_to(np.asarray(variance, float), k).copy()
-    return PCA(10**9, np.zeros(k), np.eye(k), variances, variances / variances.sum(), float(variances.sum()))
-
-
-class TestNearestPhotos:
-    def test_it_is_exact_whatever_the_batches(self, monkeypatch):
-        monkeypatch.setattr(module, "_QUERIES_AT_ONCE", 3)
-        rng = np.random.default_rng(0)
-        rows, queries = rng.normal(size=(500, 7)).astype(np.float32), rng.normal(size=(8, 7)).astype(np.float32)
-        keys = [f"k{n:03}" for n in range(500)]
-        lengths = np.outer(np.linalg.norm(queries, axis=1), np.linalg.norm(rows, axis=1))
-        expected = np.argsort(-(queries @ rows.T / lengths), axis=1)[:, :4]
-        for size in (1, 7, 500):
-            found = nearest_photos(batches(keys, keys, rows, size), queries, 4, plain(7))
-            assert [[one.key for one in near] for near in found] == [[keys[row] for row in near] for near in expected]
-
-    def test_equal_ones_come_by_key_whatever_their_order(self):
-        keys = [f"k{n}" for n in range(9)]
-        for order in (keys, keys[::-1]):
-            (found,) = nearest_photos(
-                batches(order, order, np.ones((9, 2)), 4), np.ones((1, 2), np.float32), 3, plain(2)
-            )
-            assert [one.key for one in found] == ["k0", "k1", "k2"]
-            assert {one.similarity for one in found} == {1.0}
-
-    def test_components_count_by_their_standard_deviation(self):
-        rows, query = np.array([[10, 2], [11, -1]]), np.array([[10, -2]], np.float32)
-        for variance, nearest in ((1.0, "b"), ((100.0, 4.0), "b"), ((100.0, 0.01), "b")):
-            (found,) = nearest_photos(batches(["a", "b"], "xy", rows, 2), query, 1, plain(2, variance))
-            assert found[0].key == nearest
-        (found,) = nearest_photos(batches(["a", "b"], "xy", rows, 2), query, 2, plain(2, (100.0, 1.0)))
-        whitened, asked = rows / [10, 1], query[0] / [10, 1]
-        cosines = whitened @ asked / np.linalg.norm(whitened, axis=1) / np.linalg.norm(asked)
-        assert {one.key: one.similarity for one in found} == pytest.approx(
-            dict(zip("ab", cosines, strict=True)), abs=1e-5
-        )
-
-    def test_fewer_photos_than_asked_for_are_all(self):
-        (found,) = nearest_photos(batches(["a", "b"], "xy", np.eye(2), 2), np.ones((1, 2), np.float32), 5, plain(2))
-        assert len(found) == 2
-
-    def test_a_vector_of_zeros_is_near_to_nothing(self):
-        (found,) = nearest_photos(batches(["a"], "x", np.zeros((1, 2)), 1), np.ones((1, 2), np.float32), 1, plain(2))
-        assert found[0].similarity == 0
 
 
 class TestSampleRows:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.pictures import THINGS, jpeg, no_fruit
 from fruits.backbones.stage import load_backbone
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
-from fruits.serve.identify import identify
+from fruits.serve.identify import Engine
 from fruits.settings import Settings
 from sample_photos import draw
 
@@ -54,16 +54,9 @@ def lake(tmp_path, staged_models, fake_run, backbone):
 
 
 @pytest.fixture
-def ask(tmp_path):
+def ask():
     """The answer for a photo."""
-
-    def answer(settings, photo):
-        (tmp_path / "photo").write_bytes(photo)
-        (found,) = identify(settings, [tmp_path / "photo"])
-        assert found.error is None
-        return found
-
-    return answer
+    return lambda settings, photo: Engine.load(settings).identify(photo)
 
 
 def of(rows, *names):

@@ -16,7 +16,7 @@ from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
-from fruits.serve.identify import identify
+from fruits.serve.identify import Engine, identify_files
 from fruits.serve.mobile import CARD_FILE, LABELS_FILE, export_model
 from fruits.settings import Settings
 from sample_photos import draw
@@ -92,7 +92,7 @@ def answers(model, backbone, paths):
 def assert_parity(settings, model, backbone, paths):
     """The file says what `fruits identify` says: labels, probabilities, sets."""
     card, found = card_of(model), answers(model, backbone, paths)
-    for one, probabilities in zip(identify(settings, paths), found["probabilities"], strict=True):
+    for one, probabilities in zip(identify_files(Engine.load(settings), paths), found["probabilities"], strict=True):
         assert card["labels"][int(probabilities.argmax())] == one.label
         by_label = dict(zip(card["labels"], probabilities.tolist(), strict=True))
         assert {label: by_label[label] for label, _ in one.labels} == pytest.approx(dict(one.labels), abs=1e-3)
@@ -128,7 +128,7 @@ class TestExportModel:
         np.testing.assert_allclose(found, whiten(pca, embedding), rtol=1e-3, atol=1e-3)
 
     def test_the_versions_are_those_of_the_service(self, published, model, photos):
-        (one,) = identify(published, photos[:1])
+        one = Engine.load(published).versions
         card = card_of(model)
         versions = ("publication_id", "classifier_id", "model_id", "pca_id")
         assert [card[name] for name in versions] == [getattr(one, name) for name in versions]
@@ -169,7 +169,7 @@ class TestExportModel:
 def test_the_lines_of_python_in_the_documentation_say_the_same(published, model, photos, tmp_path):
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mobile.md").read_text(), re.DOTALL)
     shutil.copy(model, tmp_path / "fruits.tflite")
-    for path, one in zip(photos, identify(published, photos), strict=True):
+    for path, one in zip(photos, identify_files(Engine.load(published), photos), strict=True):
         shutil.copy(path, tmp_path / "photo.jpg")
         command = [sys.executable, "-W", "ignore", "-c", lines]
         said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
