@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.classify import SHARED, Engine, Photos, auroc, backbone, directions, features, staged
+from benchmarks.classify import SHARED, Engine, Photos, auroc, backbone, directions, paths, photos, staged
 from benchmarks.figure import Figure, figure
 from benchmarks.parts import measured
 from fruits.analysis.prototypes import Photos as Published
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         settings = staged(folder)
-        training, test = (features(settings, args.fruits / name) for name in ("Training", "Test"))
+        training, test = (photos(settings, paths(args.fruits / name)) for name in ("Training", "Test"))
         shop = sorted(args.photos.glob("*/*.jpg"))
         parts = (
             partial(of_the_file, settings, training, test, args.fruits / "Test", shop),

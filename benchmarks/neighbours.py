@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from benchmarks.classify import SHARED, features, staged
+from benchmarks.classify import SHARED, paths, photos, staged
 from benchmarks.figure import Figure, figure
 from benchmarks.parts import measured
 from fruits.analysis.moments import moments_of
@@ -99,7 +99,7 @@ def tiled(folder: Path) -> Source:
     """The photos of a folder: those of `Training` with noise, those of `Test` as queries."""
     with tempfile.TemporaryDirectory() as lake:
         settings = staged(lake)
-        training, test = (features(settings, folder / split).vectors for split in ("Training", "Test"))
+        training, test = (photos(settings, paths(folder / split)).vectors for split in ("Training", "Test"))
     pca = fit(moments_of(training), 0.95, K)
     deviation = np.sqrt(pca.explained_variance)
     whitened = transform(pca, training)[0] / deviation

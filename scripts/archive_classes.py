@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBMIT = ROOT / ".venvs" / "jobs" / "bin" / "spark-submit"
@@ -96,9 +97,9 @@ def run_jobs() -> None:
     store.delete(keys[2])
     run_once(settings, "second")
     spark.stop()
-    jvm = SparkContext._gateway.proc  # noqa: SLF001 -- PySpark has no public way to wait for its JVM
-    jvm.stdin.close()
-    jvm.wait()  # it writes the archive as it ends
+    gateway: Any = SparkContext._gateway  # noqa: SLF001 -- PySpark has no public way to wait for its JVM
+    gateway.proc.stdin.close()
+    gateway.proc.wait()  # it writes the archive as it ends
 
 
 def run_once(settings: "Settings", run_id: str) -> None:  # type: ignore[name-defined]  # noqa: F821

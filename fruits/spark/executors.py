@@ -321,6 +321,16 @@ def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
+def of_numbered(work: pa.Table, function: BatchFunction) -> BatchFunction:
+    """``function`` of the rows of ``work`` with some numbers (``id``)."""
+
+    def numbered(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        numbers = (number for batch in batches for number in batch["id"].to_pylist())
+        return function(part for number in numbers for part in work.slice(number, 1).to_batches())
+
+    return numbered
+
+
 def rows_of_keys(keys: Sequence[str]) -> BatchFunction:
     """The rows of some keys."""
 

@@ -14,6 +14,7 @@ from fruits.lake.catalog import spark_configuration
 from fruits.run.documents import TaskRecorder
 from fruits.settings import Settings
 from fruits.spark.cluster import await_executor, check_master
+from fruits.spark.executors import of_numbered
 from fruits.spark.release import BatchFunction, same_release
 
 if TYPE_CHECKING:
@@ -125,6 +126,14 @@ def a_partition_each(spark: "SparkSession", work: pa.Table) -> "DataFrame":
     """
     numbered = work.append_column("number", pa.array(range(len(work)), pa.int64()))
     return spark.createDataFrame(numbered).repartitionByRange(len(work), "number")
+
+
+def map_each(spark: "SparkSession", work: pa.Table, function: BatchFunction, schema: pa.Schema) -> "DataFrame":
+    """The rows that ``function`` makes of each row of ``work``, in a task each. All of ``work`` goes to each executor.
+
+    So it is for few and small rows, and costs no shuffle, which ``a_partition_each`` has.
+    """
+    return map_batches(spark.range(0, len(work), 1, len(work)), of_numbered(work, function), schema)
 
 
 @contextmanager

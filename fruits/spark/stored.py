@@ -12,7 +12,7 @@ from fruits.lake.parts import file_parts, in_tasks
 from fruits.lake.schemas import TableName
 from fruits.spark.executors import PARTS_SCHEMA, reading
 from fruits.spark.release import BatchFunction
-from fruits.spark.session import a_partition_each, map_batches
+from fruits.spark.session import map_each
 from fruits.spark.tables import Tables
 
 if TYPE_CHECKING:
@@ -40,8 +40,9 @@ class StoredRows:
         """What ``function`` makes of columns of the rows, and by how many tasks; each has its share of the parts."""
         tasks = in_tasks(self.parts, self.tables.cores)
         packed = [json.dumps([asdict(part) for part in task]) for task in tasks]
-        rows = a_partition_each(self.tables.spark, pa.table({"parts": packed}, PARTS_SCHEMA))
-        return map_batches(rows, reading(self.tables.lake.settings, function, columns, self.where), schema), len(tasks)
+        work = pa.table({"parts": packed}, PARTS_SCHEMA)
+        read = reading(self.tables.lake.settings, function, columns, self.where)
+        return map_each(self.tables.spark, work, read, schema), len(tasks)
 
 
 def stored_rows(

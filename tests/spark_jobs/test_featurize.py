@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import obstore
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -22,7 +23,7 @@ from fruits.run.manifest import MANIFEST_SCHEMA, Manifest
 from fruits.run.state import run_key
 from fruits.spark import executors
 from fruits.spark.featurizing import tasks_table
-from fruits.spark.session import a_partition_each
+from fruits.spark.session import a_partition_each, map_each
 from fruits.stores import lake_store, photo_store
 from sample_photos import BROKEN
 from tests.spark_jobs.conftest import ROOT
@@ -141,6 +142,16 @@ def test_each_task_has_a_partition_of_its_own(spark, tasks):
     rows = a_partition_each(spark, work)
     assert rows.rdd.getNumPartitions() == tasks
     assert rows.selectExpr("spark_partition_id() AS part").distinct().count() == tasks
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 7, 40])
+def test_each_row_of_small_work_is_a_task(spark, tasks):
+    work = pa.table({"name": [f"task {number}" for number in range(tasks)]})
+    rows = map_each(spark, work, lambda batches: batches, work.schema)
+    assert rows.rdd.getNumPartitions() == tasks
+    found = rows.selectExpr("name", "spark_partition_id() AS part").collect()
+    assert sorted(row.name for row in found) == sorted(work["name"].to_pylist())
+    assert len({row.part for row in found}) == tasks
 
 
 def test_a_failed_attempt_leaves_main_alone_and_the_retry_goes_on_with_what_is_missing(

@@ -16,7 +16,7 @@ from fruits.backbones.stage import load_backbone
 from fruits.errors import FruitsError
 from fruits.lake.catalog import Lake
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
-from fruits.serve.identify import Engine, identify_files
+from fruits.serve.identify import Engine, Identification
 from fruits.serve.mobile import CARD_FILE, LABELS_FILE, export_model
 from fruits.settings import Settings
 from sample_photos import draw
@@ -89,10 +89,15 @@ def answers(model, backbone, paths):
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
+def identified(settings, paths) -> list[Identification]:
+    engine = Engine.load(settings)
+    return [engine.identify(path.read_bytes()) for path in paths]
+
+
 def assert_parity(settings, model, backbone, paths):
     """The file says what `fruits identify` says: labels, probabilities, sets."""
     card, found = card_of(model), answers(model, backbone, paths)
-    for one, probabilities in zip(identify_files(Engine.load(settings), paths), found["probabilities"], strict=True):
+    for one, probabilities in zip(identified(settings, paths), found["probabilities"], strict=True):
         assert card["labels"][int(probabilities.argmax())] == one.label
         by_label = dict(zip(card["labels"], probabilities.tolist(), strict=True))
         assert {label: by_label[label] for label, _ in one.labels} == pytest.approx(dict(one.labels), abs=1e-3)
@@ -169,7 +174,7 @@ class TestExportModel:
 def test_the_lines_of_python_in_the_documentation_say_the_same(published, model, photos, tmp_path):
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "mobile.md").read_text(), re.DOTALL)
     shutil.copy(model, tmp_path / "fruits.tflite")
-    for path, one in zip(photos, identify_files(Engine.load(published), photos), strict=True):
+    for path, one in zip(photos, identified(published, photos), strict=True):
         shutil.copy(path, tmp_path / "photo.jpg")
         command = [sys.executable, "-W", "ignore", "-c", lines]
         said = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
