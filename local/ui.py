@@ -1,4 +1,4 @@
-"""``make ui`` and ``make stop``: S3 server, queue of its events and Airflow in the background.
+"""``make ui`` and ``make stop``: S3 server, queue of its events, Airflow and `fruits serve` in the background.
 
 Airflow's parts are started one by one rather than by ``airflow standalone``: that also starts two log servers, which
 listen on every address of the machine and cannot be told otherwise (Airflow 3.3). On one machine nobody needs them.
@@ -33,6 +33,7 @@ from local.stack import (
     alone_on,
     environment_of,
     free_ports,
+    jobs_environment,
     running_server,
     server_pid,
     start_s3,
@@ -41,7 +42,7 @@ from local.stack import (
     write_secret,
 )
 
-_PARTS = {
+_AIRFLOW = {
     "api-server": (),
     "scheduler": ("--skip-serve-logs",),
     "dag-processor": (),
@@ -76,6 +77,7 @@ def start(data: Path) -> int:
     print(f"  password    {password_of(data, running['user'])}")
     print(f"  photos      s3://{running['bucket']} on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
     print(f"  events      {running['queue']}")
+    print(f"  service     {running['service']}")
     print(f"  logs        {data / 'logs'}")
     print("\n`make stop` ends it. The DAG fruit_features is paused until you switch it on.")
     return ExitCode.OK
@@ -205,17 +207,21 @@ def _start(data: Path) -> dict[str, Any]:
 
 def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, int]) -> dict[str, Any]:
     print("starting Airflow, about 40 s")
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    environment = _environment(stack, queue, port)
+    port, service_port = free_ports(2)
+    url, service = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{service_port}"
+    environment = {**_environment(stack, queue, port), "FRUITS_SERVICE_URL": service}
     _make_password(stack.data)
-    parts = {name: _start_part(name, stack.data, environment) for name in _PARTS}
+    commands = {name: [airflow(), name, *options] for name, options in _AIRFLOW.items()}
+    python = str(jobs_environment() / "bin" / "python")
+    commands["service"] = [python, "-P", "-m", "fruits", "serve", "--port", str(service_port)]
+    parts = {name: _start_part(name, command, stack.data, environment) for name, command in commands.items()}
     pids = {**{name: part.pid for name, part in parts.items()}, **beside}
     running: dict[str, Any] = {
         "url": url,
         "user": _USER,
         "endpoint": stack.endpoint,
         "queue": queue.url,
+        "service": service,
         "bucket": environment["FRUITS_BUCKET"],
         "processes": {name: identity(pid) for name, pid in pids.items()},
     }
@@ -228,12 +234,14 @@ def _start_airflow(stack: Stack, queue: EventQueue, beside: Mapping[str, int]) -
     return running
 
 
-def _start_part(name: str, data: Path, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+def _start_part(
+    name: str, command: Sequence[str], data: Path, environment: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
     log = _log(data, name)
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as file:
-        return subprocess.Popen(  # noqa: S603 -- our own environment's airflow
-            [airflow(), name, *_PARTS[name]],
+        return subprocess.Popen(  # noqa: S603 -- our own environments' programs
+            command,
             env=environment,
             stdout=file,
             stderr=file,

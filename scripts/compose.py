@@ -388,7 +388,7 @@ def restore(folder: Path) -> None:
     for dump in dumps.values():
         if not dump.is_file():
             raise DeployError(f"{dump}: no such file; expected a folder that `make backup` made")
-    compose("--profile", "*", "stop", "api-server", "scheduler", "dag-processor", "triggerer")
+    compose("--profile", "*", "stop", "api-server", "scheduler", "dag-processor", "triggerer", "identify")
     compose("up", "--detach", "--wait", "postgres")
     for database, dump in dumps.items():  # beside the old databases, which go when both new ones are complete
         new = f"{database}_restored"

@@ -33,7 +33,7 @@ PORTS = ("AIRFLOW_PORT", "SPARK_UI_PORT", "HISTORY_PORT", "S3_PORT")
 RUNNING = frozenset(
     {
         "postgres", "api-server", "scheduler", "dag-processor", "triggerer",
-        "spark-master", "spark-worker", "history-server", "s3", "queue",
+        "identify", "spark-master", "spark-worker", "history-server", "s3", "queue",
     }
 )  # fmt: skip
 PUBLISHED_SECONDS = 900
@@ -212,6 +212,21 @@ def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, ph
     after = deployment.publication()
     assert after["sequence"] == before["sequence"] + 1
     assert after["run_id"].startswith("asset_triggered")
+
+
+def test_a_photo_is_identified_through_airflow(deployment, photos):
+    """The service takes the publication over within its period of looking."""
+    photo, published = next(photos.glob("Training/*/*.jpg")), deployment.publication()["publication_id"]
+    headers = {"Content-Type": "image/jpeg"}
+    url = f"{deployment.url('AIRFLOW_PORT')}/fruits/identify"
+    assert httpx.post(url, content=photo.read_bytes(), headers=headers, timeout=60).status_code == 401
+    headers["Authorization"] = f"Bearer {deployment.airflow.token}"
+
+    def answer() -> dict[str, Any]:
+        return dict(httpx.post(url, content=photo.read_bytes(), headers=headers, timeout=60).json())
+
+    eventually(lambda: answer().get("publication_id") == published, "an answer of the publication", 120)
+    assert answer()["nearest"][0]["label"] == photo.parent.name
 
 
 def test_no_secret_is_in_what_the_containers_leave(deployment, tmp_path):

@@ -61,7 +61,7 @@ def parts(tmp_path: Path) -> Iterator[Parts]:
         processes["s3"] = subprocess.Popen(["sleep", "600"], start_new_session=True, pass_fds=[s3.fileno()])
         json.dump({"pid": processes["s3"].pid}, s3)
     note = {
-        **dict.fromkeys(("url", "user", "endpoint", "queue", "bucket"), "of the parts"),
+        **dict.fromkeys(("url", "user", "endpoint", "queue", "service", "bucket"), "of the parts"),
         "processes": {name: identity(process.pid) for name, process in processes.items()},
     }
     (tmp_path / "ui.json").write_text(json.dumps(note))
@@ -78,7 +78,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def start(data: Path) -> dict[str, str]:
         folders.append(data)
-        return dict.fromkeys(("url", "user", "endpoint", "queue", "bucket"), "new")
+        return dict.fromkeys(("url", "user", "endpoint", "queue", "service", "bucket"), "new")
 
     monkeypatch.setattr(module, "_start", start)
     return folders

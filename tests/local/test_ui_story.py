@@ -83,7 +83,7 @@ def test_nobody_else_on_the_network_is_served(ui: UI) -> None:
         if connection.status == psutil.CONN_LISTEN
     }
     queue = EventQueue.read(ui.data)
-    expected = {int(url.rpartition(":")[2]) for url in (ui.url, ui.stack.endpoint, queue.endpoint)}
+    expected = {int(url.rpartition(":")[2]) for url in (ui.url, ui.stack.endpoint, queue.endpoint, ui.shown("service"))}
     assert expected | {queue.webhook_port} <= {port for _, port, _ in listening}
     assert {address for address, _, _ in listening} == {"127.0.0.1"}, listening
 
@@ -103,6 +103,19 @@ def test_a_second_ui_says_that_one_is_running(ui: UI) -> None:
     assert ui.url in again.stdout
     assert ui.api.password in again.stdout
     assert (ui.data / "ui.json").read_text() == before
+
+
+def test_a_photo_passes_through_airflow_to_the_service(ui: UI) -> None:
+    """Nothing is published yet, and the service says so itself."""
+
+    def ask(**headers: str) -> httpx.Response:
+        headers = {"Content-Type": "image/jpeg", **headers}
+        return httpx.post(f"{ui.url}/fruits/identify", content=b"a photo", headers=headers, timeout=60)
+
+    assert ask().status_code == 401
+    token = {"Authorization": f"Bearer {ui.api.token}"}
+    answer = wait_for(lambda: (found := ask(**token)).json()["reason"] != "no_service" and found)
+    assert (answer.status_code, answer.json()["reason"]) == (503, "not_ready")
 
 
 def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) -> None:

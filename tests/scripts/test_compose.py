@@ -353,7 +353,7 @@ def running(file: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_service_that_runs_is_watched_restarted_bounded_and_has_its_log_rotated(file):
-    assert len(running(file)) == 10
+    assert len(running(file)) == 11
     for name, service in running(file).items():
         assert service["restart"] == "unless-stopped", name
         assert service["healthcheck"]["test"], name
@@ -403,7 +403,7 @@ def test_secrets_reach_those_only_who_need_them(file):
     assert services_with("${AIRFLOW_ADMIN_PASSWORD") == {"init"}
     for shared in ("${AIRFLOW_FERNET_KEY", "${AIRFLOW_JWT_SECRET", "${AIRFLOW_SECRET_KEY"):
         assert services_with(shared) == airflow
-    assert services_with("${LOCAL_S3_SECRET_KEY") == airflow | {"spark-worker", "s3"}
+    assert services_with("${LOCAL_S3_SECRET_KEY") == airflow | {"identify", "spark-worker", "s3"}
 
 
 def test_no_secret_is_in_a_label_and_a_changed_one_makes_containers_again(file, checkout, docker):
