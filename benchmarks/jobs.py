@@ -39,10 +39,15 @@ def temporary_lake(variables: Mapping[str, str] = MappingProxyType({})) -> Itera
         environment_of(stack),
     ):
         settings = Settings.load()
-        # In a process of its own: TensorFlow stays out of this one, and its messages off the terminal.
-        subprocess.run([sys.executable, "-m", "fruits.backbones.stage"], check=True, stdout=subprocess.DEVNULL)
+        stage_backbone()
         Lake.open(settings)
         yield settings
+
+
+def stage_backbone() -> None:
+    """Stage the backbone that the environment chooses, unless it is. TensorFlow stays out of this process."""
+    command = [sys.executable, "-m", "fruits.backbones.stage"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603 -- our own program
 
 
 @contextmanager

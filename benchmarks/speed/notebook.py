@@ -4,16 +4,18 @@ Both start from photos and end with Parquet: the notebook reads a folder of this
 job is a process with a JVM of its own, as Airflow starts it.
 """
 
+import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 from benchmarks.figure import Figure, median
-from benchmarks.jobs import put_all, start_program, temporary_lake
+from benchmarks.jobs import put_all, stage_backbone, start_program, temporary_lake
 from benchmarks.speed.network import MOBILENET, WEIGHTS
 from benchmarks.speed.photos import objects, photos, write_folder
 from benchmarks.speed.scale import Scale
-from benchmarks.speed.small import JOBS, usages_of_jobs
+from benchmarks.speed.small import usages_of_jobs
 from benchmarks.speed.usage import Usage, watched
 from fruits.run.lease import release_lease
 from fruits.run.state import run_key
@@ -25,46 +27,56 @@ PROGRAM = Path(__file__).with_name("notebook_program.py")
 
 def figures(scale: Scale) -> Iterator[Figure]:
     """The figures for each number of photos."""
-    for count, least, forms in scale.notebooks:
-        yield from figures_of(count, least, forms, scale.runs)
+    for count, goals, forms in scale.notebooks:
+        yield from figures_of(count, goals, forms, scale.runs)
 
 
-def figures_of(count: int, least: float, forms: Sequence[str], runs: int) -> Iterator[Figure]:
-    """The figures of so many photos; the goal is against the notebook at its best."""
-    turns = measured(count, forms, runs)
-    ours = [sum(usage.wall for usage in turn[0].values()) for turn in turns]
+def figures_of(count: int, goals: Mapping[str, float], forms: Sequence[str], runs: int) -> Iterator[Figure]:
+    """The figures of so many photos; the goals, by precision, are against the notebook at its best."""
     what = f"{count:,} photos, {MOBILENET.name}"
-    for job in JOBS:
-        yield median(f"{what}: {job}", [turn[0][job].wall for turn in turns], "s")
+    seconds: dict[str, list[float]] = {name: [] for name in (*goals, *forms)}
+    ratios: dict[tuple[str, str], list[float]] = {(form, precision): [] for form in forms for precision in goals}
+    for jobs_took, notebooks_took in turns(count, tuple(goals), forms, runs):
+        for precision, took in jobs_took.items():
+            seconds[precision].append(took)
+        for form, took in notebooks_took.items():
+            seconds[form].append(took)
+            for precision in goals:
+                ratios[form, precision].append(took / jobs_took[precision])
+    for precision in goals:
+        yield median(f"{what}: the three jobs in {precision}", seconds[precision], "s")
     for form in forms:
-        theirs = [turn[1][form].wall for turn in turns]
-        ratios = [their / our for their, our in zip(theirs, ours, strict=True)]
-        yield median(f"{what}: the notebook, {form} form", theirs, "s")
-        yield median(
-            f"{what}: the notebook's {form} form against the three jobs",
-            ratios,
-            "x",
-            least=least if form == BEST else None,
-        )
+        yield median(f"{what}: the notebook, {form} form", seconds[form], "s")
+        for precision, goal in goals.items():
+            name = f"{what}: the notebook's {form} form against the three jobs in {precision}"
+            yield median(name, ratios[form, precision], "x", least=goal if form == BEST else None)
 
 
-def measured(count: int, forms: Sequence[str], runs: int) -> list[tuple[dict[str, Usage], dict[str, Usage]]]:
-    """What our jobs and the notebook's forms take, one after the other, so many times."""
+def turns(
+    count: int, precisions: Sequence[str], forms: Sequence[str], runs: int
+) -> Iterator[tuple[dict[str, float], dict[str, float]]]:
+    """Seconds of our jobs by precision and of the notebook's forms, one after the other, so many times.
+
+    The usual form, which has no goal and takes minutes, is measured once.
+    """
     some = photos()
     with tempfile.TemporaryDirectory() as folder, temporary_lake(MOBILENET.variables) as settings:
         put_all(settings, objects(some, count))
         write_folder(some, count, Path(folder) / "photos")
-        return [
-            (jobs(settings, f"{count}-{number}"), {form: notebook(form, Path(folder)) for form in forms})
-            for number in range(runs)
-        ]
+        for number in range(runs):
+            ours = {precision: jobs(precision, f"{count}-{number}") for precision in precisions}
+            measured = [form for form in forms if form == BEST or number == 0]
+            yield ours, {form: notebook(form, Path(folder)).wall for form in measured}
 
 
-def jobs(settings: Settings, run_id: str) -> dict[str, Usage]:
-    """What the three jobs take for all photos of the bucket. Nothing is published, so each run is a first run."""
-    usages = usages_of_jobs(settings, run_id)
-    release_lease(settings, run_key(run_id))
-    return usages
+def jobs(precision: str, run_id: str) -> float:
+    """Seconds of the three jobs for all photos of the bucket. Nothing is published, so each run is a first run."""
+    with patch.dict(os.environ, {"FRUITS_PRECISION": precision}):
+        stage_backbone()
+        settings, run = Settings.load(), f"{precision}-{run_id}"
+        usages = usages_of_jobs(settings, run)
+        release_lease(settings, run_key(run))
+    return sum(usage.wall for usage in usages.values())
 
 
 def notebook(form: str, folder: Path) -> Usage:

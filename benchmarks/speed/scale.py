@@ -18,7 +18,7 @@ class Scale:
         few: Photos of the run whose cost is subtracted, so that what a job always costs does not count.
         many: Photos of the run that it is subtracted from.
         loop: Photos of each of the two processes of the bare loop.
-        notebooks: Photos of each comparison with the notebook, its goal, and the forms of the notebook.
+        notebooks: Photos of each comparison with the notebook, its goals by precision, and the forms of the notebook.
         rows: Rows of features of the PCA.
         price: USD for an hour of one core.
     """
@@ -33,9 +33,9 @@ class Scale:
     few: int = 1_000
     many: int = 9_000
     loop: int = 1_500
-    notebooks: Sequence[tuple[int, float, tuple[str, ...]]] = (
-        (1_980, 3.0, ("best", "usual")),
-        (10_000, 3.5, ("best",)),
+    notebooks: Sequence[tuple[int, Mapping[str, float], tuple[str, ...]]] = (
+        (1_980, {"fp32": 3.0}, ("best", "usual")),
+        (10_000, {"fp32": 3.5, "int8": 5.0}, ("best",)),
     )
     rows: int = 20_000
     price: float = 0.048
@@ -46,7 +46,7 @@ QUICK: Mapping[str, Any] = {
     "few": 500,
     "many": 2_500,
     "loop": 800,
-    "notebooks": ((500, 3.0, ("best",)),),
+    "notebooks": ((500, {"fp32": 3.0}, ("best",)),),
     "rows": 5_000,
 }
 """What `make bench-quick` changes."""
