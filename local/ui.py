@@ -77,7 +77,7 @@ def start(data: Path) -> int:
     print(f"  password    {password_of(data, running['user'])}")
     print(f"  photos      s3://{running['bucket']} on {running['endpoint']}, keys in {data / 's3.credentials.json'}")
     print(f"  events      {running['queue']}")
-    print(f"  service     {running['service']}")
+    print(f"  service     {running.get('service', 'none; `make stop`, then `make ui` starts it')}")
     print(f"  logs        {data / 'logs'}")
     print("\n`make stop` ends it. The DAG fruit_features is paused until you switch it on.")
     return ExitCode.OK

@@ -53,6 +53,8 @@ async def forward(request: "Request") -> "Response":
         return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "no_service", str(error))
     except ClientDisconnect:
         return refusal(HTTPStatus.BAD_REQUEST, "gone", "the client went away")
+    except UnicodeEncodeError:
+        return refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "content_type", "the content type is not ASCII")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.warning("identify: %r", error)
         return _no_answer(url, str(error) or type(error).__name__)

@@ -100,7 +100,8 @@ def fit_classifier(moments: Moments, sums: LabelSums, sample: Sample, *, error: 
 
     Held-out photos are scored by the classifier itself. With fewer than ``FEWEST_HELD_OUT`` of them, photos of the fit
     split take part, scored by a classifier that was fitted without them: their statistics are subtracted. A half is
-    chosen by a hash of the key. Photos of a label that the fit does not know take no part.
+    chosen by a hash of the group, or of the key where there is none. Photos of a label that the fit does not know take
+    no part.
 
     Args:
         moments: Of the fit split.

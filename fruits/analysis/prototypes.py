@@ -3,6 +3,7 @@
 They are made in whitened space, where the nearest photo tells known things from unknown ones.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,8 @@ class Prototypes:
     Attributes:
         directions: Shape ``(c, m, k)``, float32, of length 1. A label with fewer photos than ``m`` has one of them
             several times.
-        threshold: A photo whose cosine with every prototype is below it shows something unknown.
+        threshold: A photo whose cosine with every prototype is below it shows something unknown; -1 with too few photos
+            to tell.
         calibrated_on: Which photos the threshold was taken from.
         n: How many photos these were.
     """
@@ -83,6 +85,8 @@ def fit_prototypes(labels: Sequence[str], photos: Photos, count: int) -> Prototy
     calibrated_on: CalibratedOn = "cross-fitted photos" if len(similarities) else "nothing"
     if held_out.sum() >= FEWEST_HELD_OUT:
         similarities, calibrated_on = similarities[held_out], "held-out photos"
+    if math.floor(LOST * (len(similarities) + 1)) == 0:  # too few for a quantile
+        return Prototypes(_of_labels(labels, photos, count), -1.0, "nothing", len(similarities))
     threshold = conformal_threshold(similarities, LOST)
     return Prototypes(_of_labels(labels, photos, count), threshold, calibrated_on, len(similarities))
 

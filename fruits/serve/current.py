@@ -14,6 +14,9 @@ from fruits.settings import Settings
 
 log = logging.getLogger("fruits")
 
+_MOST_SECONDS = 600
+"""Seconds between two looks while the current publication cannot be loaded, after some tries."""
+
 _STARTING = "the current publication is being loaded; ask again in some seconds"
 
 
@@ -76,9 +79,12 @@ class CurrentEngine:
             self._keep(f"a defect, {type(error).__name__}; the service's log has the details")
 
     def _look_again(self) -> None:
+        wait = self.refresh_seconds
         while not self._stop.is_set():
             self.look()
-            self._stop.wait(self.refresh_seconds)
+            # What cannot be loaded or indexed may cost minutes of all cores at each try.
+            wait = min(2 * wait, _MOST_SECONDS) if self.loaded.problem else self.refresh_seconds
+            self._stop.wait(max(wait, self.refresh_seconds))
 
     def _load_newer(self) -> None:
         lake = self._lake or open_read_only(self._settings)
@@ -98,7 +104,7 @@ class CurrentEngine:
         """Build the neighbour index that the engine's publication lacks; the engine answers without, meanwhile."""
         if engine.neighbours.unindexed_rows <= EXACT_ROWS:
             return
-        build(lake, engine.publication, engine.pca)
+        build(lake, engine.publication, engine.pca, before=engine.neighbours)
         neighbours = open_neighbours(lake, engine.publication, engine.pca, before=engine.neighbours)
         self.loaded = replace(self.loaded, engine=replace(engine, neighbours=neighbours))
 

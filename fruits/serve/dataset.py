@@ -27,7 +27,7 @@ from fruits.lake.reader import PublishedRows, current_publication, open_read_onl
 from fruits.lake.schemas import EMBEDDINGS, FEATURES
 from fruits.photos.keys import FIT_SPLIT
 from fruits.serve.export import Exported, Progress, origin_of, reported
-from fruits.serve.formats import WRITERS, Format, Rows, matrix_of
+from fruits.serve.formats import WRITERS, Format, Rows, check_writable, matrix_of
 from fruits.serve.targets import new_folder
 from fruits.settings import Settings
 from fruits.text import readable
@@ -121,6 +121,7 @@ def export_dataset(
         raise FruitsError(f"dataset as {format!r}: expected {' or '.join(WRITERS)}")
     if target.suffix.removeprefix(".") in WRITERS:
         raise FruitsError(f"{target}: a dataset is a folder with files for each split; name a folder")
+    check_writable(format)
     lake = open_read_only(settings)
     publication = current_publication(lake)
     with new_folder(target, overwrite=overwrite, foreign_file=_foreign_file) as part:
@@ -152,6 +153,12 @@ def _survey(lake: Lake, publication: Publication, *, embeddings: bool) -> Datase
     if first is None:
         raise FruitsError(
             f"publication {publication.publication_id}: has no features, so there is nothing to train from"
+        )
+    splits = sorted({split for split, _ in counts})
+    if len({_file_name(split) for split in splits}) < len(splits):
+        raise FruitsError(
+            f"publication {publication.publication_id}: the splits {', '.join(splits)} differ in signs that names of "
+            "files lack; name them otherwise by FRUITS_KEY_PATTERN"
         )
     pca = load_pca(lake, publication) if embeddings else None
     return Dataset(publication, counts, matrix_of(first["vector"]).shape[1], pca)
@@ -189,7 +196,13 @@ def _write_split(
             batches=(piece for _, piece in pieces),
             metadata=metadata,
         )
-        WRITERS[format](folder / f"{split}-{shard:05d}-of-{_shards(photos):05d}.{format}", rows)
+        name = f"{_file_name(split)}-{shard:05d}-of-{_shards(photos):05d}.{format}"
+        WRITERS[format](folder / name, rows)
+
+
+def _file_name(split: str) -> str:
+    """A split in the name of a file, and as ``datasets`` takes it: the key pattern may give any text."""
+    return re.sub(r"\W", "_", split)
 
 
 def _shards(photos: int) -> int:
@@ -215,9 +228,10 @@ def _class_label(labels: list[str]) -> str:
 def _card(dataset: Dataset, format: Format) -> str:  # noqa: A002
     """The dataset's card, in Markdown; that of Parquet files begins with the names that ``datasets`` looks for."""
     publication, splits = dataset.publication, dataset.splits
-    files = "".join(f"  - split: {split}\n    path: {split}-*.{format}\n" for split in splits)
+    names = [_file_name(split) for split in splits]
+    files = "".join(f"  - split: {name}\n    path: {name}-*.{format}\n" for name in names)
     head = f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n" if format == "parquet" else ""
-    loading = _LOADING[format].format(split=next(iter(splits)), width=dataset.width)
+    loading = _LOADING[format].format(split=names[0], width=dataset.width)
     columns = ((f"`{field.name}`", field.type, field.metadata[b"doc"].decode()) for field in dataset.schema)
     labels = (
         (place, _plain(label), *(dataset.counts.get((split, label), 0) for split in splits))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -54,6 +55,19 @@ class Rows:
     def vectors(self) -> list[str]:
         """The names of the columns that hold vectors."""
         return [column.name for column in self.schema if pa.types.is_list(column.type)]
+
+
+def check_writable(format: Format) -> None:  # noqa: A002 -- the word for it
+    """See that this environment can write a format.
+
+    Raises:
+        FruitsError: when a package is missing.
+    """
+    if format == "tfrecord" and find_spec("tensorflow") is None:
+        raise FruitsError(
+            "format tfrecord: TensorFlow writes it, and this environment has none. Install it, then try again: "
+            "make setup-tensorflow"
+        )
 
 
 def write_parquet(path: Path, rows: Rows) -> None:
@@ -116,24 +130,19 @@ def write_tfrecord(path: Path, rows: Rows) -> None:
     """For ``tf.data.TFRecordDataset``: a ``tf.train.Example`` for each row, with the columns' names as keys.
 
     Memory does not grow with the rows.
-
-    Raises:
-        FruitsError: when there is no TensorFlow.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise FruitsError(
-            "format tfrecord: TensorFlow writes it, and this environment has none. Install it, then try again: "
-            "make setup-tensorflow"
-        ) from error
+    import tensorflow as tf
+
     kinds = {column.name: _feature_of(column.type, tf.train) for column in rows.schema}
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for row in _by_row(rows.batches):
-            features = {name: kinds[name](value) for name, value in row.items()}
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            writer.write(example.SerializeToString())
+    try:
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for row in _by_row(rows.batches):
+                features = {name: kinds[name](value) for name, value in row.items()}
+                example = tf.train.Example(features=tf.train.Features(feature=features))
+                writer.write(example.SerializeToString())
+    except tf.errors.OpError as error:  # a full disk, for one
+        raise OSError(error.message) from error
 
 
 Writer = Callable[[Path, Rows], None]

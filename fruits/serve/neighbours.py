@@ -21,6 +21,7 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fruits.analysis.pca import PCA, whiten
@@ -382,13 +383,17 @@ def _unindexed(table: _Table, segments: Sequence[Segment], exact_rows: int) -> U
 
 
 def _nearest(photos: Photos, candidates: Candidates, count: int) -> Iterator[Neighbour]:
-    """The nearest of some candidates, with all that are as near as the last."""
+    """The ``count`` nearest of some candidates, equal ones by key."""
     rows, cosines = candidates
     similarity = np.round(cosines, _DIGITS)
     nearest = similarity >= _last(similarity, count)
     chosen = pa.array(rows[nearest])
-    keys, labels = photos.keys.take(chosen).to_pylist(), photos.labels.take(chosen).to_pylist()
-    for key, label, value in zip(keys, labels, similarity[nearest].tolist(), strict=True):
+    found = pa.table({"similarity": similarity[nearest], "key": photos.keys.take(chosen), "row": chosen})
+    # Very many may be as near as the last: copies of one picture.
+    order = pc.select_k_unstable(found, count, [("similarity", "descending"), ("key", "ascending")])
+    found = found.take(order)
+    labels = photos.labels.take(found["row"].combine_chunks()).to_pylist()
+    for key, label, value in zip(found["key"].to_pylist(), labels, found["similarity"].to_pylist(), strict=True):
         yield Neighbour(key, label, round(value, _DIGITS))
 
 
@@ -401,7 +406,9 @@ def _nameless(folder: Path, shape: tuple[int, int]) -> Directions:
     """An array in a file without a name, which goes with the array."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, np.float32, "w+", shape=shape)
+        # A full disk is an error here. Later, when a page is written, it would be the end of the process.
+        os.posix_fallocate(file.fileno(), 0, max(1, 4 * shape[0] * shape[1]))
+        return np.memmap(file, np.float32, "r+", shape=shape)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ A segment is a folder that is written once and then never changed:
   whose centres are nearest to the query.
 
 The folder's name is a hash of what the segment holds, and the card has a digest of each file, so a segment that was cut
-off, changed or put there by somebody is found out before it is used. Both files are mapped into memory: a search reads
+off or damaged is found out before it is used. Both files are mapped into memory: a search reads
 the pages that it needs, and the system may drop them.
 """
 
@@ -203,8 +203,13 @@ def open_segment(folder: Path) -> Segment | None:
     if not sound:
         log.warning("%s: not a segment as it was written; it is not used, and the next build removes it", folder)
         return None
-    photos = pa.ipc.open_file(pa.memory_map(str(folder / "photos.arrow"))).get_batch(0)
-    index = faiss.read_index(str(folder / "lists.faiss"), faiss.IO_FLAG_MMAP)
+    try:
+        photos = pa.ipc.open_file(pa.memory_map(str(folder / "photos.arrow"))).get_batch(0)
+        index = faiss.read_index(str(folder / "lists.faiss"), faiss.IO_FLAG_MMAP)
+    except (FileNotFoundError, RuntimeError):  # removed meanwhile; Faiss knows no other errors
+        if folder.exists():
+            raise
+        return None
     faiss.downcast_InvertedLists(index.invlists).prefetch_nthread = 0  # 32 threads a search would cost milliseconds
     return Segment(card, photos["key"], photos["label"], photos["place"].to_numpy(), index, frozenset(), card.rows)
 
@@ -219,10 +224,14 @@ def write_segment(folder: Path, card: Card, photos: Iterable[PlacedPhotos]) -> P
     """
     building = folder / f"{_BUILDING}{card.name}"
     building.mkdir()
-    k = _write_photos(building, photos)
-    _write_lists(building, card.rows, k)
-    written = card.model_copy(update={"digests": _digests(building)})
-    (building / "card.json").write_text(written.model_dump_json(indent=2) + "\n")
+    try:
+        k = _write_photos(building, photos)
+        _write_lists(building, card.rows, k)
+        written = card.model_copy(update={"digests": _digests(building)})
+        (building / "card.json").write_text(written.model_dump_json(indent=2) + "\n")
+    except (OSError, RuntimeError) as error:  # as Faiss says that the disk is full
+        remove(building)  # the next try needs the room
+        raise error if isinstance(error, OSError) else OSError(str(error)) from error
     target = folder / card.name
     remove(target)
     os.replace(building, target)  # noqa: PTH105 -- Path.replace says nothing of folders

@@ -118,7 +118,7 @@ def update_classifier(job: Job, moments: Moments, sample: pa.Table) -> Classifie
     model_id, writer = job.run.model_id, job.tables.writer
     snapshot_id = job.lake.head("label_statistics", writer.branch)
     sums = load_label_sums(job.lake, snapshot_id, model_id) if snapshot_id else {}
-    classifier = fitted(moments, sums, sample_of(sample, KeyPattern.of(job.settings)))
+    classifier = fitted(moments, sums, sample_of(sample, KeyPattern.of(job.settings))) if len(sample) else None
     if classifier is None:
         job.tables.delete_backbones("classifiers", (model_id,))
         return None

@@ -1,5 +1,6 @@
 """What can be wrong with a cluster, told early and in words that say what to do."""
 
+import os
 import re
 import socket
 import threading
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from fruits.errors import DeniedError, FruitsError, TransientError
 
 if TYPE_CHECKING:
+    from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
 _CONNECT_SECONDS = 10.0
@@ -57,16 +59,31 @@ _PASSING = {
 """The same of what may be over when the job is tried again."""
 
 
-def check_master() -> None:
+def submitted_configuration() -> "SparkConf":
+    """What spark-submit was told, by options and by Spark's defaults; starts the JVM."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext._ensure_initialized()  # noqa: SLF001 -- only the JVM knows what spark-submit was told
+    return SparkConf()
+
+
+def use_executors_python(configuration: "SparkConf") -> None:
+    """Have executors start the Python of ``spark.pyspark.python``, where that is set.
+
+    Spark's own spark-submit puts it into the driver's environment, where PySpark looks for it, before the driver's
+    Python starts. Ours starts the driver's Python first.
+    """
+    if python := configuration.get("spark.pyspark.python"):
+        os.environ["PYSPARK_PYTHON"] = python
+
+
+def check_master(configuration: "SparkConf") -> None:
     """See that the master of a standalone cluster answers, before Spark tries for a minute and ends in a stack trace.
 
     Raises:
         FruitsError: naming the master and the connection that it comes from.
     """
-    from pyspark import SparkConf, SparkContext
-
-    SparkContext._ensure_initialized()  # noqa: SLF001 -- only the JVM knows what spark-submit was told
-    master = SparkConf().get("spark.master") or ""
+    master = configuration.get("spark.master") or ""
     if master.startswith("spark://"):
         _check_reachable(master, master.removeprefix("spark://").split(","))
 

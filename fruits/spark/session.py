@@ -13,7 +13,7 @@ from fruits.errors import FruitsError
 from fruits.lake.catalog import spark_configuration
 from fruits.run.documents import TaskRecorder
 from fruits.settings import Settings
-from fruits.spark.cluster import await_executor, check_master
+from fruits.spark.cluster import await_executor, check_master, submitted_configuration, use_executors_python
 from fruits.spark.executors import of_numbered
 from fruits.spark.release import BatchFunction, same_release
 
@@ -47,7 +47,9 @@ def session(name: str, settings: Settings, recorder: TaskRecorder[Any]) -> Itera
     running = running_session()
     with recorder.phase("session"):
         if running is None:
-            check_master()
+            submitted = submitted_configuration()
+            use_executors_python(submitted)
+            check_master(submitted)
             spark = start_session(name, spark_configuration(settings))
         else:
             spark = session_beside(running, settings)

@@ -115,7 +115,7 @@ class TestFitPrototypes:
 
     def test_a_single_photo_tells_no_threshold(self):
         found = fit_prototypes(["0"], photos((FITTED[0][:1], FITTED[1][:1], False)), 4)
-        assert (found.threshold, found.calibrated_on, found.n) == (0, "nothing", 0)
+        assert (found.threshold, found.calibrated_on, found.n) == (-1, "nothing", 0)
 
     def test_a_label_without_a_photo_is_named(self):
         with pytest.raises(FruitsError, match="'2'.*verify"):

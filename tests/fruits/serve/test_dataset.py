@@ -212,6 +212,23 @@ class TestRefused:
             export_dataset(folder_lake, tmp_path / "d", "parquet", embeddings=True)
         assert export_dataset(folder_lake, tmp_path / "d", "parquet").rows == len(PHOTOS)
 
+    def test_two_splits_of_one_name_for_files(self, folder_lake, fake_run, tmp_path):
+        run = fake_run(folder_lake)
+        run.write(
+            {f"{split}/Kiwi/1.jpg": PHOTOS["train/Kiwi/1.jpg"] for split in ("hold-out", "hold_out")},
+            MODEL,
+            pca=_plane(5),
+        )
+        run.publish(MODEL, "pca-none")
+        with pytest.raises(FruitsError, match="the splits hold-out, hold_out differ in signs"):
+            export_dataset(folder_lake, tmp_path / "d", "csv")
+
+    def test_tfrecord_without_tensorflow(self, lake, tmp_path, monkeypatch):
+        monkeypatch.setattr("fruits.serve.formats.find_spec", lambda _: None)
+        with pytest.raises(FruitsError, match="make setup-tensorflow"):
+            export_dataset(lake, tmp_path / "d", "tfrecord")
+        assert not list(tmp_path.iterdir())
+
     def test_the_name_of_a_file(self, lake, tmp_path):
         with pytest.raises(FruitsError, match="is a folder"):
             export_dataset(lake, tmp_path / "d.csv", "csv")

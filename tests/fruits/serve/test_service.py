@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from http.client import HTTPConnection
 from threading import Event, Thread
@@ -368,7 +369,7 @@ class TestPublications:
         assert current.loaded.engine.neighbours.segments
         assert current.loaded.engine.identify(photo) == expected
         assert client.get("/ready").json()["problem"] is None
-        monkeypatch.setattr(current_module, "build", lambda *_: pytest.fail("built once more"))
+        monkeypatch.setattr(current_module, "build", lambda *_, **__: pytest.fail("built once more"))
         current.look()
 
     def test_a_defect_while_loading_does_not_end_the_looks(self, published, monkeypatch):
@@ -383,6 +384,21 @@ class TestPublications:
             time.sleep(0.01)
         current.stop()
         assert current.loaded.engine is not None
+
+    def test_what_cannot_be_loaded_is_tried_less_and_less_often(self, published, monkeypatch):
+        current = CurrentEngine(published, threads=1, refresh_seconds=15)
+        waits = []
+
+        def wait(seconds):
+            waits.append(seconds)
+            if len(waits) == 8:
+                current.stop()
+
+        monkeypatch.setattr(current._stop, "wait", wait)
+        monkeypatch.setattr(current, "look", lambda: None)
+        current.loaded = replace(current.loaded, problem="the disk is full")
+        current._look_again()
+        assert waits == [30, 60, 120, 240, 480, 600, 600, 600]
 
 
 @pytest.fixture
@@ -465,6 +481,13 @@ class TestServer:
             connection.request("POST", "/identify", body, JPEG)
             response = connection.getresponse()
             assert (response.status, bool(response.read())) == (status, True)
+
+    def test_a_page_on_the_web_whose_name_leads_here_is_refused(self, server):
+        _, host, port = server
+        for name, status in ((f"{host}:{port}", 200), ("localhost", 200), ("evil.example", 400)):
+            connection = HTTPConnection(host, port, timeout=120)
+            connection.request("GET", "/health", headers={"Host": name})
+            assert connection.getresponse().status == status
 
     def test_a_port_that_is_taken_is_named(self, server):
         settings, host, port = server

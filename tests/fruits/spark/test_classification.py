@@ -204,6 +204,12 @@ def test_a_classifier_needs_sums_of_the_rows_that_the_moments_have(job: Job) -> 
     assert head(job, "classifiers") == removed, "there was nothing to remove"
 
 
+def test_without_any_photo_there_is_no_classifier(job: Job) -> None:
+    """The last photo was deleted."""
+    moments = moments_of(VECTORS[:0].reshape(0, VECTORS.shape[1]))
+    assert update_classifier(job, moments, CALIBRATION_SAMPLE.schema.empty_table()) is None
+
+
 def test_halves_are_those_of_the_groups_that_the_pattern_reads(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[Any] = []
     monkeypatch.setattr(classification, "fit_classifier", lambda moments, sums, sample: fitted.append(sample))

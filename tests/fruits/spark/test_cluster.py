@@ -1,5 +1,6 @@
 """What Spark says of workers and masters, in words for a person."""
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -7,7 +8,13 @@ from contextlib import closing
 import pytest
 
 from fruits.errors import EXECUTOR_ERROR, DeniedError, FruitsError, TransientError
-from fruits.spark.cluster import _check_reachable, _where_to_look, executor_errors, explain_failure
+from fruits.spark.cluster import (
+    _check_reachable,
+    _where_to_look,
+    executor_errors,
+    explain_failure,
+    use_executors_python,
+)
 
 TASK = "Task 0 in stage 1.0 failed 4 times: Lost task 0.3 in stage 1.0 (TID 7) (10.0.0.5 executor 1): "
 PYTHON = (
@@ -19,6 +26,14 @@ SPARK = (
     "java.io.InvalidClassException: org.apache.spark.rdd.RDD; local class incompatible: stream classdesc "
     "serialVersionUID = 1, local class serialVersionUID = 2"
 )
+
+
+def test_executors_start_the_python_that_spark_submit_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYSPARK_PYTHON", "/driver/python")
+    use_executors_python({})  # `get` is all that it needs
+    assert os.environ["PYSPARK_PYTHON"] == "/driver/python"
+    use_executors_python({"spark.pyspark.python": "./environment/bin/python"})
+    assert os.environ["PYSPARK_PYTHON"] == "./environment/bin/python"
 
 
 @pytest.mark.parametrize(
