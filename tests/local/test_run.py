@@ -205,7 +205,9 @@ def test_a_run_leaves_no_secret(first: Ran, installation: Installation) -> None:
     database = rows(installation.data / "airflow" / "airflow.db")
     assert b"publication_id" in database["xcom"]
     left = files(installation.data.parent, "photos/*", "data/s3/*", "data/s3.*", "data/airflow/airflow.db*")
-    assert any(b"Running Spark version" in left[name] for name in left if fnmatch(name, "data/logs/run-*.log"))
+    assert any(
+        b"Using Spark's default log4j profile" in left[name] for name in left if fnmatch(name, "data/logs/run-*.log")
+    )
     assert {"report.html", "summary.json", "data/catalog.db"} <= left.keys()
     with running_stack(installation.data) as stack:
         assert_none((stack.secret_key, TOKEN), {**database, **left, "output": first.out})

@@ -105,19 +105,6 @@ def test_a_second_ui_says_that_one_is_running(ui: UI) -> None:
     assert (ui.data / "ui.json").read_text() == before
 
 
-def test_a_photo_passes_through_airflow_to_the_service(ui: UI) -> None:
-    """Nothing is published yet, and the service says so itself."""
-
-    def ask(**headers: str) -> httpx.Response:
-        headers = {"Content-Type": "image/jpeg", **headers}
-        return httpx.post(f"{ui.url}/fruits/identify", content=b"a photo", headers=headers, timeout=60)
-
-    assert ask().status_code == 401
-    token = {"Authorization": f"Bearer {ui.api.token}"}
-    answer = wait_for(lambda: (found := ask(**token)).json()["reason"] != "no_service" and found)
-    assert (answer.status_code, answer.json()["reason"]) == (503, "not_ready")
-
-
 def test_photos_that_are_put_into_the_bucket_wake_the_dag(ui: UI, card: Card) -> None:
     """S3 server, webhook, bridge, queue, triggerer, run. What comes while that is active is one run more at most."""
     client = ui.stack.client()
