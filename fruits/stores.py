@@ -28,7 +28,6 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 from botocore.loaders import Loader, create_loader
 from botocore.utils import parse_timestamp
-from obstore.auth.boto3 import Boto3CredentialProvider
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
@@ -39,6 +38,7 @@ from fruits.settings import Settings
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
+    from obstore.auth.boto3 import Boto3CredentialProvider
     from obstore.store import ClientConfig, RetryConfig, S3Config
 
 _METADATA_SERVICE = {"metadata_service_timeout": 5, "metadata_service_num_attempts": 4}
@@ -400,8 +400,10 @@ def _aws_data() -> Loader:
 
 
 @cache
-def _credentials() -> Boto3CredentialProvider:
+def _credentials() -> "Boto3CredentialProvider":
     """boto3's whole chain of credentials: environment, profile, SSO, container, instance role."""
+    from obstore.auth.boto3 import Boto3CredentialProvider  # takes 0.1 s; DAG files need none
+
     try:
         session = aws_session()
         credentials = session.get_credentials()
