@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
+
+from fruits.analysis.moments import moments_of
+from fruits.analysis.pca import PCA, fit
 from fruits.analysis.quality import Confusion, Quality
 from fruits.backbones.card import Card, Preprocessing
 from fruits.lake.branches import Writer, start_branch
@@ -181,3 +185,8 @@ def heads(lake: Lake, run: str, start: Base) -> dict[TableName, int]:
     """The snapshots at the ends of a run's branches; where it has none, those that it started from."""
     found = {name: lake.head(name, writer(run).branch) for name in DATA_TABLES}
     return {name: start.snapshots[name] if head is None else head for name, head in found.items()}
+
+
+def plane(d: int = 3) -> PCA:
+    """A PCA of two components of features of length ``d``."""
+    return fit(moments_of(np.random.default_rng(1).normal(size=(9, d))), 2)

@@ -24,10 +24,10 @@ from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_pca
 from fruits.lake.publication import Publication
 from fruits.lake.reader import PublishedRows, current_publication, open_read_only
-from fruits.lake.schemas import EMBEDDINGS, FEATURES
+from fruits.lake.schemas import EMBEDDINGS, FEATURES, matrix
 from fruits.photos.keys import FIT_SPLIT
 from fruits.serve.export import Exported, Progress, origin_of, reported
-from fruits.serve.formats import WRITERS, Format, Rows, check_writable, matrix_of
+from fruits.serve.formats import WRITERS, Format, Rows, check_writable
 from fruits.serve.targets import new_folder
 from fruits.settings import Settings
 from fruits.text import readable
@@ -161,7 +161,7 @@ def _survey(lake: Lake, publication: Publication, *, embeddings: bool) -> Datase
             "files lack; name them otherwise by FRUITS_KEY_PATTERN"
         )
     pca = load_pca(lake, publication) if embeddings else None
-    return Dataset(publication, counts, matrix_of(first["vector"]).shape[1], pca)
+    return Dataset(publication, counts, matrix(first["vector"]).shape[1], pca)
 
 
 def _rows(lake: Lake, dataset: Dataset, split: str) -> Iterator[pa.RecordBatch]:
@@ -172,7 +172,7 @@ def _rows(lake: Lake, dataset: Dataset, split: str) -> Iterator[pa.RecordBatch]:
         columns["target"] = pc.index_in(batch["label"], labels).cast(pa.int64())
         columns["publication_id"] = pa.repeat(str(dataset.publication.publication_id), batch.num_rows)
         if dataset.pca:
-            embedding, _ = transform(dataset.pca, matrix_of(batch["vector"]))
+            embedding, _ = transform(dataset.pca, matrix(batch["vector"]))
             offsets = np.arange(len(embedding) + 1, dtype=np.int32) * embedding.shape[1]
             lists = pa.ListArray.from_arrays(offsets, embedding.ravel())
             columns["embedding"] = lists.cast(schema.field("embedding").type)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fruits.errors import FruitsError
+from fruits.lake.schemas import matrix
 
 Format = Literal["parquet", "csv", "npz", "tfrecord"]
 
@@ -105,7 +106,7 @@ def write_npz(path: Path, rows: Rows) -> None:
     matrices: dict[str, NDArray[np.float32]] = {name: np.empty((0, 0), np.float32) for name in rows.vectors}
     columns, done, others = [name for name in rows.schema.names if name in _ARRAYS], 0, []
     for batch in rows.batches:
-        vectors = {name: matrix_of(batch.column(name)) for name in rows.vectors}
+        vectors = {name: matrix(batch.column(name)) for name in rows.vectors}
         if not done:
             _check_memory(sum(rows.total * found.shape[1] * found.itemsize for found in vectors.values()), rows)
             matrices = {name: np.empty((rows.total, found.shape[1]), np.float32) for name, found in vectors.items()}
@@ -154,19 +155,13 @@ WRITERS: Mapping[Format, Writer] = {
 }
 
 
-def matrix_of(vectors: pa.ListArray) -> NDArray[np.float32]:
-    """Vectors of equal length as rows, shape ``(n, d)``; ``(0, 0)`` for none."""
-    numbers = vectors.flatten().to_numpy(zero_copy_only=False)
-    return cast("NDArray[Any]", numbers.reshape(len(vectors), -1)) if len(vectors) else np.empty((0, 0), np.float32)
-
-
 def _flat(batch: pa.RecordBatch, rows: Rows) -> pa.Table:
     """The batch as a CSV file has it: safe texts, the publication, a column for each number of a vector."""
     vectors = rows.vectors
     columns = {name: _safe(batch.column(name)) for name in batch.schema.names if name not in vectors}
     columns["publication_id"] = pa.array([rows.origin["publication_id"]] * batch.num_rows, pa.string())
     for letter, vector in zip(_NUMBERS, vectors, strict=False):
-        numbers = matrix_of(batch.column(vector)).T
+        numbers = matrix(batch.column(vector)).T
         columns |= {f"{letter}{place}": pa.array(np.ascontiguousarray(column)) for place, column in enumerate(numbers)}
     return pa.table(columns)
 

@@ -28,6 +28,7 @@ from fruits.lake.classifier_tables import load_classifier
 from fruits.lake.pca_tables import load_pca
 from fruits.lake.publication import Publication
 from fruits.lake.reader import PublishedRows, current_publication, open_read_only
+from fruits.lake.schemas import matrix
 from fruits.photos.decode import Limits, UnreadablePhotoError, decode, needed_side, preprocess
 from fruits.photos.quarantine import Reason
 from fruits.run.manifest import evenly
@@ -365,6 +366,5 @@ def _share(counts: Sequence[int], most: int) -> int:
 
 
 def _photos(rows: pa.Table) -> EmbeddedPhotos:
-    vectors = rows["embedding"].combine_chunks()
-    embedding = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
+    embedding = matrix(rows["embedding"].combine_chunks())
     return EmbeddedPhotos(rows["key"].to_pylist(), rows["label"].to_pylist(), embedding, rows["residual"].to_numpy())

@@ -9,6 +9,9 @@ import pytest
 
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone
+from fruits.lake.catalog import Lake
+from fruits.lake.publication import Publication
+from fruits.lake.reader import current_publication
 from fruits.photos.decode import Limits, decode, needed_side, preprocess
 from fruits.settings import Settings
 from sample_photos import draw
@@ -67,3 +70,9 @@ def published(
 ) -> Settings:
     """Settings of a lake in which the photos are published. Not to be changed by tests."""
     return new_lake(tmp_path_factory.mktemp("published"), {key: feature(data) for key, data in photos.items()})
+
+
+@pytest.fixture
+def publication(lake: Settings) -> Publication:
+    """The publication of the test's own lake."""
+    return current_publication(Lake.open(lake))

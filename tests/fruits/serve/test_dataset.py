@@ -10,11 +10,11 @@ import pytest
 from fruits.errors import FruitsError
 from fruits.lake import catalog
 from fruits.lake.catalog import Lake
-from fruits.lake.reader import current_publication
 from fruits.serve import dataset as module
 from fruits.serve import formats
 from fruits.serve.dataset import export_dataset
 from fruits.settings import Settings
+from tests.runs import plane
 
 pytestmark = pytest.mark.jobs
 
@@ -34,25 +34,13 @@ def lake(tmp_path_factory, fake_run):
     folder = tmp_path_factory.mktemp("lake")
     settings = Settings.load(lake=f"file://{folder}/lake", catalog_uri=f"sqlite:///{folder}/catalog.db")
     run = fake_run(settings)
-    run.write({f"other/{key}": vector[:3] for key, vector in PHOTOS.items()}, "another", pca=_plane())
+    run.write({f"other/{key}": vector[:3] for key, vector in PHOTOS.items()}, "another", pca=plane())
     pca_id = run.write(PHOTOS, MODEL)
     run.publish(MODEL, pca_id)
     later = fake_run(settings)
     later.branch = "main"  # of a table may be ahead of the publication that a reader has
-    later.write({"train/Later/1.jpg": PHOTOS["train/Kiwi/1.jpg"]}, MODEL, pca=_plane(5))
+    later.write({"train/Later/1.jpg": PHOTOS["train/Kiwi/1.jpg"]}, MODEL, pca=plane(5))
     return settings
-
-
-def _plane(d=3):
-    from fruits.analysis.moments import moments_of
-    from fruits.analysis.pca import fit
-
-    return fit(moments_of(np.random.default_rng(1).normal(size=(9, d))), 2)
-
-
-@pytest.fixture
-def publication(lake):
-    return current_publication(Lake.open(lake))
 
 
 def files(folder):
@@ -217,7 +205,7 @@ class TestRefused:
         run.write(
             {f"{split}/Kiwi/1.jpg": PHOTOS["train/Kiwi/1.jpg"] for split in ("hold-out", "hold_out")},
             MODEL,
-            pca=_plane(5),
+            pca=plane(5),
         )
         run.publish(MODEL, "pca-none")
         with pytest.raises(FruitsError, match="the splits hold-out, hold_out differ in signs"):
