@@ -21,7 +21,7 @@ class Usage:
     Attributes:
         wall: Seconds by the clock.
         core: Core seconds, user and system, by kind of process.
-        worker_megabytes: The most resident memory of one of Spark's Python workers.
+        worker_megabytes: The most resident memory of one of the Python workers.
     """
 
     wall: float = 0.0
@@ -90,4 +90,4 @@ def _kind(pid: int) -> str | None:
         return None
     if command.split(b"\0")[0].endswith(b"java"):
         return JVM
-    return WORKERS if b"pyspark.daemon" in command else DRIVER
+    return WORKERS if b"pyspark.daemon" in command or b"popen_loky" in command else DRIVER

@@ -6,6 +6,9 @@ than it needs, and an executor never imports TensorFlow.
 
 import gc
 import json
+import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,6 +103,27 @@ def featurize(
             yield pa.RecordBatch.from_pylist([made.result(file)], RESULT_SCHEMA)
 
     return results
+
+
+def in_worker_process(
+    driver: int, function: BatchFunction, work: pa.RecordBatch, schema: pa.Schema
+) -> list[pa.RecordBatch]:
+    """What ``function`` makes of the work of a task, with ``schema``; in a process that the ``driver`` has started."""
+    if os.getppid() == driver:  # with one core, this is the driver itself
+        _end_with_driver(driver)
+    return pa.Table.from_batches(function(iter((work,))), schema).to_batches()
+
+
+@lru_cache(maxsize=1)
+def _end_with_driver(driver: int) -> None:
+    """End this process soon after the driver's, however that ends."""
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end with the driver").start()
 
 
 def _file_columns(file: WrittenFile) -> dict[str, object]:

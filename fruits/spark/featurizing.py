@@ -21,7 +21,8 @@ from fruits.run.chunks import Limits, Piece, are_few, in_tasks, limits_of, piece
 from fruits.run.manifest import DUE_ETAG, Manifest, StoredManifest
 from fruits.spark.executors import OTHERS_SCHEMA, RESULT_SCHEMA, TASKS_SCHEMA, featurize, file_in, packed, unpacked
 from fruits.spark.job import Job
-from fruits.spark.session import a_partition_each, map_batches, map_table, progress
+from fruits.spark.session import map_table
+from fruits.spark.tasks import Progress
 from fruits.stores import can_read_any, photo_store
 
 log = logging.getLogger("fruits")
@@ -194,10 +195,10 @@ def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str], *, before:
     if total <= job.settings.few_photos and are_few(photos, job.settings):
         work = tasks_table(in_tasks(photos, job.settings, cores=1))
         return Outcomes.of(map_table(work, function, RESULT_SCHEMA).to_pylist())
-    tasks = in_tasks(photos, job.settings, job.tables.cores)
-    rows = a_partition_each(job.tables.spark, tasks_table(tasks))
-    with progress(job.tables.spark, "featurize", total, before=before, inside=len(photos)):
-        return Outcomes.of([row.asDict() for row in map_batches(rows, function, RESULT_SCHEMA).collect()])
+    work = tasks_table(in_tasks(photos, job.settings, job.tables.cores))
+    progress = Progress("featurize", total, before=before, inside=len(photos))
+    rows = job.tables.executors.run(work, function, RESULT_SCHEMA, progress)
+    return Outcomes.of([row for batch in rows for row in batch.to_pylist()])
 
 
 def tasks_table(tasks: Sequence[Manifest]) -> pa.Table:

@@ -35,8 +35,9 @@ from fruits.spark.executors import FILE_SCHEMA, SQUARES_SCHEMA, file_in, squared
 from fruits.spark.executors import project as project_batches
 from fruits.spark.job import Job
 from fruits.spark.release import BatchFunction
-from fruits.spark.session import Rows, map_batches, map_table, progress
+from fruits.spark.session import Rows, map_batches, map_table
 from fruits.spark.stored import StoredRows
+from fruits.spark.tasks import Progress, followed
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -251,7 +252,7 @@ def project(job: Job, pca_id: str, pca: PCA, features: "Rows | StoredRows") -> i
     count = int(features.count())
     if count:
         rows = features.select("key", "etag", "label", "split", "vector")
-        with progress(job.tables.spark, "project", count):
+        with followed(job.tables.spark, Progress("project", count)):
             embeddings = map_batches(rows, function, EMBEDDINGS.schema)
             files = math.ceil(count / ROWS_PER_FILE)
             job.tables.append("embeddings", embeddings.repartitionByRange(files, "key").sortWithinPartitions("key"))
@@ -262,7 +263,7 @@ def project_stored(job: Job, pca_id: str, function: BatchFunction, features: Sto
     """The same of features that executors read: they write the embeddings as well, and the driver commits the files."""
     target = file_target(job.lake, EMBEDDINGS, pca_id)
     written = writing(job.settings, function, target)
-    with progress(job.tables.spark, "project", features.about):
+    with followed(job.tables.spark, Progress("project", features.about)):
         rows, _ = features.map(written, ("key", "etag", "label", "split", "vector"), FILE_SCHEMA)
         made = [row.asDict() for row in rows.collect()]
     if made:

@@ -1,8 +1,6 @@
-"""The Spark session of a job, and how the job follows its progress."""
+"""The Spark session of a job, and functions of batches in it."""
 
 import logging
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -136,54 +134,3 @@ def map_each(spark: "SparkSession", work: pa.Table, function: BatchFunction, sch
     So it is for few and small rows, and costs no shuffle, which ``a_partition_each`` has.
     """
     return map_batches(spark.range(0, len(work), 1, len(work)), of_numbered(work, function), schema)
-
-
-@contextmanager
-def progress(
-    spark: "SparkSession", what: str, total: int, *, before: int = 0, inside: int | None = None, every: float = 3.0
-) -> Iterator[None]:
-    """Log done/total, rate and time left of the Spark tasks that run inside, every few seconds.
-
-    ``total`` is in items; an item counts as done when its task is. ``before`` items were done before, and ``inside``
-    are done by the tasks that run inside (None: all that are left).
-    """
-    ours = total - before if inside is None else inside
-    group = f"progress-{threading.get_ident()}-{time.monotonic_ns()}"
-    spark.sparkContext.setJobGroup(group, what)
-    stop = threading.Event()
-    start = time.perf_counter()
-
-    def report() -> None:
-        done = 0
-        while not stop.wait(every):
-            done = max(done, round(ours * _share_done(spark, group)))
-            spent = time.perf_counter() - start
-            rate = done / spent
-            left = f"{(total - before - done) / rate:.0f} s left" if rate else "starting"
-            log.info("progress %s %d/%d %.0f/s %s", what, before + done, total, rate, left)
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        spark.sparkContext._jsc.clearJobGroup()  # noqa: SLF001 -- PySpark has no public way to leave a group
-    spent = time.perf_counter() - start
-    rate = ours / spent if spent else 0
-    log.info("progress %s %d/%d %.0f/s done in %.1f s", what, before + ours, total, rate, spent)
-
-
-def _share_done(spark: "SparkSession", group: str) -> float:
-    """Share of the largest stage's tasks that are done, 0 to 1, over the jobs of a group."""
-    tracker = spark.sparkContext.statusTracker()
-    stages = [
-        stage
-        for job_id in tracker.getJobIdsForGroup(group)
-        if (job := tracker.getJobInfo(job_id))
-        for stage_id in job.stageIds
-        if (stage := tracker.getStageInfo(stage_id))
-    ]
-    largest = max(stages, key=lambda stage: stage.numTasks, default=None)
-    return largest.numCompletedTasks / largest.numTasks if largest and largest.numTasks else 0.0

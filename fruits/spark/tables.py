@@ -15,6 +15,7 @@ from fruits.lake.branches import Writer, commit_rows, start_branch, verified_hea
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 from fruits.run.manifest import DUE_ETAG
+from fruits.spark.tasks import Executors, executors_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -50,10 +51,15 @@ class Tables:
             for name, value in self.writer.snapshot_properties.items()
         }
 
+    @cached_property
+    def executors(self) -> Executors:
+        """What runs the job's tasks."""
+        return executors_of(self.lake.settings, lambda: self.spark)
+
     @property
     def cores(self) -> int:
-        """The Spark cores at work."""
-        return self.spark.sparkContext.defaultParallelism
+        """The cores at work."""
+        return self.executors.cores
 
     def identifier(self, name: TableName) -> str:
         """A table, as SQL takes it."""

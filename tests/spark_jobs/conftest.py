@@ -32,6 +32,7 @@ from fruits.run.request import resolve_request
 from fruits.run.state import WRITTEN, PlannedRun, run_key
 from fruits.settings import Settings
 from fruits.spark.session import start_session
+from fruits.spark.tasks import WorkerProcesses
 from fruits.steps.plan import plan_run
 from fruits.steps.publish import publish_run
 from fruits.stores import lake_store, photo_store, read_json, write_bytes, write_json
@@ -254,6 +255,12 @@ def spark(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[S
 def chain(spark: "SparkSession") -> Chain:
     """The chain; its jobs run in this process and its Spark."""
     return Chain({job: job_module(job) for job in (*JOBS, "maintain")})
+
+
+@pytest.fixture
+def worker_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run in worker processes of this one, as under a local master, and not in its Spark."""
+    monkeypatch.setattr("fruits.spark.tables.executors_of", lambda settings, _: WorkerProcesses(settings, 2))
 
 
 @pytest.fixture

@@ -120,8 +120,11 @@ class TestPublishedTables:
             assert {name: summary[name] for name in writer.snapshot_properties} == writer.snapshot_properties
 
 
-def test_few_photos_are_the_drivers_own_work_and_give_the_same_rows_without_spark(chain, first, new_settings):
-    settings = new_settings(bucket=first.settings.bucket)
+@pytest.mark.parametrize("few_photos", [200, 0])
+def test_the_driver_and_its_worker_processes_make_the_same_rows_without_spark(
+    chain, first, new_settings, few_photos, worker_processes
+):
+    settings = new_settings(bucket=first.settings.bucket, few_photos=few_photos)
     chain.plan(settings, "alone")
     assert chain.submit("featurize", settings, "alone") == ExitCode.OK
     for name in ("features", "quarantine"):

@@ -67,8 +67,8 @@ class Bucket:
         return True
 
 
-def test_a_history_of_runs_equals_one_full_run(chain, new_settings, monkeypatch):
-    """Spark does some of its tasks, and the driver others."""
+def test_a_history_of_runs_equals_one_full_run(chain, new_settings, monkeypatch, request):
+    """Spark, the driver, and the driver's worker processes each do some of its tasks."""
     settings = new_settings(max_quarantined_share=0.9, min_probe_ratio=0)
     by_spark = settings.model_copy(update={"few_photos": 0})
     bucket = Bucket(chain, settings, seed=20261122)
@@ -103,6 +103,7 @@ def test_a_history_of_runs_equals_one_full_run(chain, new_settings, monkeypatch)
     assert last.pca.result.reason == "asked for"
 
     full = new_settings(bucket=settings.bucket, max_quarantined_share=0.9, min_probe_ratio=0, few_photos=0)
+    request.getfixturevalue("worker_processes")
     chain.run(full, "full")
     assert chain.rows(full, "quarantine"), "the history quarantined nothing; choose another seed"
     assert_equal_tables(chain, settings, full)
