@@ -17,11 +17,8 @@ from fruits.photos.entry import Action
 from fruits.run.manifest import Manifest
 from fruits.settings import Settings
 
-SMALL_RUN = 2_000
-"""A run of at most so many photos is one chunk."""
-
-FEWEST_PHOTOS = 2_000
-"""A larger run has chunks of at least so many photos, unless the settings or their bytes bound them."""
+FEWEST_PHOTOS = 10_000
+"""A run of at most so many photos is one chunk, unless settings or bytes bound it. It takes a minute or two."""
 
 _SHARES = 20  # a killed attempt loses about a twentieth of a run at most
 _MOST_PHOTOS = 500_000  # their entries are in the driver's memory
@@ -69,7 +66,7 @@ class Limits:
 
 def limits_of(settings: Settings, photos: int, cores: int) -> Limits:
     """The limits of the chunks of a run of so many photos. All chunks but the last have about the same size."""
-    share = SMALL_RUN if photos <= SMALL_RUN else max(FEWEST_PHOTOS, math.ceil(photos / _SHARES))
+    share = max(FEWEST_PHOTOS, math.ceil(photos / _SHARES))
     most = min(settings.chunk_photos * cores, share, _MOST_PHOTOS)
     chunks = max(1, math.ceil(photos / most))
     even = max(1, math.ceil(photos / chunks))

@@ -111,7 +111,8 @@ def in_worker_process(
     """What ``function`` makes of the work of a task, with ``schema``; in a process that the ``driver`` has started."""
     if os.getppid() == driver:  # with one core, this is the driver itself
         _end_with_driver(driver)
-    return pa.Table.from_batches(function(iter((work,))), schema).to_batches()
+    made: list[pa.RecordBatch] = pa.Table.from_batches(function(iter((work,))), schema).to_batches()
+    return made
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -77,9 +78,7 @@ class Progress:
             thread.join()
         spent = time.perf_counter() - start
         rate = ours / spent if spent else 0
-        log.info(
-            "progress %s %d/%d %.0f/s done in %.1f s", self.what, self.before + ours, self.total, rate, spent
-        )
+        log.info("progress %s %d/%d %.0f/s done in %.1f s", self.what, self.before + ours, self.total, rate, spent)
 
 
 class Executors(Protocol):
@@ -109,7 +108,7 @@ def local_cores(environment: Mapping[str, str]) -> int | None:
     """The cores of a submitted master such as ``local[2]``; None where it is another one, or only the JVM knows it."""
     words = shlex.split(environment.get("PYSPARK_SUBMIT_ARGS", ""))
     options = {one.partition("=")[0]: one.partition("=")[2] for one in words if one.startswith("--master=")}
-    options |= {one: other for one, other in zip(words, words[1:], strict=False) if one == "--master"}
+    options |= {one: other for one, other in pairwise(words) if one == "--master"}
     if "PYSPARK_GATEWAY_PORT" in environment or not (found := _LOCAL.fullmatch(options.get("--master", ""))):
         return None
     if found[1] == "*":

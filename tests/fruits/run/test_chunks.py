@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from fruits.photos.entry import Action
 from fruits.run.chunks import (
     FEWEST_PHOTOS,
-    SMALL_RUN,
     Limits,
     Piece,
     in_chunks,
@@ -81,7 +80,7 @@ def test_a_run_has_chunks_of_one_size_few_when_it_is_small_and_bounded_when_it_i
     limits = limits_of(settings, photos, cores)
     chunks = math.ceil(photos / limits.photos)
     assert limits.photos <= min(settings.chunk_photos * cores, 500_000)
-    assert chunks <= 1 or photos > SMALL_RUN
+    assert chunks <= 1 or photos > FEWEST_PHOTOS
     assert chunks == 0 or limits.photos - photos / chunks < 1
     assert photos < 20 * FEWEST_PHOTOS or chunks >= 20
 
