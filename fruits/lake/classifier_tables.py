@@ -1,6 +1,5 @@
 """Rows of `calibration_sample` and `classifiers` as values, and back; which photos are in the sample."""
 
-import hashlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,23 +29,8 @@ KEPT_PHOTOS = 2 * SAMPLE_PHOTOS
 SAMPLED = ("key", "label", "split", "vector")
 """What the sample has of a feature."""
 
-Place = tuple[bool, str]
-"""Where a photo stands among all: held-out ones before those of the fit split, then by the SHA-256 of the key."""
-
 _OF_RUN = ["fitted_at", "run_id"]
 _QUALITY = ("accuracy", "calibration_error", "coverage", "labels_of_set")
-
-
-def places(rows: pa.Table) -> list[Place]:
-    """The places of some rows."""
-    pairs = zip(rows["key"].to_pylist(), rows["split"].to_pylist(), strict=True)
-    return [(split == FIT_SPLIT, hashlib.sha256(key.encode()).hexdigest()) for key, split in pairs]
-
-
-def first_of(rows: pa.Table, most: int, last: Place | None = None) -> pa.Table:
-    """The first of some rows, at most so many and none behind the place ``last``; in no order."""
-    order = sorted((place, number) for number, place in enumerate(places(rows)) if last is None or place <= last)
-    return rows.take(pa.array([number for _, number in order[:most]], pa.int64()))
 
 
 def load_sample(lake: Lake, snapshot_id: int, model_id: str) -> pa.Table:

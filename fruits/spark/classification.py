@@ -1,7 +1,6 @@
 """The classifier of a run: the sample that it is calibrated on, and its fit on the statistics of the run."""
 
 import logging
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,23 +13,19 @@ from fruits.lake.classifier_tables import (
     KEPT_PHOTOS,
     SAMPLE_PHOTOS,
     SAMPLED,
-    first_of,
     load_sample,
-    places,
     sample_of,
     save_classifier,
     save_sample,
 )
 from fruits.lake.pca_tables import load_label_sums
+from fruits.lake.places import first_of, places
 from fruits.lake.schemas import CALIBRATION_SAMPLE
-from fruits.photos.keys import FIT_SPLIT, KeyPattern
+from fruits.photos.keys import KeyPattern
 from fruits.run.documents import Classified
-from fruits.spark.executors import rows_of_keys
+from fruits.spark.executors import PLACED_SCHEMA, first_keys, rows_of_keys
 from fruits.spark.job import Job
-from fruits.spark.stored import StoredRows
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+from fruits.spark.stored import Rows
 
 log = logging.getLogger("fruits")
 
@@ -55,7 +50,7 @@ def update_sample(job: Job, replaced: pa.Table) -> pa.Table:
         rows = first_of_all(job)
     else:
         last = max(places(before), default=None) if len(before) < there else None
-        rows = first_of(pa.concat_tables([kept, new_photos(job)]), KEPT_PHOTOS, last)
+        rows = first_of(pa.concat_tables([kept, first_photos(job.new_rows())]), KEPT_PHOTOS, last)
         if last is not None and len(rows) < SAMPLE_PHOTOS:
             rows = first_of_all(job)
     rows = rows.sort_by("key")
@@ -66,7 +61,7 @@ def update_sample(job: Job, replaced: pa.Table) -> pa.Table:
 
 def first_of_all(job: Job) -> pa.Table:
     """The ``KEPT_PHOTOS`` first of all features of the run's backbone."""
-    return first_photos(job, job.features(), job.all_rows())
+    return first_photos(job.all_rows())
 
 
 def features_before(job: Job) -> int | None:
@@ -77,27 +72,11 @@ def features_before(job: Job) -> int | None:
     return counted.of_backbone(job.run.model_id).total("features")
 
 
-def new_photos(job: Job) -> pa.Table:
-    """The first photos of those that the run wrote."""
-    if job.is_small:
-        return first_of(job.few_new_features.select(SAMPLED), KEPT_PHOTOS)
-    return first_photos(job, job.new_features(), job.written_rows)
-
-
-def first_photos(job: Job, rows: "DataFrame", stored: "DataFrame | StoredRows") -> pa.Table:
-    """The ``KEPT_PHOTOS`` first of features that Spark has: chosen without their vectors, which are then read."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    order = (F.col("split") == FIT_SPLIT, F.sha2("key", 256))
-    keys = rows.select("key", "split").orderBy(*order).limit(KEPT_PHOTOS).select("key").toArrow()
-    if not keys.num_rows:
-        return _SCHEMA.empty_table()
-    if isinstance(stored, StoredRows):
-        found, _ = stored.map(rows_of_keys(keys["key"].to_pylist()), SAMPLED, _SCHEMA)
-    else:
-        chosen = F.broadcast(job.tables.spark.createDataFrame(keys))
-        found = stored.select(*SAMPLED).join(chosen, "key", "left_semi")
-    return found.toArrow().select(SAMPLED).cast(_SCHEMA)
+def first_photos(rows: Rows) -> pa.Table:
+    """The ``KEPT_PHOTOS`` first of features: chosen without their vectors, which are then read."""
+    batches = rows.apply("first photos", first_keys(KEPT_PHOTOS), PLACED_SCHEMA.names, PLACED_SCHEMA)
+    keys = first_of(pa.Table.from_batches(batches, PLACED_SCHEMA), KEPT_PHOTOS)["key"].to_pylist()
+    return pa.Table.from_batches(rows.apply("sample", rows_of_keys(keys, _SCHEMA), SAMPLED, _SCHEMA), _SCHEMA)
 
 
 def with_run(rows: pa.Table, job: Job) -> pa.Table:

@@ -5,6 +5,7 @@ than it needs, and an executor never imports TensorFlow.
 """
 
 import gc
+import heapq
 import json
 import os
 import threading
@@ -26,6 +27,7 @@ from fruits.analysis.pca import PCA, transform
 from fruits.backbones.stage import load_backbone_once
 from fruits.errors import FruitsError
 from fruits.lake.files import FilePart, FileTarget, WrittenFile, read_part, write_rows
+from fruits.lake.places import places
 from fruits.lake.schemas import EMBEDDINGS, QUARANTINE, matrix
 from fruits.photos.featurize import STAGES, Outcome, featurize_entries
 from fruits.photos.fetch import PhotoServer
@@ -62,7 +64,11 @@ FILE_SCHEMA = pa.schema([*_FILE_COLUMNS, ("rows", pa.int64())])
 STATISTICS_SCHEMA = pa.schema([("label", pa.string()), ("sums", pa.binary())])
 """Partial statistics: moments in a row without a label, and a row with the sum of each label."""
 
-SQUARES_SCHEMA = pa.schema([("explained", pa.float64()), ("unexplained", pa.float64())])
+SQUARES_SCHEMA = pa.schema([("rows", pa.int64()), ("explained", pa.float64()), ("unexplained", pa.float64())])
+"""The number of some rows; the squared lengths of their embeddings and of their residuals, summed."""
+
+PLACED_SCHEMA = pa.schema([("key", pa.string()), ("split", pa.string())])
+"""What decides where a photo stands among all."""
 
 _ROWS_AT_ONCE = 4_096  # of a batch that goes into a file
 _READ_COLUMNS = ("etag", "size", "last_modified")
@@ -111,6 +117,11 @@ def in_worker_process(
     """What ``function`` makes of the work of a task, with ``schema``; in a process that the ``driver`` has started."""
     if os.getppid() == driver:  # with one core, this is the driver itself
         _end_with_driver(driver)
+    return task_rows(function, work, schema)
+
+
+def task_rows(function: BatchFunction, work: pa.RecordBatch, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """The rows, with ``schema``, that ``function`` makes of the work of a task."""
     made: list[pa.RecordBatch] = pa.Table.from_batches(function(iter((work,))), schema).to_batches()
     return made
 
@@ -304,16 +315,34 @@ def _rows_of(found: Statistics) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pylist(rows, STATISTICS_SCHEMA)
 
 
-def squared_norms(pca: PCA) -> BatchFunction:
-    """From features (``vector``) to squared lengths of embedding and residual, with ``SQUARES_SCHEMA``."""
+def squares_under(pca: PCA) -> BatchFunction:
+    """From features (``vector``) to the squares of their embeddings and residuals, with ``SQUARES_SCHEMA``."""
 
     def squares(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in filter(len, batches):
-            embedding, residual = transform(pca, matrix(batch["vector"]))
-            explained, unexplained = np.square(embedding).sum(1, dtype=float), np.square(residual.astype(float))
-            yield pa.RecordBatch.from_pydict({"explained": explained, "unexplained": unexplained})
+        return _summed(transform(pca, matrix(batch["vector"])) for batch in filter(len, batches))
 
     return squares
+
+
+def squares_but(name: str, value: str) -> BatchFunction:
+    """The same of embeddings (``embedding``, ``residual``) that have another value in a column."""
+
+    def squares(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        others = (batch.filter(pc.not_equal(batch[name], value)) for batch in batches)
+        return _summed(
+            (matrix(batch["embedding"]), batch["residual"].to_numpy(zero_copy_only=False))
+            for batch in filter(len, others)
+        )
+
+    return squares
+
+
+def _summed(projected: Iterable[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]) -> Iterator[pa.RecordBatch]:
+    """A row with ``SQUARES_SCHEMA`` for embeddings and residuals; none without any."""
+    sums = [(len(both[0]), *(float(np.square(one, dtype=np.float64).sum()) for one in both)) for both in projected]
+    if sums:
+        totals = [[sum(column)] for column in zip(*sums, strict=True)]
+        yield pa.RecordBatch.from_arrays([pa.array(total) for total in totals], schema=SQUARES_SCHEMA)
 
 
 def reading(
@@ -356,12 +385,29 @@ def of_numbered(work: pa.Table, function: BatchFunction) -> BatchFunction:
     return numbered
 
 
-def rows_of_keys(keys: Sequence[str]) -> BatchFunction:
-    """The rows of some keys."""
+def first_keys(most: int) -> BatchFunction:
+    """The ``most`` first of some photos (``PLACED_SCHEMA``), by their places."""
+
+    def first(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        photos = (
+            (place, *photo.values())
+            for batch in batches
+            for place, photo in zip(places(batch), batch.select(PLACED_SCHEMA.names).to_pylist(), strict=True)
+        )
+        found = heapq.nsmallest(most, photos)
+        columns = [pa.array([photo[number] for photo in found], pa.string()) for number in (1, 2)]
+        yield pa.RecordBatch.from_arrays(columns, schema=PLACED_SCHEMA)
+
+    return first
+
+
+def rows_of_keys(keys: Sequence[str], schema: pa.Schema) -> BatchFunction:
+    """The rows of some keys, with ``schema``."""
 
     def chosen(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         wanted = pa.array(keys, pa.string())
-        yield from filter(len, (batch.filter(pc.is_in(batch["key"], wanted)) for batch in batches))
+        found = (batch.filter(pc.is_in(batch["key"], wanted)) for batch in batches)
+        return (batch.cast(schema) for batch in filter(len, found))
 
     return chosen
 
@@ -377,12 +423,19 @@ def writing(settings: Settings, function: BatchFunction, target: FileTarget) -> 
         made = list(function(batches))
         if not made:
             return
-        rows = pa.Table.from_batches(made).sort_by("key").cast(target.schema)
+        rows = _in_key_order(pa.Table.from_batches(made)).cast(target.schema)
         file = write_rows(settings, target, rows.to_batches(_ROWS_AT_ONCE))
         if file:
             yield pa.RecordBatch.from_pylist([{**_file_columns(file), "rows": len(rows)}], FILE_SCHEMA)
 
     return write
+
+
+def _in_key_order(rows: pa.Table) -> pa.Table:
+    """The rows sorted by key. Those of one file are already, and a copy of them is spared."""
+    keys = rows["key"].combine_chunks()
+    is_sorted = pc.all(pc.less_equal(keys[:-1], keys[1:])).as_py()
+    return rows if is_sorted in (True, None) else rows.sort_by("key")
 
 
 def project(pca: PCA, model_id: str, pca_id: str, run_id: str) -> BatchFunction:

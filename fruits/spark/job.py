@@ -39,8 +39,8 @@ from fruits.run.state import WRITTEN, PlannedRun
 from fruits.settings import Settings
 from fruits.spark.cluster import executor_errors
 from fruits.spark.release import check_release
-from fruits.spark.session import Rows, session
-from fruits.spark.stored import StoredRows, stored_rows
+from fruits.spark.session import session
+from fruits.spark.stored import Rows, RowsAtHand, rows_at
 from fruits.spark.tables import Tables
 
 if TYPE_CHECKING:
@@ -157,24 +157,23 @@ class Job:
         columns = ("key", "etag", "label", "split", "vector")
         return self.read_appended("features", *columns, run_id=self.run.run_id)
 
-    def new_rows(self) -> "Rows | StoredRows":
-        """The rows of ``features`` that this run wrote, where they are at hand, or where executors read them."""
-        return self.few_new_features if self.is_small else self.written_rows
+    def new_rows(self) -> Rows:
+        """The rows of ``features`` that this run wrote."""
+        return RowsAtHand(self.few_new_features) if self.is_small else self.written_rows
 
     @cached_property
-    def written_rows(self) -> "DataFrame | StoredRows":
-        """The rows of ``features`` that this run wrote, for executors to read where they can."""
-        stored = self.stored_features(since=self.run.base.snapshots["features"])
-        return stored.only(run_id=self.run.run_id) if stored else self.new_features()
+    def written_rows(self) -> Rows:
+        """The same of a larger run."""
+        before = self.run.base.snapshots["features"]
+        return self.stored_features(since=before).only(run_id=self.run.run_id)
 
-    def all_rows(self) -> "DataFrame | StoredRows":
-        """The rows of ``features``, for executors to read where they can."""
-        return self.stored_features() or self.features()
+    def all_rows(self) -> Rows:
+        """The rows of ``features``."""
+        return self.stored_features()
 
-    def stored_features(self, since: int | None = None) -> StoredRows | None:
-        """The ``features`` in their files, or those since a snapshot; None where executors can't read them."""
-        partition = {"model_id": self.run.model_id}
-        return stored_rows(self.tables, "features", self.start["features"], since=since, partition=partition)
+    def stored_features(self, since: int | None = None) -> Rows:
+        """The rows of ``features``; with ``since``, rows that this snapshot has too may be left out."""
+        return rows_at(self.tables, "features", self.start["features"], since=since, model_id=self.run.model_id)
 
     def read_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, *columns: str) -> pa.Table:
         """Columns of the rows that few ``keys`` (one column, ``key``) have in a table at a snapshot."""

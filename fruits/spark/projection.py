@@ -1,14 +1,12 @@
 """PCA versions and embeddings of a run: is a refit due, fit, project, and measure what a version leaves unexplained."""
 
 import logging
-import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fruits.analysis.moments import Moments
 from fruits.analysis.pca import (
@@ -31,23 +29,12 @@ from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import EMBEDDINGS
 from fruits.photos.keys import FIT_SPLIT, KeyPattern, KeyRules
 from fruits.run.decisions import Decisions, decide, due_refit_question
-from fruits.spark.executors import FILE_SCHEMA, SQUARES_SCHEMA, file_in, squared_norms, writing
+from fruits.spark.executors import FILE_SCHEMA, SQUARES_SCHEMA, file_in, squares_but, squares_under, writing
 from fruits.spark.executors import project as project_batches
 from fruits.spark.job import Job
-from fruits.spark.release import BatchFunction
-from fruits.spark.session import Rows, map_batches, map_table
-from fruits.spark.stored import StoredRows
-from fruits.spark.tasks import Progress, followed
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+from fruits.spark.stored import Rows, SparkRows, rows_at
 
 log = logging.getLogger("fruits")
-
-ROWS_PER_FILE = 200_000
-"""About 128 MB of embeddings."""
-
-_SQUARE = "aggregate(embedding, 0D, (sum, x) -> sum + double(x) * x)"
 
 
 def current_version(job: Job) -> PCAVersion | None:
@@ -188,29 +175,41 @@ def measure_drift(job: Job, current: PCAVersion) -> tuple[float | None, int]:
     Other runs measure their own rows: they read no vectors of earlier runs.
     """
     since_fit = job.run.base.publication.remaining != 0 and may_refit(job)
-    if job.is_small and not since_fit:
-        new = job.few_new_features
-        fitted = new.filter(pc.equal(new["split"], FIT_SPLIT)).select(["vector"])
-        found = map_table(fitted, squared_norms(current.pca), SQUARES_SCHEMA)
-        n, explained, unexplained = len(found), *(pc.sum(found[name]).as_py() for name in SQUARES_SCHEMA.names)
-    else:
-        rows = job.new_features().where(f"split = '{FIT_SPLIT}'").select("vector")
-        squares = map_batches(rows, squared_norms(current.pca), SQUARES_SCHEMA)
-        if since_fit:
-            squares = squares.unionByName(_squares_since_fit(job, current))
-        totals = squares.selectExpr("count(*)", "sum(explained)", "sum(unexplained)").first()
-        n, explained, unexplained = totals or (0, None, None)
-    if not n:
-        return None, 0
-    return unexplained_share(np.sqrt([explained]), np.sqrt([unexplained])) - current.expected_unexplained, n
+    new = job.new_rows().only(split=FIT_SPLIT)
+    squares = Squares.of(new.apply("drift", squares_under(current.pca), ("vector",), SQUARES_SCHEMA))
+    if since_fit:
+        rows = rows_at(job.tables, "embeddings", job.start["embeddings"], pca_id=current.pca_id).only(split=FIT_SPLIT)
+        squares += Squares.of_embeddings(rows, "run_id", current.run_id)
+    share = squares.unexplained_share
+    return (None if share is None else share - current.expected_unexplained), squares.rows
 
 
-def _squares_since_fit(job: Job, current: PCAVersion) -> "DataFrame":
-    """Squared norms of embedding and residual of the fit split's rows that were projected after the fit."""
-    rows = job.rows("embeddings").where(f"pca_id = '{current.pca_id}' AND split = '{FIT_SPLIT}'")
-    return rows.where(rows.run_id != current.run_id).selectExpr(
-        f"{_SQUARE} AS explained", "double(residual) * residual AS unexplained"
-    )
+@dataclass(frozen=True)
+class Squares:
+    """Some rows, and the squared lengths of their embeddings and of their residuals, summed."""
+
+    rows: int = 0
+    explained: float = 0.0
+    unexplained: float = 0.0
+
+    @classmethod
+    def of(cls, batches: Iterable[pa.RecordBatch]) -> "Squares":
+        """The sum of rows with ``SQUARES_SCHEMA``."""
+        return sum((cls(**row) for batch in batches for row in batch.to_pylist()), cls())
+
+    @classmethod
+    def of_embeddings(cls, rows: Rows, name: str, value: str) -> "Squares":
+        """Those of rows of `embeddings` that have another value in a column."""
+        return cls.of(rows.apply("squares", squares_but(name, value), (name, "embedding", "residual"), SQUARES_SCHEMA))
+
+    def __add__(self, other: "Squares") -> "Squares":
+        """Those of both."""
+        return Squares(self.rows + other.rows, self.explained + other.explained, self.unexplained + other.unexplained)
+
+    @property
+    def unexplained_share(self) -> float | None:
+        """See ``fruits.analysis.pca.unexplained_share``; None without rows."""
+        return unexplained_share(np.sqrt([self.explained]), np.sqrt([self.unexplained])) if self.rows else None
 
 
 def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, int]:
@@ -240,49 +239,30 @@ def fit_version(job: Job, moments: Moments, reason: str) -> tuple[PCAVersion, in
     return version, projected
 
 
-def project(job: Job, pca_id: str, pca: PCA, features: "Rows | StoredRows") -> int:
-    """Append the embeddings of ``features`` under a PCA version; returns how many."""
-    function = project_batches(pca, job.run.model_id, pca_id, job.run.run_id)
-    if isinstance(features, pa.Table):
-        if len(features):
-            job.tables.append("embeddings", map_table(features, function, EMBEDDINGS.schema))
-        return len(features)
-    if isinstance(features, StoredRows):
-        return project_stored(job, pca_id, function, features)
-    count = int(features.count())
-    if count:
-        rows = features.select("key", "etag", "label", "split", "vector")
-        with followed(job.tables.spark, Progress("project", count)):
-            embeddings = map_batches(rows, function, EMBEDDINGS.schema)
-            files = math.ceil(count / ROWS_PER_FILE)
-            job.tables.append("embeddings", embeddings.repartitionByRange(files, "key").sortWithinPartitions("key"))
-    return count
+def project(job: Job, pca_id: str, pca: PCA, features: Rows) -> int:
+    """Append the embeddings of ``features`` under a PCA version; returns how many.
+
+    The tasks write them to files, which the driver commits.
+    """
+    embeddings = project_batches(pca, job.run.model_id, pca_id, job.run.run_id)
+    written = writing(job.settings, embeddings, file_target(job.lake, EMBEDDINGS, pca_id))
+    made = features.apply("project", written, ("key", "etag", "label", "split", "vector"), FILE_SCHEMA)
+    files = [row for batch in made for row in batch.to_pylist()]
+    if files:
+        append_files(job.lake, EMBEDDINGS, pca_id, [file_in(row) for row in files], job.tables.writer)
+    return sum(row["rows"] for row in files)
 
 
-def project_stored(job: Job, pca_id: str, function: BatchFunction, features: StoredRows) -> int:
-    """The same of features that executors read: they write the embeddings as well, and the driver commits the files."""
-    target = file_target(job.lake, EMBEDDINGS, pca_id)
-    written = writing(job.settings, function, target)
-    with followed(job.tables.spark, Progress("project", features.about)):
-        rows, _ = features.map(written, ("key", "etag", "label", "split", "vector"), FILE_SCHEMA)
-        made = [row.asDict() for row in rows.collect()]
-    if made:
-        append_files(job.lake, EMBEDDINGS, pca_id, [file_in(row) for row in made], job.tables.writer)
-    return sum(row["rows"] for row in made)
-
-
-def unprojected_features(job: Job, pca_id: str) -> "Rows | StoredRows":
+def unprojected_features(job: Job, pca_id: str) -> Rows:
     """The rows without an embedding under a version: this run's, and those of runs that were building the backbone."""
     if job.run.base.publication.model_id == job.run.model_id:
         return job.new_rows()
     embedded = job.tables.read_branch("embeddings").where(f"pca_id = '{pca_id}'").select("key", "etag")
-    return job.features().join(embedded, ["key", "etag"], "left_anti")
+    return SparkRows(job.features().join(embedded, ["key", "etag"], "left_anti"))
 
 
 def held_out_unexplained(job: Job, pca_id: str) -> float | None:
     """Share of the held-out rows' variance that a version leaves unexplained; None without such rows."""
-    rows = job.tables.read_branch("embeddings").where(f"pca_id = '{pca_id}' AND split != '{FIT_SPLIT}'")
-    totals = rows.selectExpr(f"sum({_SQUARE}) AS explained", "sum(double(residual) * residual) AS unexplained").first()
-    if totals is None or totals.explained is None:
-        return None
-    return unexplained_share(np.sqrt([totals.explained]), np.sqrt([totals.unexplained]))
+    head = job.tables.head("embeddings", job.start["embeddings"])
+    rows = rows_at(job.tables, "embeddings", head, pca_id=pca_id)
+    return Squares.of_embeddings(rows, "split", FIT_SPLIT).unexplained_share

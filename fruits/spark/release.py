@@ -36,7 +36,7 @@ EXECUTOR_SOURCES = (
     *("backbones/__init__.py", "backbones/card.py", "backbones/runtime.py", "backbones/stage.py"),
     "backbones/weights.py",
     *("denials.py", "disks.py", "errors.py"),
-    *("lake/__init__.py", "lake/files.py", "lake/schemas.py"),
+    *("lake/__init__.py", "lake/files.py", "lake/places.py", "lake/schemas.py"),
     *(
         "photos/__init__.py",
         "photos/boxes.py",
@@ -45,6 +45,8 @@ EXECUTOR_SOURCES = (
         "photos/featurize.py",
         "photos/fetch.py",
         "photos/headers.py",
+        "photos/ignore.py",
+        "photos/keys.py",
     ),
     "photos/quarantine.py",
     *("run/__init__.py", "run/manifest.py"),

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -101,10 +101,6 @@ def session_beside(running: "SparkSession", settings: Settings) -> "SparkSession
     for key, value in {**_SESSION, **configuration}.items():
         spark.conf.set(key, value)
     return spark
-
-
-Rows: TypeAlias = "DataFrame | pa.Table"
-"""Rows that Spark has, or few rows that the driver has read itself."""
 
 
 def map_batches(rows: "DataFrame", function: BatchFunction, schema: pa.Schema) -> "DataFrame":

@@ -7,10 +7,10 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fruits.analysis.labels import LabelSums, merge_sums, subtract_sums
 from fruits.analysis.moments import Moments, merge, should_recompute, subtract
@@ -24,8 +24,8 @@ from fruits.lake.pca_tables import (
 from fruits.photos.keys import FIT_SPLIT
 from fruits.spark.executors import STATISTICS_SCHEMA, Statistics, merge_partials, merged_statistics, partial_statistics
 from fruits.spark.job import Job
-from fruits.spark.session import Rows, map_batches, map_table
-from fruits.spark.stored import StoredRows
+from fruits.spark.session import map_batches
+from fruits.spark.stored import Rows, RowsAtHand, SparkRows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -92,26 +92,22 @@ def recompute(job: Job) -> Moments:
 
 def rows_before(job: Job, replaced: pa.Table) -> Rows:
     """The features of ``replaced`` keys as the run's base has them."""
+    before = job.run.base.snapshots["features"]
     if job.is_small:
-        columns = ("key", "label", "split", "vector")
-        return job.read_keys("features", job.run.base.snapshots["features"], replaced, *columns)
-    return job.tables.read_keys("features", job.run.base.snapshots["features"], replaced, job.run.model_id)
+        return RowsAtHand(job.read_keys("features", before, replaced, "key", "label", "split", "vector"))
+    return SparkRows(job.tables.read_keys("features", before, replaced, job.run.model_id))
 
 
-def statistics_of_rows(features: "Rows | StoredRows", width: int) -> Statistics:
+def statistics_of_rows(features: Rows, width: int) -> Statistics:
     """Statistics of the fit split's rows: a partial result for each task, merged in a tree, the last few here."""
-    if isinstance(features, pa.Table):
-        fitted = features.filter(pc.equal(features["split"], FIT_SPLIT))
-        return merge_partials(map_table(fitted, partial_statistics(width), STATISTICS_SCHEMA).to_batches(), width)
-    if isinstance(features, StoredRows):
-        fitted = features.only(split=FIT_SPLIT)
-        found, parts = fitted.map(partial_statistics(width), ("key", "label", "vector"), STATISTICS_SCHEMA)
-    else:
-        cores = features.sparkSession.sparkContext.defaultParallelism
-        rows = features.where(f"split = '{FIT_SPLIT}'").select("key", "label", "vector").coalesce(cores)
-        parts = rows.rdd.getNumPartitions() if cores > FAN_IN else cores  # to count them, Spark plans the query
-        found = map_batches(rows, partial_statistics(width), STATISTICS_SCHEMA)
-    return merge_partials(merged_partials(found, parts, width).toArrow().to_batches(), width)
+    partials = features.only(split=FIT_SPLIT).apply(
+        "statistics",
+        partial_statistics(width),
+        ("key", "label", "vector"),
+        STATISTICS_SCHEMA,
+        merge=partial(merged_partials, width=width),
+    )
+    return merge_partials(partials, width)
 
 
 def merged_partials(found: "DataFrame", parts: int, width: int) -> "DataFrame":

@@ -20,8 +20,6 @@ from fruits.spark.tasks import Executors, executors_of
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
 
-    from fruits.spark.session import Rows
-
 _MOST_LITERALS = 200  # Iceberg does not prune by longer lists
 _MOST_LISTS = 50
 _MOST_RANGES = 100
@@ -92,7 +90,7 @@ class Tables:
         """Rows of a table on the writer's branch."""
         return self.spark.table(self.branch(name))
 
-    def append(self, name: TableName, rows: "Rows") -> None:
+    def append(self, name: TableName, rows: "DataFrame | pa.Table") -> None:
         """Append rows to the writer's branch of a table."""
         if isinstance(rows, pa.Table):
             commit_rows(

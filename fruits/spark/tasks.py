@@ -11,24 +11,28 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import pyarrow as pa
 
 from fruits.disks import full_disks_explained
 from fruits.errors import TransientError
 from fruits.settings import Settings
-from fruits.spark.executors import in_worker_process
+from fruits.spark.executors import in_worker_process, task_rows
 from fruits.spark.release import BatchFunction
 from fruits.spark.session import a_partition_each, map_batches, map_each, running_session
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
+
+Merge: TypeAlias = Callable[["DataFrame", int], "DataFrame"]
+"""From the rows of so many tasks to fewer rows, by Spark."""
 
 log = logging.getLogger("fruits")
 
@@ -89,11 +93,26 @@ class Executors(Protocol):
         """How many tasks run at a time."""
 
     def run(
-        self, work: pa.Table, function: BatchFunction, schema: pa.Schema, progress: Progress
+        self,
+        work: pa.Table,
+        function: BatchFunction,
+        schema: pa.Schema,
+        progress: Progress,
+        *,
+        in_threads: bool = False,
+        merge: Merge | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """The rows, with ``schema``, that ``function`` makes of each row of ``work``, in a task each.
 
         The rows of a task are in the driver's memory at once, and come in the order of ``work``.
+
+        Args:
+            work: A row for each task.
+            function: What makes rows of a task's work.
+            schema: The columns of these rows.
+            progress: What the log says meanwhile.
+            in_threads: Whether tasks may share a process, because they leave Python's lock for most of their time.
+            merge: Merges the rows of very many tasks of Spark before they come to the driver.
         """
 
 
@@ -130,48 +149,86 @@ class SparkExecutors:
         return self.spark.sparkContext.defaultParallelism
 
     def run(
-        self, work: pa.Table, function: BatchFunction, schema: pa.Schema, progress: Progress
+        self,
+        work: pa.Table,
+        function: BatchFunction,
+        schema: pa.Schema,
+        progress: Progress,
+        *,
+        in_threads: bool = False,  # noqa: ARG002 -- Spark's processes are there
+        merge: Merge | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """See ``Executors``."""
         if work.nbytes <= _SENT_TO_ALL:
             made = map_each(self.spark, work, function, schema)
         else:
             made = map_batches(a_partition_each(self.spark, work), function, schema)
+        if merge:
+            made = merge(made, len(work))
         with followed(self.spark, progress):
-            rows = made.toArrow()
+            rows = made.toArrow().cast(schema)
         yield from rows.to_batches()
 
 
 @dataclass(frozen=True)
 class WorkerProcesses:
-    """Processes of this machine, which joblib keeps from one call to the next."""
+    """Processes of this machine, which joblib keeps from one call to the next, and threads of the driver."""
 
     settings: Settings
     cores: int
 
     def run(
-        self, work: pa.Table, function: BatchFunction, schema: pa.Schema, progress: Progress
+        self,
+        work: pa.Table,
+        function: BatchFunction,
+        schema: pa.Schema,
+        progress: Progress,
+        *,
+        in_threads: bool = False,
+        merge: Merge | None = None,  # noqa: ARG002 -- the driver gets the rows of few tasks at a time
     ) -> Iterator[pa.RecordBatch]:
         """See ``Executors``.
 
         Raises:
             TransientError: when a process was killed.
         """
-        from joblib import Parallel, delayed
-
-        task, tasks, done = delayed(in_worker_process), work.to_batches(1), 0
-        pool = Parallel(
-            self.cores, "loky", return_as="generator", batch_size=1, max_nbytes=None, inner_max_num_threads=1
-        )
+        tasks, done = work.to_batches(1), 0
+        in_pool = threads if in_threads else processes
         with (
             progress.told(lambda: done / len(tasks)),
             full_disks_explained(self.settings),
             killed_processes_explained(self.cores),
-            closing(pool(task(os.getpid(), function, part, schema) for part in tasks)) as results,
+            in_pool(self.cores, function, tasks, schema) as results,
         ):
             for batches in results:
                 done += 1
                 yield from batches
+
+
+Results: TypeAlias = Iterator[list[pa.RecordBatch]]
+"""The rows of each task, in the order of the tasks."""
+
+
+def processes(
+    cores: int, function: BatchFunction, tasks: Sequence[pa.RecordBatch], schema: pa.Schema
+) -> AbstractContextManager[Results]:
+    """What ``function`` makes of tasks in processes that joblib keeps; those under way are given up at the end."""
+    from joblib import Parallel, delayed
+
+    task = delayed(in_worker_process)
+    pool = Parallel(cores, "loky", return_as="generator", batch_size=1, max_nbytes=None, inner_max_num_threads=1)
+    return closing(pool(task(os.getpid(), function, part, schema) for part in tasks))
+
+
+@contextmanager
+def threads(
+    cores: int, function: BatchFunction, tasks: Sequence[pa.RecordBatch], schema: pa.Schema
+) -> Iterator[Results]:
+    """The same in threads of this process. BLAS has one thread for each of them, as in any other worker."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores, "task") as pool:
+        yield pool.map(lambda task: task_rows(function, task, schema), tasks)
 
 
 @contextmanager

@@ -28,14 +28,13 @@ from fruits.lake.catalog import Lake
 from fruits.lake.classifier_tables import (
     SAMPLE_PHOTOS,
     SAMPLED,
-    first_of,
     load_classifier,
     load_sample,
-    places,
     sample_of,
 )
 from fruits.lake.counters import COUNTED, Counters, Kind, live_rows
 from fruits.lake.pca_tables import load_label_sums, load_statistics
+from fruits.lake.places import first_of, places
 from fruits.lake.publication import Publication, publications, readable, readers_base
 from fruits.lake.reader import current_publication
 from fruits.lake.schemas import CALIBRATION_SAMPLE, TableName, matrix

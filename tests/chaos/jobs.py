@@ -30,9 +30,10 @@ from fruits.analysis.pca import FittedSummary, components_asked, fit, orthonorma
 from fruits.backbones.card import Card, Preprocessing
 from fruits.errors import FruitsError, GateError
 from fruits.lake.branches import commit_rows
-from fruits.lake.classifier_tables import KEPT_PHOTOS, SAMPLED, first_of
+from fruits.lake.classifier_tables import KEPT_PHOTOS, SAMPLED
 from fruits.lake.counters import COUNTED, Counters, Kind
 from fruits.lake.pca_tables import PCAVersion, load_statistics, load_versions, save_statistics, save_version
+from fruits.lake.places import first_of
 from fruits.lake.schemas import CALIBRATION_SAMPLE, DATA_TABLES, EMBEDDINGS, FEATURES, QUARANTINE, TableName, matrix
 from fruits.photos.entry import Action
 from fruits.photos.featurize import STAGES

@@ -15,9 +15,10 @@ from fruits.analysis.classifier import fit_classifier
 from fruits.analysis.pca import transform
 from fruits.lake.approvals import Approval, digest_of, read_approvals
 from fruits.lake.catalog import Lake
-from fruits.lake.classifier_tables import KEPT_PHOTOS, first_of, load_classifier, load_sample, sample_of
+from fruits.lake.classifier_tables import KEPT_PHOTOS, load_classifier, load_sample, sample_of
 from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.pca_tables import load_label_sums, load_statistics, load_versions
+from fruits.lake.places import first_of
 from fruits.lake.publication import Publication, publications
 from fruits.lake.schemas import DATA_TABLES, TABLES, matrix
 from fruits.photos.keys import KeyRules

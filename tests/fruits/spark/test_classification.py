@@ -11,9 +11,10 @@ import pytest
 from fruits.analysis.labels import sums_of
 from fruits.analysis.moments import moments_of
 from fruits.lake.branches import start_branch
-from fruits.lake.classifier_tables import first_of, load_classifier, load_sample, save_sample
+from fruits.lake.classifier_tables import load_classifier, load_sample, save_sample
 from fruits.lake.counters import Counters, Kind
 from fruits.lake.pca_tables import save_label_sums
+from fruits.lake.places import first_of
 from fruits.lake.publication import Publication
 from fruits.lake.schemas import CALIBRATION_SAMPLE
 from fruits.photos.keys import KeyPattern

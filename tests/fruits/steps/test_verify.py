@@ -18,9 +18,10 @@ from fruits.analysis.pca import fit
 from fruits.errors import GateError
 from fruits.lake.branches import advance_main, commit_rows
 from fruits.lake.catalog import Lake
-from fruits.lake.classifier_tables import first_of, save_sample
+from fruits.lake.classifier_tables import save_sample
 from fruits.lake.counters import Counters, Kind
 from fruits.lake.pca_tables import replace_row, save_label_sums, save_statistics
+from fruits.lake.places import first_of
 from fruits.lake.publication import Publication, current_base
 from fruits.lake.reader import open_read_only
 from fruits.lake.schemas import CALIBRATION_SAMPLE, CLASSIFIERS, DATA_TABLES, QUARANTINE, TableName
