@@ -272,7 +272,8 @@ class Settings(DagSettings):
         default=200,
         ge=0,
         description="A run of at most so many photos is featurized on the driver, without Spark, which takes longer to "
-        "start. `pca` and `validate` do the same with ten times as many. 0: Spark does all runs.",
+        "start. `pca` does the same with ten times as many, and `validate` with 500 times as many. 0: Spark does all "
+        "runs.",
     )
     photos_per_task: int = Field(default=2_000, ge=1, description="Most photos that one Spark task featurizes.")
     bytes_per_task: int = Field(

@@ -20,7 +20,7 @@ FEWEST_ROWS = 200_000
 """The hashes of fewer features are read faster than looked up."""
 
 MOST_HASHES = 10_000
-"""Most hashes to look up: more touch most row groups of ``photo_hashes``."""
+"""Most hashes to look up in ``photo_hashes``: more touch most of its row groups."""
 
 _COLUMNS = ("key", "sha256", "split")
 
@@ -31,9 +31,9 @@ def same_bytes(lake: Lake, snapshots: Snapshots, model_id: str, hashes: Sequence
     None when too many rows would have to be read here: those that ``photo_hashes`` does not know, or that it names.
     """
     wanted = sorted(set(hashes))
-    if len(wanted) > MOST_HASHES:
-        return None
     at, hashed = snapshots["features"], hashed_snapshot(lake, snapshots)
+    if hashed is not None and len(wanted) > MOST_HASHES:
+        return None
     if sum(file.rows for file in lake.files("features", at, since=hashed)) >= FEWEST_ROWS:
         return None
     found = list(lake.batches("features", at, _COLUMNS, since=hashed, model_id=model_id))

@@ -5,6 +5,7 @@ than it needs, and an executor never imports TensorFlow.
 """
 
 import gc
+import hashlib
 import heapq
 import json
 import os
@@ -70,7 +71,13 @@ SQUARES_SCHEMA = pa.schema([("rows", pa.int64()), ("explained", pa.float64()), (
 PLACED_SCHEMA = pa.schema([("key", pa.string()), ("split", pa.string())])
 """What decides where a photo stands among all."""
 
+TOTALS_SCHEMA = pa.schema(
+    [*((name, pa.int64()) for name in ("rows", "unusable", "wrong_width")), ("square", pa.float64())]
+)
+"""Vectors: how many, those that are no finite numbers or all zeros, those of another width, and the sum of squares."""
+
 _ROWS_AT_ONCE = 4_096  # of a batch that goes into a file
+_SQUARED_AT_ONCE = 1_024  # 20 MB of numbers
 _READ_COLUMNS = ("etag", "size", "last_modified")
 _OTHER_COLUMNS = ("reason", "detail", "limit", "decoder", "pending")
 _PHOTO_COLUMNS = ("sha256", "phash", "width", "height", "format")
@@ -458,3 +465,40 @@ def _embeddings(batch: pa.RecordBatch, pca: PCA, constants: dict[str, str]) -> p
     return pa.RecordBatch.from_arrays(
         [pa.array(values[name]).cast(schema.field(name).type) for name in schema.names], schema=schema
     )
+
+
+def vector_totals(width: int) -> BatchFunction:
+    """From features (``vector``) to totals of the vectors, with ``TOTALS_SCHEMA``, a row for each batch."""
+
+    def totals(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in filter(len, batches):
+            for start in range(0, len(batch), _SQUARED_AT_ONCE):
+                yield _totals(batch["vector"].slice(start, _SQUARED_AT_ONCE), width)
+
+    return totals
+
+
+def _totals(vectors: pa.ListArray, width: int) -> pa.RecordBatch:
+    """The vectors may be of different widths. NaN and infinity come through."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.square(np.asarray(vectors.flatten(), float))
+        squares = np.bincount(pc.list_parent_indices(vectors), squares, len(vectors))
+    usable = np.isfinite(squares) & (squares > 0)
+    wrong_width = pc.sum(pc.not_equal(pc.list_value_length(vectors), width)).as_py()
+    row = {"rows": len(vectors), "unusable": int((~usable).sum()), "wrong_width": wrong_width, "square": squares.sum()}
+    return pa.RecordBatch.from_pylist([row], TOTALS_SCHEMA)
+
+
+def share_of_keys(share: float) -> BatchFunction:
+    """About a ``share`` of the rows, 0 to 1, chosen by the SHA-256 of their keys: the same ones in all tables."""
+    most = int(share * 2**64)
+
+    def is_chosen(key: str) -> bool:
+        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < most
+
+    def chosen(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            mask = pa.array([is_chosen(key) for key in batch["key"].to_pylist()], pa.bool_())
+            yield batch.filter(mask)
+
+    return chosen

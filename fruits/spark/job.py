@@ -51,6 +51,9 @@ log = logging.getLogger("fruits")
 _FEW_ROWS_OF_A_PHOTO = 10
 """`pca` and `validate` take a tenth of the time that `featurize` takes for a photo, or less."""
 
+_FEW_KEYS_OF_A_PHOTO = 500
+"""Without its vector a row takes the driver some microseconds, and with it some tens of these."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -136,15 +139,19 @@ class Job:
         """The features of the run's backbone at the job's starting snapshot."""
         return self.rows("features").where(f"model_id = '{self.run.model_id}'")
 
-    def new_features(self) -> "DataFrame":
-        """The rows of ``features`` that this run wrote."""
-        rows = self.features()
-        return rows.where(rows.run_id == self.run.run_id)
-
     @cached_property
     def is_small(self) -> bool:
         """Whether the driver reads the run's rows itself: for so few, that takes less time than a start of Spark."""
         return len(self.manifest()) <= _FEW_ROWS_OF_A_PHOTO * self.settings.few_photos
+
+    @property
+    def most_at_hand(self) -> int:
+        """Most photos whose rows the driver reads itself where it keeps no vectors of them."""
+        return _FEW_KEYS_OF_A_PHOTO * self.settings.few_photos
+
+    def read_all(self, name: TableName, *columns: str, **equal: str) -> pa.Table:
+        """Columns of the rows of all backbones in a table, in the order of keys."""
+        return self._gathered(name, columns, self.lake.batches(name, self.start[name], columns, since=None, **equal))
 
     def read_appended(self, name: TableName, *columns: str, **equal: str) -> pa.Table:
         """Columns of the rows of the run's backbone that a small run appended to a table, in the order of keys."""
@@ -153,27 +160,23 @@ class Job:
 
     @cached_property
     def few_new_features(self) -> pa.Table:
-        """The ``new_features`` of a small run, with what statistics, drift and embeddings need: read once."""
+        """The features that a small run wrote, with what statistics, drift and embeddings need: read once."""
         columns = ("key", "etag", "label", "split", "vector")
         return self.read_appended("features", *columns, run_id=self.run.run_id)
 
     def new_rows(self) -> Rows:
         """The rows of ``features`` that this run wrote."""
-        return RowsAtHand(self.few_new_features) if self.is_small else self.written_rows
+        return RowsAtHand(self.few_new_features) if self.is_small else self.written_rows()
 
-    @cached_property
-    def written_rows(self) -> Rows:
-        """The same of a larger run."""
-        before = self.run.base.snapshots["features"]
-        return self.stored_features(since=before).only(run_id=self.run.run_id)
+    def written_rows(self, *, here: bool = False) -> Rows:
+        """The same, never at hand; ``here``: the driver reads them, and no executor."""
+        before, partition = self.run.base.snapshots["features"], {"model_id": self.run.model_id}
+        rows = rows_at(self.tables, "features", self.start["features"], since=before, here=here, **partition)
+        return rows.only(run_id=self.run.run_id)
 
     def all_rows(self) -> Rows:
         """The rows of ``features``."""
-        return self.stored_features()
-
-    def stored_features(self, since: int | None = None) -> Rows:
-        """The rows of ``features``; with ``since``, rows that this snapshot has too may be left out."""
-        return rows_at(self.tables, "features", self.start["features"], since=since, model_id=self.run.model_id)
+        return rows_at(self.tables, "features", self.start["features"], model_id=self.run.model_id)
 
     def read_keys(self, name: TableName, snapshot_id: int, keys: pa.Table, *columns: str) -> pa.Table:
         """Columns of the rows that few ``keys`` (one column, ``key``) have in a table at a snapshot."""

@@ -1,16 +1,14 @@
 """What the gates are evaluated on: measured on exactly the snapshots that the run's tasks wrote."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from fruits.analysis.gates import Findings, probe_is_due
 from fruits.analysis.pca import orthonormality_error
@@ -19,20 +17,52 @@ from fruits.lake.classifier_tables import load_quality
 from fruits.lake.counters import COUNTED, Counters
 from fruits.lake.hashes import MOST_HASHES, same_bytes
 from fruits.lake.pca_tables import PCAVersion, load_versions
-from fruits.lake.schemas import TableName, matrix
+from fruits.lake.schemas import EMBEDDINGS, FEATURES, TableDefinition, matrix
 from fruits.photos.entry import Action
 from fruits.photos.keys import FIT_SPLIT
 from fruits.run.documents import Probe
 from fruits.run.manifest import StoredManifest
-from fruits.spark.changes import Changes, ChangesAtHand, changes_of, counted_after
+from fruits.spark.changes import Changes, changes_of
+from fruits.spark.executors import TOTALS_SCHEMA, share_of_keys, vector_totals
 from fruits.spark.job import Job
+from fruits.spark.queries import Relation, answer
+from fruits.spark.stored import rows_at
 
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
-
-_MOST_EXAMPLES = 20
 _FEWEST_LABELS = 2  # a classifier needs two classes
-_BUCKETS = 1_000_000
+
+_MISPLACED = """
+    SELECT planned.key
+    FROM planned LEFT JOIN (
+        SELECT key, count(*) AS n, count_if(run_id = ?) AS written
+        FROM (
+            SELECT key, run_id FROM features WHERE sign = 1 AND model_id = ?
+            UNION ALL SELECT key, run_id FROM quarantine WHERE sign = 1 AND model_id = ?
+        ) AS placed
+        WHERE key IN (SELECT key FROM planned)
+        GROUP BY key
+    ) AS placed ON placed.key = planned.key
+    WHERE CASE WHEN action = ? THEN n IS NOT NULL ELSE coalesce(n, 0) <> 1 OR written <> 1 END
+    ORDER BY planned.key LIMIT 20
+"""
+_DUPLICATES = """
+    SELECT count(DISTINCT came.key) AS n
+    FROM came JOIN others ON came.sha256 = others.sha256 AND came.split <> others.split
+    WHERE came.model_id = ?
+"""
+_MISSING = """
+    SELECT
+        (
+            SELECT count(*) FROM (
+                SELECT key, etag
+                FROM (
+                    SELECT key, etag, 1 AS feature FROM features WHERE sign = 1 AND model_id = ?
+                    UNION ALL SELECT key, etag, 0 AS feature FROM embeddings WHERE sign = 1 AND pca_id = ?
+                ) AS photos
+                GROUP BY key, etag HAVING count(*) <> 2 OR sum(feature) <> 1
+            ) AS wrong
+        ) AS missing,
+        (SELECT CAST(coalesce(sum(sign), 0) AS BIGINT) FROM embeddings) AS change
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +71,7 @@ class Measured:
 
     job: Job
     version: PCAVersion | None
-    changes: Changes | None = None
+    changes: Changes
 
     @classmethod
     def of(cls, job: Job, pca_id: str | None) -> "Measured":
@@ -50,49 +80,26 @@ class Measured:
         version = next((version for version in versions if version.pca_id == pca_id), None)
         return cls(job, version, changes_of(job, pca_id))
 
-    @property
-    def new_features(self) -> "DataFrame":
-        """The features that the run wrote."""
-        return self.changes.appended("features") if self.changes else self.job.new_features()
-
-    def placed(self) -> "DataFrame":
-        """Key and run id of the rows that the run's keys have, and maybe others."""
-        tables = COUNTED
-        if self.changes is None:
-            model_id = self.job.run.model_id
-            rows = [self.job.rows(name).where(f"model_id = '{model_id}'") for name in tables]
-        else:
-            rows = [self.changes.appended(name) for name in tables]
-            if self.changes.replaced.num_rows:
-                rows += [self.changes.left(name) for name in tables]
-        return reduce(lambda one, other: one.union(other), (some.select("key", "run_id") for some in rows))
-
-    @property
-    def embeddings(self) -> "DataFrame":
-        """Embeddings under the PCA version."""
-        pca_id = self.version.pca_id if self.version else None
-        return self.job.rows("embeddings").where(f"pca_id = '{pca_id}'")
-
 
 def measure(measured: Measured) -> tuple[Findings, Counters]:
     """Everything that the gates need to know; and the counters of all backbones' rows."""
     job, version = measured.job, measured.version
     with job.phase("tables"):
-        counters, uncounted = counted_after(job, measured.changes)
+        counters, uncounted = measured.changes.counted_after()
         ours = counters.of_backbone(job.run.model_id)
         features, quarantined = ours.total("features"), ours.total("quarantine")
         manifest = job.manifest()
         tables = {
             "planned": len(manifest),
-            "unaccounted": misplaced(measured, manifest),
+            "unaccounted": misplaced(measured.changes, manifest),
             "expected_rows": job.run.known_rows + manifest.count(Action.CREATE) - manifest.count(Action.DELETE),
             "rows": features + quarantined,
             "uncounted": uncounted,
             "quarantined": quarantined,
             **new_vectors(measured),
             "unfitted_labels": ours.unfitted_labels,
-            "duplicates_across_splits": duplicates_across_splits(measured),
-            "missing_embeddings": missing_embeddings(measured, features) if version else None,
+            "duplicates_across_splits": duplicates_across_splits(measured.changes),
+            "missing_embeddings": missing_embeddings(measured.changes) if version else None,
         }
     with job.phase("probe"):
         # A probe cannot be fitted on vectors that their own gates are about to refuse.
@@ -117,151 +124,61 @@ def measure(measured: Measured) -> tuple[Findings, Counters]:
     return findings, counters
 
 
-def misplaced(measured: Measured, manifest: StoredManifest) -> list[str]:
+def misplaced(changes: Changes, manifest: StoredManifest) -> list[str]:
     """Some keys of planned objects that are not where their action puts them."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    job = measured.job
-    if isinstance(measured.changes, ChangesAtHand):
-        return misplaced_at_hand(measured.changes, manifest)
-    planned = job.tables.spark.createDataFrame(manifest.columns("key", "action"))
-    placed = (
-        measured.placed()
-        .join(planned, "key")
-        .groupBy("key")
-        .agg(F.count("*").alias("rows"), F.count_if(F.col("run_id") == job.run.run_id).alias("written"))
-    )
-    right = F.when(F.col("action") == Action.DELETE.value, F.col("rows").isNull()).otherwise(
-        (F.col("rows") == 1) & (F.col("written") == 1)
-    )
-    wrong = planned.join(placed, "key", "left").where(~F.coalesce(right, F.lit(False)))
-    return [row.key for row in wrong.limit(_MOST_EXAMPLES).collect()]
-
-
-def misplaced_at_hand(changes: ChangesAtHand, manifest: StoredManifest) -> list[str]:
-    """The same among the rows of a small run."""
-    placed = [row for rows in (changes.came, changes.stayed) for name in COUNTED for row in rows[name].to_pylist()]
-    rows = Counter(row["key"] for row in placed)
-    written = Counter(row["key"] for row in placed if row["run_id"] == changes.job.run.run_id)
-    wrong = (
-        entry["key"]
-        for entry in manifest.columns("key", "action").to_pylist()
-        if (rows[entry["key"]], written[entry["key"]]) != ((0, 0) if entry["action"] == Action.DELETE else (1, 1))
-    )
-    return list(islice(wrong, _MOST_EXAMPLES))
-
-
-@dataclass(frozen=True)
-class VectorTotals:
-    """Rows, those that are unusable, those of a wrong width, and the mean of the squared lengths."""
-
-    rows: int
-    unusable: int
-    wrong_width: int
-    mean_square: float | None
-
-
-def vectors_at_hand(changes: ChangesAtHand, width: int) -> VectorTotals:
-    """The totals of the vectors of a small run."""
-    vectors = changes.job.read_appended("features", "vector")["vector"]
-    squares = np.array([float(np.square(np.asarray(vector.values, float)).sum()) for vector in vectors])
-    wrong = pc.sum(pc.not_equal(pc.list_value_length(vectors), width)).as_py() or 0
-    usable = np.isfinite(squares) & (squares > 0)
-    return VectorTotals(len(squares), int((~usable).sum()), wrong, float(squares.mean()) if len(squares) else None)
-
-
-def vectors_of(measured: Measured) -> VectorTotals:
-    """The totals of the new vectors."""
-    if isinstance(measured.changes, ChangesAtHand):
-        return vectors_at_hand(measured.changes, measured.job.run.backbone.feature_width)
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    job = measured.job
-    square = F.expr("aggregate(vector, 0D, (sum, x) -> sum + double(x) * x)")  # NaN and infinity come through
-    usable = (square > 0) & (square < math.inf) & ~F.isnan(square)
-    totals = measured.new_features.agg(
-        F.count("*").alias("rows"),
-        F.count_if(~usable).alias("unusable"),
-        F.count_if(F.size("vector") != job.run.backbone.feature_width).alias("wrong_width"),
-        F.avg(square).alias("mean_square"),
-    )
-    return VectorTotals(**totals.collect()[0].asDict())
+    job, rows = changes.job, {name: changes.rows[name] for name in COUNTED}
+    planned = manifest.columns("key", "action")
+    ours = (job.run.model_id, job.run.model_id)
+    found = answer(job.tables, _MISPLACED, job.run.run_id, *ours, Action.DELETE.value, planned=planned, **rows)
+    return [row["key"] for row in found]
 
 
 def new_vectors(measured: Measured) -> dict[str, Any]:
     """Are the new vectors numbers, of the right width, and on the scale that the PCA knows?"""
-    version, totals = measured.version, vectors_of(measured)
+    job, version = measured.job, measured.version
+    rows = job.written_rows(here=measured.changes.at_hand)
+    totals = rows.apply("vectors", vector_totals(job.run.backbone.feature_width), ("vector",), TOTALS_SCHEMA)
+    found = pa.Table.from_batches(totals, TOTALS_SCHEMA)
+    n, unusable, wrong_width, square = (pc.sum(found[name]).as_py() for name in TOTALS_SCHEMA.names)
     scale_ratio = None
-    if version is not None and totals.mean_square is not None:
+    if version is not None and n:
         expected = float(version.pca.mean @ version.pca.mean) + version.pca.total_variance
-        scale_ratio = math.sqrt(totals.mean_square / expected)
+        scale_ratio = math.sqrt(square / n / expected)
     return {
-        "new_rows": totals.rows,
-        "unusable_vectors": totals.unusable,
-        "wrong_widths": totals.wrong_width,
+        "new_rows": n or 0,
+        "unusable_vectors": unusable or 0,
+        "wrong_widths": wrong_width or 0,
         "scale_ratio": scale_ratio,
     }
 
 
-def duplicates_across_splits(measured: Measured) -> int:
-    """New photos whose bytes stand in another split too."""
-    job, columns = measured.job, ("key", "sha256", "split")
-    few = None
-    if isinstance(measured.changes, ChangesAtHand):
-        few = measured.changes.came["features"].select(columns)
-    elif measured.changes:
-        few = measured.new_features.select(*columns).limit(MOST_HASHES + 1).toArrow()
-    others = same_bytes(job.lake, job.start, job.run.model_id, few["sha256"].to_pylist()) if few is not None else None
-    if few is None or others is None:
-        new = measured.new_features.select(*columns)
-        renamed = new.withColumnRenamed("split", "new_split")
-        pairs = job.features().select("sha256", "split").join(renamed, "sha256").where("split != new_split")
-        return int(pairs.select("key").distinct().count())
-    splits: defaultdict[str, set[str]] = defaultdict(set)
-    for row in others.to_pylist():
-        splits[row["sha256"]].add(row["split"])
-    return len({row["key"] for row in few.to_pylist() if splits[row["sha256"]] - {row["split"]}})
+def duplicates_across_splits(changes: Changes) -> int:
+    """Photos that the run wrote, and whose bytes stand in another split too."""
+    job, came = changes.job, changes.rows["features"]
+    if isinstance(came, pa.Table):
+        came = came.filter(pc.equal(came["run_id"], job.run.run_id))
+    else:
+        came = came.where(came.run_id == job.run.run_id).select("key", "sha256", "split", "model_id")
+        few = came.limit(MOST_HASHES + 1).toArrow()
+        came = few if len(few) <= MOST_HASHES else came
+    others: Relation | None = None
+    if isinstance(came, pa.Table):
+        others = same_bytes(job.lake, job.start, job.run.model_id, came["sha256"].to_pylist())
+    if others is None:
+        others = job.features().select("sha256", "split")
+    return int(answer(job.tables, _DUPLICATES, job.run.model_id, came=came, others=others)[0]["n"])
 
 
-def missing_embeddings(measured: Measured, features: int) -> int:
-    """Features without exactly one embedding, and embeddings without a feature."""
-    if measured.changes is None:
-        job, embeddings = measured.job, measured.embeddings
-        stale = job.new_features().join(embeddings.select("key", "etag"), ["key", "etag"], "left_anti").count()
-        return abs(features - embeddings.count()) + int(stale)
-    return missing_in(measured.changes, str(measured.version.pca_id if measured.version else None))
+def missing_embeddings(changes: Changes) -> int:
+    """Features without exactly one embedding under the PCA version, and embeddings without a feature.
 
-
-def missing_in(changes: Changes, pca_id: str) -> int:
-    """The same among a run's changes: its base had an embedding of each feature."""
-    if isinstance(changes, ChangesAtHand):
-        return missing_at_hand(changes, pca_id)
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
-
-    def of(name: TableName, rows: "DataFrame") -> "DataFrame":
-        return rows.select("key", "etag", F.lit(name).alias("table"))
-
-    embedded = changes.appended("embeddings").where(f"pca_id = '{pca_id}'")
-    rows = of("features", changes.appended("features")).unionByName(of("embeddings", embedded))
-    if changes.replaced.num_rows:
-        rows = rows.unionByName(of("embeddings", changes.left("embeddings").where(f"pca_id = '{pca_id}'")))
-    one_each = (F.count_if(F.col("table") == "features") == 1) & (F.count_if(F.col("table") == "embeddings") == 1)
-    wrong = rows.groupBy("key", "etag").agg(one_each.alias("one_each")).where("NOT one_each").count()
-    change = changes.signed("embeddings").agg(F.coalesce(F.sum("sign"), F.lit(0)).alias("rows")).collect()[0].rows
-    return int(wrong) + changes.unexplained("embeddings", int(change))
-
-
-def missing_at_hand(changes: ChangesAtHand, pca_id: str) -> int:
-    """The same among the rows of a small run."""
-
-    def embedded(rows: pa.Table) -> Iterator[tuple[str, str]]:
-        return ((row["key"], row["etag"]) for row in rows.to_pylist() if row["pca_id"] == pca_id)
-
-    features = Counter((row["key"], row["etag"]) for row in changes.came["features"].to_pylist())
-    embeddings = Counter(embedded(changes.came["embeddings"]))
-    embeddings.update(embedded(changes.stayed["embeddings"]))
-    wrong = sum((features[photo], embeddings[photo]) != (1, 1) for photo in features | embeddings)
-    return wrong + changes.unexplained("embeddings", changes.change("embeddings"))
+    Among a run's changes: its base had an embedding of each feature.
+    """
+    job, rows = changes.job, changes.rows
+    values = job.run.model_id, str(changes.pca_id)
+    tables = {name: rows[name] for name in ("features", "embeddings")}
+    (found,) = answer(job.tables, _MISSING, *values, **tables)
+    return int(found["missing"]) + changes.unexplained("embeddings", int(found["change"]))
 
 
 def probe(measured: Measured, features: int, held_out: int) -> Probe:
@@ -277,21 +194,15 @@ def probe(measured: Measured, features: int, held_out: int) -> Probe:
     if pca_id == published.pca_id and not fitted and not probe_is_due(published.probe_rows, held_out, sampled):
         rows = published.probe_rows or 0
         return Probe(raw=published.probe_raw, embedded=published.probe_embedded, rows=rows)
-    rows = probe_sample(measured, sampled).toArrow()
-    fit = rows.filter(rows["fit"])
-    scored = rows.filter(~rows["fit"].to_numpy())
-    if not scored.num_rows or len(fit["label"].unique()) < _FEWEST_LABELS:
-        return Probe(rows=scored.num_rows)
+    sample = probe_sample(measured, sampled)
+    fit, labels = sample.fitted, sample.labels
+    scored = int((~fit).sum())
+    if not scored or len(set(labels[fit])) < _FEWEST_LABELS:
+        return Probe(rows=scored)
     raw, embedded = (
-        probe_accuracy(
-            matrix(fit[column].combine_chunks()),
-            fit["label"].to_pylist(),
-            matrix(scored[column].combine_chunks()),
-            scored["label"].to_pylist(),
-        )
-        for column in ("vector", "embedding")
+        probe_accuracy(rows[fit], labels[fit], rows[~fit], labels[~fit]) for rows in (sample.vectors, sample.embeddings)
     )
-    return Probe(raw=raw, embedded=embedded, rows=scored.num_rows)
+    return Probe(raw=raw, embedded=embedded, rows=scored)
 
 
 def sampled_share(most: int, total: int) -> float:
@@ -299,12 +210,33 @@ def sampled_share(most: int, total: int) -> float:
     return min(1.0, most / max(total, 1))
 
 
-def probe_sample(measured: Measured, sampled: float) -> "DataFrame":
-    """Feature and embedding of about a share of the photos, the same photos whatever their order."""
-    from pyspark.sql import functions as F  # noqa: N812 -- its usual name
+@dataclass(frozen=True, eq=False)
+class ProbeSample:
+    """Some photos in the order of keys: is each fitted, its label, and the rows of features and of embeddings."""
 
-    job = measured.job
-    features = job.features().select("key", "label", (F.col("split") == FIT_SPLIT).alias("fit"), "vector")
-    if sampled < 1:
-        features = features.where(F.pmod(F.xxhash64("key"), F.lit(_BUCKETS)) < int(_BUCKETS * sampled))
-    return features.join(measured.embeddings.select("key", "embedding"), "key").orderBy("key")
+    fitted: NDArray[np.bool_]
+    labels: NDArray[np.str_]
+    vectors: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
+
+
+def probe_sample(measured: Measured, sampled: float) -> ProbeSample:
+    """About a share of the photos, the same photos whatever made the tables."""
+    job, function, here = measured.job, share_of_keys(sampled), measured.changes.is_small_lake
+
+    def rows(definition: TableDefinition, columns: Sequence[str], **partition: str) -> pa.Table:
+        schema = pa.schema([definition.schema.field(name) for name in columns])
+        stored = rows_at(job.tables, definition.name, job.start[definition.name], since=None, here=here, **partition)
+        return pa.Table.from_batches(stored.apply("probe", function, columns, schema), schema)
+
+    features = rows(FEATURES, ("key", "label", "split", "vector"), model_id=job.run.model_id)
+    embeddings = rows(EMBEDDINGS, ("key", "embedding"), pca_id=str(measured.changes.pca_id))
+    places = pc.index_in(features["key"], embeddings["key"].combine_chunks())
+    order = pc.sort_indices(features["key"]).to_numpy()
+    order = order[pc.is_valid(places).to_numpy()[order]]
+    return ProbeSample(
+        fitted=pc.equal(features["split"], FIT_SPLIT).to_numpy()[order],
+        labels=np.array(features["label"].to_pylist(), str)[order],
+        vectors=matrix(features["vector"].combine_chunks())[order],
+        embeddings=matrix(embeddings["embedding"].combine_chunks())[places.to_numpy()[order].astype(int)],
+    )

@@ -6,7 +6,7 @@ know where its rows are, and the same function makes the same of them.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
@@ -77,18 +77,23 @@ class RowsAtHand:
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows in parts of a table's files, which tasks read: those where each column in ``where`` has its value.
+    """Rows in parts of a table's files, which tasks read: Spark would hand each vector through the JVM.
 
-    Spark would hand each vector through the JVM.
+    Attributes:
+        tables: The tables.
+        parts: The parts of files.
+        here: Whether these tasks are the driver's own, so that no executor has to start for them.
+        where: The rows are those where each of these columns has its value.
     """
 
     tables: Tables
     parts: Sequence[FilePart]
+    here: bool = False
     where: Mapping[str, str] = field(default_factory=dict)
 
     def only(self, **where: str) -> "StoredRows":
         """See ``Rows``."""
-        return StoredRows(self.tables, self.parts, {**self.where, **where})
+        return replace(self, where={**self.where, **where})
 
     def apply(
         self,
@@ -101,7 +106,7 @@ class StoredRows:
         """See ``Rows``; each task has its share of the parts."""
         if not self.parts:
             return
-        executors = self.tables.executors
+        executors = self.tables.driver if self.here else self.tables.executors
         tasks = [json.dumps([asdict(part) for part in task]) for task in in_tasks(self.parts, executors.cores)]
         work = pa.table({"parts": tasks}, PARTS_SCHEMA)
         read = reading(self.tables.lake.settings, function, columns, self.where)
@@ -138,12 +143,20 @@ class SparkRows:
         yield from found.toArrow().cast(schema).to_batches()
 
 
-def rows_at(tables: Tables, name: TableName, snapshot_id: int, *, since: int | None = None, **partition: str) -> Rows:
-    """The rows of a partition of a table at a snapshot.
+def rows_at(
+    tables: Tables,
+    name: TableName,
+    snapshot_id: int,
+    *,
+    since: int | None = None,
+    here: bool = False,
+    **partition: str,
+) -> Rows:
+    """The rows of a partition of a table at a snapshot; the driver reads them if ``here``, and executors otherwise.
 
     With ``since``, files that this snapshot has too may be left out.
     """
     parts = file_parts(tables.lake, name, snapshot_id, since=since, **partition)
     if parts is None:
         return SparkRows(tables.read(name, snapshot_id)).only(**partition)
-    return StoredRows(tables, parts)
+    return StoredRows(tables, parts, here)

@@ -1,6 +1,7 @@
 """The tables of a lake as Spark reads and writes them: at a snapshot, or on the branch of an attempt."""
 
 import heapq
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fruits.lake.branches import Writer, commit_rows, start_branch, verified_hea
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 from fruits.run.manifest import DUE_ETAG
-from fruits.spark.tasks import Executors, executors_of
+from fruits.spark.tasks import Executors, WorkerProcesses, executors_of, local_cores
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -53,6 +54,11 @@ class Tables:
     def executors(self) -> Executors:
         """What runs the job's tasks."""
         return executors_of(self.lake.settings, lambda: self.spark)
+
+    @cached_property
+    def driver(self) -> Executors:
+        """The driver itself, for tasks that should start no executor."""
+        return WorkerProcesses(self.lake.settings, local_cores(os.environ) or 1)
 
     @property
     def cores(self) -> int:

@@ -15,7 +15,7 @@ from fruits.lake.branches import commit_rows, start_branch
 from fruits.lake.catalog import Lake
 from fruits.lake.publication import publications
 from fruits.run.state import run_key
-from fruits.spark.changes import Changes, ChangesAtHand, count_all
+from fruits.spark.changes import changes_of
 from fruits.spark.hashes import write_hashes
 from fruits.spark.job import Job
 from fruits.spark.measurements import Measured, duplicates_across_splits, measure
@@ -167,10 +167,37 @@ SPOILT: dict[str, Any] = {
 """By name: the table in which the copies of a row are altered, the copies, and the required gates that fail."""
 
 
+def by_spark(job):
+    """The same job where Spark and executors read the rows, as they do in a large lake."""
+    tables = job.tables
+    lake = Lake(job.settings.model_copy(update={"few_photos": 0}))
+    return replace(job, tables=Tables(lambda: tables.spark, lake, tables.writer))
+
+
+def by_both(job, pca_id):
+    """What the gates find in a job's rows, read by Spark, and read by the driver."""
+    measured = [Measured.of(one, pca_id) for one in (by_spark(job), job)]
+    assert [one.changes.at_hand for one in measured] == [False, True]
+    return tuple(measure(one) for one in measured)
+
+
+def broken_of(results, settings):
+    return [{gate.name for gate in failed(evaluate(findings, settings))} for findings, _ in results]
+
+
+def check_equal(one, other):
+    """Findings and counters are equal; sums may have been made in another order."""
+    (findings, counters), (of_other, others_counters) = one, other
+    assert findings.scale_ratio == pytest.approx(of_other.scale_ratio, rel=1e-12)
+    assert replace(findings, scale_ratio=of_other.scale_ratio) == of_other
+    assert counters == others_counters
+
+
 @pytest.fixture(scope="module")
-def broken_gates(chain, worked):
-    """The required gates that fail for each of ``SPOILT``; one session measures them all, each at a snapshot."""
-    lake, spoilt, broken = Lake.open(worked), {}, {}
+def first_run(chain, worked):
+    """What is found in a first run's rows by both ways: in the sound rows, and in those of each of ``SPOILT``."""
+    lake, found = Lake.open(worked), {}
+    spoilt: dict[str, Any] = {"sound": {}}
     for case, (name, changes, _) in SPOILT.items():
         row = chain.branch_rows(worked, RUN, name)[2]
         copies = [{**row, **change} for change in changes]
@@ -181,21 +208,27 @@ def broken_gates(chain, worked):
 
     def measure_all(job):
         for case, snapshots in spoilt.items():
-            findings, _ = measure(
-                Measured.of(replace(job, start={**job.start, **snapshots}), job.documents.projected.pca_id)
-            )
-            broken[case] = {gate.name for gate in failed(evaluate(findings, job.settings))}
+            found[case] = by_both(replace(job, start={**job.start, **snapshots}), job.documents.projected.pca_id)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chain.jobs["validate"], "validate", measure_all)
         assert chain.submit("validate", worked, RUN) == ExitCode.OK
-    return broken
+    return found
+
+
+def test_spark_and_the_driver_find_the_same_in_all_rows(first_run):
+    by_spark, at_hand = first_run["sound"]
+    check_equal(by_spark, at_hand)
+    findings, _ = at_hand
+    assert (findings.rows, findings.new_rows, findings.duplicates_across_splits) == (12, 11, 2)
+    assert (findings.unaccounted, findings.missing_embeddings, findings.uncounted) == ([], 0, 0)
+    assert findings.probe_rows == 3
 
 
 @pytest.mark.parametrize("case", SPOILT)
-def test_rows_that_readers_must_not_see_fail_their_gate_alone(broken_gates, case):
-    _, _, expected = SPOILT[case]
-    assert broken_gates[case] == expected
+def test_rows_that_readers_must_not_see_fail_their_gate_alone(first_run, worked, case):
+    *_, expected = SPOILT[case]
+    assert broken_of(first_run[case], worked) == [expected, expected]
 
 
 @pytest.fixture(scope="module")
@@ -265,19 +298,14 @@ def duplicates_by(job, pca_id):
     """The duplicates among the changes: of all features, and looked up in `photo_hashes` of the run's base alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashes, "FEWEST_ROWS", 0)
-        scanned = duplicates_across_splits(Measured.of(job, pca_id))
+        scanned = [duplicates_across_splits(changes_of(one, pca_id)) for one in (by_spark(job), job)]
         patch.setattr(hashes, "FEWEST_ROWS", 9)  # one more than the run wrote
         job.tables.start_branch("photo_hashes", job.start["photo_hashes"])
         write_hashes(job.tables, job.run.base.snapshots["features"])
         start = {**job.start, **job.wrote("photo_hashes")}
         patch.setattr(Job, "features", None)
-        return scanned, duplicates_across_splits(Measured.of(replace(job, start=start), pca_id))
-
-
-def by_spark(measured):
-    """The same changes as Spark reads them, as it does for more rows."""
-    changes = Changes(measured.changes.job, measured.changes.tables)
-    return replace(measured, changes=changes)
+        hashed = replace(job, start=start)
+        return [*scanned, *(duplicates_across_splits(changes_of(one, pca_id)) for one in (by_spark(hashed), hashed))]
 
 
 @pytest.fixture(scope="module")
@@ -288,11 +316,11 @@ def measured(chain, increment):
 
     def measure_all(job):
         pca_id = job.documents.projected.pca_id
-        at_hand = Measured.of(job, pca_id)
-        assert isinstance(at_hand.changes, ChangesAtHand)
-        found["changes"], found["at hand"] = measure(by_spark(at_hand)), measure(at_hand)
-        found["all rows"] = measure(replace(Measured.of(job, pca_id), changes=None))
-        found["reads"] = (Measured.of(job, pca_id).changes is None, found["all rows"][1] == count_all(job))
+        assert not changes_of(job, pca_id).of_all
+        found["changes"] = by_both(job, pca_id)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fruits.spark.changes.reason_to_read_all", lambda *_: "to compare")
+            found["all rows"] = by_both(job, pca_id)
         found["duplicates"] = duplicates_by(job, pca_id)
         for case, (name, change, how, _) in CHANGED_OTHERWISE.items():
             writer = chain.writer(increment, RUN, name)
@@ -303,12 +331,8 @@ def measured(chain, increment):
                 append(lake, writer, name, **how)
             changed = replace(job, start={**job.start, name: lake.head(name, writer.branch)})
             start_branch(lake, name, writer.branch, sound)
-            of_changes = Measured.of(changed, pca_id)
-            assert of_changes.changes is not None, case
-            found["broken"][case] = [
-                {gate.name for gate in failed(evaluate(measure(one)[0], job.settings))}
-                for one in (by_spark(of_changes), of_changes)
-            ]
+            assert not changes_of(changed, pca_id).of_all, case
+            found["broken"][case] = broken_of(by_both(changed, pca_id), job.settings)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chain.jobs["validate"], "validate", measure_all)
@@ -317,19 +341,18 @@ def measured(chain, increment):
 
 
 def test_the_changes_of_a_run_tell_the_gates_what_all_rows_would(measured):
-    assert measured["reads"] == (False, True)
-    assert measured["changes"] == measured["all rows"]
-    (findings, counters), (at_hand, at_hands_counters) = measured["changes"], measured["at hand"]
-    assert at_hand.scale_ratio == pytest.approx(findings.scale_ratio, rel=1e-12)  # sums in another order
-    assert replace(at_hand, scale_ratio=findings.scale_ratio) == findings
-    assert at_hands_counters == counters
+    by_spark, at_hand = measured["changes"]
+    check_equal(by_spark, at_hand)
+    for of_all in measured["all rows"]:
+        check_equal(of_all, at_hand)
+    findings, counters = at_hand
     assert (findings.rows, findings.quarantined, findings.new_rows, findings.duplicates_across_splits) == (19, 2, 8, 1)
     assert (findings.unaccounted, findings.missing_embeddings, findings.uncounted) == ([], 0, 0)
     assert counters.unfitted_labels == ["Only held out"]
 
 
 def test_duplicates_looked_up_by_hash_are_those_among_all_rows(measured):
-    assert measured["duplicates"] == (1, 1)
+    assert measured["duplicates"] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("case", CHANGED_OTHERWISE)

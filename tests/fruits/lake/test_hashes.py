@@ -118,6 +118,12 @@ def test_too_many_rows_are_left_to_spark(hashed: Lake, monkeypatch: pytest.Monke
     assert found(hashed, "k01") is None, "too many have these bytes"
 
 
+def test_rows_that_are_few_tell_of_any_number_of_hashes(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "MOST_HASHES", 1)
+    append(lake, PHOTOS)
+    assert found(lake, "k01", "k02") == ["k01", "k02"]
+
+
 def test_hashes_that_cannot_be_relied_on_are_not_used(hashed: Lake) -> None:
     start, at = now(hashed), hashed.state("features").main
     assert hashed_snapshot(hashed, start) == at

@@ -16,7 +16,7 @@ from fruits.lake.publication import current_base
 from fruits.lake.schemas import FEATURES
 from fruits.run.request import RunRequest
 from fruits.settings import Settings
-from fruits.spark.changes import CHANGED, Changes, changes_of
+from fruits.spark.changes import CHANGED, changes_of
 
 MODEL = "a"
 FITTED = Counters({Kind(MODEL, "Fig", "train"): 2})
@@ -37,7 +37,6 @@ def job(folder_lake: Settings, fake_run: Any) -> Any:
     base = current_base(run.lake)
     published = replace(base.publication, counters=FITTED.counts)
     return SimpleNamespace(
-        is_small=False,
         lake=run.lake,
         writer=run.writer,
         run=SimpleNamespace(base=replace(base, publication=published), building=False, model_id=MODEL, request=REBUILD),
@@ -61,7 +60,6 @@ def go_on(job: Any) -> None:
 
 def test_rows_that_the_runs_own_do_not_explain_are_counted(job: Any) -> None:
     changes = changes_of(job, job.run.base.publication.pca_id)
-    assert isinstance(changes, Changes)
     assert [changes.unexplained("features", rows) for rows in (0, 1, 2)] == [1, 0, 1]
     assert changes.unexplained("quarantine", 0) == 0
 
@@ -87,11 +85,13 @@ def test_where_changes_do_not_tell_all_the_gates_read_all_rows(
     pca_id = job.run.base.publication.pca_id
     READS_ALL[case](job)
     with caplog.at_level("INFO", "fruits"):
-        assert changes_of(job, pca_id) is None
+        changes = changes_of(job, pca_id)
+    assert changes.of_all
+    assert changes.unexplained("features", 0) == 0, "all rows explain themselves"
     assert "all rows are read: " in caplog.text
 
 
 def test_the_changes_of_an_increment_that_went_on_tell_all(job: Any) -> None:
     job.run.request = RunRequest(prefix="")
     go_on(job)
-    assert isinstance(changes_of(job, job.run.base.publication.pca_id), Changes)
+    assert not changes_of(job, job.run.base.publication.pca_id).of_all

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ from fruits.settings import Settings
 from fruits.spark import executors
 from fruits.spark.executors import (
     TASKS_SCHEMA,
+    TOTALS_SCHEMA,
     Statistics,
     featurize,
     merge_partials,
     merged_statistics,
     packed,
     partial_statistics,
+    share_of_keys,
+    vector_totals,
 )
 from fruits.spark.featurizing import Outcomes
 from fruits.spark.statistics import FAN_IN, tree
@@ -218,3 +222,26 @@ def test_a_task_that_runs_twice_counts_once(task: Callable[..., dict[str, Any]])
 
 def test_a_task_without_a_readable_photo_writes_no_file(task: Callable[..., dict[str, Any]]) -> None:
     assert (task(0, 5, 7)["uri"], Outcomes.of([task(0, 5, 7)]).files) == (None, [])
+
+
+def test_totals_of_vectors_count_what_is_no_number_and_what_has_another_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_SQUARED_AT_ONCE", 3)
+    some = [[1, 2], [0, 0], [], [np.nan, 1], [np.inf, 1], [3e38, 3e38], [1, 2, 3], [2, 0]]
+    column = pa.array(some, pa.list_(pa.float32()))
+    batches = [pa.record_batch([column.slice(start, 4)], names=["vector"]) for start in (0, 4, 8)]
+    found = pa.Table.from_batches(vector_totals(2)(iter(batches)), TOTALS_SCHEMA)
+    assert [sum(found[name].to_pylist()) for name in ("rows", "unusable", "wrong_width")] == [8, 4, 2]
+    squares = found["square"].to_pylist()
+    assert squares[0] == 5
+    assert np.isnan(squares[1])
+    assert squares[-1] == 4
+
+
+def test_a_share_of_keys_is_the_same_in_all_batches_and_grows_with_the_share() -> None:
+    rows = [batch(VECTORS[:5]), batch(VECTORS[5:], first=5)]
+    shares = [
+        {key for some in share_of_keys(share)(iter(rows)) for key in some["key"].to_pylist()} for share in (0, 0.5, 1)
+    ]
+    assert not shares[0]
+    assert shares[1] == {key for key in shares[2] if sha256(key.encode()).hexdigest()[0] in "01234567"}
+    assert 0 < len(shares[1]) < len(shares[2]) == 9

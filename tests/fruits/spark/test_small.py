@@ -20,9 +20,16 @@ from fruits.photos.entry import Action, Entry
 from fruits.run.documents import run_store
 from fruits.run.manifest import entries_batch, write_manifest
 from fruits.settings import Settings
-from fruits.spark.changes import Changes, ChangesAtHand, changes_of
+from fruits.spark.changes import changes_of
 from fruits.spark.job import Job
-from fruits.spark.measurements import Measured, misplaced, missing_embeddings, new_vectors
+from fruits.spark.measurements import (
+    Measured,
+    duplicates_across_splits,
+    misplaced,
+    missing_embeddings,
+    new_vectors,
+    probe_sample,
+)
 from fruits.spark.projection import measure_drift, project, unprojected_features
 from fruits.spark.statistics import rows_before, update_statistics
 from fruits.spark.tables import Tables
@@ -46,10 +53,10 @@ class Small:
         self.run = fake_run(settings)
         self.lake = self.run.lake
 
-    def wrote(self, *numbers: int, embedded: bool = True) -> Job:
+    def wrote(self, *numbers: int, embedded: bool = True, action: Action = Action.CREATE) -> Job:
         """The job after `featurize`, and after `pca` when ``embedded``, wrote the photos of such numbers."""
         self.run.write({KEYS[number]: VECTORS[number] for number in numbers}, MODEL_ID, pca=FITTED)
-        entries = [Entry(KEYS[number], "e", 1, START, Action.CREATE, "Fig", "train") for number in numbers]
+        entries = [Entry(KEYS[number], "e", 1, START, action, "Fig", "train") for number in numbers]
         write_manifest(run_store(self.settings, self.run.key), [entries_batch(entries)])
         base = current_base(self.lake)
         counted = replace(
@@ -97,41 +104,56 @@ def small(folder_lake: Settings, fake_run: Any) -> Small:
 def findings(job: Job, pca_id: str) -> dict[str, Any]:
     """What the gates learn of rows."""
     version: Any = SimpleNamespace(pca_id=pca_id, pca=FITTED)
-    measured = Measured(job, version, changes_of(job, pca_id))
-    assert isinstance(measured.changes, ChangesAtHand)
+    changes = changes_of(job, pca_id)
+    assert changes.at_hand
+    assert not changes.of_all
+    found = findings_of(Measured(job, version, changes))
+    of_all = findings_of(Measured(job, version, replace(changes, of_all=True)))
+    found["kinds"] = found["kinds"] | {"Fig": found["kinds"]["Fig"] + 3}  # beside what the base has
+    assert found == of_all, "all rows tell what the changes tell"
+    return found
+
+
+def findings_of(measured: Measured) -> dict[str, Any]:
     vectors = new_vectors(measured)
     vectors.pop("scale_ratio")
     return {
         "kinds": {kind.label or kind.reason: rows for kind, rows in measured.changes.by_kind().items()},
-        "misplaced": misplaced(measured, job.manifest()),
-        "missing": missing_embeddings(measured, 5),
+        "misplaced": misplaced(measured.changes, measured.job.manifest()),
+        "missing": missing_embeddings(measured.changes),
+        "duplicates": duplicates_across_splits(measured.changes),
         **vectors,
     }
 
 
-SOUND = {"kinds": {"Fig": 2}, "misplaced": [], "missing": 0, "new_rows": 2, "unusable_vectors": 0, "wrong_widths": 0}
+SOUND = {"kinds": {"Fig": 5}, "misplaced": [], "missing": 0, "duplicates": 0}
+SOUND |= {"new_rows": 2, "unusable_vectors": 0, "wrong_widths": 0}
 OTHERWISE: dict[str, tuple[Callable[[Small, Job], Job], dict[str, Any]]] = {
     "sound": (lambda _, job: job, {}),
     "a photo twice": (
         lambda small, job: small.append(job, "features"),
-        {"kinds": {"Fig": 3}, "misplaced": [KEYS[3]], "missing": 1, "new_rows": 3},
+        {"kinds": {"Fig": 6}, "misplaced": [KEYS[3]], "missing": 1, "new_rows": 3},
     ),
     "a row that another run wrote": (
         lambda small, job: small.append(job, "features", run_id="another"),
-        {"kinds": {"Fig": 3}, "misplaced": [KEYS[3]], "missing": 1, "new_rows": 3},
+        {"kinds": {"Fig": 6}, "misplaced": [KEYS[3]], "missing": 1, "new_rows": 3},
     ),
     "a photo that nobody planned": (
         lambda small, job: small.append(job, "features", key="train/Fig/foreign"),
-        {"kinds": {"Fig": 3}, "missing": 1, "new_rows": 3},
+        {"kinds": {"Fig": 6}, "missing": 1, "new_rows": 3},
+    ),
+    "a photo whose bytes are held out as well": (
+        lambda small, job: small.append(job, "features", key="test/Fig/3", split="test", label="Kiwi"),
+        {"kinds": {"Fig": 5, "Kiwi": 1}, "missing": 1, "new_rows": 3, "duplicates": 3},
     ),
     "a vector with NaN, of another width": (
         lambda small, job: small.append(job, "features", vector=[np.nan]),
-        {"kinds": {"Fig": 3}, "misplaced": [KEYS[3]], "missing": 1, "new_rows": 3}
+        {"kinds": {"Fig": 6}, "misplaced": [KEYS[3]], "missing": 1, "new_rows": 3}
         | {"unusable_vectors": 1, "wrong_widths": 1},
     ),
     "a photo that is in quarantine as well": (
         lambda small, job: small.quarantined(job),
-        {"kinds": {"Fig": 2, "empty": 1}, "misplaced": [KEYS[3]]},
+        {"kinds": {"Fig": 5, "empty": 1}, "misplaced": [KEYS[3]]},
     ),
     "two embeddings": (lambda small, job: small.append(job, "embeddings"), {"missing": 1}),
     "an embedding of another object": (
@@ -153,11 +175,46 @@ def test_a_photo_without_an_embedding_is_missed(small: Small) -> None:
     assert findings(job, small.pca_id)["missing"] == 2
 
 
-def test_a_run_of_more_rows_is_left_to_spark(small: Small) -> None:
+@pytest.mark.parametrize(
+    ("most", "is_small", "action", "of_changes", "of_all"),
+    [
+        (5, False, Action.UPDATE, True, True),
+        (4, False, Action.CREATE, True, False),
+        (4, True, Action.UPDATE, True, False),
+        (4, False, Action.UPDATE, False, False),
+        (1, True, Action.CREATE, False, False),
+    ],
+    ids=["a small lake", "new photos beside many rows", "a small run", "many updates", "a large run"],
+)
+def test_rows_are_left_to_spark_where_the_driver_would_read_many(
+    small: Small,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+    is_small: bool,
+    action: Action,
+    of_changes: bool,
+    of_all: bool,
+) -> None:
+    monkeypatch.setattr(Job, "most_at_hand", most)
+    monkeypatch.setattr(Job, "is_small", is_small)
+    changes = changes_of(small.wrote(3, 4, action=action), small.pca_id)
+    assert (changes.at_hand, replace(changes, of_all=True).at_hand) == (of_changes, of_all)
+
+
+def test_spark_reads_all_rows_where_no_photos_are_few(small: Small) -> None:
     job = small.wrote(3, 4)
-    assert isinstance(changes_of(job, small.pca_id), ChangesAtHand)
     job.lake.settings = job.settings.model_copy(update={"few_photos": 0})
-    assert type(changes_of(replace(job), small.pca_id)) is Changes
+    assert not changes_of(job, small.pca_id).at_hand
+
+
+@pytest.mark.parametrize(("share", "numbers"), [(1, [0, 1, 2, 3, 4]), (0.3, [2, 3, 4]), (0.2, [2, 3])])
+def test_the_probes_photos_are_chosen_by_their_keys_alone(small: Small, share: float, numbers: list[int]) -> None:
+    job = small.append(small.wrote(4, 3), "embeddings", pca_id="another")
+    sample = probe_sample(Measured(job, None, changes_of(job, small.pca_id)), share)
+    np.testing.assert_array_equal(sample.vectors, VECTORS[numbers])
+    np.testing.assert_allclose(sample.embeddings, transform(FITTED, VECTORS)[0][numbers], atol=1e-6)
+    assert sample.fitted.tolist() == [True] * len(numbers)
+    assert sample.labels.tolist() == ["Fig"] * len(numbers)
 
 
 def test_statistics_embeddings_and_drift_of_a_small_run_are_those_of_its_rows(small: Small) -> None:
