@@ -338,7 +338,8 @@ fi
 # The JVM that only puts the command of the driver's together.
 export SPARK_LAUNCHER_OPTS="-XX:TieredStopAtLevel=1 -XX:+UseSerialGC $SPARK_LAUNCHER_OPTS"
 # In client mode the job's Python starts first, and PySpark starts the JVM with the same options when the job uses
-# Spark: a run of few photos does not.
+# Spark: a run of few photos does not. Like an executor's, its BLAS has one thread: more wait for each other, and a wait
+# is busy.
 options= count=0 job= option=
 for word in "$@"; do
     case "$option $word" in
@@ -355,6 +356,7 @@ done
 if [ "$job" ]; then
     shift "$count"
     export PYSPARK_SUBMIT_ARGS="$options pyspark-shell" PYTHONHASHSEED=0 PYTHONUNBUFFERED=1
+    export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
     exec "$PYSPARK_DRIVER_PYTHON" "$@"
 fi
 exec "$SPARK_HOME/bin/spark-submit" "$@"

@@ -183,7 +183,9 @@ def _combine(a: Moments, b: Moments, sign: int) -> Moments:
     mean = a.mean + shift
     weight = a.n * b.n / n
     scaled = math.sqrt(weight) * difference  # in both factors, so that the product is symmetric to the last bit
-    scatter = a.scatter + sign * (b.scatter + np.outer(scaled, scaled))
+    scatter = np.outer(scaled, scaled)
+    scatter += b.scatter
+    (np.add if sign > 0 else np.subtract)(a.scatter, scatter, out=scatter)
 
     distance = float(np.linalg.norm(difference))
     distance_error = a.mean_error + b.mean_error + _UNIT_ROUNDOFF * distance

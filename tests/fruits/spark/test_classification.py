@@ -79,17 +79,15 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def all_features(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Looks at all features, which would start Spark; they find the run's own rows."""
-    asked: list[Any] = []
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Looks at all features; they find the run's own rows."""
+    asked: list[Job] = []
 
-    def of_all(job: Job, *rows: Any) -> pa.Table:
-        asked.append(rows)
+    def of_all(job: Job) -> pa.Table:
+        asked.append(job)
         return job.few_new_features.select(["key", "label", "split", "vector"])
 
-    monkeypatch.setattr(classification, "first_photos", of_all)
-    monkeypatch.setattr(Job, "features", lambda _: "all features")
-    monkeypatch.setattr(Job, "all_rows", lambda _: "all rows")
+    monkeypatch.setattr(classification, "first_of_all", of_all)
     return asked
 
 
@@ -125,9 +123,9 @@ def test_what_is_replaced_leaves(job: Job) -> None:
     assert rows["key"].to_pylist() == [KEYS[0], KEYS[2], KEYS[3], KEYS[4]]
 
 
-@pytest.mark.parametrize(("there", "looks"), [(3, 0), (3_000, 1), (None, 1)])
+@pytest.mark.parametrize(("there", "times"), [(3, 0), (3_000, 1), (None, 1)])
 def test_all_features_are_looked_at_where_too_few_photos_are_left_or_nobody_knows_whether(
-    job: Job, sizes: Any, all_features: list[Any], there: int | None, looks: int
+    job: Job, sizes: Any, looks: list[Job], there: int | None, times: int
 ) -> None:
     sizes(8, 16)
     start = with_sample(job, 0, 1, 2, there=there)
@@ -136,26 +134,24 @@ def test_all_features_are_looked_at_where_too_few_photos_are_left_or_nobody_know
         unknown = replace(base, publication=replace(base.publication, counters=None))
         start = replace(start, run=start.run.model_copy(update={"base": unknown}))
     update_sample(start, NOTHING)
-    assert all_features == [("all features", "all rows")] * looks
+    assert looks == [start] * times
 
 
-def test_a_refit_that_a_person_asks_for_looks_at_all_features_and_mends_the_sample(
-    job: Job, all_features: list[Any]
-) -> None:
+def test_a_refit_that_a_person_asks_for_looks_at_all_features_and_mends_the_sample(job: Job, looks: list[Job]) -> None:
     start = with_sample(job, 0, 1, 2)
     asked = start.run.request.model_copy(update={"refit": "always"})
     update_sample(replace(start, run=start.run.model_copy(update={"request": asked})), NOTHING)
-    assert len(all_features) == 1
+    assert len(looks) == 1
     assert saved(start) == [KEYS[3], KEYS[4]], "whatever the sample had"
 
 
-def test_a_deletion_costs_no_look_while_enough_photos_are_left(job: Job, sizes: Any, all_features: list[Any]) -> None:
+def test_a_deletion_costs_no_look_while_enough_photos_are_left(job: Job, sizes: Any, looks: list[Job]) -> None:
     sizes(1, 3)
     update_sample(with_sample(job, 0, 1, 2, there=3_000), keys_of(1))
-    assert all_features == []
+    assert looks == []
     sizes(3, 3)
     update_sample(with_sample(job, 0, 1, 2, there=3_000), keys_of(0, 1, 2))
-    assert len(all_features) == 1
+    assert len(looks) == 1
 
 
 def test_an_unchanged_sample_is_not_written(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def job_of(settings: Settings, planned: PlannedRun, remaining: int = 0) -> Any:
 def version(pca_id: str) -> Any:
     """A PCA version."""
     pca = SimpleNamespace(n=6, n_components=2, explained_variance_ratio=SimpleNamespace(sum=lambda: 0.9))
-    return SimpleNamespace(pca_id=pca_id, pca=pca, n_components="2", split_rules=None)
+    return SimpleNamespace(pca_id=pca_id, pca=pca, n_components="2", split_rules=None, run_id="r")
 
 
 @pytest.fixture
@@ -192,24 +192,13 @@ def test_a_fit_split_that_shrank_is_fitted_again_where_it_can_be(
 
 
 class NoRows:
-    """A DataFrame without rows, which notes the others that come to it."""
+    """Rows that nobody finds."""
 
-    def __init__(self) -> None:
-        self.others: list[object] = []
-
-    def where(self, _: str) -> "NoRows":
+    def only(self, **_: str) -> "NoRows":
         return self
 
-    select = where
-
-    def selectExpr(self, *_: str) -> "NoRows":  # noqa: N802 -- as Spark has it
-        return self
-
-    def unionByName(self, other: object) -> "NoRows":  # noqa: N802
-        self.others.append(other)
-        return self
-
-    def first(self) -> None: ...
+    def apply(self, *_: object) -> list[object]:
+        return []
 
 
 @pytest.mark.parametrize(
@@ -238,12 +227,11 @@ def test_only_a_run_that_decides_about_a_refit_reads_the_embeddings_of_the_runs_
     readers = base(1, model_id=MODEL_ID, pca_id="pca-1", counts=counts)
     job = job_of(settings, run(base=readers, approvals=(decision,) if approved else ()), 0)
     job.remaining = remaining
-    own = NoRows()
-    job.new_features = lambda: own
-    monkeypatch.setattr(projection, "map_batches", lambda *_: own)
-    monkeypatch.setattr(projection, "_squares_since_fit", lambda *_: "embeddings of the runs before")
+    job.new_rows = NoRows
+    read: list[Any] = []
+    monkeypatch.setattr(projection, "rows_at", lambda _, name, *__, **of: read.append((name, of)) or NoRows())
     assert projection.measure_drift(job, version("pca-1")) == (None, 0)
-    assert own.others == ["embeddings of the runs before"] * since_fit
+    assert read == [("embeddings", {"pca_id": "pca-1"})] * since_fit
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from fruits.spark.measurements import (
 )
 from fruits.spark.projection import measure_drift, project, unprojected_features
 from fruits.spark.statistics import rows_before, update_statistics
+from fruits.spark.stored import RowsAtHand
 from fruits.spark.tables import Tables
 from tests.runs import MODEL_ID, START, card, planned
 
@@ -55,7 +56,8 @@ class Small:
 
     def wrote(self, *numbers: int, embedded: bool = True, action: Action = Action.CREATE) -> Job:
         """The job after `featurize`, and after `pca` when ``embedded``, wrote the photos of such numbers."""
-        self.run.write({KEYS[number]: VECTORS[number] for number in numbers}, MODEL_ID, pca=FITTED)
+        if numbers:
+            self.run.write({KEYS[number]: VECTORS[number] for number in numbers}, MODEL_ID, pca=FITTED)
         entries = [Entry(KEYS[number], "e", 1, START, action, "Fig", "train") for number in numbers]
         write_manifest(run_store(self.settings, self.run.key), [entries_batch(entries)])
         base = current_base(self.lake)
@@ -239,7 +241,7 @@ def test_a_small_run_projects_its_rows_and_no_others(small: Small) -> None:
     job = replace(job, tables=tables)
     start_branch(job.lake, "embeddings", tables.writer.branch, job.start["embeddings"])
     rows = unprojected_features(job, small.pca_id)
-    assert isinstance(rows, pa.Table)
+    assert isinstance(rows, RowsAtHand)
     assert project(job, small.pca_id, FITTED, rows) == 2
     rows = job.lake.read("embeddings", head_of(job, "embeddings"), run_id=job.run.run_id).sort_by("key")
     assert rows["key"].to_pylist() == list(KEYS[3:])
@@ -250,7 +252,8 @@ def test_a_small_run_projects_its_rows_and_no_others(small: Small) -> None:
 
 def test_rows_of_replaced_keys_are_read_as_the_base_has_them(small: Small) -> None:
     job = small.wrote(3, 4)
-    rows: Any = rows_before(job, pa.table({"key": pa.array([KEYS[2], KEYS[0], "none"], pa.string())}))
+    before: Any = rows_before(job, pa.table({"key": pa.array([KEYS[2], KEYS[0], "none"], pa.string())}))
+    rows = before.rows
     assert rows["key"].to_pylist() == [KEYS[0], KEYS[2]]
     np.testing.assert_array_equal(np.array(rows["vector"].to_pylist(), np.float32), VECTORS[[0, 2]])
 
