@@ -166,12 +166,13 @@ class Job:
 
     def new_rows(self) -> Rows:
         """The rows of ``features`` that this run wrote."""
-        return RowsAtHand(self.few_new_features) if self.is_small else self.written_rows()
+        return RowsAtHand(self.few_new_features) if self.is_small else self.written_rows
 
-    def written_rows(self, *, here: bool = False) -> Rows:
-        """The same, never at hand; ``here``: the driver reads them, and no executor."""
-        before, partition = self.run.base.snapshots["features"], {"model_id": self.run.model_id}
-        rows = rows_at(self.tables, "features", self.start["features"], since=before, here=here, **partition)
+    @cached_property
+    def written_rows(self) -> Rows:
+        """The same of a larger run."""
+        before, model_id = self.run.base.snapshots["features"], self.run.model_id
+        rows = rows_at(self.tables, "features", self.start["features"], since=before, model_id=model_id)
         return rows.only(run_id=self.run.run_id)
 
     def all_rows(self) -> Rows:
