@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = staged(folder)
         training, test = (photos(settings, paths(args.fruits / name)) for name in ("Training", "Test"))
         shop = sorted(args.photos.glob("*/*.jpg"))
-        parts = (
-            partial(of_the_file, settings, training, test, args.fruits / "Test", shop),
-            partial(of_unseen_kinds, training, test),
-        )
+        parts = {
+            "file": partial(of_the_file, settings, training, test, args.fruits / "Test", shop),
+            "unseen": partial(of_unseen_kinds, training, test),
+        }
         name = "mobile" if settings.precision == "fp32" else f"mobile-{settings.precision}"
         return int(not all(one["pass"] for one in measured(parts, name)))
 

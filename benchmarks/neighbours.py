@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("drawn", "tiled"), help="one of the two sets")
     args = parser.parse_args(argv)
     sources: dict[str, Callable[[], Source]] = {"drawn": drawn, "tiled": partial(tiled, args.fruits)}
-    parts = [partial(figures, name, sources[name], args.rows) for name in sources if args.only in (None, name)]
+    parts = {name: partial(figures, name, sources[name], args.rows) for name in sources if args.only in (None, name)}
     return int(not all(one["pass"] for one in measured(parts, "neighbours")))
 
 

@@ -11,22 +11,24 @@ from functools import partial
 
 from benchmarks.figure import Figure
 from benchmarks.parts import BUILD, chosen, end_on_sigterm, measured, parser_of
-from benchmarks.speed import bare, daft_way, gets, imports, notebook, rows, sizes, small
+from benchmarks.speed import balance, bare, daft_way, drops, gets, imports, notebook, rows, sizes, small
 from benchmarks.speed.environment import write_environment
 from benchmarks.speed.picture import picture
 from benchmarks.speed.scale import QUICK, Scale
 
 PARTS: Mapping[str, Callable[[Scale], Iterable[Figure]]] = {
     "bare": bare.figures,
+    "balance": balance.figures,
     "small": small.figures,
     "notebook": notebook.figures,
     "daft": daft_way.figures,
     "gets": gets.figures,
+    "drops": drops.figures,
     "rows": rows.figures,
     "imports": imports.figures,
     "sizes": sizes.figures,
 }
-SLOW = ("small", "notebook", "daft", "sizes")
+SLOW = ("balance", "small", "notebook", "daft", "drops", "sizes")
 """The parts that `make bench-quick` leaves out, unless they are named."""
 
 

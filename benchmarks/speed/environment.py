@@ -32,9 +32,11 @@ def write_environment(path: Path) -> Iterator[None]:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=2) + "\n")
-    yield
-    known |= {"load_after": os.getloadavg(), "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    path.write_text(json.dumps(known, indent=2) + "\n")
+    try:
+        yield
+    finally:
+        known |= {"load_after": os.getloadavg(), "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        path.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def processor() -> str:

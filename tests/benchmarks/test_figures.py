@@ -1,6 +1,7 @@
 """The table, the JSON and the picture of benchmarks: what passes, and what a figure of several runs says."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from benchmarks import parts
 from benchmarks.figure import figure, line_of, median, share_of_goal
 from benchmarks.speed import __main__ as speed
+from benchmarks.speed import daft_way
 from benchmarks.speed.bare import steady
 from benchmarks.speed.picture import picture
 from benchmarks.speed.scale import QUICK, Scale
@@ -72,14 +74,14 @@ def test_a_benchmark_writes_the_figures_of_the_parts_that_are_named_and_fails_wh
         speed,
         "PARTS",
         {
-            "good": lambda scale: [figure("photos", scale.few), figure("<good>", 1.0, "x", least=0.9)],
+            "good": lambda scale: [figure("photos", scale.many), figure("<good>", 1.0, "x", least=0.9)],
             "bad": lambda scale: [figure("bad", 1.0, "x", most=0.9)],
         },
     )
     assert speed.main(["--quick", "good"]) == 0
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert [(one["name"], one["value"], one["pass"]) for one in figures] == [
-        ("photos", QUICK["few"], True),
+        ("photos", QUICK["many"], True),
         ("<good>", 1.0, True),
     ]
     assert speed.main([]) == 1
@@ -93,6 +95,28 @@ def test_a_benchmark_writes_the_figures_of_the_parts_that_are_named_and_fails_wh
         speed.main(["no-such-part"])
 
 
+def test_a_part_that_fails_loses_no_figure_and_stops_no_other_part(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(parts, "BUILD", tmp_path)
+    there_at = []
+
+    def failing():
+        yield figure("one of two", 1.0)
+        there_at.append(json.loads((tmp_path / "some.json").read_text()))
+        raise RuntimeError("no server")
+
+    figures = parts.measured({"bad": failing, "good": lambda: [figure("good", 2.0)]}, "some")
+    assert [(one["name"], one["pass"]) for one in figures] == [
+        ("one of two", True),
+        ("bad: measured to its end", False),
+        ("good", True),
+    ]
+    assert json.loads((tmp_path / "some.json").read_text()) == figures
+    assert there_at == [figures[:1]], "a figure is written as soon as it is there"
+    printed = capsys.readouterr()
+    assert "no server" in printed.err
+    assert "bad: measured to its end" in printed.out
+
+
 def test_the_picture_has_a_bar_for_each_goal():
     figures = [figure("a", 1.0, least=2.0), figure("b", 1.0), figure("c", 1.0, most=2.0)]
     assert picture(figures).count("<rect") == 1 + 2
@@ -104,6 +128,14 @@ def test_what_a_job_costs_at_any_size_is_no_part_of_a_photo():
     core, wall = steady(few, many, 10_000)
     assert core == pytest.approx({JVM: 0.001, WORKERS: 0.008, DRIVER: 0.0})
     assert wall == pytest.approx(0.005)
+
+
+def test_daft_is_measured_by_the_photos_of_its_larger_run_beyond_its_smaller_one():
+    scale = Scale(few=1_000, many=7_000)
+    usages = {1_000: Usage(10.0, {DRIVER: 4.0}), 7_000: Usage(40.0, {DRIVER: 34.0})}
+    found = daft_way.steady(usages.__getitem__, os.getpid(), scale)
+    assert (found.rate, found.core) == pytest.approx((200.0, 0.005))
+    assert found.server < 0.001
 
 
 def test_the_core_seconds_of_a_program_are_those_of_all_its_processes():

@@ -14,9 +14,11 @@ from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.run.state import run_key
+from local.stack import free_ports
+from local.standalone import ENVIRONMENT, get_json, standalone, wait_for
 from tests.loading import load_file
 from tests.planted import TOKEN, assert_none, files
-from tests.spark_jobs.standalone import ENVIRONMENT, ROOT, free_port, get_json, standalone, wait_for
+from tests.spark_jobs.conftest import ROOT
 
 pytestmark = [pytest.mark.jobs, pytest.mark.slow]
 
@@ -215,7 +217,7 @@ def altered_environment(folder):
 
 
 def test_a_worker_that_dies_in_the_middle_changes_no_row(chain, first, cluster, planned):
-    settings, port = planned("struck", photos_per_task=1), free_port()
+    settings, port = planned("struck", photos_per_task=1), free_ports(1)[0]
     options = {
         "spark.dynamicAllocation.enabled": "true",
         "spark.dynamicAllocation.shuffleTracking.enabled": "true",

@@ -5,8 +5,8 @@ import pytest
 import fruits.spark.release
 from fruits.errors import ExitCode
 from fruits.run.state import run_key
+from local.stack import free_ports
 from tests.spark_jobs.conftest import ROOT
-from tests.spark_jobs.standalone import free_port
 
 pytestmark = [pytest.mark.jobs]
 
@@ -59,7 +59,8 @@ def test_another_release(failure, monkeypatch):
 
 
 def test_a_master_that_does_not_answer_is_named_with_its_connection(chain, first, photos, new_settings, spark_submit):
-    settings, master = new_settings(bucket=first.settings.bucket, few_photos=0), f"spark://127.0.0.1:{free_port()}"
+    settings = new_settings(bucket=first.settings.bucket, few_photos=0)
+    master = f"spark://127.0.0.1:{free_ports(1)[0]}"
     chain.plan(settings, "in vain", keys=photos)
     with chain.environment(settings):
         script = ROOT / "spark_jobs" / "featurize.py"

@@ -1,9 +1,8 @@
-"""A Spark standalone cluster on this machine: a master, workers of one core each, a history server."""
+"""A Spark standalone cluster on this machine, for tests and benchmarks: a master, workers of one core each."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,13 +10,12 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pyspark
+from local.stack import free_ports
 
-ROOT = Path(__file__).parents[2]
-SPARK = Path(pyspark.__file__).parent
 ENVIRONMENT = Path(sys.prefix)
 QUICK = "-XX:TieredStopAtLevel=1"  # nothing here runs long enough to repay a better compilation
 
@@ -56,10 +54,11 @@ class Standalone:
         """A daemon of Spark's, with its output in a file of the folder and its children in a group of their own."""
         name = f"{role.rpartition('.')[2].lower()}-{len(self.processes)}"
         with (self.folder / f"{name}.log").open("wb") as log:
-            command = [SPARK / "bin" / "spark-class", f"org.apache.spark.deploy.{role}", *map(str, arguments)]
-            daemon = {"SPARK_HOME": str(SPARK), "SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK}
+            spark = spark_home()
+            command = [str(spark / "bin" / "spark-class"), f"org.apache.spark.deploy.{role}", *map(str, arguments)]
+            daemon = {"SPARK_HOME": str(spark), "SPARK_DAEMON_MEMORY": "256m", "SPARK_DAEMON_JAVA_OPTS": QUICK}
             environment = {**spark_environment(self.folder), **daemon}
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 -- Spark's own script
                 command, env=environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
             )
         self.processes.append(process)
@@ -70,7 +69,7 @@ class Standalone:
         before = self.alive()
         work = self.folder / f"work-{len(self.processes)}"
         size = ("--cores", 1, "--memory", "1g", "--work-dir", work)
-        where = ("--host", "127.0.0.1", "--webui-port", free_port())
+        where = ("--host", "127.0.0.1", "--webui-port", *free_ports(1))
         self.workers.append(self.start("worker.Worker", *where, *size, self.url))
         wait_for(lambda: self.alive() > before, "a worker is registered")
 
@@ -91,9 +90,9 @@ class Standalone:
             for name, value in {"--master": self.url, **(options or {})}.items()
             for word in ((name, str(value)) if name.startswith("--") else ("--conf", f"{name}={value}"))
         ]
-        command = [ENVIRONMENT / "bin" / "spark-submit", *words, script, *arguments]
+        command = [str(ENVIRONMENT / "bin" / "spark-submit"), *words, str(script), *arguments]
         environment = spark_environment(self.folder)
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 -- our own program
             command, env=environment, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
@@ -103,7 +102,8 @@ def standalone(folder: Path, *, workers: int) -> Iterator[Standalone]:
     """A running cluster, its daemons ended afterwards; executors have the environment variables of this process."""
     for name in ("conf", "events"):
         (folder / name).mkdir(parents=True)
-    cluster = Standalone(folder, *(free_port() for _ in range(3)))
+    port, ui_port, history_port = free_ports(3)
+    cluster = Standalone(folder, port, ui_port, history_port)
     defaults = {
         "spark.executor.memory": "512m",
         "spark.driver.memory": "1g",
@@ -129,6 +129,14 @@ def standalone(folder: Path, *, workers: int) -> Iterator[Standalone]:
             kill_group(process)
 
 
+def spark_home() -> Path:
+    """The folder of this environment's Spark."""
+    found = find_spec("pyspark")
+    assert found is not None  # noqa: S101 -- the jobs environment has it
+    assert found.origin is not None  # noqa: S101 -- a package is a file
+    return Path(found.origin).parent
+
+
 def spark_environment(folder: Path) -> dict[str, str]:
     """Environment of the daemons, which executors inherit, and of drivers: this one's but for where Python looks."""
     return {
@@ -145,16 +153,9 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def get_json(url: str) -> Any:
     """What a server of Spark's answers."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 -- a server of this machine
         return json.load(answer)
 
 
@@ -166,4 +167,4 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> A
             if answer := condition():
                 return answer
         time.sleep(0.05)
-    raise AssertionError(f"waited {seconds:g} s in vain until {what}")
+    raise TimeoutError(f"waited {seconds:g} s in vain until {what}")
