@@ -7,18 +7,19 @@ same decoder at full scale, by core seconds of one thread.
 import statistics
 import time
 from collections.abc import Iterator
+from itertools import count, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.figure import Figure, figure, median
 from benchmarks.jobs import temporary_lake
+from benchmarks.speed.photos import drawn
 from benchmarks.speed.scale import Scale
 from fruits.backbones.build import cosines
 from fruits.backbones.runtime import Backbone
 from fruits.backbones.stage import load_backbone, staged_card
-from fruits.photos.decode import Limits, decode, needed_side, preprocess
-from sample_photos import LABELS, draw
+from fruits.photos.decode import Limits, announced_format, decode, needed_side, preprocess
 
 LONG_SIDES = {"0.1": 366, "0.35": 684, "2": 1_632, "12": 4_000}
 """Pixels of the longer side by megapixels; drawn photos have 4 to 3 or so."""
@@ -37,8 +38,13 @@ def figures(scale: Scale) -> Iterator[Figure]:
         assert card is not None  # noqa: S101 -- the lake was made with it
         backbone = load_backbone(settings, card.model_id)
     for name, side in LONG_SIDES.items():
-        photos = [draw(LABELS[number], "Training", number, size=(side, side)) for number in range(PHOTOS)]
+        photos = list(islice(filter(is_jpeg, (drawn(number, side).data for number in count())), PHOTOS))
         yield from figures_of(name, photos, backbone, scale.runs)
+
+
+def is_jpeg(photo: bytes) -> bool:
+    """Whether the photo is stored as a JPEG; other formats have no reduced scale."""
+    return announced_format(photo) == ("JPEG", True)
 
 
 def figures_of(name: str, photos: list[bytes], backbone: Backbone, runs: int) -> Iterator[Figure]:

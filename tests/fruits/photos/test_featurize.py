@@ -190,6 +190,60 @@ def test_outcomes_come_in_the_order_of_the_entries_whichever_get_is_slow(put, fe
     assert [outcome.etag for outcome in outcomes] == [entry.etag for entry in entries]
 
 
+@dataclass
+class EveryPixel(MeanColour):
+    """Stands in for a backbone: a photo's feature is its input."""
+
+    def features(self, pixels):
+        super().features(pixels)
+        return pixels.ravel().astype(np.float32)
+
+
+@pytest.mark.parametrize("in_flight", [1, 4, 16])
+def test_each_photo_has_the_values_that_plain_pillow_gives_whatever_is_beside_it(put, featurize, in_flight):
+    """Bit by bit the pixels, the hashes and the ETag of its own bytes, among photos that have no feature."""
+    sizes = [(100, 100), (348, 464), (40, 30), (96, 64), (33, 47), (700, 500), (100, 90)]
+    photos = {f"Kiwi/{number}.jpg": photo(number, size) for number, size in enumerate(sizes)}
+    entries = [put(key, data) for key, data in photos.items()]
+    entries.insert(2, put("Kiwi/broken.jpg", photo(9)[:300]))
+    entries.insert(5, Entry("stray.jpg", "e", 5, PLANNED, Action.CREATE, rejection=Reason.KEY_PATTERN))
+    outcomes = featurize(*entries, gets_in_flight=in_flight, backbone=EveryPixel())
+    assert [outcome.entry for outcome in outcomes] == entries
+    assert [outcome.reason for outcome in outcomes if outcome.reason] == [Reason.TRUNCATED, Reason.KEY_PATTERN]
+    for outcome in (outcome for outcome in outcomes if outcome.feature):
+        data, feature = photos[outcome.entry.key], outcome.feature
+        image = Image.open(io.BytesIO(data))
+        assert (feature.width, feature.height) == image.size
+        image.draft(None, (16, 16))
+        image.load()
+        pixels = np.asarray(image.resize((8, 8), Image.Resampling.BILINEAR, reducing_gap=3.0))
+        assert feature.vector.tobytes() == pixels.ravel().astype(np.float32).tobytes()
+        assert feature.phash == perceptual_hash(image)
+        assert feature.sha256 == hashlib.sha256(data).hexdigest()
+        assert outcome.etag == hashlib.md5(data).hexdigest()  # noqa: S324 -- S3's
+
+
+def test_half_of_the_photos_in_flight_are_decoded_before_the_first_is_inferred(put, featurize, monkeypatch):
+    order = []
+
+    def noted(*args):
+        order.append("decoded")
+        return preprocess(*args)
+
+    monkeypatch.setattr("fruits.photos.featurize.preprocess", noted)
+    backbone = MeanColour(before=[lambda: order.append("inferred")])
+    featurize(*(put(f"Kiwi/{n}.jpg", photo(n)) for n in range(6)), gets_in_flight=8, backbone=backbone)
+    assert order == ["decoded"] * 4 + ["inferred"] * 4 + ["decoded"] * 2 + ["inferred"] * 2
+
+
+def test_a_backbone_out_of_memory_blames_no_photo(put, featurize):
+    def exhausted():
+        raise MemoryError
+
+    (outcome,) = featurize(put("Kiwi/1.jpg", photo()), backbone=MeanColour(before=[exhausted]))
+    assert (outcome.reason, outcome.pending, outcome.etag) == (None, Pending.MEMORY, outcome.entry.etag)
+
+
 @pytest.mark.parametrize("in_flight", [1, 3, 50])
 def test_a_feature_depends_neither_on_the_batch_nor_on_what_is_in_flight(put, featurize, in_flight):
     entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(7)]
@@ -204,7 +258,8 @@ def test_gets_overlap_with_each_other_and_with_the_inference(put, featurize, mon
     entries = [put(f"Kiwi/{number}.jpg", photo(number)) for number in range(count)]
     real_get, together = obstore.get, threading.Barrier(in_flight)
     started: list[str] = []
-    inferred: list[int] = []
+    decoded: list[int] = []
+    held: list[int] = []
     ahead: list[int] = []
 
     def get(store, key):
@@ -213,11 +268,18 @@ def test_gets_overlap_with_each_other_and_with_the_inference(put, featurize, mon
         return real_get(store, key)
 
     monkeypatch.setattr(obstore, "get", get)
-    backbone = MeanColour(before=[lambda: (ahead.append(len(started) - len(inferred)), inferred.append(1))])
+
+    def counted(*args):
+        held.append(len(started) - len(decoded))
+        decoded.append(1)
+        return decode(*args)
+
+    monkeypatch.setattr("fruits.photos.featurize.decode", counted)
+    backbone = MeanColour(before=[lambda: ahead.append(len(started))])
     outcomes = featurize(*entries, gets_in_flight=in_flight, backbone=backbone)
     assert [outcome.reason for outcome in outcomes] == [None] * count
     assert ahead[0] >= in_flight, "the first inference waits for no more than its own photo"
-    assert max(ahead) <= in_flight + 1, "no more photos are held in memory than may be in flight"
+    assert max(held) <= in_flight, "no more photos are held in memory than may be in flight"
 
 
 def test_entries_are_taken_as_they_are_needed(put, settings):
