@@ -356,7 +356,7 @@ done
 if [ "$job" ]; then
     shift "$count"
     export PYSPARK_SUBMIT_ARGS="$options pyspark-shell" PYTHONHASHSEED=0 PYTHONUNBUFFERED=1
-    export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
+    export OPENBLAS_NUM_THREADS="${{OPENBLAS_NUM_THREADS:-1}}"
     exec "$PYSPARK_DRIVER_PYTHON" "$@"
 fi
 exec "$SPARK_HOME/bin/spark-submit" "$@"

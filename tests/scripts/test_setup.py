@@ -382,6 +382,15 @@ def test_a_cache_that_was_emptied_is_noticed(tmp_path: Path, mirror: Mirror) -> 
     assert (spark / JAR.file).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(("callers", "threads"), [({}, "1"), ({"OPENBLAS_NUM_THREADS": "2"}, "2")])
+def test_the_driver_has_the_one_thread_for_blas_that_executors_have(
+    tmp_path: Path, callers: dict[str, str], threads: str
+) -> None:
+    launcher = Launcher(tmp_path)
+    executable(launcher.folder / "python", 'echo "$OPENBLAS_NUM_THREADS"')
+    assert launcher.submit("job.py", **callers) == [threads]
+
+
 @pytest.mark.parametrize("callers", [{}, {"JAVA_HOME": "/old", "SPARK_HOME": "/other", "PYSPARK_PYTHON": "python2"}])
 def test_spark_submit_runs_the_jobs_environment_whatever_the_callers_variables(
     tmp_path: Path, callers: dict[str, str]
