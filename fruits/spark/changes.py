@@ -98,9 +98,14 @@ class Changes:
     @cached_property
     def at_hand(self) -> bool:
         """Whether the driver reads the rows itself, because they are few; else Spark reads them."""
-        if len(self.job.manifest()) > self.job.most_at_hand:
+        if not self.new_at_hand:
             return False
         return self.is_small_lake or (not self.of_all and (self.job.is_small or not len(self.replaced)))
+
+    @cached_property
+    def new_at_hand(self) -> bool:
+        """Whether the driver may read the rows of the run's own photos itself."""
+        return len(self.job.manifest()) <= self.job.most_at_hand
 
     @cached_property
     def is_small_lake(self) -> bool:

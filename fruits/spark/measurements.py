@@ -136,7 +136,7 @@ def misplaced(changes: Changes, manifest: StoredManifest) -> list[str]:
 def new_vectors(measured: Measured) -> dict[str, Any]:
     """Are the new vectors numbers, of the right width, and on the scale that the PCA knows?"""
     job, version = measured.job, measured.version
-    base, here = job.run.base.snapshots["features"], measured.changes.at_hand
+    base, here = job.run.base.snapshots["features"], measured.changes.new_at_hand
     rows = rows_at(job.tables, "features", job.start["features"], since=base, here=here, model_id=job.run.model_id)
     totals = rows.apply("vectors", vector_totals(job.run.backbone.feature_width), ("vector",), TOTALS_SCHEMA)
     found = pa.Table.from_batches(totals, TOTALS_SCHEMA)
