@@ -7,7 +7,7 @@ Starts the embedded stack with its UI in a folder of its own, and prints one lin
 - backfill: a backfill of so many days, several runs at a time, and the same backfill again;
 - failed: a backfill whose runs all fail, taken up by each of Airflow's reprocess behaviours;
 - overlap: a backfill (backwards), a run by hand and one by an event, all started together;
-- event: one photo into the bucket, and how long until it is published, task by task;
+- event: one photo into the bucket, and how long until it is published, task by task (--events times);
 - backbone: the days of the backfill again under another backbone, and when readers get it (--backbone);
 - full: whether the tables are those that one run over the final bucket makes.
 
@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=20, help="photos of each day (%(default)s)")
     parser.add_argument("--failed-days", type=int, default=2, help="days of one that fails, 0: none (%(default)s)")
     parser.add_argument("--overlap-days", type=int, default=3, help="days of one that overlaps, 0: none (%(default)s)")
+    parser.add_argument("--events", type=int, default=1, help="photos whose publication is timed (%(default)s)")
     parser.add_argument("--backbone", help="a second backbone, such as MobileNetV2; none otherwise")
     parser.add_argument("--weights", default="imagenet", help="its weights: a path or a URI (%(default)s)")
     parser.add_argument("--settle", type=int, default=5, help="settle_seconds of the runs (%(default)s)")
@@ -87,7 +88,7 @@ def measure(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         backfill = bench.backfill(arguments.days, arguments.photos) if arguments.days else None
         failed = bench.failed(arguments.failed_days) if arguments.failed_days else None
         overlap = bench.overlap(arguments.overlap_days, arguments.photos) if arguments.overlap_days else None
-        event = bench.event()
+        events = [bench.event(number) for number in range(arguments.events)]
         chosen = {"backbone": arguments.backbone, "weights": arguments.weights} if arguments.backbone else {}
         backbone = bench.backbone(arguments.days, chosen) if chosen else None
         equal = bench.equals_a_full_run(chosen)
@@ -102,7 +103,7 @@ def measure(data: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "backfill": backfill,
         "failed": failed,
         "overlap": overlap,
-        "event": event,
+        "events": events,
         "backbone": backbone,
         "equal": equal,
     }
@@ -225,10 +226,12 @@ class Bench:
         say("overlap", f"{len(runs)} runs so far, {dict(Counter(runs.values()))}; {present} of {len(keys)} photos")
         return {"seconds": seconds, "photos": len(keys), "present": present}
 
-    def event(self) -> dict[str, Any]:
+    def event(self, number: int) -> dict[str, Any]:
         """One photo into the bucket: seconds until it is published, and what each task took."""
         self.quiet()
-        key = "Training/Kiwi/event.jpg"
+        if number:
+            time.sleep(60)  # after an event, the watcher of the queue rests for so long
+        key = f"Training/Kiwi/event-{number}.jpg"
         start, began = time.monotonic(), datetime.now(UTC)
         self.put([key])
         while key not in self.rows():
@@ -238,13 +241,16 @@ class Bench:
         runs = self.wait_for_runs(done)
         run = max(run for run in runs if run.startswith("asset_triggered"))
         tasks = self.airflow.ask(f"{DAG}/dagRuns/{quote(run)}/taskInstances")["task_instances"]
-        moments = sorted((moment(task["end_date"]), task["task_id"], moment(task["start_date"])) for task in tasks)
-        for end, task, started in moments:
-            say(
-                "event", f"  {task:16} {seconds_between(began, started):6.1f} s to {seconds_between(began, end):6.1f} s"
-            )
+        names = ("scheduled_when", "queued_when", "start_date", "end_date")
+        timeline = {
+            task["task_id"]: [seconds_between(began, moment(task[name])) for name in names]
+            for task in sorted(tasks, key=lambda task: str(task["end_date"]))
+        }
+        for task, moments in timeline.items():
+            due, queued, start, end = moments
+            say("event", f"  {task:16} due {due:5.1f} s, queued {queued:5.1f} s, runs {start:5.1f} s to {end:5.1f} s")
         say("event", f"one photo, from PUT to publication: {seconds} s")
-        return {"runs": runs, "seconds": seconds, "tasks": {task: seconds_between(a, b) for b, task, a in moments}}
+        return {"runs": runs, "seconds": seconds, "timeline": timeline}
 
     def equals_a_full_run(self, chosen: Mapping[str, str]) -> bool:
         """Whether one run over the same bucket, in a lake of its own, makes the same rows and the same statistics."""

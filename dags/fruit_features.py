@@ -8,7 +8,7 @@ publishes it. Readers see all of a run or nothing of it.
 | `prepare` | `fruits/steps/prepare.py` | resolves what the run covers; checks bucket, catalog and backbone (the first run builds the backbone, half a minute) |
 | `wait_for_images` | `fruits/airflow/sensors.py` | waits, deferred, until there is a photo under the prefix; a run by keys goes on |
 | `uploads_settled` | `fruits/airflow/sensors.py` | waits, deferred, until no upload came in for `settle_seconds`; a run by events goes on, except before the first publication |
-| `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no other run is between its plan and its publication |
+| `wait_for_lease` | `fruits/airflow/lease.py` | waits, deferred, until no other run is between its plan and its publication |
 | `plan` | `fruits/steps/plan.py` | compares the bucket, or the keys of events, with the published tables by key and ETag; when there is nothing to do, skips the rest |
 | `featurize` | `spark_jobs/featurize.py` | photos to feature vectors; unreadable photos go to `quarantine` with a reason |
 | `pca` | `spark_jobs/pca.py` | running statistics, a refit when needed, embeddings |
@@ -66,13 +66,15 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, Param, get_current_context, task
 
 from fruits.airflow.alerts import alert, alert_failure, shrunk_message
+from fruits.airflow.announcements import EMBEDDINGS, announce
 from fruits.airflow.approvals import questions_announced
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.events import photos_asset
+from fruits.airflow.lease import LeaseSensor
 from fruits.airflow.operators import spark_job
 from fruits.airflow.replan import replan_on_conflict
-from fruits.airflow.sensors import LeaseSensor, PhotosPresentSensor, UploadsSettledSensor
-from fruits.airflow.tasks import EMBEDDINGS, TASK_DEFAULTS, announce, requested, skip_when_another_waits
+from fruits.airflow.sensors import PhotosPresentSensor, UploadsSettledSensor
+from fruits.airflow.tasks import TASK_DEFAULTS, requested, skip_when_another_waits
 from fruits.airflow.timetables import SweepTimetable
 from fruits.settings import DagSettings
 

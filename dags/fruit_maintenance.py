@@ -6,7 +6,7 @@ drops data that no reader needs any more.
 | task | its story | what it does |
 |---|---|---|
 | `prepare` | `fruits/run/request.py` | checks the params, before the run waits |
-| `wait_for_lease` | `fruits/airflow/sensors.py` | waits, deferred, until no run of `fruit_features` is between its plan and its publication |
+| `wait_for_lease` | `fruits/airflow/lease.py` | waits, deferred, until no run of `fruit_features` is between its plan and its publication |
 | `plan` | `fruits/steps/plan_maintenance.py` | looks at the lake and logs what there is to do |
 | `maintain` | `spark_jobs/maintain.py` | compacts on branches, checks that the rows are the same, writes `photo_hashes` of a large lake, publishes; then expires and removes |
 | `verify` | `fruits/steps/verify.py` | with FRUITS_VERIFY_WEEKLY: compares all that is published with the bucket and with itself; else skipped |
@@ -44,8 +44,8 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from fruits.airflow.alerts import alert_failure
 from fruits.airflow.errors import non_retryable
+from fruits.airflow.lease import LeaseSensor
 from fruits.airflow.operators import spark_job
-from fruits.airflow.sensors import LeaseSensor
 from fruits.airflow.tasks import TASK_DEFAULTS
 
 RUN_PREFIX = "maintenance__"  # because both DAGs may have a run with the same id

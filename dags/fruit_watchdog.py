@@ -6,7 +6,7 @@ alert of a failed run. This DAG looks every quarter of an hour.
 | task | its story | what it does |
 |---|---|---|
 | `look` | `fruits/serve/watch.py` | compares the age of the tables and Airflow's schedule with what they should be |
-| `announce` | `fruits/airflow/tasks.py` | sends the event of `fruits_embeddings` for a publication that no run announced: a rollback, a compaction |
+| `announce` | `fruits/airflow/announcements.py` | sends the event of `fruits_embeddings` for a publication that no run announced: a rollback, a compaction |
 
 **What it finds.** Tables that no run has brought up to date for FRUITS_ALERT_AFTER_HOURS (with the number of pending
 photos); `fruit_features` paused; a DAG file that cannot be imported; a wrong setting; no sweep for three hours; runs
@@ -26,7 +26,8 @@ from datetime import datetime, timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, get_current_context, task
 
-from fruits.airflow.tasks import EMBEDDINGS, TASK_DEFAULTS
+from fruits.airflow.announcements import EMBEDDINGS
+from fruits.airflow.tasks import TASK_DEFAULTS
 
 
 @task
@@ -40,7 +41,7 @@ def look() -> dict[str, str]:
 @task(inlets=[EMBEDDINGS], outlets=[EMBEDDINGS])
 def announce() -> dict[str, object]:
     """Announce the current publication, unless it was announced; returns the event's extra."""
-    from fruits.airflow.tasks import announce_current
+    from fruits.airflow.announcements import announce_current
 
     return announce_current(get_current_context())
 

@@ -7,6 +7,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,19 @@ def airflow() -> str:
     return str(Path(sys.prefix) / "bin" / "airflow")
 
 
-def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, report: Callable[[str], None]) -> DagRun:
-    """Run a DAG once, to its end, through Airflow; ``report`` gets the progress, the log everything."""
-    command = [airflow(), "dags", "test", dag_id, "--conf", json.dumps(conf)]
+def run_dag(
+    stack: Stack,
+    dag_id: str,
+    conf: Mapping[str, Any],
+    log: Path,
+    report: Callable[[str], None],
+    before: Callable[[], None] = lambda: None,
+) -> DagRun:
+    """Run a DAG once, to its end, through Airflow; ``report`` gets the progress, the log everything.
+
+    ``before`` is called before the run starts, while Airflow is imported.
+    """
+    command = [sys.executable, "-m", "local.one_run", dag_id]
     environment = {**airflow_environment(stack), "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
     reader = LogReader()
     with (
@@ -101,6 +112,7 @@ def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, repor
         subprocess.Popen(  # noqa: S603 -- our own environment's airflow
             command,
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -108,6 +120,9 @@ def run_dag(stack: Stack, dag_id: str, conf: Mapping[str, Any], log: Path, repor
             close_fds=False,  # it inherits the lock of `in_use`
         ) as process,
     ):
+        before()  # an error closes the pipe, and without a conf there is no run
+        with suppress(BrokenPipeError), process.stdin:  # type: ignore[union-attr]  # the log says why it ended
+            json.dump(conf, process.stdin)  # type: ignore[arg-type]
         for line in process.stdout or ():
             file.write(line)
             if message := reader.read(line):

@@ -5,7 +5,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from fruits.errors import ExitCode, FruitsError
 from fruits.run.lease import current_lease, release_lease
@@ -27,20 +30,24 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
 
     start = time.perf_counter()
     report_path = summary_path.with_name("report.html")
-    photos = images or _generated(data / "photos")
     with in_use(data) as alone, running_stack(data) as stack, environment_of(stack):
         settings = Settings.load()
         if alone and not running_ui(stack.data) and (lease := current_lease(settings)):  # a killed run's
             release_lease(settings, lease.run)
         _say(f"S3 server on {stack.endpoint}, data in {stack.data}")
-        _upload(photos, settings)
-        migrate(stack)
         log = stack.data / "logs" / f"run-{time.strftime('%Y%m%dT%H%M%S')}.log"
         log.parent.mkdir(exist_ok=True)
-        _say(f"running the DAG fruit_features through Airflow; full log in {log}")
-        ended = run_dag(
-            stack, "fruit_features", {"settle_seconds": 0, "allow_deletes": True, **_requested()}, log, _say
-        )
+
+        def get_ready() -> None:
+            with ThreadPoolExecutor(1) as beside:
+                migrated = beside.submit(migrate, stack)
+                _upload(images or _generated(data / "photos"), settings)
+                migrated.result()
+            Thread(target=_import_report, daemon=True).start()  # this process has nothing to do while Airflow works
+            _say(f"running the DAG fruit_features through Airflow; full log in {log}")
+
+        conf = {"settle_seconds": 0, "allow_deletes": True, **_requested()}
+        ended = run_dag(stack, "fruit_features", conf, log, _say, before=get_ready)
         reported = ended.run_id is not None and _write_report(settings, run_key(ended.run_id), report_path)
         if not ended.succeeded or ended.run_id is None:
             for error in ended.errors or (f"the run failed; see {log}",):
@@ -61,6 +68,12 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
     print("\nNext: `make run IMAGES=/your/folder` for your own photos, `make ui` for Airflow's UI,")
     print("docs/data.md to query the tables. `make stop` ends the S3 server.")
     return ExitCode.OK
+
+
+def _import_report() -> None:
+    """Import what the report takes."""
+    for name in ("fruits.serve.report", "pyiceberg.catalog.sql", "pyiceberg.io.pyarrow"):
+        import_module(name)
 
 
 def _write_report(settings: Settings, slug: str, path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The plugin that Airflow loads. It only registers the sweeps' timetable, the notes of runs and the app of the UI.
+"""The plugin that Airflow loads. It only registers the sweeps' timetable, two listeners and the app of the UI.
 
 The code is in `fruits/airflow/`, because a module `fruits` in this folder would shadow the library.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
-from fruits.airflow import notes
+from fruits.airflow import notes, preload
 from fruits.airflow.report_view import EXTERNAL_VIEWS, fastapi_app
 from fruits.airflow.timetables import SweepTimetable
 
@@ -18,7 +18,7 @@ class FruitsPlugin(AirflowPlugin):
 
     name = "fruits"
     timetables = [SweepTimetable]  # noqa: RUF012 -- Airflow's type is a list
-    listeners = [notes]  # noqa: RUF012 -- Airflow's type is a list
+    listeners = [notes, preload]  # noqa: RUF012 -- Airflow's type is a list
     external_views = EXTERNAL_VIEWS
 
     @cached_property

@@ -30,10 +30,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from fruits.errors import FruitsError
+from fruits.run import DAG_ID
 from local.api import AirflowAPI
 
 ROOT = Path(__file__).parents[1]
-DAG_ID = "fruit_features"
 SIZE = (1440, 900)
 _MOST_BYTES = 150_000
 _WAIT_SECONDS = 90

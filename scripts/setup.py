@@ -309,7 +309,13 @@ def _has_venv() -> bool:
 def compile_locks(*, upgrade: bool) -> None:
     """Write each lock of ``requirements/`` from its ``.in`` file; versions change with ``upgrade``, or if they must."""
     options = ["--universal", "--python-version", f"3.{PYTHONS[0][1]}", "--generate-hashes", "--no-emit-index-url"]
-    options += ["--custom-compile-command", "make lock", *(["--upgrade"] if upgrade else [])]
+    options += [
+        "--excludes",
+        "requirements/excludes.txt",
+        "--custom-compile-command",
+        "make lock",
+        *(["--upgrade"] if upgrade else []),
+    ]
     for name in LOCKS:
         with step(f"requirements/{name}.txt", "some seconds"):
             run(find_uv(), "pip", "compile", *options, "-o", f"requirements/{name}.txt", f"requirements/{name}.in")

@@ -6,7 +6,7 @@ The providers' notifiers send the alerts. A wrong setting of one channel stops n
 import html
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from airflow.sdk import BaseNotifier, Context
@@ -15,8 +15,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
 from fruits.errors import FruitsError
-from fruits.serve.watch import News
-from fruits.settings import DagSettings
+
+if TYPE_CHECKING:
+    from fruits.serve.watch import News
 
 log = logging.getLogger("fruits")
 
@@ -33,13 +34,13 @@ class Message(NamedTuple):
 
 def alert_failure(context: Context) -> None:
     """Send an alert of a failed run; the DAG processor calls it as the DAG's ``on_failure_callback``."""
-    if any(_notifiers(DagSettings.of_alerts())):
+    if any(_notifiers()):
         send(failure_message(context))
 
 
 def alert(message: Message) -> None:
     """Send an alert if a channel is set; one that cannot be sent is logged, because the task's work is done."""
-    if not any(_notifiers(DagSettings.of_alerts())):
+    if not any(_notifiers()):
         return
     try:
         send(message)
@@ -85,7 +86,7 @@ from there. Readers still see the previous publication.""",
     )
 
 
-def watch_message(news: News) -> Message:
+def watch_message(news: "News") -> Message:
     """The alert of what the watchdog found, and of what is over."""
     begun = "\n\n".join(f"{one.check}: {one.found}.\nWhat to do: {one.fix}." for one in news.begun)
     over = "\n".join(f"Over: {check}: {found}." for check, found in news.over.items())
@@ -100,7 +101,7 @@ def send(message: Message) -> list[str]:
         FruitsError: naming the channels that failed, when no channel sent the message.
     """
     sent, errors = [], []
-    for channel, notifier in _notifiers(DagSettings.of_alerts()):
+    for channel, notifier in _notifiers():
         try:
             notifier({"alert": _fields(message)})
             sent.append(channel)
@@ -112,12 +113,15 @@ def send(message: Message) -> list[str]:
     return sent
 
 
-def _notifiers(settings: DagSettings) -> Iterator[tuple[str, BaseNotifier]]:
+def _notifiers() -> Iterator[tuple[str, BaseNotifier]]:
     """The provider's notifier for each channel that is set.
 
     A notifier renders its fields as templates, in place. So each message needs notifiers of its own, and the templates
     are constants: text from outside, such as an object key in an error, is never rendered.
     """
+    from fruits.settings import DagSettings
+
+    settings = DagSettings.of_alerts()
     if topic := settings.alert_sns_topic:
         from airflow.providers.amazon.aws.notifications.sns import SnsNotifier
 

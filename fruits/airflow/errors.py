@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from airflow.sdk.exceptions import AirflowFailException
 
-from fruits.denials import denials_explained
 from fruits.errors import FruitsError, TransientError
 
 
@@ -15,6 +14,8 @@ def non_retryable() -> Iterator[None]:
 
     A ``TransientError``, and any error that is not a ``FruitsError``, passes through, so Airflow retries the task.
     """
+    from fruits.denials import denials_explained
+
     try:
         with denials_explained():
             yield

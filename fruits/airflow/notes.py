@@ -9,7 +9,7 @@ from typing import Any
 
 from airflow.listeners import hookimpl
 
-from fruits.serve.watch import DAG_ID
+from fruits.run import DAG_ID
 
 _COUNTS, _ERROR, _PINNED, _PUBLISHED, _WAITS = "counts", "error", "pinned", "return_value", "waits"
 _MAX_CHARACTERS = 900  # of Airflow's 1,000

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from fruits.airflow.identify_view import PATH as IDENTIFY
 from fruits.airflow.identify_view import add_identify, refusal
 from fruits.errors import FruitsError
+from fruits.run import DAG_ID
 from fruits.run.state import run_key
 from fruits.settings import Settings
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fruits")
 
-DAG_ID = "fruit_features"
 PREFIX = "/fruits"
 
 _ICON = "data:image/svg+xml," + quote(

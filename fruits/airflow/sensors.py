@@ -1,4 +1,4 @@
-"""The waits of the DAGs, each deferred to a trigger: for photos, for uploads to settle, for the lease.
+"""The waits of `fruit_features` for photos and for uploads to settle, each deferred to a trigger.
 
 Airflow keeps a deferred task's trigger by the path of its class. A run that waits across an upgrade finds the trigger
 as long as that path stays. Otherwise the triggerer fails the wait, and the task's retry waits anew (Airflow 3.3:
@@ -6,10 +6,9 @@ as long as that path stays. Otherwise the triggerer fails the wait, and the task
 """
 
 import asyncio
-import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +17,23 @@ from airflow.providers.amazon.aws.sensors.base_aws import AwsBaseSensor
 from airflow.providers.amazon.aws.sensors.s3 import S3KeySensor, S3KeysUnchangedSensor
 from airflow.providers.amazon.aws.triggers.s3 import S3KeysUnchangedTrigger, S3KeyTrigger
 from airflow.providers.standard.triggers.temporal import DateTimeTrigger
-from airflow.sdk import BaseSensorOperator, Context
+from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
-from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fruits.airflow import metrics
 from fruits.airflow.errors import non_retryable
-from fruits.airflow.tasks import is_automatic, kind_of_run
-from fruits.errors import FruitsError
+from fruits.airflow.lease import LeaseTrigger  # noqa: F401 -- runs that wait since an older release look for it here
+from fruits.airflow.tasks import is_automatic
 from fruits.settings import Settings
 
 if TYPE_CHECKING:
     from fruits.photos.ignore import IgnoreRules
-    from fruits.run.lease import AirflowRun
     from fruits.run.request import RunRequest
-
-log = logging.getLogger("fruits")
 
 _DEFAULT_TIMEOUT_SECONDS = 3_600
 _MAX_SETTLE_PERIODS = 10
 _MIN_LISTING_PAUSE = 1.0  # seconds; S3's LastModified has a resolution of one second
-_LEASE_PAUSE = 3.0  # seconds between two attempts to acquire the lease
 _COUNTED = "Objects that FRUITS_IGNORE leaves out do not count."
 
 _Listed = Mapping[str, Any]
@@ -275,101 +268,3 @@ def _prepared(context: Context) -> Mapping[str, Any]:
     """What `prepare` found. The ``published`` of a run that an earlier release prepared is unknown."""
     prepared: Mapping[str, Any] = context["ti"].xcom_pull(task_ids="prepare")
     return prepared
-
-
-class LeaseSensor(BaseSensorOperator):
-    """Waits until the run holds the lease, so that no other run is between its plan and its publication.
-
-    A dry run changes nothing and waits for no other run. ``run_prefix`` precedes Airflow's run id in the run's id in
-    the lake.
-    """
-
-    def __init__(self, *, run_prefix: str = "", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.run_prefix = run_prefix
-
-    def execute(self, context: Context, since: str | None = None) -> None:
-        """Acquire the lease; defer while another run holds it. ``since`` is when the wait began."""
-        if context["params"].get("dry_run"):
-            return
-        from fruits.run.lease import acquire_lease, note_waiting
-        from fruits.run.state import run_key
-
-        run = run_key(self.run_prefix + str(context["run_id"]))
-        airflow_run = (context["dag_run"].dag_id, str(context["run_id"]))
-        with non_retryable():
-            settings = Settings.load()
-            other = acquire_lease(settings, run, airflow_run, is_active)
-        now = datetime.now(UTC)
-        began = datetime.fromisoformat(since) if since else now
-        if other is None:
-            metrics.send(metrics.of_wait(began, now))
-            return
-        log.info("lease: waiting for run %s, which holds the lease", other.run)
-        if kind := kind_of_run(context):
-            note_waiting(settings, airflow_run, kind)
-        self.defer(
-            trigger=LeaseTrigger(run, airflow_run),
-            method_name="execute_complete",
-            kwargs={"since": began.isoformat()},
-            timeout=timedelta(seconds=self.timeout),
-        )
-
-    def execute_complete(
-        self,
-        context: Context,
-        event: dict[str, Any],  # noqa: ARG002 -- Airflow's signature
-        since: str | None = None,
-    ) -> None:
-        """Renew the lease that the trigger acquired; wait again when the lease has expired meanwhile."""
-        self.execute(context, since)
-
-
-def is_active(run: "AirflowRun") -> bool | None:
-    """Whether a run is queued or running, by Airflow; None when Airflow does not know the run, or does not answer."""
-    dag_id, run_id = run
-    try:
-        for active, states in ((True, ["queued", "running"]), (False, ["success", "failed"])):
-            if RuntimeTaskInstance.get_dr_count(dag_id, run_ids=[run_id], states=states):
-                return active
-    except Exception as error:  # noqa: BLE001 -- the lease then counts as that of an unknown run
-        log.warning("lease: Airflow does not tell the state of run %s: %s", run_id, error)
-    return None
-
-
-class LeaseTrigger(BaseTrigger):
-    """Acquires the lease for the run as soon as the lease is free, then fires: only the run that holds it wakes up."""
-
-    def __init__(self, run: str, airflow_run: Sequence[str] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.run_key = run
-        self.airflow_run: AirflowRun | None = (airflow_run[0], airflow_run[1]) if airflow_run else None
-
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Class path and arguments, from which the triggerer makes the trigger."""
-        arguments = {"run": self.run_key, "airflow_run": list(self.airflow_run or ())}
-        return f"{__name__}.{type(self).__name__}", arguments
-
-    async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Try every few seconds, also while the lake does not answer. Leave wrong settings for the task to report."""
-        try:
-            settings = Settings.load()
-        except FruitsError:
-            yield TriggerEvent({})
-            return
-        while await self._must_wait(settings):
-            await asyncio.sleep(_LEASE_PAUSE)
-        yield TriggerEvent({})
-
-    async def _must_wait(self, settings: Settings) -> bool:
-        """Try to acquire the lease; true when another run holds it, or when the lake does not answer."""
-        from obstore.exceptions import BaseError
-
-        from fruits.run.lease import acquire_lease
-
-        try:
-            other = await asyncio.to_thread(acquire_lease, settings, self.run_key, self.airflow_run, is_active)
-        except (BaseError, FruitsError, OSError) as error:
-            self.log.warning("lease: cannot be read, next attempt in %g s: %s", _LEASE_PAUSE, error)
-            return True
-        return other is not None

@@ -13,7 +13,8 @@ from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from fruits.airflow import metrics
 from fruits.airflow.alerts import send, watch_message
 from fruits.errors import FruitsError
-from fruits.serve.watch import DAG_ID, Observation, Schedule, news, observe, stale
+from fruits.run import DAG_ID
+from fruits.serve.watch import Observation, Schedule, news, observe, stale
 from fruits.settings import DagSettings, Settings
 
 log = logging.getLogger("fruits")

@@ -15,9 +15,9 @@ from typing import Any
 
 from fruits.cli.place import Place
 from fruits.errors import FruitsError
+from fruits.run import DAG_ID
 from fruits.serve.watch import Schedule
 
-DAG_ID = "fruit_features"
 _SECONDS = 90  # on an idle machine, the program takes 5 s to start
 _ANSWER_SECONDS = 5
 

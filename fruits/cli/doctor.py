@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import RenderableType
 
 from fruits.cli.airflow import (
-    DAG_ID,
     Airflow,
     NoAirflowError,
     find_airflow,
@@ -20,6 +19,7 @@ from fruits.cli.airflow import (
 from fruits.cli.output import Document, fields, table
 from fruits.cli.place import Place, opened
 from fruits.errors import FruitsError
+from fruits.run import DAG_ID
 from fruits.serve import doctor, watch
 from fruits.serve.doctor import Check, CheckResult
 from fruits.settings import DagSettings

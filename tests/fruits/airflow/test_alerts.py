@@ -47,8 +47,8 @@ from airflow.sdk.exceptions import AirflowFailException
 from fruits.airflow.alerts import alert_failure, keep_error
 from fruits.airflow.errors import non_retryable
 from fruits.airflow.replan import replan_on_conflict
-from fruits.airflow.sensors import LeaseSensor
-from fruits.airflow.tasks import EMBEDDINGS, announce
+from fruits.airflow.lease import LeaseSensor
+from fruits.airflow.announcements import EMBEDDINGS, announce
 from fruits.errors import ConflictError
 from fruits.lake.publication import Publication
 
@@ -262,7 +262,7 @@ class TestWithoutAirflow:
 
     def test_only_the_channels_that_are_set_are_told(self, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FRUITS_ALERT_EMAIL", "a@example.org")
-        assert [channel for channel, _ in module._notifiers(DagSettings.load())] == ["email"]
+        assert [channel for channel, _ in module._notifiers()] == ["email"]
 
     def test_a_wrong_setting_silences_no_channel_that_is_right(
         self, module: Any, monkeypatch: pytest.MonkeyPatch
@@ -274,9 +274,8 @@ class TestWithoutAirflow:
             "FRUITS_ENGINE": "emr-serverless",  # without the settings that it needs
         }.items():
             monkeypatch.setenv(name, value)
-        settings = DagSettings.of_alerts()
-        assert [channel for channel, _ in module._notifiers(settings)] == ["email"]
-        assert settings.alert_after_hours == 6
+        assert [channel for channel, _ in module._notifiers()] == ["email"]
+        assert DagSettings.of_alerts().alert_after_hours == 6
 
     def test_the_watchdogs_alert_names_what_began_with_its_fix_and_what_is_over(self, module: Any) -> None:
         finding = Finding("DAG", "fail", "fruit_features is paused", "switch the DAG on")
