@@ -311,7 +311,7 @@ def compile_locks(*, upgrade: bool) -> None:
     options = ["--universal", "--python-version", f"3.{PYTHONS[0][1]}", "--generate-hashes", "--no-emit-index-url"]
     options += [
         "--excludes",
-        "requirements/excludes.txt",
+        "requirements/excludes.in",
         "--custom-compile-command",
         "make lock",
         *(["--upgrade"] if upgrade else []),

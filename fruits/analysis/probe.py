@@ -1,6 +1,6 @@
 """The linear probe: a linear classifier's accuracy measures how much of the labels an embedding keeps."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,8 @@ from numpy.typing import NDArray
 _INVERSE_REGULARISATION = (
     100.0  # best of 1 to 1,000, between halves of the fit split of Fruits-360; 10 to 300 differ by 0.7 %
 )
-_LBFGS = {
-    "gtol": 1e-4,  # 1e-3 stops early enough to cost 2.5 % of accuracy
-    "ftol": 64 * np.finfo(np.float64).eps,
-    "maxiter": 300,
-    "maxls": 50,
-}
+_TOLERANCE = 1e-4  # 1e-3 stops early enough to cost 2.5 % of accuracy
+_MAX_ITERATIONS = 300
 
 
 Labels = Sequence[str] | NDArray[np.str_]
@@ -52,55 +48,29 @@ def fit_classifier(rows: NDArray[np.floating[Any]], labels: Labels) -> LinearCla
     divided by its own deviation, the last components of an embedding would count as much as the first. A single number
     keeps angles and proportions, so an embedding that loses nothing scores the same as its features.
 
-    The products are in the precision of the rows, sums and weights in float64. On one core, 1,320 x 1,280 float32 with
-    33 labels take 0.15 s, 6,662 x 1,280 take 0.6 s.
+    1,320 x 1,280 with 33 labels takes less than a second on one core, and so does 20,000 x 160 with 131 labels.
 
     Args:
         rows: Shape ``(n, d)``, any float dtype, at least one row.
         labels: The ``n`` labels of the rows. With a single label, the classifier always answers that label.
     """
-    from scipy.optimize import minimize
-    from threadpoolctl import threadpool_limits  # of the libraries that are loaded by then
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits  # scikit-learn's own dependency
 
-    known, numbers = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    known = tuple(sorted(map(str, set(labels))))
     centre = rows.mean(axis=0, dtype=np.float64)
-    centred = rows - centre.astype(rows.dtype)
-    scale = float(np.sqrt(np.einsum("ij,ij->", centred, centred, dtype=np.float64) / len(rows))) or 1.0
-    centred /= rows.dtype.type(scale)
+    centred = rows - centre
+    scale = float(np.sqrt(np.square(centred).sum(axis=1).mean())) or 1.0
+    if len(known) == 1:
+        return LinearClassifier(known, centre, scale, np.zeros((1, rows.shape[1])), np.zeros(1))
+    classifier = LogisticRegression(C=_INVERSE_REGULARISATION, tol=_TOLERANCE, max_iter=_MAX_ITERATIONS)
     # The products are small: on shared cores, BLAS threads that wait for each other take 15 times the work itself.
     with threadpool_limits(limits=1):
-        weights = np.zeros((len(known), rows.shape[1] + 1))
-        if len(known) > 1:
-            loss = _loss(centred, numbers, len(known))
-            found = minimize(loss, weights.ravel(), jac=True, method="L-BFGS-B", options=_LBFGS)
-            weights = found.x.reshape(weights.shape)
-    return LinearClassifier(tuple(known.tolist()), centre, scale, weights[:, :-1], weights[:, -1])
-
-
-_Loss = Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
-
-
-def _loss(rows: NDArray[np.floating[Any]], numbers: NDArray[np.intp], labels: int) -> _Loss:
-    """Mean cross-entropy and penalty, with their gradient, of flat weights: a row a label, its intercept at the end."""
-    n, d = rows.shape
-    right = np.arange(n), numbers
-
-    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        weights = flat.reshape(labels, d + 1)
-        scores = (rows @ weights[:, :-1].T.astype(rows.dtype)).astype(np.float64) + weights[:, -1]
-        scores -= scores.max(axis=1, keepdims=True)
-        of_right = scores[right].sum()
-        shares = np.exp(scores, out=scores)
-        totals = shares.sum(axis=1, keepdims=True)
-        shares /= totals
-        shares[right] -= 1
-        gradient = np.empty_like(weights)
-        gradient[:, :-1] = shares.T.astype(rows.dtype) @ rows + weights[:, :-1] / _INVERSE_REGULARISATION
-        gradient[:, -1] = shares.sum(axis=0)
-        penalty = np.square(weights[:, :-1]).sum() / (2 * _INVERSE_REGULARISATION)
-        return float(np.log(totals).sum() - of_right + penalty) / n, gradient.ravel() / n
-
-    return loss
+        classifier.fit(centred / scale, np.asarray(labels, dtype=str))
+    weights, intercept = classifier.coef_, classifier.intercept_
+    if len(known) == 2:  # noqa: PLR2004 -- scikit-learn keeps the second label's logits only; the first label's are 0
+        weights, intercept = (np.concatenate([np.zeros_like(values), values]) for values in (weights, intercept))
+    return LinearClassifier(known, centre, scale, weights, intercept)
 
 
 def probe_accuracy(
