@@ -35,6 +35,7 @@ import numpy as np
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics
 from fruits.lake.publication import current_base, publications
+from fruits.run import DAG_ID
 from fruits.settings import Settings
 from local import ui
 from local.airflow import migrate, run_dag
@@ -43,8 +44,8 @@ from local.queue import EventQueue
 from local.stack import Stack, environment_of, running_server
 from sample_photos import LABELS, draw
 
-DAG = "dags/fruit_features"
-BACKFILLS = "backfills?dag_id=fruit_features"
+DAG = f"dags/{DAG_ID}"
+BACKFILLS = f"backfills?dag_id={DAG_ID}"
 FIRST_DAY = date(2026, 3, 2)
 SIZE = (100, 160)
 SECONDS_A_RUN = 600
@@ -260,7 +261,7 @@ class Bench:
         with environment_of(other):
             migrate(other)
             conf = {"settle_seconds": 0, **chosen}
-            ended = run_dag(other, "fruit_features", conf, other.data / "run.log", lambda _: None)
+            ended = run_dag(other, DAG_ID, conf, other.data / "run.log", lambda _: None)
             check(ended.succeeded, ended.errors)
             full = self.state(Settings.load())
         vectors = mine["rows"] == full["rows"]
@@ -316,7 +317,7 @@ class Bench:
         given = json.dumps({"settle_seconds": self.settle, **(conf or {})})
         while any(not one["completed_at"] for one in self.airflow.ask(BACKFILLS)["backfills"]):
             time.sleep(1)
-        command = ("backfill", "create", "--dag-id", "fruit_features", *dates, "--dag-run-conf", given, *options)
+        command = ("backfill", "create", "--dag-id", DAG_ID, *dates, "--dag-run-conf", given, *options)
         check(ui.airflow_command(self.data, command) == 0, "airflow backfill create failed")
 
     def forget_events(self) -> None:

@@ -271,9 +271,9 @@ class Settings(DagSettings):
     few_photos: int = Field(
         default=200,
         ge=0,
-        description="A run of at most so many photos is featurized on the driver, without Spark, which takes longer to "
-        "start. `pca` does the same with ten times as many, and `validate` with 500 times as many. 0: Spark does all "
-        "runs.",
+        description="A run of at most so many photos is featurized by the driver itself, because executors take longer "
+        "to start. `pca` does the same with ten times as many, and `validate` with 500 times as many. 0: the driver "
+        "does none.",
     )
     photos_per_task: int = Field(default=2_000, ge=1, description="Most photos that one Spark task featurizes.")
     bytes_per_task: int = Field(

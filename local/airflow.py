@@ -120,7 +120,11 @@ def run_dag(
             close_fds=False,  # it inherits the lock of `in_use`
         ) as process,
     ):
-        before()  # an error closes the pipe, and without a conf there is no run
+        try:
+            before()
+        except BaseException:
+            process.kill()
+            raise
         with suppress(BrokenPipeError), process.stdin:  # type: ignore[union-attr]  # the log says why it ended
             json.dump(conf, process.stdin)  # type: ignore[arg-type]
         for line in process.stdout or ():

@@ -1,7 +1,7 @@
 """``python -m local.one_run DAG``: one run of a DAG, by the function behind ``airflow dags test``.
 
 The run's conf, as JSON, comes through standard input, so Airflow is imported while the caller still uploads photos.
-Three more things are spared (Airflow 3.3), half of the core seconds of a run with nothing to do:
+Three more things are spared (Airflow 3.3):
 
 - The tasks ask Airflow's execution API, which is served inside the process. For each of its nine versions it would make
   all routes anew. The tasks are of the same release, and ask for the newest version.

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 from fruits.errors import ExitCode, FruitsError
+from fruits.run import DAG_ID
 from fruits.run.lease import current_lease, release_lease
 from fruits.run.state import run_key
 from fruits.serve.summary import as_text, read_summary
@@ -38,16 +39,19 @@ def run(images: Path | None, data: Path, summary_path: Path) -> int:
         log = stack.data / "logs" / f"run-{time.strftime('%Y%m%dT%H%M%S')}.log"
         log.parent.mkdir(exist_ok=True)
 
+        imports = Thread(target=_import_report)
+
         def get_ready() -> None:
             with ThreadPoolExecutor(1) as beside:
                 migrated = beside.submit(migrate, stack)
                 _upload(images or _generated(data / "photos"), settings)
                 migrated.result()
-            Thread(target=_import_report, daemon=True).start()  # this process has nothing to do while Airflow works
-            _say(f"running the DAG fruit_features through Airflow; full log in {log}")
+            imports.start()  # this process has nothing to do while Airflow works
+            _say(f"running the DAG {DAG_ID} through Airflow; full log in {log}")
 
         conf = {"settle_seconds": 0, "allow_deletes": True, **_requested()}
-        ended = run_dag(stack, "fruit_features", conf, log, _say, before=get_ready)
+        ended = run_dag(stack, DAG_ID, conf, log, _say, before=get_ready)
+        imports.join()
         reported = ended.run_id is not None and _write_report(settings, run_key(ended.run_id), report_path)
         if not ended.succeeded or ended.run_id is None:
             for error in ended.errors or (f"the run failed; see {log}",):

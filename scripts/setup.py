@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENVS = ROOT / ".venvs"
 REQUIREMENTS = ROOT / "requirements"
 OLDEST_JAVA = 17
-OLDEST_UV = (0, 9)
+OLDEST_UV = (0, 10)
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest: pyproject.toml's requires-python
 ENVIRONMENT_LOCKS = {"airflow": ("airflow", "airflow-dev"), "jobs": ("jobs", "jobs-tensorflow", "jobs-dev")}
 """The locks of each environment; each has all of the one before it."""

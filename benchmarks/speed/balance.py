@@ -20,6 +20,7 @@ from benchmarks.figure import Figure, median
 from benchmarks.jobs import ROOT, put_all, temporary_lake
 from benchmarks.speed.photos import objects, photos
 from benchmarks.speed.scale import Scale
+from benchmarks.standalone import Standalone, standalone
 from fruits.lake.catalog import Lake
 from fruits.run.documents import read_documents
 from fruits.run.lease import release_lease
@@ -27,7 +28,6 @@ from fruits.run.request import resolve_request
 from fruits.run.state import run_key
 from fruits.settings import Settings
 from fruits.steps.plan import plan_run
-from local.standalone import Standalone, standalone
 from sample_photos import LABELS, draw
 
 WORKERS = (2, 4)

@@ -1,7 +1,7 @@
 """The chain as the DAG runs it, in this process: a real plan, the real Spark jobs in one JVM, a real publication.
 
 The jobs find the session of ``spark`` and work in new sessions beside it. A test that needs a Spark of its own starts a
-process: ``spark_submit``, or a cluster (``local/standalone.py``).
+process: ``spark_submit``, or a cluster (``benchmarks/standalone.py``).
 """
 
 import os

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import fruits
+from benchmarks.standalone import ENVIRONMENT, get_json, standalone, wait_for
 from fruits.errors import ExitCode
 from fruits.lake.catalog import Lake
 from fruits.lake.pca_tables import load_statistics, load_versions
 from fruits.run.state import run_key
 from local.stack import free_ports
-from local.standalone import ENVIRONMENT, get_json, standalone, wait_for
 from tests.loading import load_file
 from tests.planted import TOKEN, assert_none, files
 from tests.spark_jobs.conftest import ROOT
