@@ -64,9 +64,9 @@ def _message(settings: Settings, temporary: Sequence[str]) -> str:
     places = sorted((_free(Path(unquote(path))), unquote(path), name) for path, name in folders.items())
     rooms = "; ".join(f"{name} in {path}, {free / 2**20:,.1f} MB free" for free, path, name in places)
     return (
-        f"a disk is full. This machine has {rooms}. Make room there, or move the lake (FRUITS_LAKE) or Spark's "
-        "temporary files (SPARK_LOCAL_DIRS) to a larger disk; on a cluster, look at the disks of its workers too. Then "
-        "clear the failed task"
+        f"a disk is full. This machine has {rooms}. Make room there, or move the lake (FRUITS_LAKE) or temporary files "
+        "(TMPDIR, Spark's by SPARK_LOCAL_DIRS) to a larger disk; on a cluster, look at the disks of its workers too. "
+        "Then clear the failed task"
     )
 
 

@@ -15,6 +15,7 @@ _MAX_ITERATIONS = 300
 
 
 Labels = Sequence[str] | NDArray[np.str_]
+"""The label of each row."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,7 +83,7 @@ def _prepared_ahead(
 
     So photos are decoded many at a time, and GETs start in bursts. A decode between two inferences costs both of them,
     because each finds the processor's caches full of the other, and threads that wake between them cost as much. At
-    most ``settings.gets_in_flight`` photos are under way or in memory.
+    most ``settings.gets_in_flight`` photos are under way or in memory, and half as many inputs.
     """
     limits = Limits(settings.max_photo_bytes, settings.max_photo_pixels)
     half = (settings.gets_in_flight + 1) // 2

@@ -20,7 +20,7 @@ from fruits.settings import Settings
 FEWEST_PHOTOS = 10_000
 """A run of at most so many photos is one chunk, unless settings or bytes bound it. It takes a minute or two."""
 
-_SHARES = 20  # a killed attempt loses about a twentieth of a run at most
+_SHARES = 20  # a killed attempt loses about a twentieth of a large run
 _MOST_PHOTOS = 500_000  # their entries are in the driver's memory
 _ENTRIES_OF_A_PHOTO = 16  # entries without a photo to featurize are no work, but their keys are in memory
 _FEWEST_OF_A_TASK = 32

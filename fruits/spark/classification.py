@@ -1,6 +1,7 @@
 """The classifier of a run: the sample that it is calibrated on, and its fit on the statistics of the run."""
 
 import logging
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,12 @@ from fruits.photos.keys import KeyPattern
 from fruits.run.documents import Classified
 from fruits.spark.executors import PLACED_SCHEMA, first_keys, rows_of_keys
 from fruits.spark.job import Job
+from fruits.spark.session import map_batches
+from fruits.spark.statistics import tree
 from fruits.spark.stored import Rows
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 log = logging.getLogger("fruits")
 
@@ -74,9 +80,17 @@ def features_before(job: Job) -> int | None:
 
 def first_photos(rows: Rows) -> pa.Table:
     """The ``KEPT_PHOTOS`` first of features: chosen without their vectors, which are then read."""
-    batches = rows.apply("first photos", first_keys(KEPT_PHOTOS), PLACED_SCHEMA.names, PLACED_SCHEMA)
-    keys = first_of(pa.Table.from_batches(batches, PLACED_SCHEMA), KEPT_PHOTOS)["key"].to_pylist()
+    first = first_keys(KEPT_PHOTOS)
+    (found,) = first(rows.apply("first photos", first, PLACED_SCHEMA.names, PLACED_SCHEMA, merge=first_of_parts))
+    keys = found["key"].to_pylist()
     return pa.Table.from_batches(rows.apply("sample", rows_of_keys(keys, _SCHEMA), SAMPLED, _SCHEMA), _SCHEMA)
+
+
+def first_of_parts(found: "DataFrame", parts: int) -> "DataFrame":
+    """The first photos of each of so many ``parts``, reduced to those of at most ``FAN_IN``."""
+    for groups in tree(parts):
+        found = map_batches(found.repartition(groups), first_keys(KEPT_PHOTOS), PLACED_SCHEMA)
+    return found
 
 
 def with_run(rows: pa.Table, job: Job) -> pa.Table:

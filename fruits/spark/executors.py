@@ -37,7 +37,7 @@ from fruits.settings import Settings
 from fruits.spark.release import BatchFunction
 
 TASKS_SCHEMA = pa.schema([("entries", pa.binary())])
-"""The work of a Spark task: entries of the manifest, packed."""
+"""The work of a task: entries of the manifest, packed."""
 
 OTHERS_SCHEMA = pa.schema(
     [*(field.with_nullable(True) for field in QUARANTINE.schema), pa.field("pending", pa.string())]
@@ -53,14 +53,14 @@ RESULT_SCHEMA = pa.schema(
         *((f"seconds_{phase}", pa.float64()) for phase in STAGES),
     ]
 )
-"""What a Spark task made: the file of its features, if there are any, their number, and the bytes of their photos; the
+"""What a task made: the file of its features, if there are any, their number, and the bytes of their photos; the
 photos without a feature, packed, with ``OTHERS_SCHEMA``; and the seconds by phase."""
 
 PARTS_SCHEMA = pa.schema([("parts", pa.string())])
-"""The work of a Spark task: parts of files to read, as JSON."""
+"""The work of a task: parts of files to read, as JSON."""
 
 FILE_SCHEMA = pa.schema([*_FILE_COLUMNS, ("rows", pa.int64())])
-"""A file that a Spark task wrote, and its rows."""
+"""A file that a task wrote, and its rows."""
 
 STATISTICS_SCHEMA = pa.schema([("label", pa.string()), ("sums", pa.binary())])
 """Partial statistics: moments in a row without a label, and a row with the sum of each label."""
@@ -118,19 +118,11 @@ def featurize(
     return results
 
 
-def in_worker_process(
-    driver: int, function: BatchFunction, work: pa.RecordBatch, schema: pa.Schema
-) -> list[pa.RecordBatch]:
-    """What ``function`` makes of the work of a task, with ``schema``; in a process that the ``driver`` has started."""
-    if os.getppid() == driver:  # with one core, this is the driver itself
+def run_task(driver: int, function: BatchFunction, work: pa.RecordBatch, schema: pa.Schema) -> list[pa.RecordBatch]:
+    """What ``function`` makes of the work of a task, with ``schema``; in the ``driver`` or in a process of its own."""
+    if os.getppid() == driver:
         _end_with_driver(driver)
-    return task_rows(function, work, schema)
-
-
-def task_rows(function: BatchFunction, work: pa.RecordBatch, schema: pa.Schema) -> list[pa.RecordBatch]:
-    """The rows, with ``schema``, that ``function`` makes of the work of a task."""
-    made: list[pa.RecordBatch] = pa.Table.from_batches(function(iter((work,))), schema).to_batches()
-    return made
+    return [made.cast(schema) for made in function(iter((work,)))]
 
 
 @lru_cache(maxsize=1)
@@ -397,9 +389,9 @@ def first_keys(most: int) -> BatchFunction:
 
     def first(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         photos = (
-            (place, *photo.values())
+            photo
             for batch in batches
-            for place, photo in zip(places(batch), batch.select(PLACED_SCHEMA.names).to_pylist(), strict=True)
+            for photo in zip(places(batch), batch["key"].to_pylist(), batch["split"].to_pylist(), strict=True)
         )
         found = heapq.nsmallest(most, photos)
         columns = [pa.array([photo[number] for photo in found], pa.string()) for number in (1, 2)]

@@ -202,7 +202,7 @@ def outcomes_of(job: Job, photos: Manifest, witnesses: Sequence[str], *, before:
 
 
 def tasks_table(tasks: Sequence[Manifest]) -> pa.Table:
-    """The work of Spark tasks, with ``TASKS_SCHEMA``."""
+    """The work of tasks, with ``TASKS_SCHEMA``."""
     return pa.table({"entries": [packed(task.table) for task in tasks]}, TASKS_SCHEMA)
 
 

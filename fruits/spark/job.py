@@ -154,7 +154,7 @@ class Job:
         return self._gathered(name, columns, self.lake.batches(name, self.start[name], columns, since=None, **equal))
 
     def read_appended(self, name: TableName, *columns: str, **equal: str) -> pa.Table:
-        """Columns of the rows of the run's backbone that a small run appended to a table, in the order of keys."""
+        """Columns of the rows of the run's backbone that a run appended to a table, in the order of keys."""
         since, of_run = self.run.base.snapshots[name], {"model_id": self.run.model_id, **equal}
         return self._gathered(name, columns, self.lake.batches(name, self.start[name], columns, since=since, **of_run))
 
@@ -304,6 +304,7 @@ def _tables(task: TaskName, lake: Lake, run: str, recorder: TaskRecorder[Any]) -
             return spark
 
         tables = Tables(start, lake, recorder.document.writer(run))
+        log.info("tasks run on %s", tables.executors)  # decided before a session of ours is there
         yield tables
 
 

@@ -46,7 +46,8 @@ _MISPLACED = """
 """
 _DUPLICATES = """
     SELECT count(DISTINCT came.key) AS n
-    FROM came JOIN others ON came.sha256 = others.sha256 AND came.split <> others.split
+    FROM came JOIN (SELECT DISTINCT sha256, split FROM others) AS others
+        ON came.sha256 = others.sha256 AND came.split <> others.split
     WHERE came.model_id = ?
 """
 _MISSING = """

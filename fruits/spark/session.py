@@ -112,7 +112,7 @@ def map_batches(rows: "DataFrame", function: BatchFunction, schema: pa.Schema) -
 
 def map_table(rows: pa.Table, function: BatchFunction, schema: pa.Schema) -> pa.Table:
     """The same of few rows, which the driver has read itself: no executor has to start a Python for them."""
-    return pa.Table.from_batches(function(iter(rows.to_batches())), schema)
+    return pa.Table.from_batches((made.cast(schema) for made in function(iter(rows.to_batches()))), schema)
 
 
 def a_partition_each(spark: "SparkSession", work: pa.Table) -> "DataFrame":

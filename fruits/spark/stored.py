@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fruits.lake.branches import is_append
 from fruits.lake.files import FilePart
 from fruits.lake.parts import file_parts, in_tasks
 from fruits.lake.schemas import TableName
@@ -43,7 +44,7 @@ class Rows(Protocol):
 
         Args:
             what: The work, in the words of the log.
-            function: Works on arrays: numpy and Arrow leave Python's lock meanwhile, so tasks may share a process.
+            function: Tasks may share a process: numpy and Arrow leave Python's lock while they work on arrays.
             columns: The columns that the function gets.
             schema: The columns that the function makes.
             merge: See ``Executors.run``.
@@ -158,5 +159,7 @@ def rows_at(
     """
     parts = file_parts(tables.lake, name, snapshot_id, since=since, **partition)
     if parts is None:
+        if since is not None and is_append(tables.lake.table(name), since, snapshot_id):
+            return SparkRows(tables.appended(name, since, snapshot_id)).only(**partition)
         return SparkRows(tables.read(name, snapshot_id)).only(**partition)
     return StoredRows(tables, parts, here)

@@ -16,7 +16,7 @@ from fruits.lake.branches import Writer, commit_rows, start_branch, verified_hea
 from fruits.lake.catalog import Lake
 from fruits.lake.schemas import TableName
 from fruits.run.manifest import DUE_ETAG
-from fruits.spark.tasks import Executors, WorkerProcesses, executors_of, local_cores
+from fruits.spark.tasks import Executors, LocalExecutors, executors_of, local_cores
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -58,7 +58,7 @@ class Tables:
     @cached_property
     def driver(self) -> Executors:
         """The driver itself, for tasks that should start no executor."""
-        return WorkerProcesses(self.lake.settings, local_cores(os.environ) or 1)
+        return LocalExecutors(self.lake.settings, local_cores(os.environ) or 1)
 
     @property
     def cores(self) -> int:

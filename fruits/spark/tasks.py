@@ -9,12 +9,12 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -24,7 +24,7 @@ import pyarrow as pa
 from fruits.disks import full_disks_explained
 from fruits.errors import TransientError
 from fruits.settings import Settings
-from fruits.spark.executors import in_worker_process, task_rows
+from fruits.spark.executors import run_task
 from fruits.spark.release import BatchFunction
 from fruits.spark.session import a_partition_each, map_batches, map_each, running_session
 
@@ -59,13 +59,13 @@ class Progress:
     every: float = 3.0
 
     @contextmanager
-    def told(self, share_done: Callable[[], float]) -> Iterator[None]:
-        """Tell it while the tasks run inside; ``share_done`` gives the share of them that is done, 0 to 1."""
+    def logged(self, share_done: Callable[[], float]) -> Iterator[None]:
+        """Log it while the tasks run inside; ``share_done`` gives the share of them that is done, 0 to 1."""
         ours = self.total - self.before if self.inside is None else self.inside
         stop = threading.Event()
         start = time.perf_counter()
 
-        def tell() -> None:
+        def write() -> None:
             done = 0
             while not stop.wait(self.every):
                 done = max(done, round(ours * share_done()))
@@ -73,7 +73,7 @@ class Progress:
                 left = f"{(self.total - self.before - done) / rate:.0f} s left" if rate else "starting"
                 log.info("progress %s %d/%d %.0f/s %s", self.what, self.before + done, self.total, rate, left)
 
-        thread = threading.Thread(target=tell, daemon=True)
+        thread = threading.Thread(target=write, daemon=True)
         thread.start()
         try:
             yield
@@ -120,7 +120,7 @@ def executors_of(settings: Settings, start: "Callable[[], SparkSession]") -> Exe
     """Worker processes where the submitted master is this machine and Spark has not started, else Spark's executors."""
     has_started = "pyspark" in sys.modules and running_session() is not None
     cores = None if has_started else local_cores(os.environ)
-    return SparkExecutors(start()) if cores is None else WorkerProcesses(settings, cores)
+    return SparkExecutors(start) if cores is None else LocalExecutors(settings, cores)
 
 
 def local_cores(environment: Mapping[str, str]) -> int | None:
@@ -139,9 +139,17 @@ def local_cores(environment: Mapping[str, str]) -> int | None:
 
 @dataclass(frozen=True)
 class SparkExecutors:
-    """The executors of a session."""
+    """The executors of the session that ``start`` starts."""
 
-    spark: "SparkSession"
+    start: "Callable[[], SparkSession]"
+
+    def __str__(self) -> str:
+        return "Spark's executors"
+
+    @property
+    def spark(self) -> "SparkSession":
+        """The session."""
+        return self.start()
 
     @property
     def cores(self) -> int:
@@ -171,11 +179,14 @@ class SparkExecutors:
 
 
 @dataclass(frozen=True)
-class WorkerProcesses:
-    """Processes of this machine, which joblib keeps from one call to the next, and threads of the driver."""
+class LocalExecutors:
+    """Processes of this machine, which joblib keeps from one call to the next, or threads of the driver."""
 
     settings: Settings
     cores: int
+
+    def __str__(self) -> str:
+        return f"processes and threads of this machine, {self.cores} at a time"
 
     def run(
         self,
@@ -185,50 +196,37 @@ class WorkerProcesses:
         progress: Progress,
         *,
         in_threads: bool = False,
-        merge: Merge | None = None,  # noqa: ARG002 -- the driver gets the rows of few tasks at a time
+        merge: Merge | None = None,  # noqa: ARG002 -- rows of tasks come one after the other
     ) -> Iterator[pa.RecordBatch]:
         """See ``Executors``.
 
         Raises:
             TransientError: when a process was killed.
         """
-        tasks, done = work.to_batches(1), 0
-        in_pool = threads if in_threads else processes
+        from joblib import Parallel, delayed
+        from threadpoolctl import threadpool_limits
+
+        tasks = tasks_of(work)
+        processes = {} if in_threads else {"max_nbytes": None, "inner_max_num_threads": 1}
+        pool = Parallel(
+            self.cores, "threading" if in_threads else "loky", return_as="generator", batch_size=1, **processes
+        )
+        task, done = delayed(run_task), 0
         with (
-            progress.told(lambda: done / len(tasks)),
-            full_disks_explained(self.settings),
+            progress.logged(lambda: done / len(tasks)),
+            full_disks_explained(self.settings, (tempfile.gettempdir(),)),
             killed_processes_explained(self.cores),
-            in_pool(self.cores, function, tasks, schema) as results,
+            threadpool_limits(1, "blas"),  # as in any other worker: one thread for each task
+            closing(pool(task(os.getpid(), function, row, schema) for row in tasks)) as results,
         ):
             for batches in results:
                 done += 1
                 yield from batches
 
 
-Results: TypeAlias = Iterator[list[pa.RecordBatch]]
-"""The rows of each task, in the order of the tasks."""
-
-
-def processes(
-    cores: int, function: BatchFunction, tasks: Sequence[pa.RecordBatch], schema: pa.Schema
-) -> AbstractContextManager[Results]:
-    """What ``function`` makes of tasks in processes that joblib keeps; those under way are given up at the end."""
-    from joblib import Parallel, delayed
-
-    task = delayed(in_worker_process)
-    pool = Parallel(cores, "loky", return_as="generator", batch_size=1, max_nbytes=None, inner_max_num_threads=1)
-    return closing(pool(task(os.getpid(), function, part, schema) for part in tasks))
-
-
-@contextmanager
-def threads(
-    cores: int, function: BatchFunction, tasks: Sequence[pa.RecordBatch], schema: pa.Schema
-) -> Iterator[Results]:
-    """The same in threads of this process. BLAS has one thread for each of them, as in any other worker."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores, "task") as pool:
-        yield pool.map(lambda task: task_rows(function, task, schema), tasks)
+def tasks_of(work: pa.Table) -> list[pa.RecordBatch]:
+    """The work of each task. A slice of the rows would be pickled with all rows that it is a slice of."""
+    return [row.take(pa.array([0])) for row in work.to_batches(1)]
 
 
 @contextmanager
@@ -245,11 +243,11 @@ def killed_processes_explained(cores: int) -> Iterator[None]:
 
 @contextmanager
 def followed(spark: "SparkSession", progress: Progress) -> Iterator[None]:
-    """Tell the progress of the Spark tasks that run inside."""
+    """Log the progress of the Spark tasks that run inside."""
     group = f"progress-{threading.get_ident()}-{time.monotonic_ns()}"
     spark.sparkContext.setJobGroup(group, progress.what)
     try:
-        with progress.told(lambda: _share_done(spark, group)):
+        with progress.logged(lambda: _share_done(spark, group)):
             yield
     finally:
         spark.sparkContext._jsc.clearJobGroup()  # noqa: SLF001 -- PySpark has no public way to leave a group

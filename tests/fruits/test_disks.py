@@ -43,7 +43,10 @@ def test_it_names_folders_room_and_what_to_do(settings, tmp_path, error):
     for place in (f"the lake in {tmp_path}/lake", f"the catalog in {tmp_path}/db", f"temporary files in {spill}"):
         assert f"{place}, " in message
     assert "MB free" in message
-    assert "Make room there, or move the lake (FRUITS_LAKE) or Spark's temporary files (SPARK_LOCAL_DIRS)" in message
+    assert (
+        "Make room there, or move the lake (FRUITS_LAKE) or temporary files (TMPDIR, Spark's by SPARK_LOCAL_DIRS)"
+        in message
+    )
     assert told.value.__cause__ is error
 
 

@@ -32,7 +32,7 @@ from fruits.run.request import resolve_request
 from fruits.run.state import WRITTEN, PlannedRun, run_key
 from fruits.settings import Settings
 from fruits.spark.session import start_session
-from fruits.spark.tasks import WorkerProcesses
+from fruits.spark.tasks import LocalExecutors
 from fruits.steps.plan import plan_run
 from fruits.steps.publish import publish_run
 from fruits.stores import lake_store, photo_store, read_json, write_bytes, write_json
@@ -260,7 +260,7 @@ def chain(spark: "SparkSession") -> Chain:
 @pytest.fixture
 def worker_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks run in worker processes of this one, as under a local master, and not in its Spark."""
-    monkeypatch.setattr("fruits.spark.tables.executors_of", lambda settings, _: WorkerProcesses(settings, 2))
+    monkeypatch.setattr("fruits.spark.tables.executors_of", lambda settings, _: LocalExecutors(settings, 2))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Tasks in worker processes of the driver, and when they are there."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from fruits.errors import TransientError
 from fruits.photos.decode import UnreadablePhotoError
 from fruits.photos.quarantine import Reason
 from fruits.settings import Settings
-from fruits.spark.tasks import Progress, WorkerProcesses, executors_of, local_cores
+from fruits.spark.tasks import LocalExecutors, Progress, executors_of, local_cores, tasks_of
 
 pytestmark = [pytest.mark.jobs]
 
@@ -33,9 +34,9 @@ def settings(tmp_path):
 def run(settings):
     """Runs a function of numbers in tasks of some processes; returns the rows."""
 
-    def results(function, cores=2):
-        progress = Progress("tests", len(WORK))
-        return pa.Table.from_batches(WorkerProcesses(settings, cores).run(WORK, function, SCHEMA, progress), SCHEMA)
+    def results(function, cores=2, **how):
+        made = LocalExecutors(settings, cores).run(WORK, function, SCHEMA, Progress("tests", len(WORK)), **how)
+        return pa.Table.from_batches(made, SCHEMA)
 
     return results
 
@@ -46,11 +47,29 @@ def squares(batches):
         yield pa.RecordBatch.from_pydict({"number": numbers, "process": [os.getpid()] * len(numbers)}, SCHEMA)
 
 
-@pytest.mark.parametrize("cores", [1, 2])
-def test_each_row_of_work_is_a_task_and_rows_come_in_the_order_of_the_work(run, cores):
-    rows = run(squares, cores)
+@pytest.mark.parametrize(("cores", "in_threads"), [(1, False), (1, True), (2, False), (2, True)])
+def test_each_row_of_work_is_a_task_and_rows_come_in_the_order_of_the_work(run, cores, in_threads):
+    rows = run(squares, cores, in_threads=in_threads)
     assert rows["number"].to_pylist() == [number * number for number in range(7)]
-    assert (os.getpid() in rows["process"].to_pylist()) == (cores == 1)
+    assert (os.getpid() in rows["process"].to_pylist()) == (cores == 1 or in_threads)
+
+
+def test_a_task_is_sent_with_its_own_work_alone():
+    work = pa.table({"entries": pa.array([b"x" * 10_000] * 50)})
+    assert [len(pickle.dumps(task)) < 20_000 for task in tasks_of(work)] == [True] * 50
+
+
+def test_tasks_that_nobody_waits_for_are_not_begun(run):
+    begun = []
+
+    def fails_once(batches):
+        begun.append(1)
+        time.sleep(0.2)
+        raise ValueError("the first one fails")
+
+    with pytest.raises(ValueError, match="the first one"):
+        run(fails_once, in_threads=True)
+    assert len(begun) < len(WORK)
 
 
 def test_an_error_of_a_task_comes_to_the_driver_as_it_is(run):
@@ -92,7 +111,7 @@ import os, sys, time
 from pathlib import Path
 import pyarrow as pa
 from fruits.settings import Settings
-from fruits.spark.tasks import Progress, WorkerProcesses
+from fruits.spark.tasks import Progress, LocalExecutors
 
 def sleeps(batches):
     (Path(sys.argv[1]) / f"{os.getpid()}.pid").touch()
@@ -101,7 +120,7 @@ def sleeps(batches):
 folder = sys.argv[1]
 settings = Settings.load(lake=f"file://{folder}", catalog_uri=f"sqlite:///{folder}/catalog.db")
 work = pa.table({"number": [1, 2]})
-list(WorkerProcesses(settings, 2).run(work, sleeps, work.schema, Progress("sleep", 2)))
+list(LocalExecutors(settings, 2).run(work, sleeps, work.schema, Progress("sleep", 2)))
 """
 
 
@@ -150,4 +169,4 @@ class TestWhereTasksRun:
 
         monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", "--master local[2] pyspark-shell")
         monkeypatch.setattr("fruits.spark.tasks.running_session", lambda: None)
-        assert executors_of(settings, start) == WorkerProcesses(settings, 2)
+        assert executors_of(settings, start) == LocalExecutors(settings, 2)
