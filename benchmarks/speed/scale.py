@@ -31,8 +31,8 @@ class Scale:
         (MOBILENET, SMALL),
         (EFFICIENTNET, MEDIUM),
     )
-    few: int = 500
-    many: int = 6_500
+    few: int = 1_000
+    many: int = 7_000
     loop: int = 1_000
     notebooks: Sequence[tuple[int, Mapping[str, float], tuple[str, ...]]] = (
         (1_980, {"fp32": 3.0}, ("best", "usual")),
