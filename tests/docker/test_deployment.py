@@ -197,7 +197,9 @@ def test_the_photos_that_were_there_are_published_by_the_cluster(deployment, pho
     seconds = eventually(lambda: objects(deployment) == files, "a first publication")
     print(f"\nfirst publication, {files} photos: {seconds:.0f} s after `make up`")
     applications = httpx.get(f"{deployment.url('HISTORY_PORT')}/api/v1/applications", timeout=30).json()
-    assert {one["name"] for one in applications} == {"fruits featurize"}  # `pca` and `validate` are drivers' work
+    names = {one["name"] for one in applications}
+    assert {"fruits featurize", "fruits pca"} <= names
+    assert "fruits validate" not in names  # so few rows are the driver's own work
 
 
 def test_a_dropped_photo_is_published_and_nobody_touches_anything(deployment, photos):
