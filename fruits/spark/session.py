@@ -1,6 +1,5 @@
 """The Spark session of a job, and functions of batches in it."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,6 @@ from fruits.spark.release import BatchFunction, same_release
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-log = logging.getLogger("fruits")
 
 _PROCESS = {
     "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",  # one thread per task: more only wait for each other
