@@ -136,8 +136,10 @@ class SparkRows:
         schema: pa.Schema,
         merge: Merge | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """See ``Rows``; the tasks are Spark's partitions."""
+        """See ``Rows``; the tasks are Spark's partitions, and where their rows are merged, no more than cores."""
         rows = self.frame.select(*columns)
+        if merge:
+            rows = rows.coalesce(rows.sparkSession.sparkContext.defaultParallelism)
         found = map_batches(rows, function, schema)
         if merge:
             found = merge(found, rows.rdd.getNumPartitions())
